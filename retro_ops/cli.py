@@ -1,0 +1,151 @@
+"""``retro-ops <stage>``: the entry point of every container and of whoever works by hand.
+
+With ``--plan`` (and ``--shard``) a stage finds its inputs and outputs through the plan; without it,
+the flags of the original scripts name them. Every path is local or ``s3://``.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import retro_ops
+from retro_ops.errors import EXIT_OK, BadInputError, RetroError
+from retro_ops.plans import read_plan
+from retro_ops.progress import configure_logging, logger, say
+from retro_ops.specs import Parameters
+
+STAGES = (
+    "plan",
+    "tokenize-and-chunk",
+    "embed-chunks",
+    "train-faiss-index",
+    "build-faiss-index",
+    "merge-indexes",
+    "retrieve-neighbours",
+    "write-specs",
+    "validate",
+    "publish",
+    "show",
+)
+STAGES_WITHOUT_PLAN = ("plan", "show")
+
+HOW_NOT_WHAT = frozenset({"batch_size", "device", "shard_index", "memory_budget"})
+"""Parameters that change how a stage runs, not what it writes: they may differ from the plan's."""
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "tokenizer": {"help": "tokenizer of the chunks: hub name or local folder"},
+    "pad_id": {"type": _natural, "help": "id to pad with (default: the tokenizer's)"},
+    "chunk_size": {"type": _positive, "help": "tokens a chunk"},
+    "max_chunks": {"type": _positive, "help": "stop before the document that passes this many chunks"},
+    "token_dtype": {"choices": ("auto", "uint16", "uint32"), "help": "auto: uint16 when the vocabulary fits"},
+    "on_bad_record": {"choices": ("quarantine", "fail"), "help": "what a bad record does"},
+    "max_bad_share": {"type": _share, "help": "share of bad records above which the stage fails"},
+    "model": {"help": "sentence-transformer: hub name or local folder"},
+    "batch_size": {"type": _positive, "help": "chunks embedded at a time"},
+    "index_type": {"help": "faiss factory string"},
+    "max_training_vectors": {"type": _positive, "help": "training sample (default: 256 a list)"},
+    "seed": {"type": _natural, "help": "seed of everything random"},
+    "num_neighbours": {"type": _positive, "help": "neighbours a chunk"},
+    "profile": {"choices": ("default", "seed"), "help": "seed: exactly the original's search"},
+    "nprobe": {"type": _positive, "help": "inverted lists probed (default: a sixteenth; seed profile: 1)"},
+    "retrieval_margin": {"type": _natural, "help": "hits asked for beyond the neighbours (60; seed profile: 4)"},
+    "device": {"choices": ("auto", "cpu", "cuda"), "help": "cuda: an error when there is no GPU"},
+    "shard_index": {"action": "store_true", "help": "spread the index over all GPUs"},
+    "memory_budget": {"help": "memory beside model and index, such as 2GiB"},
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="retro-ops", description=retro_ops.__doc__)
+    parser.add_argument("--version", action="version", version=f"retro-ops {retro_ops.__version__}")
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="stage")
+    for name in STAGES:
+        module = _module(name)
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(command)
+        if name not in STAGES_WITHOUT_PLAN:
+            command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
+            command.add_argument("--shard", help="shard of the plan")
+        for parameter in module.PARAMETERS:
+            _add_flag(command, parameter)
+        if "device" in module.PARAMETERS:
+            command.add_argument(
+                "--use-gpus", dest="device", action="store_const", const="cuda", default=argparse.SUPPRESS,
+                help="the original's flag for --device cuda",
+            )  # fmt: skip
+        command.add_argument("--verbose", action="store_true", help="accepted for the original's sake")
+    return parser
+
+
+def _add_flag(command: argparse.ArgumentParser, parameter: str) -> None:
+    default = getattr(Parameters(), parameter)
+    options = dict(FLAGS[parameter])
+    if default not in (None, False):
+        options["help"] += f" (default {default})"
+    # Absent unless given, so that a flag can be told from a default.
+    command.add_argument(f"--{parameter.replace('_', '-')}", default=argparse.SUPPRESS, **options)
+
+
+def _module(stage: str) -> ModuleType:
+    return importlib.import_module(f"retro_ops.stages.{stage.replace('-', '_')}")
+
+
+def _parameters(arguments: argparse.Namespace) -> Parameters:
+    given = {name: value for name, value in vars(arguments).items() if name in FLAGS}
+    plan_uri = getattr(arguments, "plan", None)
+    if plan_uri is None:
+        return replace(Parameters(), **given)
+    fixed = sorted(set(given) - HOW_NOT_WHAT)
+    if fixed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+        raise BadInputError(f"{flags}: fixed by the plan", "make another plan, or leave --plan out and name the files")
+    return replace(read_plan(plan_uri).parameters, **given)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    configure_logging()
+    # Quiet where it is safe: tokenizers would warn when a worker forks after use.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        _module(arguments.stage).run(arguments, _parameters(arguments))
+    except RetroError as error:
+        say(str(error), logging.ERROR, event="failed", exit_code=error.exit_code)
+        return error.exit_code
+    except Exception:
+        logger.error("%s failed unexpectedly:\n%s", arguments.stage, traceback.format_exc())
+        return 1
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

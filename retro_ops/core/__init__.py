@@ -1,0 +1,1 @@
+"""Pure functions: arrays and iterators in, arrays out. No paths, no clock, no network."""

@@ -1,0 +1,72 @@
+"""Documents as token ids -> fixed-size chunks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.errors import BadInputError
+
+UINT16_VOCABULARY = 2**16
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Chunks of consecutive documents, numbered from the ``first`` ones given.
+
+    ``chunks``: token dtype ``[n, chunk_size]``; ``seq2chunk``: int64 ``[docs]``, first chunk of each
+    document; ``chunk2seq``: int32 ``[n]``, document of each chunk.
+    """
+
+    chunks: NDArray[Any]
+    seq2chunk: NDArray[np.int64]
+    chunk2seq: NDArray[np.int32]
+
+
+def token_dtype(vocabulary_size: int, requested: str) -> np.dtype[Any]:
+    """uint16 where every id fits (the format of the original), else uint32.
+
+    ``requested`` is ``auto``, ``uint16`` or ``uint32``. Raises BadInputError for a vocabulary that
+    uint16 cannot hold, instead of wrapping its ids.
+    """
+    if requested == "auto":
+        return np.dtype(np.uint16 if vocabulary_size <= UINT16_VOCABULARY else np.uint32)
+    if requested not in ("uint16", "uint32"):
+        raise BadInputError(f"unknown token dtype {requested!r}", "use auto, uint16 or uint32")
+    if requested == "uint16" and vocabulary_size > UINT16_VOCABULARY:
+        raise BadInputError(
+            f"the tokenizer has {vocabulary_size:,} ids; uint16 holds {UINT16_VOCABULARY:,}",
+            "use --token-dtype uint32 (check that your trainer reads it) or another tokenizer",
+        )
+    return np.dtype(requested)
+
+
+def chunk_counts(lengths: Sequence[int], chunk_size: int) -> NDArray[np.int64]:
+    """Chunks of each document: ``ceil(length / chunk_size)``, and one even for an empty document."""
+    return np.maximum(1, -(-np.asarray(lengths, np.int64) // chunk_size))
+
+
+def chunk_documents(
+    documents: Sequence[Sequence[int]],
+    chunk_size: int,
+    pad_id: int,
+    dtype: np.dtype[Any],
+    *,
+    first_document: int = 0,
+    first_chunk: int = 0,
+) -> Chunked:
+    """Cut each document (token ids, special tokens included) into chunks; pad its last one.
+
+    A chunk never holds two documents.
+    """
+    counts = chunk_counts([len(ids) for ids in documents], chunk_size)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    flat = np.full((int(counts.sum()), chunk_size), pad_id, dtype)
+    tokens = flat.reshape(-1)
+    for start, ids in zip(starts.tolist(), documents, strict=True):
+        tokens[start * chunk_size : start * chunk_size + len(ids)] = ids
+    numbers = np.arange(first_document, first_document + len(documents), dtype=np.int32)
+    return Chunked(flat, starts + first_chunk, np.repeat(numbers, counts))

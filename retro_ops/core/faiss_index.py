@@ -1,0 +1,145 @@
+"""faiss indexes: made from a factory string, trained, filled, merged, searched. Metric L2."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.device import Device
+from retro_ops.errors import BadInputError
+
+DEFAULT_TRAINING_VECTORS_PER_LIST = 256
+"""More do not help: faiss itself samples down to 256 points a centroid."""
+
+WITHOUT_LISTS_TRAINING_VECTORS = 65_536
+
+
+def make_index(index_type: str, dimension: int) -> Any:
+    """An empty index from a factory string such as ``IVF1024,PQ64``.
+
+    Raises BadInputError for a string that faiss does not know, and for an index that cannot be built
+    shard by shard and merged (only IVF and flat codes can).
+    """
+    try:
+        index = faiss.index_factory(dimension, index_type, faiss.METRIC_L2)
+    except RuntimeError as error:
+        raise BadInputError(
+            f"faiss cannot make index type {index_type!r} for {dimension} dimensions: {_reason(error)}",
+            "use a factory string such as Flat, IVF1024,Flat or IVF131072,PQ32; PQ's number divides the dimension",
+        ) from error
+    return index
+
+
+def check_mergeable(index: Any, index_type: str) -> None:
+    inner = inner_index(index)
+    if not isinstance(inner, faiss.IndexIVF | faiss.IndexFlatCodes):
+        raise BadInputError(
+            f"index type {index_type!r} cannot be filled shard by shard and merged",
+            "use an IVF… or Flat type, or `build-faiss-index --spec`, which fills it in one go",
+        )
+
+
+def inner_index(index: Any) -> Any:
+    """The index behind transforms such as OPQ or PCA, as its concrete class."""
+    index = faiss.downcast_index(index)
+    while isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    return index
+
+
+def list_count(index: Any) -> int:
+    """Inverted lists; 1 for an index without any, which is searched as a whole."""
+    inner = inner_index(index)
+    return int(inner.nlist) if isinstance(inner, faiss.IndexIVF) else 1
+
+
+def training_vectors(index: Any) -> int:
+    """How many vectors training takes when the caller does not say."""
+    lists = list_count(index)
+    return lists * DEFAULT_TRAINING_VECTORS_PER_LIST if lists > 1 else WITHOUT_LISTS_TRAINING_VECTORS
+
+
+def train(index: Any, vectors: NDArray[np.float32], seed: int, index_type: str, device: Device) -> None:
+    """Train in place on float32 ``[n, d]``. The result is on the CPU and has no vectors."""
+    inner = inner_index(index)
+    on_gpu = None
+    for clustering in _clusterings(inner):
+        clustering.seed = seed
+        # faiss warns once per subspace and iteration; the stage says it once, in its own words.
+        clustering.min_points_per_centroid = 1
+    if hasattr(inner, "do_polysemous_training"):
+        # It permutes the codes for a Hamming filter that nothing here uses, and costs most of the time.
+        inner.do_polysemous_training = False
+    if isinstance(inner, faiss.IndexIVF) and device.chosen == "cuda":
+        on_gpu = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(inner.d))  # must outlive train()
+        inner.clustering_index = on_gpu
+    try:
+        index.train(vectors)
+    except RuntimeError as error:
+        raise BadInputError(
+            f"{len(vectors):,} vectors are too few to train index type {index_type!r}: {_reason(error)}",
+            "choose fewer lists (about a thirtieth of the vectors), Flat instead of PQ, or a larger corpus",
+        ) from error
+    if on_gpu is not None:
+        inner.clustering_index = None
+
+
+def _clusterings(inner: Any) -> list[Any]:
+    lists = [inner.cp] if isinstance(inner, faiss.IndexIVF) else []
+    return lists + ([inner.pq.cp] if hasattr(inner, "pq") else [])
+
+
+def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
+    """Add float16 ``[n, d]`` blocks in order, so that ids follow the order of rows."""
+    for block in blocks:
+        index.add(np.ascontiguousarray(block, np.float32))
+        on_block(len(block))
+
+
+def merge(target: Any, part: Any, name: str) -> None:
+    """Append ``part`` (called ``name`` in errors) to ``target``; its ids move up by what ``target`` holds.
+
+    ``part`` is empty afterwards. Raises BadInputError when the two do not come from one trained index.
+    """
+    has_lists = isinstance(inner_index(target), faiss.IndexIVF)
+    try:
+        target.check_compatible_for_merge(part)
+        target.merge_from(part, target.ntotal if has_lists else 0)
+    except RuntimeError as error:
+        raise BadInputError(
+            f"{name} cannot be appended: {_reason(error)}", "build all partial indexes from one trained index"
+        ) from error
+
+
+def searcher(
+    index: Any, device: Device, shard_over_gpus: bool
+) -> Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """A search function (queries, width, nprobe) over ``index`` on ``device``."""
+    if device.chosen == "cuda":
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = shard_over_gpus
+        index = faiss.index_cpu_to_all_gpus(index, co=options)
+        space: Any = faiss.GpuParameterSpace()
+    else:
+        space = faiss.ParameterSpace()
+    has_lists = list_count(index) > 1 if device.chosen == "cpu" else True
+    state = {"nprobe": 0}
+
+    def search(
+        queries: NDArray[np.float32], width: int, nprobe: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if has_lists and state["nprobe"] != nprobe:
+            space.set_index_parameter(index, "nprobe", nprobe)
+            state["nprobe"] = nprobe
+        distances, ids = index.search(np.ascontiguousarray(queries, np.float32), width)
+        return distances, ids
+
+    return search
+
+
+def _reason(error: RuntimeError) -> str:
+    """faiss prefixes its messages with function, file and line."""
+    return re.sub(r"^Error in .*?:\d+: ", "", str(error)).strip()

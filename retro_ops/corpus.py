@@ -1,0 +1,144 @@
+"""Documents in JSON lines: found by path or pattern, decompressed, parsed record by record."""
+
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import zstandard
+from wcmatch import glob
+
+from retro_ops import store
+from retro_ops.errors import BadInputError
+from retro_ops.specs import parent
+from retro_ops.store import Writer, Written
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+STDIN = "-"
+MAGIC_CHARACTERS = "*?[{"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One good record. ``extra``: the other keys of the record (``id``, ``url``, ``meta``, …)."""
+
+    text: str
+    extra: dict[str, Any]
+    source: str
+    line: int
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A line that is not a document, and why."""
+
+    source: str
+    line: int
+    reason: str
+    content: str
+
+
+def find(pattern: str) -> list[str]:
+    """Corpus files named by one file, a folder or prefix, or a pattern (``*``, ``**``, ``{00..29}``), sorted.
+
+    Raises BadInputError when there is none.
+    """
+    if any(character in pattern for character in MAGIC_CHARACTERS):
+        magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
+        folder = parent(pattern[:magic])
+        # Compared as plain strings: "s3://bucket/key" has no special meaning to the matcher.
+        flags = glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX
+        found = [uri for uri in store.at(pattern).list(folder) if glob.globmatch(uri, pattern, flags=flags)]
+    elif pattern.endswith(SUFFIXES) and store.exists(pattern):
+        found = [pattern]
+    else:
+        found = [uri for uri in store.at(pattern).list(pattern) if uri.endswith(SUFFIXES)]
+    if not found:
+        raise BadInputError(
+            f"no corpus file at {pattern!r}", f"name a file, a folder or a pattern of {', '.join(SUFFIXES)} files"
+        )
+    return found
+
+
+def records(sources: Sequence[str], max_line_bytes: int) -> Iterator[Document | BadRecord]:
+    """Every line of every source as a document or a bad record, in order, streamed."""
+    for source in sources:
+        with _open(source) as stream:
+            for number, line in enumerate(_lines(stream, source, max_line_bytes), 1):
+                yield _parse(line, source, number, max_line_bytes)
+
+
+def _open(source: str) -> IO[bytes]:
+    if source == STDIN:
+        return sys.stdin.buffer
+    raw = store.open_stream(source)
+    if source.endswith(".gz"):
+        return gzip.open(raw)  # type: ignore[return-value]
+    if source.endswith(".zst"):
+        reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(raw, read_across_frames=True)
+        return io.BufferedReader(reader, 2**20)  # type: ignore[arg-type]
+    return raw
+
+
+def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[bytes | None]:
+    """Lines without their end; None for a line longer than ``max_line_bytes``, which is not kept."""
+    try:
+        while line := stream.readline(max_line_bytes + 1):
+            if len(line) <= max_line_bytes or line.endswith(b"\n"):
+                yield line.rstrip(b"\r\n")
+                continue
+            while (rest := stream.readline(max_line_bytes)) and not rest.endswith(b"\n"):
+                pass
+            yield None
+    except (EOFError, OSError, zstandard.ZstdError) as error:
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        raise BadInputError(f"{source} cannot be decompressed: {error}", "the file is damaged: fetch it again") from error
+
+
+def _parse(line: bytes | None, source: str, number: int, max_line_bytes: int) -> Document | BadRecord:
+    def bad(reason: str) -> BadRecord:
+        return BadRecord(source, number, reason, (line or b"").decode("utf-8", "backslashreplace"))
+
+    if line is None:
+        return bad(f"line longer than {max_line_bytes:,} bytes, which the memory budget allows")
+    if not line.strip():
+        return bad("blank line")
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return bad(f"invalid UTF-8 at byte {error.start}")
+    except (ValueError, RecursionError) as error:
+        return bad(f"bad JSON: {error}")
+    if not isinstance(record, dict):
+        return bad(f"not a JSON object but {type(record).__name__}")
+    if "text" not in record:
+        return bad("no key 'text'")
+    text = record.pop("text")
+    if not isinstance(text, str):
+        return bad(f"'text' is not a string but {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return bad(f"'text' holds a lone surrogate at character {error.start}")
+    return Document(text, record, source, number)
+
+
+class JsonLinesWriter:
+    """Appends JSON objects, one a line, zstd-compressed when the name ends so."""
+
+    def __init__(self, writer: Writer, uri: str) -> None:
+        self._writer = writer
+        self._compressor = zstandard.ZstdCompressor().compressobj() if uri.endswith(".zst") else None
+
+    def append(self, entry: dict[str, Any]) -> None:
+        line = (json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
+        self._writer.write(self._compressor.compress(line) if self._compressor else line)
+
+    def close(self) -> Written:
+        if self._compressor:
+            self._writer.write(self._compressor.flush())
+        return self._writer.close()

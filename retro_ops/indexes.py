@@ -1,0 +1,42 @@
+"""faiss index files in the store. faiss reads and writes local files only, so S3 goes through a scratch file."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import faiss
+
+from retro_ops import store
+from retro_ops.errors import BadInputError
+from retro_ops.specs import split_scheme
+from retro_ops.store import Written
+
+COPY_BYTES = 8 * 2**20
+
+
+def load_index(uri: str) -> Any:
+    """The index at ``uri``, in memory. Raises BadInputError when it is none."""
+    with tempfile.TemporaryDirectory(prefix="retro-ops-") as scratch:
+        path = uri
+        if split_scheme(uri)[0]:
+            path = f"{scratch}/index"
+            with store.open_stream(uri) as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+        else:
+            store.at(uri).size(uri)
+        try:
+            return faiss.read_index(path)
+        except RuntimeError as error:
+            raise BadInputError(f"{uri} is not a faiss index: {error}", "it may be cut off: build it again") from error
+
+
+def save_index(index: Any, uri: str) -> Written:
+    with tempfile.TemporaryDirectory(prefix="retro-ops-") as scratch:
+        path = Path(scratch, "index")
+        faiss.write_index(index, str(path))
+        with store.create(uri) as writer:
+            with path.open("rb") as file:
+                while data := file.read(COPY_BYTES):
+                    writer.write(data)
+            return writer.close()

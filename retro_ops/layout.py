@@ -1,0 +1,234 @@
+"""Where everything lies in the store. A path that is built anywhere else is a bug.
+
+A stage's output folder carries a digest of everything that decides its content: the digests of its
+inputs, the parameters it reads and the version of its code. So nothing is ever overwritten, a rerun
+finds its output done, and a changed parameter cannot reuse an old output. The digest follows from
+the plan alone, so whoever holds the plan (Airflow too) knows every location before a stage has run.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from retro_ops.errors import BadInputError
+from retro_ops.specs import DatasetShard, DatasetSpec, IndexShard, Plan, Shard, Split, check_name
+
+CODE_VERSIONS = {
+    "tokenize-and-chunk": 1,
+    "embed-chunks": 1,
+    "train-faiss-index": 1,
+    "build-faiss-index": 1,
+    "merge-indexes": 1,
+    "retrieve-neighbours": 1,
+    "write-specs": 1,
+}
+"""Raised by one whenever a stage would write other bytes for the same input and parameters."""
+
+SHARD_STAGES = ("tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours")
+
+REPORT = "report.json"
+
+
+def digest(*parts: Any) -> str:
+    """First 16 hex digits of SHA-256 over the canonical JSON of ``parts``."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def join(folder: str, *names: str) -> str:
+    return "/".join((folder.rstrip("/"), *names))
+
+
+def dataset_folder(root: str, dataset: str) -> str:
+    return join(root, check_name("dataset", dataset))
+
+
+def run_folder(root: str, dataset: str, run: str) -> str:
+    """Folder of one run; ``run`` may be any text, such as an Airflow run id."""
+    return join(dataset_folder(root, dataset), "runs", re.sub(r"[^A-Za-z0-9._-]+", "-", run).strip(".-") or "run")
+
+
+def plan_uri(root: str, dataset: str, run: str) -> str:
+    return join(run_folder(root, dataset, run), "plan.json")
+
+
+def selected_plan_uri(plan_location: str) -> str:
+    """The plan without the shards that failed, written by the gate beside the plan itself."""
+    return plan_location.removesuffix(".json") + ".selected.json"
+
+
+def current_uri(root: str, dataset: str) -> str:
+    """The object that names the published version; it changes by compare-and-swap, last of all."""
+    return join(dataset_folder(root, dataset), "current.json")
+
+
+def tokenize_digest(plan: Plan, shard: Shard) -> str:
+    p = plan.parameters
+    return digest(
+        CODE_VERSIONS["tokenize-and-chunk"],
+        [source.fingerprint for source in shard.sources],
+        plan.identity.tokenizer_digest,
+        [plan.identity.pad_id, p.chunk_size, p.max_chunks, p.token_dtype],
+        [p.on_bad_record, p.max_bad_share],
+    )
+
+
+def embed_digest(plan: Plan, shard: Shard) -> str:
+    return digest(
+        CODE_VERSIONS["embed-chunks"],
+        tokenize_digest(plan, shard),
+        plan.identity.model_digest,
+    )
+
+
+def train_digest(plan: Plan) -> str:
+    p = plan.parameters
+    return digest(
+        CODE_VERSIONS["train-faiss-index"],
+        [embed_digest(plan, shard) for shard in plan.indexed("train")],
+        [p.index_type, p.max_training_vectors, p.seed],
+    )
+
+
+def partial_index_digest(plan: Plan, shard: Shard) -> str:
+    return digest(CODE_VERSIONS["build-faiss-index"], train_digest(plan), embed_digest(plan, shard))
+
+
+def index_digest(plan: Plan, split: Split) -> str:
+    return digest(
+        CODE_VERSIONS["merge-indexes"],
+        train_digest(plan),
+        [embed_digest(plan, shard) for shard in plan.indexed(split)],
+    )
+
+
+def merge_digest(plan: Plan) -> str:
+    return digest([index_digest(plan, split) for split in plan.splits()])
+
+
+def neighbours_digest(plan: Plan, shard: Shard) -> str:
+    p = plan.parameters
+    return digest(
+        CODE_VERSIONS["retrieve-neighbours"],
+        # The name, since the neighbours of a shard depend on its place in the index.
+        [shard.name, embed_digest(plan, shard)],
+        index_digest(plan, shard.split),
+        [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin],
+    )
+
+
+def version_digest(plan: Plan) -> str:
+    return digest(
+        CODE_VERSIONS["write-specs"],
+        [[shard.name, neighbours_digest(plan, shard)] for shard in plan.shards],
+    )
+
+
+def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
+    """Output folder of ``stage``; the stages that map over shards need ``shard``."""
+    base = dataset_folder(plan.root, plan.dataset)
+    if stage in SHARD_STAGES:
+        if shard is None:
+            raise BadInputError(f"{stage} runs on one shard", "name it with --shard")
+        entry = plan.shard(shard)
+        of_shard = {
+            "tokenize-and-chunk": tokenize_digest,
+            "embed-chunks": embed_digest,
+            "build-faiss-index": partial_index_digest,
+            "retrieve-neighbours": neighbours_digest,
+        }[stage]
+        return join(base, "shards", entry.name, f"{stage}-{of_shard(plan, entry)}")
+    if stage == "train-faiss-index":
+        return join(base, "index", f"{stage}-{train_digest(plan)}")
+    if stage == "merge-indexes":
+        return join(base, "index", f"{stage}-{merge_digest(plan)}")
+    if stage in ("write-specs", "validate", "publish"):
+        return join(base, "versions", version_digest(plan))
+    raise BadInputError(f"unknown stage {stage!r}")
+
+
+def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:
+    """The commit marker of a stage: it is done if and only if this object exists."""
+    name = f"{stage}.{REPORT}" if stage in ("validate", "publish") else REPORT
+    return join(stage_folder(plan, stage, shard), name)
+
+
+def chunks_files(plan: Plan, shard: str) -> dict[str, str]:
+    folder = stage_folder(plan, "tokenize-and-chunk", shard)
+    return {name: join(folder, f"{name}.npy") for name in ("chunks", "seq2chunk", "chunk2seq")}
+
+
+def documents_uri(chunks: str) -> str:
+    """The sidecar that says which document is which, beside the chunks."""
+    return beside(chunks, "documents.jsonl.zst")
+
+
+def quarantine_uri(chunks: str) -> str:
+    """Records that could not be read, beside the chunks; absent when there were none."""
+    return beside(chunks, "quarantine.jsonl")
+
+
+def embeddings_uri(plan: Plan, shard: str) -> str:
+    return join(stage_folder(plan, "embed-chunks", shard), "embeddings.npy")
+
+
+def trained_index_uri(plan: Plan) -> str:
+    return join(stage_folder(plan, "train-faiss-index"), "trained.index")
+
+
+def partial_index_uri(plan: Plan, shard: str) -> str:
+    return join(stage_folder(plan, "build-faiss-index", shard), "partial.index")
+
+
+def index_uri(plan: Plan, split: Split) -> str:
+    return join(stage_folder(plan, "merge-indexes"), f"{split}.index")
+
+
+def neighbours_uri(plan: Plan, shard: str) -> str:
+    return join(stage_folder(plan, "retrieve-neighbours", shard), "neighbours.npy")
+
+
+def index_spec_uri(plan: Plan, split: Split) -> str:
+    return join(stage_folder(plan, "write-specs"), f"{split}.index.spec.json")
+
+
+def distances_uri(neighbours: str) -> str:
+    """Squared L2 distances of the neighbours, beside them: ``x.neighbours.npy`` -> ``x.distances.npy``."""
+    folder, slash, name = neighbours.rpartition("/")
+    if "neighbours" in name:
+        return folder + slash + name.replace("neighbours", "distances")
+    return beside(neighbours, "distances.npy")
+
+
+def dataset_spec_uri(plan: Plan, split: Split) -> str:
+    return join(stage_folder(plan, "write-specs"), f"{split}.data.spec.json")
+
+
+def manifest_uri(plan: Plan) -> str:
+    return join(stage_folder(plan, "write-specs"), "manifest.json")
+
+
+def index_shards(plan: Plan, split: Split) -> tuple[IndexShard, ...]:
+    return tuple(
+        IndexShard(**chunks_files(plan, shard.name), embeddings=embeddings_uri(plan, shard.name))
+        for shard in plan.indexed(split)
+    )
+
+
+def dataset_spec(plan: Plan, split: Split) -> DatasetSpec:
+    return DatasetSpec(
+        shards=tuple(
+            DatasetShard(**chunks_files(plan, shard.name), neighbours=neighbours_uri(plan, shard.name))
+            for shard in plan.queried(split)
+        ),
+        faiss_index=index_uri(plan, split),
+        index_spec=index_spec_uri(plan, split),
+    )
+
+
+def beside(uri: str, suffix: str) -> str:
+    """A companion of ``uri``: (``a/chunks.npy``, ``report.json``) -> ``a/chunks.report.json``."""
+    folder, slash, name = uri.rpartition("/")
+    stem = re.sub(r"\.(npy|index|json)$", "", name)
+    return f"{folder}{slash}{stem}.{suffix}"

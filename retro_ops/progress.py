@@ -1,0 +1,83 @@
+"""What a running stage says: a bar on a terminal, JSON lines a few times a minute elsewhere."""
+
+import json
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+
+logger = logging.getLogger("retro_ops")
+
+INTERVAL_S = 10.0
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def configure_logging() -> None:
+    """Send this package's messages to stderr, for a person or (not a terminal) as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s") if sys.stderr.isatty() else _JsonLines())
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def say(message: str, level: int = logging.INFO, **fields: object) -> None:
+    logger.log(level, message, extra={"fields": fields})
+
+
+class Progress:
+    """Counts work done. ``total`` None: unknown, so no ETA."""
+
+    def __init__(self, stage: str, total: int | None, unit: str) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._done = 0
+        self._said_done: int | None = None
+        self._started = time.monotonic()
+        self._said = self._started
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit=f" {unit}", desc=stage)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._said >= INTERVAL_S:
+            self._say()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._said_done != self._done:
+            self._say()
+
+    def _say(self) -> None:
+        self._said, self._said_done = time.monotonic(), self._done
+        rate = self._done / max(self._said - self._started, 1e-9)
+        fields: dict[str, object] = {"event": "progress", "stage": self._stage, "unit": self._unit}
+        fields |= {"done": self._done, "total": self._total, "rate_per_s": round(rate, 3)}
+        text = f"{self._stage}: {self._done:,}"
+        if self._total is not None:
+            share = self._done / self._total if self._total else 1.0
+            text += f" of {self._total:,}"
+            fields["eta_s"] = round((self._total - self._done) / rate, 1) if rate else None
+            text += f" {self._unit} ({share:.0%}), {rate:,.0f}/s"
+            if rate and self._done < self._total:
+                text += f", {fields['eta_s']:,.0f} s to go"
+        else:
+            text += f" {self._unit}, {rate:,.0f}/s"
+        say(text, **fields)

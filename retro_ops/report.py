@@ -1,0 +1,125 @@
+"""What a stage did, in numbers. The report is written last: it is what makes the output count."""
+
+import importlib.metadata
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import retro_ops
+from retro_ops import store
+from retro_ops.device import Device
+from retro_ops.errors import BadInputError
+from retro_ops.progress import say
+from retro_ops.store import Written
+
+REPORTED_PACKAGES = ("numpy", "tokenizers", "transformers", "sentence_transformers", "torch", "faiss", "boto3")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage hands back for its report."""
+
+    counts: Mapping[str, int]
+    outputs: Sequence[Written]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    device: Device | None = None
+
+
+def run_once(
+    stage: str,
+    uri: str,
+    digest: str,
+    parameters: Mapping[str, Any],
+    inputs: Sequence[str],
+    work: Callable[[], Outcome],
+) -> dict[str, Any]:
+    """Do ``work`` unless the report at ``uri`` says it was done for the same ``digest``.
+
+    A kill before the last line leaves no report, so nothing that counts as done. Returns the report.
+    """
+    done = read(uri)
+    if done is not None and done["digest"] == digest and _outputs_present(done):
+        say(f"{stage}: already done, see {uri}", event="already_done", report=uri)
+        return done
+    if done is not None:
+        store.at(uri).delete(uri)
+    say(f"{stage}: started", event="started", stage=stage)
+    started_at, start = datetime.now(UTC), time.monotonic()
+    outcome = work()
+    report = {
+        "stage": stage,
+        "digest": digest,
+        "version": retro_ops.__version__,
+        "started_at": started_at.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - start, 3),
+        "device": asdict(outcome.device) if outcome.device else None,
+        "counts": dict(outcome.counts),
+        "identity": dict(outcome.identity),
+        "details": dict(outcome.details),
+        "parameters": dict(parameters),
+        "inputs": list(inputs),
+        "outputs": [asdict(written) for written in outcome.outputs],
+        "peak_rss_bytes": peak_rss_bytes(),
+        "packages": _package_versions(),
+    }
+    store.write(uri, (json.dumps(report, indent=1) + "\n").encode())
+    figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in outcome.counts.items())
+    say(f"{stage}: done in {report['seconds']:.1f} s: {figures}", event="done", report=uri)
+    return report
+
+
+def read(uri: str) -> dict[str, Any] | None:
+    """The report at ``uri``; None when the stage is not done."""
+    if not store.exists(uri):
+        return None
+    try:
+        report = json.loads(store.read(uri))
+    except ValueError as error:
+        raise BadInputError(f"{uri} is not a report: {error}", "delete it, and the stage runs again") from error
+    if not isinstance(report, dict) or "digest" not in report or "outputs" not in report:
+        raise BadInputError(f"{uri} is not a report", "delete it, and the stage runs again")
+    return report
+
+
+def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """The identity (tokenizer, model, …) that all ``reports`` agree on; missing reports are passed over.
+
+    Raises BadInputError naming the two artefacts that do not belong together.
+    """
+    agreed: dict[str, tuple[Any, str]] = {}
+    for uri, report in reports.items():
+        for key, value in (report or {}).get("identity", {}).items():
+            known, where = agreed.setdefault(key, (value, uri))
+            if known != value:
+                raise BadInputError(
+                    f"{where} and {uri} do not belong together: {key} is {known!r} in one and {value!r} in the other",
+                    "build both with the same tokenizer, model and chunk size",
+                )
+    return {key: value for key, (value, _) in agreed.items()}
+
+
+def peak_rss_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _outputs_present(report: dict[str, Any]) -> bool:
+    return all(
+        store.exists(output["uri"]) and store.at(output["uri"]).size(output["uri"]) == output["bytes"]
+        for output in report["outputs"]
+    )
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    distributions = importlib.metadata.packages_distributions()
+    for package in REPORTED_PACKAGES:
+        if package in sys.modules and package in distributions:
+            versions[package] = importlib.metadata.version(distributions[package][0])
+    return versions

@@ -1,0 +1,281 @@
+"""The JSON documents of this package: index spec, dataset spec, run parameters and plan.
+
+Standard library only, because Airflow parses it. The first two are the format that RETRO trainers
+read; every path in them is relative to the folder of the spec file itself.
+"""
+
+import json
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from retro_ops.errors import BadInputError
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Dataset and shard names become folder names, so they hold no separator and cannot climb."""
+
+PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class IndexShard:
+    """One entry of an index spec, every path absolute. The list order defines global chunk ids."""
+
+    chunks: str
+    seq2chunk: str
+    chunk2seq: str
+    embeddings: str
+
+
+@dataclass(frozen=True)
+class DatasetShard:
+    """One entry of ``shards`` in a dataset spec, every path absolute."""
+
+    chunks: str
+    seq2chunk: str
+    chunk2seq: str
+    neighbours: str
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    shards: tuple[DatasetShard, ...]
+    faiss_index: str
+    index_spec: str
+
+
+T = TypeVar("T", IndexShard, DatasetShard)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corpus file: ``fingerprint`` identifies its content, not its name or time."""
+
+    uri: str
+    bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str
+    split: Split
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Everything a run may choose. The trigger form and the flags of ``plan`` mirror these fields.
+
+    ``None`` means: derived by the stage, which records what it took and why in its report.
+    """
+
+    tokenizer: str = "t5-base"
+    pad_id: int | None = None
+    chunk_size: int = 64
+    max_chunks: int | None = None
+    token_dtype: str = "auto"
+    on_bad_record: str = "quarantine"
+    max_bad_share: float = 0.5
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    batch_size: int = 256
+    index_type: str = "IVF1024,PQ64"
+    max_training_vectors: int | None = None
+    seed: int = 0
+    num_neighbours: int = 4
+    profile: str = "default"
+    nprobe: int | None = None
+    retrieval_margin: int | None = None
+    device: str = "auto"
+    shard_index: bool = False
+    memory_budget: str = "2GiB"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a name stood for when the run was planned, so that artefacts cannot mix silently."""
+
+    tokenizer_digest: str
+    vocabulary_size: int
+    pad_id: int
+    model_digest: str
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: which shards, from which files, with which parameters. Every later path follows from it."""
+
+    dataset: str
+    root: str
+    parameters: Parameters
+    identity: Identity
+    shards: tuple[Shard, ...]
+    skipped: tuple[str, ...] = ()
+
+    def shard(self, name: str) -> Shard:
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        raise BadInputError(
+            f"the plan of dataset {self.dataset!r} has no shard {name!r}",
+            f"it has {', '.join(s.name for s in self.shards[:10])}" + (", …" if len(self.shards) > 10 else ""),
+        )
+
+    def indexed(self, split: Split) -> tuple[Shard, ...]:
+        """Shards of the index that ``split`` queries search, in id order.
+
+        The validation index extends the training index, so training ids stay valid in it.
+        """
+        train = tuple(s for s in self.shards if s.split == "train")
+        return train if split == "train" else train + tuple(s for s in self.shards if s.split == "val")
+
+    def queried(self, split: Split) -> tuple[Shard, ...]:
+        return tuple(s for s in self.shards if s.split == split)
+
+    def splits(self) -> tuple[Split, ...]:
+        return tuple(split for split in SPLITS if self.queried(split))
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return ``name`` when it is safe as a folder name, else raise BadInputError."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise BadInputError(
+            f"{kind} name {name!r} cannot be used as a folder name",
+            "use letters, digits, '.', '_' and '-', and begin with a letter or digit",
+        )
+    return name
+
+
+def plan_to_json(plan: Plan) -> str:
+    return json.dumps({"format": PLAN_FORMAT, **asdict(plan)}, indent=1) + "\n"
+
+
+def plan_from_json(text: str | bytes, uri: str) -> Plan:
+    document = _load(text, uri)
+    if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
+        raise BadInputError(f"{uri} is not a plan of format {PLAN_FORMAT}", "run `retro-ops plan` again")
+    try:
+        plan = Plan(
+            dataset=check_name("dataset", document["dataset"]),
+            root=document["root"],
+            parameters=Parameters(**document["parameters"]),
+            identity=Identity(**document["identity"]),
+            shards=tuple(
+                Shard(
+                    check_name("shard", s["name"]),
+                    s["split"],
+                    tuple(Source(**source) for source in s["sources"]),
+                )
+                for s in document["shards"]
+            ),
+            skipped=tuple(document["skipped"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"{uri} is not a complete plan: {error}", "run `retro-ops plan` again") from error
+    return plan
+
+
+def index_spec_to_json(shards: Sequence[IndexShard], uri: str) -> str:
+    folder = parent(uri)
+    return json.dumps([_relative_fields(s, folder) for s in shards], indent=1) + "\n"
+
+
+def index_spec_from_json(text: str | bytes, uri: str) -> tuple[IndexShard, ...]:
+    document = _load(text, uri)
+    if not isinstance(document, list):
+        raise BadInputError(f"{uri} is not an index spec: expected a JSON list of shards")
+    return tuple(_shard_fields(IndexShard, entry, uri, i) for i, entry in enumerate(document))
+
+
+def dataset_spec_to_json(spec: DatasetSpec, uri: str) -> str:
+    folder = parent(uri)
+    return (
+        json.dumps(
+            {
+                "shards": [_relative_fields(s, folder) for s in spec.shards],
+                "neighbours": {
+                    "faiss_index": relative(spec.faiss_index, folder),
+                    "index_spec": relative(spec.index_spec, folder),
+                },
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+
+
+def dataset_spec_from_json(text: str | bytes, uri: str) -> DatasetSpec:
+    document = _load(text, uri)
+    try:
+        neighbours = document["neighbours"]
+        return DatasetSpec(
+            shards=tuple(_shard_fields(DatasetShard, s, uri, i) for i, s in enumerate(document["shards"])),
+            faiss_index=resolve(neighbours["faiss_index"], uri),
+            index_spec=resolve(neighbours["index_spec"], uri),
+        )
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"{uri} is not a dataset spec: {error!r} is missing or has the wrong type") from error
+
+
+def parent(uri: str) -> str:
+    """Folder of ``uri``, without a final slash: ``s3://bucket/a/b.json`` -> ``s3://bucket/a``."""
+    return uri.rpartition("/")[0] if "/" in uri else "."
+
+
+def split_scheme(uri: str) -> tuple[str, str]:
+    """``s3://bucket/key`` -> (``s3://bucket``, ``/key``); a local path -> (````, path)."""
+    if "://" not in uri:
+        return "", uri
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host}", slash + path
+
+
+def resolve(path: str, spec_uri: str) -> str:
+    """Absolute location of a ``path`` written in the spec at ``spec_uri``."""
+    if "://" in path or path.startswith("/"):
+        return path
+    prefix, folder = split_scheme(parent(spec_uri))
+    return prefix + posixpath.normpath(posixpath.join(folder or "/", path))
+
+
+def relative(uri: str, folder: str) -> str:
+    """``uri`` as written into a spec that lies in ``folder``."""
+    prefix, path = split_scheme(uri)
+    folder_prefix, folder_path = split_scheme(folder)
+    if prefix != folder_prefix:
+        return uri
+    return posixpath.relpath(path, folder_path or "/")
+
+
+def _relative_fields(shard: IndexShard | DatasetShard, folder: str) -> dict[str, str]:
+    return {key: relative(value, folder) for key, value in asdict(shard).items()}
+
+
+def _shard_fields(kind: type[T], entry: Any, uri: str, position: int) -> T:
+    names = [f.name for f in fields(kind)]
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(n), str) for n in names):
+        raise BadInputError(f"{uri}: shard {position} must be an object with the paths {', '.join(names)}")
+    return kind(**{n: resolve(entry[n], uri) for n in names})
+
+
+def _load(text: str | bytes, uri: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadInputError(f"{uri} is not JSON: {error}") from error
+
+
+def parse_bytes(text: str) -> int:
+    """``2GiB`` -> 2147483648. Units: none or B, KiB, MiB, GiB, TiB and kB, MB, GB, TB."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if not match:
+        raise BadInputError(f"{text!r} is not an amount of memory", "write it like 2GiB or 512MiB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))

@@ -1,0 +1,118 @@
+"""Trained index + embeddings -> filled index: of a whole spec, or of one shard (a partial index)."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import Progress
+from retro_ops.specs import Parameters, index_spec_from_json
+
+HELP = "add embeddings to a trained index, in the order of the spec"
+PARAMETERS = ("device", "shard_index", "memory_budget")
+
+STAGE = "build-faiss-index"
+BLOCK_ROWS = 16_384
+"""Vectors added at a time. A constant and a multiple of faiss' own blocks, counted from the start of
+each shard, so that a partial index holds the same codes as one serial build."""
+
+
+@dataclass(frozen=True)
+class Job:
+    trained_index: str
+    trained_report: str
+    embeddings: tuple[str, ...]
+    embeddings_reports: tuple[str, ...]
+    output: str
+    report: str
+    digest: str
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--spec", help="index spec to add, shard by shard")
+    parser.add_argument("--trained-index", help="trained index to fill")
+    parser.add_argument("--output-index", help="filled index to write")
+    parser.add_argument(
+        "--only-shard",
+        type=int,
+        metavar="N",
+        help="add only shard N of the spec (from 0): a partial index with ids from 0, which merge-indexes "
+        "moves to the offset of the shard",
+    )
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments)
+    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    inputs = [job.trained_index, *job.embeddings]
+    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job))
+
+
+def _planned_job(plan_uri: str, shard: str) -> Job:
+    plan = read_plan(plan_uri)
+    return Job(
+        trained_index=layout.trained_index_uri(plan),
+        trained_report=layout.report_uri(plan, "train-faiss-index"),
+        embeddings=(layout.embeddings_uri(plan, shard),),
+        embeddings_reports=(layout.report_uri(plan, "embed-chunks", shard),),
+        output=layout.partial_index_uri(plan, shard),
+        report=layout.report_uri(plan, STAGE, shard),
+        digest=layout.partial_index_digest(plan, plan.shard(shard)),
+    )
+
+
+def _job(arguments: Namespace) -> Job:
+    if not (arguments.spec and arguments.trained_index and arguments.output_index):
+        raise BadInputError(
+            "--spec, --trained-index and --output-index are all needed", "name them, or give --plan and --shard"
+        )
+    shards = index_spec_from_json(store.read(arguments.spec), arguments.spec)
+    if arguments.only_shard is not None:
+        if not 0 <= arguments.only_shard < len(shards):
+            raise BadInputError(f"{arguments.spec} has shards 0 to {len(shards) - 1}, not {arguments.only_shard}")
+        shards = (shards[arguments.only_shard],)
+    embeddings = tuple(shard.embeddings for shard in shards)
+    content = [store.at(uri).fingerprint(uri) for uri in (arguments.trained_index, *embeddings)]
+    return Job(
+        trained_index=arguments.trained_index,
+        trained_report=layout.beside(arguments.trained_index, layout.REPORT),
+        embeddings=embeddings,
+        embeddings_reports=tuple(layout.beside(uri, layout.REPORT) for uri in embeddings),
+        output=arguments.output_index,
+        report=layout.beside(arguments.output_index, layout.REPORT),
+        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content),
+    )
+
+
+def _work(job: Job) -> report.Outcome:
+    from retro_ops.arrays import open_npy
+    from retro_ops.core import faiss_index
+    from retro_ops.device import Device
+    from retro_ops.indexes import load_index, save_index
+
+    reports = (job.trained_report, *job.embeddings_reports)
+    identity = report.check_same_identity({uri: report.read(uri) for uri in reports})
+    index = load_index(job.trained_index)
+    if index.ntotal:
+        raise BadInputError(f"{job.trained_index} already holds {index.ntotal:,} vectors", "give the trained index")
+    shards = [open_npy(uri, ndim=2, kind="f") for uri in job.embeddings]
+    for shard in shards:
+        if shard.shape[1] != index.d:
+            raise BadInputError(
+                f"{shard.uri} has {shard.shape[1]} dimensions, {job.trained_index} was trained on {index.d}",
+                "embed with the model that the index was trained for",
+            )
+    total = sum(map(len, shards))
+    progress = Progress(STAGE, total, "vectors")
+    for shard in shards:
+        faiss_index.fill(index, (block for _, block in shard.blocks(BLOCK_ROWS)), progress.advance)
+    progress.close()
+    if index.ntotal != total:
+        raise RuntimeError(f"the index holds {index.ntotal} vectors after adding {total}")
+    return report.Outcome(
+        counts={"vectors": total},
+        outputs=[save_index(index, job.output)],
+        identity=identity,
+        device=Device("cpu", "faiss fills on the CPU, where the order of ids is certain"),
+    )

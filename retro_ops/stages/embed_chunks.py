@@ -1,0 +1,105 @@
+"""chunks.npy -> embeddings.npy: each chunk decoded to text and embedded by a sentence-transformer."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from typing import Any
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import Progress
+from retro_ops.specs import Parameters
+
+HELP = "embed chunks with a sentence-transformer"
+PARAMETERS = ("tokenizer", "model", "batch_size", "device", "memory_budget")
+
+STAGE = "embed-chunks"
+BLOCK_ROWS = 1024
+"""Chunks decoded, embedded and written at a time. A constant, so that padding is the same in every run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    chunks: str
+    chunks_report: str
+    embeddings: str
+    report: str
+    digest: str
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("chunks", nargs="?", help="chunks (.npy)")
+    parser.add_argument("embeddings", nargs="?", help="embeddings to write (.npy)")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments, parameters)
+    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], lambda: _work(job, parameters))
+
+
+def _planned_job(plan_uri: str, shard: str) -> Job:
+    plan = read_plan(plan_uri)
+    return Job(
+        chunks=layout.chunks_files(plan, shard)["chunks"],
+        chunks_report=layout.report_uri(plan, "tokenize-and-chunk", shard),
+        embeddings=layout.embeddings_uri(plan, shard),
+        report=layout.report_uri(plan, STAGE, shard),
+        digest=layout.embed_digest(plan, plan.shard(shard)),
+    )
+
+
+def _job(arguments: Namespace, parameters: Parameters) -> Job:
+    from retro_ops.models import name_digest
+
+    if not arguments.embeddings:
+        raise BadInputError(
+            "name the chunks to read and the embeddings to write, in this order", "or give --plan and --shard"
+        )
+    content = store.at(arguments.chunks).fingerprint(arguments.chunks)
+    names = [name_digest(parameters.tokenizer), name_digest(parameters.model)]
+    return Job(
+        chunks=arguments.chunks,
+        chunks_report=layout.beside(arguments.chunks, layout.REPORT),
+        embeddings=arguments.embeddings,
+        report=layout.beside(arguments.embeddings, layout.REPORT),
+        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, names),
+    )
+
+
+def _work(job: Job, parameters: Parameters) -> report.Outcome:
+    import numpy as np
+
+    from retro_ops import device
+    from retro_ops.arrays import NpyWriter, open_npy
+    from retro_ops.models import Embedder, Tokenizer
+
+    chunks = open_npy(job.chunks, ndim=2, kind="u")
+    of_chunks = report.read(job.chunks_report)
+    tokenizer = Tokenizer(_tokenizer_name(of_chunks, parameters), pad_id=0)
+    identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
+    identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
+    where = device.choose(parameters.device, "torch")
+    embedder = Embedder(parameters.model, where)
+    progress = Progress(STAGE, len(chunks), "chunks")
+    with NpyWriter(job.embeddings, np.float16, (embedder.dimension,), rows=len(chunks)) as out:
+        for _, block in chunks.blocks(BLOCK_ROWS):
+            out.append(embedder.embed(tokenizer.decode(block), parameters.batch_size))
+            progress.advance(len(block))
+        progress.close()
+        written = out.close()
+    return report.Outcome(
+        counts={"chunks": len(chunks)},
+        outputs=[written],
+        identity={**identity, "model": embedder.digest, "dimension": embedder.dimension},
+        details={"model": parameters.model},
+        device=where,
+    )
+
+
+def _tokenizer_name(of_chunks: dict[str, Any] | None, parameters: Parameters) -> str:
+    """The tokenizer asked for, unless it is the default and the chunks say which one made them."""
+    recorded = (of_chunks or {}).get("details", {}).get("tokenizer")
+    if recorded and parameters.tokenizer == Parameters().tokenizer:
+        return str(recorded)
+    return parameters.tokenizer

@@ -1,0 +1,93 @@
+"""Partial indexes -> train.index (training shards) and val.index (the same, extended by the validation shards)."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import Progress
+from retro_ops.specs import Parameters
+
+HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
+PARAMETERS = ("memory_budget",)
+
+STAGE = "merge-indexes"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Append ``partials`` to what is there, then write the whole to ``output``."""
+
+    partials: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Job:
+    base: str
+    steps: tuple[Step, ...]
+    reports: tuple[str, ...]
+    report: str
+    digest: str
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--base-index", help="trained index, or a filled one to extend")
+    parser.add_argument("--partials", nargs="+", default=[], help="partial indexes, in the order of the index spec")
+    parser.add_argument("--output-index", help="merged index to write")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    job = _planned_job(arguments.plan) if arguments.plan else _job(arguments)
+    inputs = [job.base, *(uri for step in job.steps for uri in step.partials)]
+    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job))
+
+
+def _planned_job(plan_uri: str) -> Job:
+    plan = read_plan(plan_uri)
+    steps = tuple(
+        Step(
+            tuple(layout.partial_index_uri(plan, shard.name) for shard in plan.queried(split)),
+            layout.index_uri(plan, split),
+        )
+        for split in plan.splits()
+    )
+    return Job(
+        base=layout.trained_index_uri(plan),
+        steps=steps,
+        reports=tuple(layout.report_uri(plan, "build-faiss-index", shard.name) for shard in plan.shards),
+        report=layout.report_uri(plan, STAGE),
+        digest=layout.merge_digest(plan),
+    )
+
+
+def _job(arguments: Namespace) -> Job:
+    if not (arguments.base_index and arguments.output_index):
+        raise BadInputError("--base-index and --output-index are missing", "name them, or give --plan")
+    content = [store.at(uri).fingerprint(uri) for uri in (arguments.base_index, *arguments.partials)]
+    return Job(
+        base=arguments.base_index,
+        steps=(Step(tuple(arguments.partials), arguments.output_index),),
+        reports=tuple(layout.beside(uri, layout.REPORT) for uri in (arguments.base_index, *arguments.partials)),
+        report=layout.beside(arguments.output_index, layout.REPORT),
+        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content),
+    )
+
+
+def _work(job: Job) -> report.Outcome:
+    from retro_ops.core import faiss_index
+    from retro_ops.indexes import load_index, save_index
+
+    identity = report.check_same_identity({uri: report.read(uri) for uri in job.reports})
+    index = load_index(job.base)
+    progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
+    outputs = []
+    for step in job.steps:
+        for uri in step.partials:
+            faiss_index.merge(index, load_index(uri), uri)
+            progress.advance(1)
+        outputs.append(save_index(index, step.output))
+    progress.close()
+    return report.Outcome(counts={"vectors": int(index.ntotal)}, outputs=outputs, identity=identity)

@@ -1,0 +1,73 @@
+"""Prints chunks with their nearest neighbours as text, for people."""
+
+import textwrap
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.specs import IndexShard, Parameters, dataset_spec_from_json, index_spec_from_json
+
+if TYPE_CHECKING:
+    from retro_ops.arrays import NpyReader
+    from retro_ops.models import Tokenizer
+
+HELP = "print some chunks of a dataset with their nearest neighbours as text"
+PARAMETERS = ("tokenizer", "seed")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--spec", required=True, help="dataset spec")
+    parser.add_argument("--rows", type=int, default=3, help="chunks to print (default 3)")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    import numpy as np
+
+    from retro_ops.arrays import open_npy
+    from retro_ops.models import Tokenizer
+
+    spec = dataset_spec_from_json(store.read(arguments.spec), arguments.spec)
+    shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
+    chunks = [open_npy(shard.chunks) for shard in shards]
+    offsets = np.cumsum([0, *(len(array) for array in chunks)])
+    tokenizer = Tokenizer(_tokenizer_name(shards, parameters), pad_id=0)
+    rng = np.random.default_rng(parameters.seed)
+    for _ in range(arguments.rows):
+        shard = spec.shards[int(rng.integers(len(spec.shards)))]
+        neighbours, own = open_npy(shard.neighbours), open_npy(shard.chunks)
+        if not len(own):
+            continue
+        row = int(rng.integers(len(own)))
+        print(f"\n{shard.chunks}, chunk {row}")
+        print(_text(tokenizer, own, row, "  "))
+        distances = layout.distances_uri(shard.neighbours)
+        near = open_npy(distances).rows(row, row + 1)[0].tolist() if store.exists(distances) else None
+        for rank, neighbour in enumerate(neighbours.rows(row, row + 1)[0].tolist()):
+            if neighbour < 0:
+                print(f"    {rank + 1}. none")
+                continue
+            where = int(np.searchsorted(offsets, neighbour, side="right")) - 1
+            at = f", squared distance {near[rank]:.3f}" if near else ""
+            print(f"    {rank + 1}. {shards[where].chunks}, chunk {neighbour - offsets[where]}{at}")
+            print(_text(tokenizer, chunks[where], int(neighbour - offsets[where]), "       "))
+
+
+def _text(tokenizer: "Tokenizer", chunks: "NpyReader", row: int, indent: str) -> str:
+    text = " ".join(tokenizer.decode(chunks.rows(row, row + 1))[0].split())
+    return textwrap.fill(text, 110, initial_indent=indent, subsequent_indent=indent)
+
+
+def _tokenizer_name(shards: Sequence[IndexShard], parameters: Parameters) -> str:
+    if parameters.tokenizer != Parameters().tokenizer:
+        return parameters.tokenizer
+    for shard in shards:
+        folder = shard.chunks.rpartition("/")[0]
+        for uri in (layout.beside(shard.chunks, layout.REPORT), layout.join(folder, layout.REPORT)):
+            found = report.read(uri)
+            if found and "tokenizer" in found["details"]:
+                return str(found["details"]["tokenizer"])
+    if not shards:
+        raise BadInputError("the index spec names no shard")
+    return parameters.tokenizer

@@ -1,0 +1,146 @@
+"""Embeddings of all training shards -> trained.index, without vectors."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import Progress, say
+from retro_ops.specs import Parameters, index_spec_from_json, parse_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from retro_ops.arrays import NpyReader
+
+HELP = "train a faiss index on a uniform sample of the embeddings"
+PARAMETERS = ("index_type", "max_training_vectors", "seed", "device", "memory_budget")
+
+STAGE = "train-faiss-index"
+BLOCK_ROWS = 16_384
+POINTS_PER_CENTROID = 39
+"""Below this faiss warns that a list is trained on too few points."""
+
+
+@dataclass(frozen=True)
+class Job:
+    embeddings: tuple[str, ...]
+    embeddings_reports: tuple[str, ...]
+    output: str
+    report: str
+    digest: str
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--spec", help="index spec whose embeddings are sampled")
+    parser.add_argument("--output", help="trained index to write")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    job = _planned_job(arguments.plan) if arguments.plan else _job(arguments, parameters)
+    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    report.run_once(STAGE, job.report, job.digest, chosen, job.embeddings, lambda: _work(job, parameters))
+
+
+def _planned_job(plan_uri: str) -> Job:
+    plan = read_plan(plan_uri)
+    shards = plan.indexed("train")
+    return Job(
+        embeddings=tuple(layout.embeddings_uri(plan, shard.name) for shard in shards),
+        embeddings_reports=tuple(layout.report_uri(plan, "embed-chunks", shard.name) for shard in shards),
+        output=layout.trained_index_uri(plan),
+        report=layout.report_uri(plan, STAGE),
+        digest=layout.train_digest(plan),
+    )
+
+
+def _job(arguments: Namespace, parameters: Parameters) -> Job:
+    if not arguments.spec or not arguments.output:
+        raise BadInputError("--spec and --output are missing", "name them, or give --plan")
+    embeddings = tuple(shard.embeddings for shard in index_spec_from_json(store.read(arguments.spec), arguments.spec))
+    settings = [parameters.index_type, parameters.max_training_vectors, parameters.seed]
+    content = [store.at(uri).fingerprint(uri) for uri in embeddings]
+    return Job(
+        embeddings=embeddings,
+        embeddings_reports=tuple(layout.beside(uri, layout.REPORT) for uri in embeddings),
+        output=arguments.output,
+        report=layout.beside(arguments.output, layout.REPORT),
+        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, settings),
+    )
+
+
+def _work(job: Job, parameters: Parameters) -> report.Outcome:
+    from retro_ops import device
+    from retro_ops.arrays import open_npy
+    from retro_ops.core import faiss_index
+    from retro_ops.indexes import save_index
+
+    shards = [open_npy(uri, ndim=2, kind="f") for uri in job.embeddings]
+    if not sum(map(len, shards)):
+        raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
+    dimension = shards[0].shape[1]
+    identity = report.check_same_identity({uri: report.read(uri) for uri in job.embeddings_reports})
+    index = faiss_index.make_index(parameters.index_type, dimension)
+    wanted = parameters.max_training_vectors or faiss_index.training_vectors(index)
+    where = device.choose(parameters.device, "faiss")
+    vectors = _sample(shards, wanted, parameters)
+    lists = faiss_index.list_count(index)
+    if len(vectors) < lists * POINTS_PER_CENTROID:
+        say(
+            f"{STAGE}: {len(vectors):,} vectors train {lists:,} lists; faiss advises "
+            f"{lists * POINTS_PER_CENTROID:,} or more, so choose fewer lists for a corpus of this size",
+            event="few_training_vectors",
+        )
+    say(f"{STAGE}: training {parameters.index_type} on {len(vectors):,} vectors, {where.chosen} ({where.why})")
+    faiss_index.train(index, vectors, parameters.seed, parameters.index_type, where)
+    return report.Outcome(
+        counts={"training_vectors": len(vectors), "vectors": sum(map(len, shards)), "lists": lists},
+        outputs=[save_index(index, job.output)],
+        identity={**identity, "dimension": dimension},
+        details={"index_type": parameters.index_type},
+        device=where,
+    )
+
+
+def _sample(shards: Sequence["NpyReader"], wanted: int, parameters: Parameters) -> "NDArray[np.float32]":
+    """A uniform sample over all shards, float32 ``[n, d]``, read in blocks."""
+    import numpy as np
+
+    from retro_ops.core.sampling import sample_rows
+
+    counts = np.array([len(shard) for shard in shards], np.int64)
+    dimension = shards[0].shape[1]
+    taken = min(wanted, int(counts.sum()))
+    needed, budget = taken * dimension * 4, parse_bytes(parameters.memory_budget)
+    if needed > budget:
+        raise BadInputError(
+            f"{taken:,} training vectors of {dimension} dimensions need {needed / 2**30:.1f} GiB, "
+            f"the memory budget is {budget / 2**30:.1f} GiB",
+            f"raise --memory-budget, or set --max-training-vectors to {budget // (dimension * 4):,} or less",
+        )
+    vectors = np.empty((taken, dimension), np.float32)
+    filled = 0
+    progress = Progress(STAGE, taken, "vectors")
+    for shard, rows in zip(shards, sample_rows(counts, wanted, parameters.seed), strict=True):
+        _check_dimension(shard, dimension)
+        for start in range(0, len(shard), BLOCK_ROWS):
+            low, high = np.searchsorted(rows, (start, start + BLOCK_ROWS))
+            if low < high:
+                block: Any = shard.rows(start, start + BLOCK_ROWS)
+                vectors[filled : filled + high - low] = block[rows[low:high] - start]
+                filled += int(high - low)
+                progress.advance(int(high - low))
+    progress.close()
+    return vectors
+
+
+def _check_dimension(shard: "NpyReader", dimension: int) -> None:
+    if shard.shape[1] != dimension:
+        raise BadInputError(
+            f"{shard.uri} has {shard.shape[1]} dimensions, the other shards have {dimension}",
+            "embed all shards with one model",
+        )

@@ -1,0 +1,228 @@
+"""A dataset spec or an index spec -> sound, or a list of files and the rules they break."""
+
+import json
+import logging
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import Progress, say
+from retro_ops.specs import (
+    DatasetShard,
+    IndexShard,
+    Parameters,
+    Plan,
+    dataset_spec_from_json,
+    index_spec_from_json,
+)
+
+if TYPE_CHECKING:
+    from retro_ops.arrays import NpyReader
+
+HELP = "check a dataset against every rule of the formats"
+PARAMETERS = ("memory_budget",)
+
+STAGE = "validate"
+BLOCK_ROWS = 16_384
+Finding = tuple[str, str]
+"""(file, rule it breaks)"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--spec", nargs="+", default=[], help="dataset specs or index specs")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not arguments.plan:
+        if not arguments.spec:
+            raise BadInputError("--spec is missing", "name a dataset spec or an index spec, or give --plan")
+        counts = _validate(arguments.spec, [])
+        say(f"{STAGE}: sound: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+        return
+    plan = read_plan(arguments.plan)
+    specs = [layout.dataset_spec_uri(plan, split) for split in plan.splits()]
+    uri, digest = layout.report_uri(plan, STAGE), layout.version_digest(plan)
+    report.run_once(
+        STAGE, uri, digest, {}, specs, lambda: report.Outcome(_validate(specs, list(_reports(plan))), outputs=[])
+    )
+
+
+def _reports(plan: Plan) -> Iterator[str]:
+    for stage in layout.SHARD_STAGES:
+        for shard in plan.shards:
+            yield layout.report_uri(plan, stage, shard.name)
+    for stage in ("train-faiss-index", "merge-indexes", "write-specs"):
+        yield layout.report_uri(plan, stage)
+
+
+def _validate(specs: Sequence[str], reports: Sequence[str]) -> dict[str, int]:
+    """Counts of what was checked. Raises BadInputError after naming every finding."""
+    findings: list[Finding] = []
+    checked: dict[str, None] = {}
+    totals = {"chunks": 0, "neighbour rows": 0, "files": 0}
+    for uri in specs:
+        document = json.loads(store.read(uri))
+        if isinstance(document, list):
+            shards = index_spec_from_json(store.read(uri), uri)
+            findings += _check_index_shards(shards, checked, totals)
+        else:
+            findings += _check_dataset(uri, checked, totals)
+    # Specs without a plan: the reports beside the artefacts, where there are any.
+    beside = {layout.beside(name, layout.REPORT) for name in checked}
+    for uri in reports or sorted(name for name in beside if store.exists(name)):
+        findings += _check_checksums(uri, required=bool(reports))
+    for file, rule in findings:
+        say(f"{file}: {rule}", logging.ERROR, event="finding", file=file, rule=rule)
+    if findings:
+        raise BadInputError(
+            f"{len(findings)} findings, the first: {findings[0][0]}: {findings[0][1]}",
+            "build the named files again",
+        )
+    return {**totals, "files": len(checked)}
+
+
+def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int]) -> Iterator[Finding]:
+    spec = dataset_spec_from_json(store.read(uri), uri)
+    shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
+    yield from _check_index_shards(shards, checked, totals)
+    counts = [size for shard in shards if (size := _rows(shard.embeddings)) is not None]
+    if len(counts) != len(shards):
+        return
+    yield from _guard(spec.faiss_index, lambda: _check_index(spec.faiss_index, sum(counts)))
+    checked[spec.faiss_index] = None
+    for shard in spec.shards:
+        yield from _guard(shard.neighbours, lambda s=shard: _check_shard_neighbours(s, shards, counts))
+        checked[shard.neighbours] = None
+        totals["neighbour rows"] += _rows(shard.neighbours) or 0
+
+
+def _check_index_shards(
+    shards: Sequence[IndexShard], checked: dict[str, None], totals: dict[str, int]
+) -> Iterator[Finding]:
+    for shard in shards:
+        if shard.embeddings not in checked:
+            yield from _guard(shard.chunks, lambda s=shard: _check_chunks(s))
+            yield from _guard(shard.embeddings, lambda s=shard: _check_shard_embeddings(s))
+            totals["chunks"] += _rows(shard.chunks) or 0
+            checked |= dict.fromkeys(astuple(shard))
+
+
+def _guard(file: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """A file that cannot be read at all is a finding too."""
+    try:
+        yield from check()
+    except BadInputError as error:
+        yield file, str(error).partition("\n")[0]
+
+
+def _rows(uri: str) -> int | None:
+    from retro_ops.arrays import open_npy
+
+    try:
+        return len(open_npy(uri))
+    except BadInputError:
+        return None
+
+
+def _check_chunks(shard: IndexShard) -> Iterator[Finding]:
+    from retro_ops.arrays import open_npy
+    from retro_ops.core import validation
+
+    chunks = open_npy(shard.chunks, ndim=2, kind="u")
+    starts, owners = open_npy(shard.seq2chunk, ndim=1, kind="i"), open_npy(shard.chunk2seq, ndim=1, kind="i")
+    for array, dtypes in ((chunks, ("uint16", "uint32")), (starts, ("int64",)), (owners, ("int32",))):
+        if array.dtype.name not in dtypes:
+            yield array.uri, f"dtype is {array.dtype.name}, not {' or '.join(dtypes)}"
+    if len(owners) != len(chunks):
+        yield shard.chunk2seq, f"has {len(owners):,} rows, the chunks have {len(chunks):,}"
+        return
+    previous = -1
+    for _, block in starts.blocks(BLOCK_ROWS):
+        yield from ((shard.seq2chunk, rule) for rule in validation.check_seq2chunk(block, previous, len(chunks)))
+        previous = int(block[-1])
+    previous = -1
+    for first, block in owners.blocks(BLOCK_ROWS):
+        begun = starts.rows(previous + 1, int(block[-1]) + 1)
+        found = validation.check_chunk2seq(block, first, previous, begun, len(starts))
+        yield from ((shard.chunk2seq, rule) for rule in found)
+        previous = int(block[-1])
+    if previous != len(starts) - 1:
+        yield shard.seq2chunk, f"has {len(starts):,} documents, chunk2seq names {previous + 1:,}"
+
+
+def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
+    from retro_ops.arrays import open_npy
+    from retro_ops.core import validation
+
+    embeddings = open_npy(shard.embeddings, ndim=2, kind="f")
+    if embeddings.dtype.name != "float16":
+        yield shard.embeddings, f"dtype is {embeddings.dtype.name}, not float16"
+    if len(embeddings) != _rows(shard.chunks):
+        yield shard.embeddings, f"has {len(embeddings):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
+    progress = Progress(f"{STAGE} {shard.embeddings.rpartition('/')[2]}", len(embeddings), "rows")
+    for _, block in embeddings.blocks(BLOCK_ROWS):
+        yield from ((shard.embeddings, rule) for rule in validation.check_embeddings(block))
+        progress.advance(len(block))
+
+
+def _check_index(uri: str, expected: int) -> Iterator[Finding]:
+    from retro_ops.indexes import load_index
+
+    index = load_index(uri)
+    if index.ntotal != expected:
+        yield uri, f"holds {index.ntotal:,} vectors, its index spec names {expected:,}"
+
+
+def _check_shard_neighbours(
+    shard: DatasetShard, index_shards: Sequence[IndexShard], counts: Sequence[int]
+) -> Iterator[Finding]:
+    import numpy as np
+
+    from retro_ops.arrays import open_npy
+    from retro_ops.core import validation
+
+    neighbours = open_npy(shard.neighbours, ndim=2, kind="i")
+    if neighbours.dtype.name != "int64":
+        yield shard.neighbours, f"dtype is {neighbours.dtype.name}, not int64"
+    if len(neighbours) != _rows(shard.chunks):
+        yield shard.neighbours, f"has {len(neighbours):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
+        return
+    position = next((i for i, s in enumerate(index_shards) if store.same_object(s.chunks, shard.chunks)), None)
+    offset = sum(counts[:position]) if position is not None else 0
+    distances = _open_if_there(layout.distances_uri(shard.neighbours))
+    owners, starts = open_npy(shard.chunk2seq, ndim=1, kind="i"), open_npy(shard.seq2chunk, ndim=1, kind="i")
+    for first, block in neighbours.blocks(BLOCK_ROWS):
+        own_first = own_end = np.zeros(len(block), np.int64)
+        if position is not None:
+            documents = owners.rows(first, first + len(block)).astype(np.int64)
+            base = int(documents[0])
+            bounds = np.append(starts.rows(base, int(documents[-1]) + 2), [len(owners)])
+            own_first, own_end = bounds[documents - base] + offset, bounds[documents - base + 1] + offset
+        found = validation.check_neighbours(block, sum(counts), own_first, own_end)
+        yield from ((shard.neighbours, rule) for rule in found)
+        if distances is not None:
+            of_block: Any = distances.rows(first, first + len(block))
+            yield from ((distances.uri, rule) for rule in validation.check_distances(of_block, block))
+
+
+def _open_if_there(uri: str) -> "NpyReader | None":
+    from retro_ops.arrays import open_npy
+
+    return open_npy(uri, ndim=2, kind="f") if store.exists(uri) else None
+
+
+def _check_checksums(uri: str, required: bool) -> Iterator[Finding]:
+    found = report.read(uri)
+    if found is None:
+        if required:
+            yield uri, "does not exist, so its stage is not done"
+        return
+    for output in found["outputs"]:
+        if not store.exists(output["uri"]):
+            yield output["uri"], "does not exist"
+        elif store.sha256(output["uri"]) != output["sha256"]:
+            yield output["uri"], "its content is not what its stage wrote (SHA-256 differs)"

@@ -1,0 +1,103 @@
+"""Index specs, dataset specs and manifest of a version; or the spec files of the original, by hand."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import say
+from retro_ops.specs import (
+    DatasetShard,
+    DatasetSpec,
+    IndexShard,
+    Parameters,
+    Plan,
+    dataset_spec_to_json,
+    index_spec_to_json,
+)
+
+HELP = "write the spec files that the other stages and RETRO trainers read"
+PARAMETERS = ()
+
+STAGE = "write-specs"
+MANIFEST_FORMAT = 1
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    for name in ("chunks", "seq2chunk", "chunk2seq", "embeddings", "neighbours"):
+        parser.add_argument(f"--{name}", nargs="+", default=[], help=f"{name} of each shard (.npy), in id order")
+    parser.add_argument("--faiss-index", help="filled index, named in the dataset spec")
+    parser.add_argument("--index-spec", help="index spec to write (with --embeddings), or to name in the dataset spec")
+    parser.add_argument("--data-spec", help="dataset spec to write (with --neighbours and --faiss-index)")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not arguments.plan:
+        _write_by_hand(arguments)
+        return
+    plan = read_plan(arguments.plan)
+    uri = layout.report_uri(plan, STAGE)
+    inputs = [layout.neighbours_uri(plan, shard.name) for shard in plan.shards]
+    report.run_once(STAGE, uri, layout.version_digest(plan), {}, inputs, lambda: _work(plan))
+
+
+def _work(plan: Plan) -> report.Outcome:
+    outputs = []
+    for split in plan.splits():
+        uri = layout.index_spec_uri(plan, split)
+        outputs.append(store.write(uri, index_spec_to_json(layout.index_shards(plan, split), uri).encode()))
+        uri = layout.dataset_spec_uri(plan, split)
+        outputs.append(store.write(uri, dataset_spec_to_json(layout.dataset_spec(plan, split), uri).encode()))
+    counts = {shard.name: _counts(plan, shard.name) for shard in plan.shards}
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "dataset": plan.dataset,
+        "parameters": asdict(plan.parameters),
+        "identity": asdict(plan.identity),
+        "shards": [{**asdict(shard), "counts": counts[shard.name]} for shard in plan.shards],
+        "skipped": plan.skipped,
+    }
+    outputs.append(store.write(layout.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
+    totals = {key: sum(c[key] for c in counts.values()) for key in ("documents", "chunks", "bad_records", "full_rows")}
+    return report.Outcome(counts={"shards": len(plan.shards), **totals}, outputs=outputs)
+
+
+def _counts(plan: Plan, shard: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for stage in ("tokenize-and-chunk", "retrieve-neighbours"):
+        uri = layout.report_uri(plan, stage, shard)
+        found = report.read(uri)
+        if found is None:
+            raise BadInputError(f"shard {shard!r} has no {stage}: {uri} does not exist", "run that stage first")
+        counts |= found["counts"]
+    return counts
+
+
+def _write_by_hand(arguments: Namespace) -> None:
+    if not arguments.index_spec or not arguments.chunks:
+        raise BadInputError("--index-spec and --chunks are missing", "name them, or give --plan")
+    base: list[Sequence[str]] = [arguments.chunks, arguments.seq2chunk, arguments.chunk2seq]
+    if arguments.embeddings:
+        index_shards = [IndexShard(*paths) for paths in _rows([*base, arguments.embeddings])]
+        store.write(arguments.index_spec, index_spec_to_json(index_shards, arguments.index_spec).encode())
+        say(f"{STAGE}: {arguments.index_spec}")
+    if arguments.data_spec:
+        if not (arguments.neighbours and arguments.faiss_index):
+            raise BadInputError("a dataset spec needs --neighbours and --faiss-index")
+        shards = tuple(DatasetShard(*paths) for paths in _rows([*base, arguments.neighbours]))
+        spec = DatasetSpec(shards, arguments.faiss_index, arguments.index_spec)
+        store.write(arguments.data_spec, dataset_spec_to_json(spec, arguments.data_spec).encode())
+        say(f"{STAGE}: {arguments.data_spec}")
+
+
+def _rows(columns: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
+    if len({len(column) for column in columns}) != 1:
+        raise BadInputError(
+            f"unequal numbers of paths: {', '.join(str(len(column)) for column in columns)}",
+            "name each kind of file once for every shard, in the same order",
+        )
+    return list(zip(*columns, strict=True))
