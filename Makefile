@@ -1,0 +1,76 @@
+# The two commands: `make demo` and `make test`. Each makes what it needs first.
+SHELL := /bin/sh
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+RUN_DIR ?= .run
+STAGES := .venv/stages/bin
+AIRFLOW := .venv/airflow/bin
+export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo up down test test-unit test-airflow test-ui lint types imports check bench lock clean venv dev
+
+help: ## What there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: venv up ## Build a RETRO dataset from real text, in Airflow, and show it
+	@$(STAGES)/python demo/run.py --run-dir $(RUN_DIR)
+
+up: venv ## Start Airflow and the object store, and keep them running
+	@$(STAGES)/python demo/stack.py up --run-dir $(RUN_DIR)
+
+down: ## Stop them
+	@$(STAGES)/python demo/stack.py down --run-dir $(RUN_DIR)
+
+test: dev ## All tests
+	@$(MAKE) --no-print-directory test-unit test-airflow test-ui
+
+test-unit: dev ## Unit tests, and stages against a real object store
+	$(STAGES)/python -m pytest tests/unit tests/stages
+
+test-airflow: dev ## DAGs, operator and scheduler, faults included
+	$(AIRFLOW)/python -m pytest tests/airflow
+
+test-ui: dev ## The UI in a headless browser
+	$(AIRFLOW)/python -m pytest tests/ui
+
+check: lint types imports ## Lint, types and import rules
+
+lint: dev
+	$(AIRFLOW)/ruff check .
+	$(AIRFLOW)/ruff format --check .
+
+types: dev
+	$(STAGES)/mypy --python-executable $(STAGES)/python -p retro_ops
+	$(AIRFLOW)/mypy plugins/retro_airflow dags
+
+imports: dev
+	$(AIRFLOW)/lint-imports
+
+bench: venv ## Benchmarks, printed as tables
+	$(STAGES)/python benchmarks/memory.py
+
+lock: ## Resolve the requirements afresh and pin them
+	PYTHON=$(PYTHON) requirements/lock.sh
+
+clean: down ## Remove environments and everything that ran
+	rm -rf .venv $(RUN_DIR)
+
+venv: .venv/.ready
+dev: .venv/.dev
+
+# Both environments are made side by side: the one waits for the network while the other unpacks.
+.venv/.ready: requirements/airflow.txt requirements/stages.txt requirements/demo.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3")'
+	@echo "Making .venv/airflow and .venv/stages with $(PYTHON) (a few minutes the first time)"
+	@set -e; mkdir -p .venv; \
+	  ( $(PYTHON) -m venv .venv/airflow && $(AIRFLOW)/pip install -qq -r requirements/airflow.txt ) & airflow=$$!; \
+	  ( $(PYTHON) -m venv .venv/stages && $(STAGES)/pip install -qq -r requirements/stages.txt -r requirements/demo.txt \
+	    && $(STAGES)/pip install -qq --no-deps -e . ) || { wait $$airflow; exit 1; }; \
+	  wait $$airflow
+	@touch $@
+
+.venv/.dev: .venv/.ready requirements/dev-airflow.txt requirements/dev-stages.txt
+	@$(AIRFLOW)/pip install -qq -r requirements/dev-airflow.txt
+	@$(STAGES)/pip install -qq -r requirements/dev-stages.txt
+	@touch $@

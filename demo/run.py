@@ -1,0 +1,153 @@
+"""The demo: real text through the DAG ``retro_dataset``, watched from here, with its figures at the end."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import make_corpus
+from stack import BUCKET, STAGES_BIN, Stack
+
+from retro_ops import layout, report, store
+from retro_ops.plans import read_plan
+from retro_ops.specs import Plan
+
+DAG = "retro_dataset"
+DATASET = "demo"
+POLL_S = 2
+RUN_TIMEOUT_S = 1200
+FINISHED = ("success", "failed")
+
+
+def upload_corpus() -> None:
+    """Puts the corpus into the store; files that are there with the same content stay as they are."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = make_corpus.write(Path(scratch))
+        for path in files:
+            uri = f"s3://{BUCKET}/corpus/{path.relative_to(scratch).as_posix()}"
+            if not store.exists(uri) or store.read(uri) != path.read_bytes():
+                store.write(uri, path.read_bytes())
+        size = sum(path.stat().st_size for path in files)
+        print(f"Corpus: {len(files)} files, {size / 1e6:.1f} MB of text that came with this Python, s3://{BUCKET}/corpus")
+
+
+def trigger(stack: Stack) -> str:
+    # A clear date as the run id makes runs easy to find in the UI.
+    run_id = f"demo-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
+    conf = {"dataset": DATASET, "preset": "tiny"}
+    stack.api("POST", f"/dags/{DAG}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf})
+    print(f"Triggered {DAG}: {run_url(stack, run_id)}", flush=True)
+    return run_id
+
+
+def run_url(stack: Stack, run_id: str) -> str:
+    return f"{stack.ui}/dags/{DAG}/runs/{quote(run_id)}"
+
+
+def watch(stack: Stack, run_id: str) -> None:
+    """Prints what changes until the run has ended; exits with the failed tasks' logs if it failed."""
+    start, said = time.monotonic(), ""
+    while True:
+        state = stack.api("GET", f"/dags/{DAG}/dagRuns/{quote(run_id)}")["state"]
+        tasks = task_instances(stack, run_id)
+        line = summary(tasks)
+        if line != said:
+            print(f"  {time.monotonic() - start:4.0f} s  {line}", flush=True)
+            said = line
+        if state in FINISHED:
+            break
+        if time.monotonic() - start > RUN_TIMEOUT_S:
+            sys.exit(f"The run did not end within {RUN_TIMEOUT_S} s: see {run_url(stack, run_id)}")
+        time.sleep(POLL_S)
+    if state == "failed":
+        for task in tasks:
+            if task["state"] == "failed":
+                print_log(stack, run_id, task)
+        sys.exit(f"The run failed: see {run_url(stack, run_id)}")
+    print(f"The run succeeded in {time.monotonic() - start:.0f} s.")
+
+
+def task_instances(stack: Stack, run_id: str) -> list[dict[str, Any]]:
+    found: Any = stack.api("GET", f"/dags/{DAG}/dagRuns/{quote(run_id)}/taskInstances?limit=1000")
+    return list(found["task_instances"])
+
+
+def summary(tasks: list[dict[str, Any]]) -> str:
+    """``plan 1/1 · embed_chunks 3/8 (2 running)``: the tasks that have begun, in order."""
+    parts = []
+    for task_id in dict.fromkeys(task["task_id"] for task in sorted(tasks, key=lambda t: t["start_date"] or "~")):
+        states = Counter(task["state"] for task in tasks if task["task_id"] == task_id)
+        if set(states) <= {None, "none", "scheduled"}:
+            continue
+        notes = ", ".join(f"{states[s]} {s}" for s in ("running", "queued", "up_for_retry", "failed") if states[s])
+        parts.append(
+            f"{task_id.split('.')[-1]} {states['success']}/{states.total()}" + (f" ({notes})" if notes else "")
+        )
+    unfinished = [part for part in parts if "(" in part]
+    return " · ".join(unfinished or parts[-1:]) or "waiting for the scheduler"
+
+
+def print_log(stack: Stack, run_id: str, task: dict[str, Any]) -> None:
+    path = f"/dags/{DAG}/dagRuns/{quote(run_id)}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
+    log: Any = stack.api("GET", f"{path}?map_index={task['map_index']}")
+    print(f"--- {task['task_id']} [{task['map_index']}], try {task['try_number']}")
+    for entry in log["content"][-15:]:
+        print(f"    {entry['event'] if isinstance(entry, dict) else entry}")
+
+
+def print_figures(plan: Plan) -> None:
+    """Counts, seconds and rates of each stage, from the reports that the stages left."""
+    print(f"\nDataset: {layout.dataset_folder(plan.root, plan.dataset)}")
+    for split in plan.splits():
+        print(f"  {split:5} spec: {layout.dataset_spec_uri(plan, split)}")
+    print(f"\n  {'stage':22}{'shards':>7}{'work':>22}{'seconds':>10}{'rate':>14}")
+    names = [shard.name for shard in plan.shards]
+    rows: list[tuple[str, list[str | None], str]] = [
+        ("tokenize-and-chunk", [*names], "documents"),
+        ("embed-chunks", [*names], "chunks"),
+        ("train-faiss-index", [None], "training_vectors"),
+        ("build-faiss-index", [*names], "vectors"),
+        ("merge-indexes", [None], "vectors"),
+        ("retrieve-neighbours", [*names], "rows"),
+    ]
+    full = total = 0
+    for stage, shards, unit in rows:
+        reports = [report.read(layout.report_uri(plan, stage, shard)) or {} for shard in shards]
+        count, seconds = sum(r["counts"][unit] for r in reports), sum(r["seconds"] for r in reports)
+        work = f"{count:,} {unit.replace('_', ' ')}"
+        print(f"  {stage:22}{len(shards):>7}{work:>22}{seconds:>10.1f}{count / max(seconds, 1e-9):>12,.0f}/s")
+        if stage == "retrieve-neighbours":
+            full, total = sum(r["counts"]["full_rows"] for r in reports), count
+    k = plan.parameters.num_neighbours
+    print(f"  Rows with all {k} neighbours: {full / max(total, 1):.2%} of {total:,}")
+    print("  (seconds are those of the run that did the work, summed over shards; a rerun reuses it)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    stack = Stack(parser.parse_args().run_dir)
+    os.environ.update(stack.environment())
+    upload_corpus()
+    run_id = trigger(stack)
+    watch(stack, run_id)
+    root = os.environ["RETRO_ROOT"]
+    plan = read_plan(layout.plan_uri(root, DATASET, run_id))
+    print_figures(plan)
+    current = json.loads(store.read(layout.current_uri(root, DATASET)))
+    print(f"\nPublished as version {current['version']}. Three chunks and their nearest neighbours:")
+    show = [str(STAGES_BIN / "retro-ops"), "show", "--spec", layout.dataset_spec_uri(plan, "train"), "--rows", "3"]
+    subprocess.run(show, check=True)
+    print(f"\nSee the run: {run_url(stack, run_id)}\nStop everything: make down")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""From what went wrong in a stage to what Airflow should do about it: retry, or fail now."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from retro_ops.errors import EXIT_CODES_WITHOUT_RETRY, RetroError
+
+SIGNAL_EXIT_BASE = 128
+"""A shell reports death by signal n as 128 + n."""
+
+SIGKILL_EXIT = SIGNAL_EXIT_BASE + 9
+
+
+@contextmanager
+def airflow_errors() -> Iterator[None]:
+    """Turn the errors of ``retro_ops`` into those that Airflow tells apart."""
+    try:
+        yield
+    except RetroError as error:
+        kind = AirflowFailException if error.exit_code in EXIT_CODES_WITHOUT_RETRY else AirflowException
+        raise kind(str(error)) from error
+
+
+def of_exit_code(stage: str, exit_code: int, last_error: str) -> AirflowException:
+    """The exception for a stage that ended with ``exit_code``; ``last_error`` is what it said last."""
+    said = f": {last_error}" if last_error else "; the log above says more"
+    if exit_code in EXIT_CODES_WITHOUT_RETRY:
+        return AirflowFailException(f"{stage} failed (exit code {exit_code}, so a retry would fail again){said}")
+    if exit_code == SIGKILL_EXIT:
+        return AirflowException(
+            f"{stage} was killed (signal 9), probably because memory ran out. "
+            f"If it happens again, lower batch_size or memory_budget, or run fewer tasks at once"
+        )
+    if exit_code > SIGNAL_EXIT_BASE:
+        return AirflowException(f"{stage} was ended by signal {exit_code - SIGNAL_EXIT_BASE}{said}")
+    return AirflowException(f"{stage} failed (exit code {exit_code}, a retry may succeed){said}")

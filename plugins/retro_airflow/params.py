@@ -1,0 +1,229 @@
+"""The trigger form and the arguments of the ``plan`` stage that follow from it, in one place."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from airflow.sdk import Context, Param
+from airflow.sdk.exceptions import AirflowFailException
+
+from retro_airflow import failures
+from retro_airflow.settings import Settings
+from retro_ops import layout
+from retro_ops.errors import BadInputError
+from retro_ops.specs import NAME_PATTERN, Parameters, parse_bytes
+
+PRESETS: dict[str, dict[str, str]] = {
+    "tiny": {"index_type": "IVF64,Flat"},
+    "standard": {"index_type": "IVF1024,PQ64"},
+}
+"""What a field left empty on the form means, where it is not the default of ``Parameters``."""
+
+_DEFAULT = Parameters()
+
+_CHUNKS = "Documents and chunks"
+_EMBEDDING = "Embedding"
+_INDEX = "Index and neighbours"
+_RUN = "How it runs"
+
+_PARAMETER_FIELDS = tuple(field.name for field in fields(Parameters))
+
+
+def form(settings: Settings) -> dict[str, Param]:
+    """Fields of the trigger form. Those without a section stay open at the top."""
+    return {
+        "dataset": _text(settings.dataset, "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
+        "root": _text(settings.root, "Root", "Where datasets live: a folder or `s3://bucket/prefix`."),
+        "corpus": _text(
+            settings.corpus,
+            "Corpus",
+            "Documents to train on: a folder, a glob or a prefix of `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files. "
+            "Each file becomes a shard of its own.",
+        ),
+        "validation_corpus": _optional_text(
+            settings.validation_corpus,
+            "Validation corpus",
+            "Documents to validate on. They search the training chunks as well; training never sees them.",
+        ),
+        "preset": _choice(
+            "standard",
+            list(PRESETS),
+            "Preset",
+            "Fills in what is left empty below. "
+            + "; ".join(
+                f"**{name}**: " + ", ".join(f"{key} `{value}`" for key, value in values.items())
+                for name, values in PRESETS.items()
+            )
+            + ".",
+        ),
+        **_chunk_fields(settings),
+        **_embedding_fields(settings),
+        **_index_fields(),
+        **_run_fields(),
+    }
+
+
+def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | None]:
+    """Arguments of the ``plan`` stage for the run in ``context``; a template field calls this."""
+    run = context["dag_run"]
+    check_names(run.conf or {}, context["dag"].params)
+    with failures.airflow_errors():
+        return arguments(dict(context["params"]), run.run_id)
+
+
+def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
+    """Form values -> flags of ``plan``. An empty field is the preset's, else that of ``Parameters``."""
+    parse_bytes(params["memory_budget"])
+    preset = PRESETS[params["preset"]]
+    root, dataset = str(params["root"]).rstrip("/"), str(params["dataset"])
+    if not root.startswith("/") and "://" not in root:
+        raise BadInputError(f"root {root!r} depends on where a worker was started", "give a full path or s3://…")
+    chosen: dict[str, str | None] = {
+        "root": root,
+        "dataset": dataset,
+        "corpus": params["corpus"],
+        "validation-corpus": params["validation_corpus"] or None,
+        "output": layout.plan_uri(root, dataset, run_id),
+    }
+    for name in _PARAMETER_FIELDS:
+        value = params.get(name)
+        if value is None:
+            value = preset.get(name, getattr(_DEFAULT, name))
+        if value is not None and not isinstance(value, bool):
+            chosen[name.replace("_", "-")] = str(value)
+    return chosen
+
+
+def check_names(conf: Mapping[str, Any], known: Any) -> None:
+    """Airflow accepts any key in a run's conf, so a misspelt one would be ignored in silence."""
+    for name in conf:
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]!r}?" if near else f"the form has: {', '.join(known)}"
+            raise AirflowFailException(f"unknown parameter {name!r}: {meant} Trigger the run again with it mended")
+
+
+def _chunk_fields(settings: Settings) -> dict[str, Param]:
+    return {
+        "tokenizer": _text(
+            settings.tokenizer, "Tokenizer", "Hub name or local folder of the tokenizer that the trainer uses.", _CHUNKS
+        ),
+        "chunk_size": _integer(_DEFAULT.chunk_size, "Chunk size", "Tokens in a chunk.", _CHUNKS, maximum=4096),
+        "max_chunks": _optional_integer("Most chunks", "Stop each shard after so many chunks. Empty: all.", _CHUNKS),
+        "on_bad_record": _choice(
+            _DEFAULT.on_bad_record,
+            ["quarantine", "fail"],
+            "Bad records",
+            "`quarantine` sets a record that cannot be read aside, with its line and the reason; `fail` stops.",
+            _CHUNKS,
+        ),
+        "max_bad_share": Param(
+            _DEFAULT.max_bad_share,
+            type="number",
+            minimum=0,
+            maximum=1,
+            title="Most bad records",
+            description_md="A shard fails when a larger share of its records than this is bad (0 to 1).",
+            section=_CHUNKS,
+        ),
+    }
+
+
+def _embedding_fields(settings: Settings) -> dict[str, Param]:
+    return {
+        "model": _text(settings.model, "Model", "Sentence-transformers model: hub name or local folder.", _EMBEDDING),
+        "batch_size": _integer(
+            _DEFAULT.batch_size, "Batch size", "Chunks embedded at once. Less needs less memory.", _EMBEDDING
+        ),
+        "device": _choice(
+            _DEFAULT.device,
+            ["auto", "cpu", "cuda"],
+            "Device",
+            "`auto` takes a GPU if there is one and says so in the log; `cuda` fails without one.",
+            _EMBEDDING,
+        ),
+    }
+
+
+def _index_fields() -> dict[str, Param]:
+    return {
+        "index_type": _optional_text(None, "Index type", "A faiss factory string. Empty: the preset's.", _INDEX),
+        "num_neighbours": _integer(
+            _DEFAULT.num_neighbours, "Neighbours", "Neighbours stored for each chunk.", _INDEX, maximum=1024
+        ),
+        "profile": _choice(
+            _DEFAULT.profile,
+            ["default", "seed"],
+            "Search profile",
+            "`seed` searches exactly as the original scripts did; `default` searches wider.",
+            _INDEX,
+        ),
+        "nprobe": _optional_integer("Lists probed", "Index lists searched for a query. Empty: chosen.", _INDEX),
+        "retrieval_margin": _optional_integer(
+            "Retrieval margin",
+            "Candidates searched beyond the neighbours, as some come from the chunk's own document. Empty: chosen.",
+            _INDEX,
+            minimum=0,
+        ),
+        "max_training_vectors": _optional_integer(
+            "Most training vectors",
+            "Vectors that the index is trained on. Empty: all, or what the stage chooses.",
+            _INDEX,
+        ),
+    }
+
+
+def _run_fields() -> dict[str, Param]:
+    return {
+        "memory_budget": Param(
+            _DEFAULT.memory_budget,
+            type="string",
+            pattern=r"^\d+(\.\d+)? ?([kKMGT]i?B?|B)?$",
+            title="Memory budget",
+            description_md="Memory that a stage may use beside its model and index, such as `2GiB`.",
+            section=_RUN,
+        ),
+        "seed": _integer(_DEFAULT.seed, "Random seed", "Same seed and input, same dataset.", _RUN, minimum=0),
+        "allow_partial": Param(
+            False,
+            type="boolean",
+            title="Go on without failed shards",
+            description_md="Off: a failed shard stops the run at the `gate`, which says how to mend it.",
+            section=_RUN,
+        ),
+    }
+
+
+def _text(default: str | None, title: str, help_text: str, section: str | None = None, **schema: Any) -> Param:
+    """A text that must not be empty; without a default the form asks for one before it can be sent."""
+    value: dict[str, Any] = {} if default is None else {"default": default}
+    return Param(
+        **value, type="string", minLength=1, title=title, description_md=help_text, **_section(section), **schema
+    )
+
+
+def _optional_text(default: str | None, title: str, help_text: str, section: str | None = None) -> Param:
+    # Not "" for nothing: an empty string greys out the Trigger button.
+    return Param(default, type=["null", "string"], title=title, description_md=help_text, **_section(section))
+
+
+def _choice(default: str, of: list[str], title: str, help_text: str, section: str | None = None) -> Param:
+    return Param(default, type="string", enum=of, title=title, description_md=help_text, **_section(section))
+
+
+def _integer(
+    default: int, title: str, help_text: str, section: str, minimum: int = 1, maximum: int | None = None
+) -> Param:
+    bounds: dict[str, Any] = {"minimum": minimum} if maximum is None else {"minimum": minimum, "maximum": maximum}
+    return Param(default, type="integer", title=title, description_md=help_text, section=section, **bounds)
+
+
+def _optional_integer(title: str, help_text: str, section: str, minimum: int = 1) -> Param:
+    return Param(
+        None, type=["null", "integer"], minimum=minimum, title=title, description_md=help_text, section=section
+    )
+
+
+def _section(section: str | None) -> dict[str, Any]:
+    return {} if section is None else {"section": section}

@@ -1,0 +1,196 @@
+"""Stages as subprocesses of this machine that outlive the worker that started them.
+
+A job is a folder: ``handle.json``, ``log`` (stdout and stderr) and, once the stage has
+ended, ``exit-code``. Everything another process needs to know about the job is in there or in /proc.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from retro_airflow.runtimes import Handle, Status
+
+GRACE_S = 3.0
+"""Between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
+
+KILL_S = 0.5
+
+READ_BYTES = 2**20
+
+# Waits for a line on stdin before it starts the stage, so that a worker that dies before the handle
+# is on disk leaves no stage behind. The trap keeps the shell alive through a SIGTERM to the group,
+# so that the stage's exit code is still written; the stage itself does not inherit it.
+WRAPPER = """
+trap : TERM INT HUP
+read -r go || exit 0
+folder=$1; shift
+"$@" </dev/null
+code=$?
+echo $code >"$folder/exit-code.part" && mv "$folder/exit-code.part" "$folder/exit-code"
+"""
+
+
+_CHILDREN: list[subprocess.Popen[bytes]] = []
+"""Children of this process, whichever runtime object started them."""
+
+
+class LocalRuntime:
+    """Keeps one folder for each job name below ``jobs_dir``, and in it one for each submission."""
+
+    def __init__(self, jobs_dir: Path) -> None:
+        self._jobs_dir = jobs_dir
+
+    def submit(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Handle:
+        """Start ``argv``, or return the job of this name that still runs on this machine."""
+        with self._lock():
+            parent = self._jobs_dir / name
+            attempts = sorted((int(path.name) for path in parent.glob("[0-9]*")), reverse=True)
+            if attempts and (running := self._running(parent / str(attempts[0]))):
+                return running
+            folder = parent / str(attempts[0] + 1 if attempts else 1)
+            folder.mkdir(parents=True)
+            return self._start(name, argv, environment, folder)
+
+    def status(self, handle: Handle) -> Status:
+        _reap()
+        folder = Path(handle["folder"])
+        if handle["host"] != socket.gethostname():
+            return Status("lost", reason=f"it ran on {handle['host']}, which cannot be watched from here")
+        # In this order: a job that ends in between has written its code by the second look.
+        alive = _start_time(handle["pid"]) == handle["start_time"] or _members(handle)
+        with suppress(FileNotFoundError):
+            code = int((folder / "exit-code").read_text())
+            return Status("failed" if code else "succeeded", exit_code=code)
+        if alive:
+            return Status("running")
+        return Status("lost", reason=f"process {handle['pid']} is gone without an exit code (killed, or a reboot)")
+
+    def logs(self, handle: Handle, offset: int) -> tuple[list[str], int]:
+        # Looked up first: a line without its end counts as complete only if no writer is left.
+        ended = self.status(handle).state != "running"
+        try:
+            with (Path(handle["folder"]) / "log").open("rb") as file:
+                file.seek(offset)
+                data = file.read(READ_BYTES)
+        except FileNotFoundError:
+            return [], offset
+        if not ended or len(data) == READ_BYTES:  # More may follow, perhaps of the same line.
+            cut = data.rfind(b"\n") + 1
+            data = data[:cut] if cut or len(data) < READ_BYTES else data
+        lines = data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
+        return lines, offset + len(data)
+
+    def cancel(self, handle: Handle) -> None:
+        _signal(handle, signal.SIGTERM)
+        if not self._gone_within(handle, GRACE_S):
+            _signal(handle, signal.SIGKILL)
+            if not self._gone_within(handle, KILL_S):
+                _signal(handle, signal.SIGKILL)  # What was forked while the first one went round.
+
+    def forget(self, handle: Handle) -> None:
+        folder = Path(handle["folder"])
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()  # Stays while it holds the logs of failed submissions.
+
+    def _start(self, name: str, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> Handle:
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", WRAPPER, "sh", str(folder), *argv],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        _CHILDREN.append(process)
+        handle: Handle = {
+            "runtime": "local",
+            "name": name,
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "start_time": _start_time(process.pid),
+            "folder": str(folder),
+        }
+        _write(folder / "handle.json", json.dumps(handle))
+        assert process.stdin is not None
+        with process.stdin as go:
+            go.write(b"go\n")
+        return handle
+
+    def _running(self, folder: Path) -> Handle | None:
+        try:
+            handle: Handle = json.loads((folder / "handle.json").read_text())
+        except FileNotFoundError:
+            return None
+        return handle if self.status(handle).state == "running" else None
+
+    def _gone_within(self, handle: Handle, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while _members(handle):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+            _reap()
+        return True
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One submission at a time on this machine."""
+        self._jobs_dir.mkdir(parents=True, exist_ok=True)
+        with (self._jobs_dir / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _reap() -> None:
+    """Collect our children that ended, or they stay zombies for as long as this process lives."""
+    _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on, None when there is no such process or it is a zombie."""
+    try:
+        # The name in parentheses may hold spaces and parentheses itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields
+
+
+def _start_time(pid: int) -> int | None:
+    """In clock ticks since boot: with the pid it names a process for good, as pids are used again."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _members(handle: Handle) -> list[int]:
+    """Living processes of the job's session: the stage may outlive the shell, and its children it."""
+    leader_start = _start_time(handle["pid"])
+    if leader_start is not None and leader_start != handle["start_time"]:
+        return []  # Somebody else has the pid now, so nothing of ours is left: a session in use keeps its id.
+    members = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (fields := _stat(int(entry))) and int(fields[3]) == handle["pid"]:
+            members.append(int(entry))
+    return members
+
+
+def _signal(handle: Handle, number: signal.Signals) -> None:
+    for pid in _members(handle):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

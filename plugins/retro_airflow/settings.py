@@ -1,0 +1,63 @@
+"""What a deployment decides, read from the environment in one place."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from retro_ops.errors import ConfigurationError
+from retro_ops.specs import Parameters
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Defaults suit a checkout of this repository with both environments made."""
+
+    runtime: str
+    stage_command: tuple[str, ...]
+    jobs_dir: Path
+    gpu_pool: str
+    retry_delay: timedelta
+    root: str | None
+    dataset: str | None
+    corpus: str | None
+    validation_corpus: str | None
+    tokenizer: str
+    model: str
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from ``environ``; an empty variable counts as unset."""
+    env = {key: value for key, value in (os.environ if environ is None else environ).items() if value}
+    airflow_home = Path(env.get("AIRFLOW_HOME", "~/airflow")).expanduser()
+    return Settings(
+        runtime=env.get("RETRO_RUNTIME", "local"),
+        stage_command=_stage_command(env.get("RETRO_STAGE_COMMAND")),
+        jobs_dir=Path(env.get("RETRO_JOBS_DIR", airflow_home / "retro-jobs")).expanduser(),
+        gpu_pool=env.get("RETRO_GPU_POOL", "default_pool"),
+        retry_delay=timedelta(seconds=_seconds("RETRO_RETRY_DELAY", env.get("RETRO_RETRY_DELAY", "30"))),
+        root=env.get("RETRO_ROOT"),
+        dataset=env.get("RETRO_DATASET"),
+        corpus=env.get("RETRO_CORPUS"),
+        validation_corpus=env.get("RETRO_VALIDATION_CORPUS"),
+        tokenizer=env.get("RETRO_TOKENIZER", Parameters.tokenizer),
+        model=env.get("RETRO_MODEL", Parameters.model),
+    )
+
+
+def _stage_command(configured: str | None) -> tuple[str, ...]:
+    if configured:
+        return tuple(shlex.split(configured))
+    beside = REPOSITORY / ".venv" / "stages" / "bin" / "retro-ops"
+    return (str(beside),) if beside.exists() else ("retro-ops",)
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"{name} is {text!r}", "give it a number of seconds, such as 30") from None

@@ -1,0 +1,253 @@
+"""One operator for every stage: it starts a job, watches it, and survives the death of its worker."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from airflow.sdk import BaseOperator, Context, ResumableJobMixin
+from airflow.sdk.exceptions import AirflowException
+
+from retro_airflow import failures, runtimes, settings
+from retro_airflow.runtimes import Handle
+
+POLL_S = 0.5
+MAX_POLL_S = 2.0
+
+_AWAITING = (None, "scheduled", "queued", "running", "up_for_retry")
+"""States of a task that a try is under way for. Not `restarting`: who clears a running task wants it ended."""
+
+Arguments = Mapping[str, str | bool | None]
+
+_STAGE_PREFIXES = ("AWS_", "HF_", "RETRO_")
+_SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS)(_|$)", re.IGNORECASE)
+_OF_THE_WORKER = re.compile(r"AIRFLOW|^(PYTHONPATH|PYTHONHOME|VIRTUAL_ENV)$")
+
+
+class StageOperator(ResumableJobMixin, BaseOperator):
+    """Run ``retro-ops STAGE --flag value …`` and return where its result lies.
+
+    ``arguments`` maps flag names without dashes to values: None leaves a flag out, True gives it
+    without a value. It may be a function of (context, jinja_env) that returns them.
+
+    The returned locations follow from the plan alone; nothing that the process printed is trusted.
+    """
+
+    template_fields: Sequence[str] = ("arguments", "command")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"arguments": "json", "command": "bash"}
+    external_id_key = "job"
+    ui_color = "#e6f0ea"
+
+    def __init__(self, *, stage: str, arguments: Arguments | Callable[..., Arguments], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.arguments = arguments
+        # A template field only to be seen in the UI; fields render in order, so it finds them rendered.
+        self.command: str | Callable[..., str] = rendered_command
+        self._handle: Handle | None = None
+        self._context: Context | None = None
+        self._watching = False
+        self._killed = False
+        self._offset = 0
+        self._last_error = ""
+        self._result: dict[str, str] | None = None
+
+    def execute(self, context: Context) -> dict[str, str]:
+        self._context = context
+        self.log.info("To run this by hand: %s", shlex.join(self._argv()))
+        with failures.airflow_errors():
+            try:
+                self._watching = True
+                return dict(self.execute_resumable(context))
+            except KeyboardInterrupt:  # `airflow dags test` at a terminal: the stage has a session of its own.
+                self._end_stage()
+                raise
+            finally:
+                self._watching = False
+
+    def submit_job(self, context: Context) -> Handle:
+        config = settings.load()
+        runtime = runtimes.choose(config.runtime, config)
+        environment = stage_environment(os.environ)
+        self._handle = runtime.submit(self._job_name(context), self._argv(), environment)
+        return self._handle
+
+    def get_job_status(self, external_id: Any, context: Context) -> str:
+        """State of the job that an earlier try left; ``superseded`` when it ran another command."""
+        runtime = self._runtime(external_id)
+        if external_id["name"] != self._job_name(context):
+            runtime.cancel(external_id)
+            return "superseded"
+        return runtime.status(external_id).state
+
+    def is_job_active(self, status: str) -> bool:
+        return status == "running"
+
+    def is_job_succeeded(self, status: str) -> bool:
+        return status == "succeeded"
+
+    def poll_until_complete(self, external_id: Any, context: Context) -> dict[str, str]:  # type: ignore[override]
+        """Watch the job to its end. Returns the result, as the mixin takes it from here on a reconnect."""
+        self._handle = external_id
+        runtime = self._runtime(external_id)
+        pause_s = POLL_S
+        while True:
+            status = runtime.status(external_id)
+            self._print_new_lines(external_id)
+            if self._killed:
+                self._end_stage()
+                raise AirflowException(f"{self.stage} is not watched any more: Airflow ended this try")
+            if status.state != "running":
+                break
+            self._pause(pause_s)
+            pause_s = min(pause_s * 1.2, MAX_POLL_S)
+        if status.state == "lost":
+            raise AirflowException(f"{self.stage} was lost: {status.reason}. A retry runs it again")
+        if status.exit_code:
+            raise failures.of_exit_code(self.stage, status.exit_code, self._last_error)
+        return self.get_job_result(external_id, context)
+
+    def get_job_result(self, external_id: Any, context: Context) -> dict[str, str]:
+        """Locations of the result, once the report is there; then the job is forgotten."""
+        if self._result is None:
+            self._print_new_lines(external_id)
+            result = self._locations()
+            # A later clear of this task must run the stage again, not find the old job succeeded.
+            context["task_state_store"].delete(self.external_id_key)
+            self._runtime(external_id).forget(external_id)
+            self._result = result
+        return self._result
+
+    def on_kill(self) -> None:
+        """Airflow ends this try. It calls this from a signal handler, or after a timeout was raised."""
+        self._killed = True
+        if not self._watching:
+            self._end_stage()
+        # Else the loop that watches the stage does it: it may ask Airflow, a signal handler may not.
+
+    def _end_stage(self) -> None:
+        if self._handle is None:
+            return
+        if self._given_out_again():
+            self.log.warning("%s runs on: a newer try of this task watches it", self.stage)
+            return
+        self._runtime(self._handle).cancel(self._handle)
+        self.log.warning("%s was cancelled", self.stage)
+
+    def _given_out_again(self) -> bool:
+        """Whether a newer try of this task is there or on its way, to which the stage belongs now.
+
+        When a scheduler dies, its successor gives running tasks out again, and Airflow then ends the
+        old task processes. Their stages must live on, or each death of a scheduler would end them all.
+        """
+        assert self._context is not None
+        ti = self._context["ti"]
+        try:
+            # The store knows a try by its id, which is a new one for each: no answer, no longer the current try.
+            if self._context["task_state_store"].get(self.external_id_key) is not None:
+                return False
+            states = ti.get_task_states(
+                dag_id=ti.dag_id, run_ids=[ti.run_id], task_ids=[ti.task_id], map_index=ti.map_index
+            )
+        except Exception:
+            self.log.warning("Airflow does not answer, so the stage is cancelled; a retry runs it again", exc_info=True)
+            return False
+        return any(state in _AWAITING for state in states.get(ti.run_id, {}).values())
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep in short naps, as a signal does not end a sleep."""
+        end = time.monotonic() + seconds
+        while not self._killed and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def _argv(self) -> list[str]:
+        assert not callable(self.arguments), "template fields are rendered before execute()"
+        return [*settings.load().stage_command, self.stage, *flags(self.arguments)]
+
+    def _job_name(self, context: Context) -> str:
+        """The same for every try of a task that runs the same command."""
+        ti = context["ti"]
+        identity = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index, self._argv()]
+        readable = re.sub(r"[^A-Za-z0-9._]+", "-", f"{ti.run_id}-{ti.task_id}-{ti.map_index}")[:120]
+        return f"{readable}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
+
+    def _runtime(self, handle: Handle) -> runtimes.Runtime:
+        if handle["runtime"] != getattr(self, "_runtime_name", None):
+            self._chosen = runtimes.choose(handle["runtime"], settings.load())
+            self._runtime_name = handle["runtime"]
+        return self._chosen
+
+    def _print_new_lines(self, handle: Handle) -> None:
+        while True:
+            lines, offset = self._runtime(handle).logs(handle, self._offset)
+            for line in lines:
+                level, message = parse_log_line(line)
+                self.log.log(level, message)
+                if level >= logging.ERROR:
+                    self._last_error = message
+            if offset == self._offset:
+                return
+            self._offset = offset
+
+    def _locations(self) -> dict[str, str]:
+        from retro_ops import layout, specs, store
+
+        assert not callable(self.arguments)
+        given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
+        if self.stage == "plan":
+            result, marker = {"plan": given["output"]}, given["output"]
+        else:
+            plan = specs.plan_from_json(store.read(given["plan"]), given["plan"])
+            if self.stage == "publish":  # Its commit is the object that it swaps.
+                marker = layout.current_uri(plan.root, plan.dataset)
+            else:
+                marker = layout.report_uri(plan, self.stage, given.get("shard"))
+            result = {"stage": self.stage, **given, "report": marker}
+        if not store.exists(marker):
+            raise AirflowException(
+                f"{self.stage} ended without an error but {marker} is missing. A retry runs it again"
+            )
+        return result
+
+
+def rendered_command(context: Context, jinja_env: Any = None) -> str:
+    """The command line of the task in ``context``, as the UI shows it."""
+    task = context["task"]
+    assert isinstance(task, StageOperator)
+    return shlex.join(task._argv())
+
+
+def flags(arguments: Arguments) -> list[str]:
+    """``{"plan": "a", "shard-index": True, "seed": None}`` -> ``["--plan", "a", "--shard-index"]``."""
+    argv: list[str] = []
+    for name, value in arguments.items():
+        if value is True:
+            argv.append(f"--{name}")
+        elif value is not None and value is not False:
+            # One word, because a value may begin with a dash.
+            argv += [f"--{name}", value] if not value.startswith("-") else [f"--{name}={value}"]
+    return argv
+
+
+def stage_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The worker's environment without what is Airflow's own and without secrets that no stage needs."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(_STAGE_PREFIXES) or not (_OF_THE_WORKER.search(name) or _SECRET.search(name))
+    }
+
+
+def parse_log_line(line: str) -> tuple[int, str]:
+    """Level and text of a line of a stage's log; a line that is not the stage's JSON is shown as it is."""
+    try:
+        entry = json.loads(line)
+        level = logging.getLevelNamesMapping()[str(entry["level"]).upper()]
+        return level, str(entry["message"])
+    except (ValueError, KeyError, TypeError):
+        return logging.INFO, line

@@ -1,0 +1,91 @@
+"""The small decisions between the stages. They read the plan and the reports, never large data."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.sdk import Asset, AssetAlias, Context
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowFailException
+
+from retro_airflow import failures
+from retro_ops import layout, specs
+
+DATASETS = AssetAlias("retro-datasets")
+"""Every published dataset becomes an asset of its own through this alias."""
+
+
+def list_shards(plan_uri: str) -> list[dict[str, str]]:
+    """Arguments of a shard stage, one entry per shard of the plan, in the plan's order."""
+    shards = read_plan(plan_uri).shards
+    limit = conf.getint("core", "max_map_length")
+    if len(shards) > limit:
+        raise AirflowFailException(
+            f"the plan has {len(shards)} shards, but Airflow maps over {limit} at most. "
+            f"Raise AIRFLOW__CORE__MAX_MAP_LENGTH, or join corpus files into fewer shards"
+        )
+    return [{"plan": plan_uri, "shard": shard.name} for shard in shards]
+
+
+def gate(plan_uri: str, params: Mapping[str, Any]) -> str:
+    """Location of the plan to go on with: the plan itself, or one without the shards that failed.
+
+    It runs after the shards whatever became of them, and believes the reports in the store alone:
+    the list that Airflow hands a reducer leaves failed shards out and shifts the rest.
+    """
+    from retro_ops import store
+
+    if not plan_uri:
+        raise AirflowFailException(
+            "there is no plan. Look into the log of task `plan`, mend what it says, and clear it"
+        )
+    plan = read_plan(plan_uri)
+    with failures.airflow_errors():
+        missing = [
+            (index, shard)
+            for index, shard in enumerate(plan.shards)
+            if not store.exists(layout.report_uri(plan, "embed-chunks", shard.name))
+        ]
+        if not missing:
+            return plan_uri
+        gone = {shard.name for _, shard in missing}
+        kept = tuple(shard for shard in plan.shards if shard.name not in gone)
+        if not params["allow_partial"] or not any(shard.split == "train" for shard in kept):
+            raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
+        selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
+        uri = layout.selected_plan_uri(plan_uri)
+        store.write(uri, specs.plan_to_json(selected).encode())
+    print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {', '.join(sorted(gone))}")
+    return uri
+
+
+def announce_dataset(context: Context, result: Any = None) -> None:
+    """Tell Airflow which dataset was published, so that other DAGs can be scheduled on it."""
+    from retro_ops import store
+
+    plan = read_plan(result["plan"])
+    current = layout.current_uri(plan.root, plan.dataset)
+    with failures.airflow_errors():
+        published: Mapping[str, Any] = json.loads(store.read(current))
+    folder = layout.dataset_folder(plan.root, plan.dataset)
+    uri = folder if "://" in folder else f"file://{folder}"
+    extra = {key: published[key] for key in ("version", "path", "published_at")} | published["counts"]
+    context["outlet_events"][DATASETS].add(Asset(name=uri, uri=uri), extra=extra)
+
+
+def read_plan(uri: str) -> specs.Plan:
+    from retro_ops import store
+
+    with failures.airflow_errors():
+        return specs.plan_from_json(store.read(uri), uri)
+
+
+def _missing_message(missing: list[tuple[int, specs.Shard]], total: int, some_kept: bool) -> str:
+    shown = ", ".join(f"{shard.name} (map index {index})" for index, shard in missing[:20])
+    more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+    message = f"{len(missing)} of {total} shards are not embedded: {shown}{more}.\n  What to do: "
+    first = missing[0][0]
+    message += f"read the log of the shard's failed task in group `shards`, then clear map index {first} of it"
+    message += " with its downstream tasks, for each shard named above"
+    return message + ("; or trigger a run with allow_partial to go on without them" if some_kept else "")

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Resolves every .in file afresh and pins the result in the .txt file beside it.
+# A lock of a development or demo set holds only what it adds to the environment below it.
+set -eu
+cd "$(dirname "$0")"
+python=${PYTHON:-python3}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+freeze() {  # $1 environment, $2 lock to write
+    # Left out: torch's local version (which build is the installer's choice) and what the CUDA build brings.
+    "$scratch/$1/bin/pip" freeze --exclude pip --exclude setuptools |
+        sed -E 's/^(torch==[^+]+)\+.*/\1/' | grep -Ev '^(nvidia-|cuda-|triton)' >"$scratch/$2"
+}
+
+lock() {  # $1 environment, then the sets, each on top of the former
+    environment=$1
+    "$python" -m venv "$scratch/$environment"
+    below=/dev/null
+    shift
+    for set in "$@"; do
+        constraint=""
+        [ "$below" = /dev/null ] || constraint="-c $below"
+        # shellcheck disable=SC2086
+        "$scratch/$environment/bin/pip" install -qq $constraint -r "$set.in"
+        freeze "$environment" "$set.all"
+        {
+            echo "# Made by requirements/lock.sh from $set.in: do not edit."
+            grep -vxFf "$below" "$scratch/$set.all" || true
+        } >"$set.txt"
+        below="$scratch/$set.all"
+    done
+}
+
+lock airflow airflow dev-airflow
+lock stages stages demo dev-stages

@@ -1,0 +1,91 @@
+"""Environment of the Airflow tests. Airflow reads its configuration on import, so it is set here first."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from retro_ops.specs import Plan
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+
+_home = tempfile.TemporaryDirectory(prefix="retro-airflow-tests-")
+for _name in [name for name in os.environ if name.startswith(("AIRFLOW", "RETRO_"))]:
+    del os.environ[_name]
+os.environ.update(
+    AIRFLOW_HOME=_home.name,
+    AIRFLOW__CORE__DAGS_FOLDER=str(REPOSITORY / "dags"),
+    AIRFLOW__CORE__PLUGINS_FOLDER=str(REPOSITORY / "plugins"),
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    RETRO_RETRY_DELAY="0.1",
+)
+for _folder in (REPOSITORY / "plugins", REPOSITORY):
+    sys.path.insert(0, str(_folder))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for module in ("retro_airflow", "retro_ops", "retro_dataset"):
+        config.addinivalue_line("filterwarnings", f"error:::{module}")
+    config.addinivalue_line("filterwarnings", "error::ResourceWarning")
+
+
+@pytest.fixture
+def stub_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stub stages behind the door, as RETRO_STAGE_COMMAND; returns the folder of the door."""
+    door = tmp_path / "door"
+    door.mkdir()
+    monkeypatch.setenv("RETRO_STAGE_COMMAND", f"{sys.executable} {HERE / 'door_stage.py'}")
+    monkeypatch.setenv("RETRO_TEST_DOOR", str(door))
+    monkeypatch.setenv("RETRO_TEST_STAGE", f"{sys.executable} {HERE / 'stub_stage.py'}")
+    monkeypatch.setenv("RETRO_JOBS_DIR", str(tmp_path / "jobs"))
+    return door
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three training files and one for validation."""
+    folder = tmp_path / "corpus"
+    for name in ("train/a", "train/b", "train/c", "val/d"):
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{{"text": "a document of {name}"}}\n')
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> "Plan":
+    """Two training shards and one for validation."""
+    from retro_ops import specs
+
+    def shard(name: str, split: specs.Split) -> specs.Shard:
+        return specs.Shard(name, split, (specs.Source(name, 1, name),))
+
+    return specs.Plan(
+        dataset="d",
+        root=str(tmp_path),
+        parameters=specs.Parameters(),
+        identity=specs.Identity("t", 100, 0, "m", 8),
+        shards=(shard("a", "train"), shard("b", "train"), shard("v", "val")),
+    )
+
+
+@pytest.fixture
+def uri(plan: "Plan") -> str:
+    from retro_ops import layout, specs
+
+    uri = layout.plan_uri(plan.root, plan.dataset, "run")
+    Path(uri).parent.mkdir(parents=True)
+    Path(uri).write_text(specs.plan_to_json(plan))
+    return uri
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    from airflow.utils.db import initdb
+
+    initdb()

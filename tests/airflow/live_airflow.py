@@ -1,0 +1,163 @@
+"""A throwaway Airflow for the tests: API server, DAG processor and scheduler, as processes of the test."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+Task = tuple[str, int]
+"""Task id and map index (-1: not mapped)."""
+
+
+class LiveAirflow:
+    """Binds 127.0.0.1 only. Every process it starts leads a session, so that all its children can be found."""
+
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+        self.home = home
+        self._port = free_port()
+        self._environment = self._configuration() | dict(environment)
+        self._sessions: list[subprocess.Popen[bytes]] = []
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30)
+        self.scheduler: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._airflow("db", "migrate").wait()
+        self._airflow("api-server", "--host", "127.0.0.1", "--port", str(self._port))
+        self._airflow("dag-processor")
+        self.start_scheduler()
+        wait_for(self._authenticate, 120)
+        wait_for(lambda: self._client.get("/api/v2/dags/retro_dataset").status_code == 200, 120)
+        self.call("PATCH", "dags/retro_dataset", {"is_paused": False})
+
+    def start_scheduler(self) -> None:
+        # The server for task logs outlives a killed scheduler, so that each needs a port of its own.
+        self._environment["AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT"] = str(free_port())
+        self.scheduler = self._airflow("scheduler")
+
+    def stop(self) -> None:
+        self._client.close()
+        for process in self._sessions:
+            for pid in session_members(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+    def trigger(self, **conf: Any) -> str:
+        run = self.call("POST", "dags/retro_dataset/dagRuns", {"logical_date": None, "conf": conf})
+        return str(run["dag_run_id"])
+
+    def finish(self, run_id: str, timeout_s: float = 240) -> str:
+        """Wait for the end of a run; its state."""
+        wait_for(lambda: self.run_state(run_id) in ("success", "failed"), timeout_s, lambda: str(self.states(run_id)))
+        return self.run_state(run_id)
+
+    def run_state(self, run_id: str) -> str:
+        return str(self.call("GET", f"dags/retro_dataset/dagRuns/{run_id}")["state"])
+
+    def tasks(self, run_id: str) -> dict[Task, dict[str, Any]]:
+        rows = self.call("GET", f"dags/retro_dataset/dagRuns/{run_id}/taskInstances?limit=1000")["task_instances"]
+        return {(row["task_id"], row["map_index"]): row for row in rows}
+
+    def states(self, run_id: str) -> dict[Task, str | None]:
+        return {task: row["state"] for task, row in self.tasks(run_id).items()}
+
+    def log(self, run_id: str, task: Task, try_number: int) -> str:
+        task_id, map_index = task
+        path = f"dags/retro_dataset/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}?map_index={map_index}"
+        return "\n".join(str(line.get("event", "")) for line in self.call("GET", path)["content"])
+
+    def clear(self, run_id: str, task: Task) -> None:
+        """Clear one map index and what is downstream of it."""
+        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [list(task)], "include_downstream": True}
+        self.call("POST", "dags/retro_dataset/clearTaskInstances", body | {"only_failed": True})
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        response = self._client.request(method, f"/api/v2/{path}", json=body)
+        assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
+        return response.json()
+
+    def _authenticate(self) -> bool:
+        try:
+            answer = self._client.get("/auth/token")
+        except httpx.TransportError:
+            return False
+        if not answer.is_success:
+            return False
+        self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        return True
+
+    def _airflow(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.home / f"{arguments[0]}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        self._sessions.append(process)
+        return process
+
+    def _configuration(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "_AIRFLOW", "RETRO_"))}
+        return inherited | {
+            "AIRFLOW_HOME": str(self.home),
+            "PYTHONPATH": str(REPOSITORY),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self._port}/execution/",
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            # Deaths are noticed in seconds rather than minutes.
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+            "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "6",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "2",
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "12",
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        }
+
+
+def session_members(leader: int) -> list[int]:
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] != "Z":
+                members.append(int(entry.name))
+    return members
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(
+    condition: Callable[[], object], timeout_s: float = 60, explain: Callable[[], str] = lambda: "it did not happen"
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.2)

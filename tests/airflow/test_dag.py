@@ -1,0 +1,164 @@
+"""The DAG file, and a run of the whole DAG in this process with stub stages."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.models.dagbag import DagBag
+from airflow.sdk import DAG
+from live_airflow import REPOSITORY
+
+from retro_ops import layout, specs
+
+HEAVY = ("numpy", "torch", "faiss", "transformers", "sentence_transformers", "boto3", "botocore")
+
+PARSE = """
+import sys, time
+sys.path[:0] = {paths!r}
+import airflow.sdk, airflow.providers.standard.operators.python
+before = set(sys.modules)
+started = time.perf_counter()
+import retro_dataset
+seconds = time.perf_counter() - started
+import json
+print(json.dumps([seconds, [name for name in {heavy!r} if name in sys.modules and name not in before]]))
+"""
+
+
+def load() -> DAG:
+    folder = str(REPOSITORY / "dags")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = importlib.reload(importlib.import_module("retro_dataset"))
+    dag: DAG = module.dag
+    return dag
+
+
+def test_parsing_is_quick_and_imports_no_heavy_library() -> None:
+    paths = [str(REPOSITORY / folder) for folder in ("dags", "plugins", "")]
+    program = PARSE.format(paths=paths, heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", "-c", program], capture_output=True, text=True, check=True
+    )
+    seconds, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert heavy == []
+    assert seconds < 1
+
+
+def test_no_import_errors(airflow_database: None) -> None:
+    bag = DagBag(str(REPOSITORY / "dags"))
+    assert bag.import_errors == {}
+    assert "retro_dataset" in bag.dags
+
+
+def test_tasks_are_named_like_their_stages() -> None:
+    dag = load()
+    staged = {task.task_id: task.stage for task in map(operator_of, dag.tasks) if hasattr(task, "stage")}
+    assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == {
+        "plan",
+        *layout.CODE_VERSIONS,
+        "validate",
+        "publish",
+    }
+
+
+def operator_of(task: Any) -> Any:
+    """Of a mapped task, what its instances are given; else the task itself."""
+    return SimpleNamespace(task_id=task.task_id, **task.partial_kwargs) if task.is_mapped else task
+
+
+def test_stages_retry_with_back_off() -> None:
+    for task in load().tasks:
+        assert (task.retries or 0) >= 2
+        assert task.retry_exponential_backoff
+
+
+def test_gpu_stages_share_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETRO_GPU_POOL", "gpus")
+    pooled = {task.task_id for task in load().tasks if task.pool == "gpus"}
+    assert pooled == {"shards.embed_chunks", "train_faiss_index", "build_faiss_index", "retrieve_neighbours"}
+
+
+def run(tmp_path: Path, corpus: Path, **conf: Any) -> Any:
+    conf = {
+        "root": str(tmp_path / "root"),
+        "dataset": "demo",
+        "corpus": str(corpus / "train"),
+        "validation_corpus": str(corpus / "val"),
+        "preset": "tiny",
+    } | conf
+    return load().test(run_conf=conf)
+
+
+def states(run: Any) -> dict[tuple[str, int], str]:
+    return {(ti.task_id, ti.map_index): str(ti.state) for ti in run.get_task_instances()}
+
+
+@pytest.mark.usefixtures("airflow_database", "stub_command")
+def test_a_whole_run(tmp_path: Path, corpus: Path) -> None:
+    done = run(tmp_path, corpus)
+    assert str(done.state) == "success"
+    plan_uri = layout.plan_uri(str(tmp_path / "root"), "demo", done.run_id)
+    plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
+    assert [shard.name for shard in plan.shards] == ["a", "b", "c", "d"]
+    assert plan.parameters.index_type == "IVF64,Flat"
+    for stage in (*layout.CODE_VERSIONS, "validate"):
+        for shard in plan.shards if stage in layout.SHARD_STAGES else (None,):
+            assert Path(layout.report_uri(plan, stage, shard.name if shard else None)).exists()
+    assert Path(layout.current_uri(plan.root, plan.dataset)).exists()
+    labels = {ti.rendered_map_index for ti in done.get_task_instances() if ti.map_index >= 0}
+    assert labels == {"shard a", "shard b", "shard c", "shard d"}
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_run_stops_at_the_gate_when_a_shard_fails(tmp_path: Path, corpus: Path, stub_command: Path) -> None:
+    (stub_command / "fail.tokenize-and-chunk.b").write_text("65")
+    done = run(tmp_path, corpus)
+    assert str(done.state) == "failed"
+    state = states(done)
+    assert state["shards.tokenize_and_chunk", 1] == "failed"
+    assert state["shards.embed_chunks", 1] == "upstream_failed"
+    assert {state["shards.embed_chunks", index] for index in (0, 2, 3)} == {"success"}
+    assert state["gate", -1] == "failed"
+    assert state["train_faiss_index", -1] == "upstream_failed"
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_run_may_go_on_without_failed_shards(tmp_path: Path, corpus: Path, stub_command: Path) -> None:
+    (stub_command / "fail.embed-chunks.b").write_text("65")
+    done = run(tmp_path, corpus, allow_partial=True)
+    state = states(done)
+    assert state["publish", -1] == "success"
+    assert {index for task, index in state if task == "retrieve_neighbours"} == {0, 1, 2}
+    plan_uri = layout.selected_plan_uri(layout.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
+    plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
+    assert plan.skipped == ("b",)
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_failed_plan_fails_the_run(tmp_path: Path, corpus: Path, stub_command: Path) -> None:
+    (stub_command / "fail.plan.-").write_text("65")
+    done = run(tmp_path, corpus)
+    assert str(done.state) == "failed"
+    assert states(done)["gate", -1] == "failed"
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_an_unknown_key_fails_before_anything_is_submitted(tmp_path: Path, corpus: Path, stub_command: Path) -> None:
+    done = run(tmp_path, corpus, num_neighbors=3)
+    assert states(done)["plan", -1] == "failed"
+    assert not (stub_command / "journal").exists()
+
+
+def test_airflow_does_not_load_the_package_as_top_level_modules(airflow_database: None) -> None:
+    from airflow.plugins_manager import ensure_plugins_loaded
+
+    ensure_plugins_loaded()
+    ours = {path.stem for path in (REPOSITORY / "plugins" / "retro_airflow").rglob("*.py")}
+    shadowed = {name for name in ours & set(sys.modules) if str(REPOSITORY) in str(sys.modules[name].__file__)}
+    assert shadowed == set()

