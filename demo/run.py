@@ -36,7 +36,9 @@ def upload_corpus() -> None:
             if not store.exists(uri) or store.read(uri) != path.read_bytes():
                 store.write(uri, path.read_bytes())
         size = sum(path.stat().st_size for path in files)
-        print(f"Corpus: {len(files)} files, {size / 1e6:.1f} MB of text that came with this Python, s3://{BUCKET}/corpus")
+        print(
+            f"Corpus: {len(files)} files, {size / 1e6:.1f} MB of text that came with this Python, s3://{BUCKET}/corpus"
+        )
 
 
 def trigger(stack: Stack) -> str:

@@ -111,7 +111,9 @@ class Stack:
             "RETRO_TOKENIZER": model,
             "RETRO_MODEL": model,
         }
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "AWS_", "RETRO_"))}
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "AWS_", "RETRO_"))
+        }
         return inherited | {"AWS_CA_BUNDLE": os.environ.get("AWS_CA_BUNDLE", "")} | own
 
     def up(self) -> None:
@@ -235,7 +237,9 @@ class Stack:
     def _airflow_answers(self) -> bool:
         try:
             health = urllib3.request("GET", f"{self.ui}/api/v2/monitor/health", timeout=5.0, retries=False).json()
-            healthy = all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+            healthy = all(
+                health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor")
+            )
             return healthy and bool(self.api("GET", "/dags/retro_dataset"))
         except (urllib3.exceptions.HTTPError, ValueError, KeyError, RuntimeError):
             return False

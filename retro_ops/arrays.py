@@ -38,9 +38,7 @@ class NpyReader:
         """Rows ``start:stop`` (clipped to the array), in memory."""
         start, stop = max(0, start), min(stop, len(self))
         count = max(0, stop - start)
-        data = store.at(self.uri).read_range(
-            self.uri, self.offset + start * self.row_bytes, count * self.row_bytes
-        )
+        data = store.at(self.uri).read_range(self.uri, self.offset + start * self.row_bytes, count * self.row_bytes)
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
     def blocks(self, rows: int) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -63,7 +61,7 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
         shape, fortran, dtype = read(head)
     except ValueError as error:
         raise BadInputError(f"{uri} is not a .npy array: {error}") from error
-    if fortran and len(shape) > 1 or dtype.hasobject or not shape:
+    if (fortran and len(shape) > 1) or dtype.hasobject or not shape:
         raise BadInputError(f"{uri} must be a C-ordered array of numbers, not {dtype} {shape}")
     reader = NpyReader(uri, dtype, shape, head.tell())
     if size != reader.offset + reader.row_bytes * len(reader):

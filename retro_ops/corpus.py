@@ -79,7 +79,7 @@ def _open(source: str) -> IO[bytes]:
         return gzip.open(raw)  # type: ignore[return-value]
     if source.endswith(".zst"):
         reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(raw, read_across_frames=True)
-        return io.BufferedReader(reader, 2**20)  # type: ignore[arg-type]
+        return io.BufferedReader(reader, 2**20)
     return raw
 
 
@@ -96,7 +96,9 @@ def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[byte
     except (EOFError, OSError, zstandard.ZstdError) as error:
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
             raise
-        raise BadInputError(f"{source} cannot be decompressed: {error}", "the file is damaged: fetch it again") from error
+        raise BadInputError(
+            f"{source} cannot be decompressed: {error}", "the file is damaged: fetch it again"
+        ) from error
 
 
 def _parse(line: bytes | None, source: str, number: int, max_line_bytes: int) -> Document | BadRecord:

@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 logger = logging.getLogger("retro_ops")
 
@@ -33,7 +34,7 @@ def configure_logging() -> None:
     logger.propagate = False
 
 
-def say(message: str, level: int = logging.INFO, **fields: object) -> None:
+def say(message: str, level: int = logging.INFO, **fields: Any) -> None:
     logger.log(level, message, extra={"fields": fields})
 
 
@@ -68,7 +69,7 @@ class Progress:
     def _say(self) -> None:
         self._said, self._said_done = time.monotonic(), self._done
         rate = self._done / max(self._said - self._started, 1e-9)
-        fields: dict[str, object] = {"event": "progress", "stage": self._stage, "unit": self._unit}
+        fields: dict[str, Any] = {"event": "progress", "stage": self._stage, "unit": self._unit}
         fields |= {"done": self._done, "total": self._total, "rate_per_s": round(rate, 3)}
         text = f"{self._stage}: {self._done:,}"
         if self._total is not None:

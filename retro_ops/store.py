@@ -379,9 +379,9 @@ class _S3Writer:
             if self._upload is None:
                 self._abort_leftovers()
                 self._upload = _client().create_multipart_upload(**self._target)["UploadId"]
-            tag = _client().upload_part(
-                **self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data)
-            )["ETag"]
+            tag = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data))[
+                "ETag"
+            ]
         self._parts.append({"PartNumber": number, "ETag": tag})
 
     def _abort_leftovers(self) -> None:

@@ -128,9 +128,7 @@ def searcher(
     has_lists = list_count(index) > 1 if device.chosen == "cpu" else True
     state = {"nprobe": 0}
 
-    def search(
-        queries: NDArray[np.float32], width: int, nprobe: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if has_lists and state["nprobe"] != nprobe:
             space.set_index_parameter(index, "nprobe", nprobe)
             state["nprobe"] = nprobe

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +55,7 @@ def document_ranges(chunk2seq: NDArray[np.int32]) -> tuple[NDArray[np.int64], ND
     return np.repeat(starts, lengths)[: len(chunk2seq)], np.repeat(ends, lengths)[: len(chunk2seq)]
 
 
-def keep_first(
-    ids: NDArray[np.int64], distances: NDArray[np.float32], keep: NDArray[np.bool_], k: int
-) -> Found:
+def keep_first(ids: NDArray[np.int64], distances: NDArray[np.float32], keep: NDArray[np.bool_], k: int) -> Found:
     """The first ``k`` hits of each row where ``keep`` holds, in their order, padded with -1."""
     order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
     kept = np.take_along_axis(keep, order, axis=1)
@@ -71,12 +68,10 @@ def keep_first(
     return Found(out_ids, out_distances.astype(np.float32))
 
 
-def other_document(
-    ids: NDArray[np.int64], first: NDArray[np.int64], end: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def other_document(ids: NDArray[np.int64], first: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.bool_]:
     """True where a hit exists and lies outside the row's own document, global ids ``first:end``."""
-    outside: NDArray[Any] = (ids < first[:, None]) | (ids >= end[:, None])
-    return (ids != NO_NEIGHBOUR) & outside
+    kept: NDArray[np.bool_] = (ids != NO_NEIGHBOUR) & ((ids < first[:, None]) | (ids >= end[:, None]))
+    return kept
 
 
 def seed_neighbours(

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retro_ops import layout, report, store
@@ -71,9 +72,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     loaded: dict[str, Any] = {}
     for query in job.queries:
         inputs = [query.embeddings, query.chunk2seq, job.index]
-        report.run_once(
-            STAGE, query.report, query.digest, chosen, inputs, lambda q=query: _work(job, q, parameters, loaded)
-        )
+        work = partial(_work, job, query, parameters, loaded)
+        report.run_once(STAGE, query.report, query.digest, chosen, inputs, work)
 
 
 def _planned_job(plan_uri: str, name: str) -> Job:

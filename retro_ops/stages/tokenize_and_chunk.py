@@ -136,7 +136,9 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
             documents, chunks = documents + len(batch), chunks + len(part.chunks)
             progress.advance(len(batch))
             if full:
-                say(f"{STAGE}: stopped before the first document that passes --max-chunks {limit:,}", event="max_chunks")
+                say(
+                    f"{STAGE}: stopped before the first document that passes --max-chunks {limit:,}", event="max_chunks"
+                )
                 break
         progress.close()
         quarantine.check_share(documents)

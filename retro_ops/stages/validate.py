@@ -5,6 +5,7 @@ import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retro_ops import layout, report, store
@@ -92,10 +93,10 @@ def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int]) -
     counts = [size for shard in shards if (size := _rows(shard.embeddings)) is not None]
     if len(counts) != len(shards):
         return
-    yield from _guard(spec.faiss_index, lambda: _check_index(spec.faiss_index, sum(counts)))
+    yield from _guard(spec.faiss_index, partial(_check_index, spec.faiss_index, sum(counts)))
     checked[spec.faiss_index] = None
     for shard in spec.shards:
-        yield from _guard(shard.neighbours, lambda s=shard: _check_shard_neighbours(s, shards, counts))
+        yield from _guard(shard.neighbours, partial(_check_shard_neighbours, shard, shards, counts))
         checked[shard.neighbours] = None
         totals["neighbour rows"] += _rows(shard.neighbours) or 0
 
@@ -105,8 +106,8 @@ def _check_index_shards(
 ) -> Iterator[Finding]:
     for shard in shards:
         if shard.embeddings not in checked:
-            yield from _guard(shard.chunks, lambda s=shard: _check_chunks(s))
-            yield from _guard(shard.embeddings, lambda s=shard: _check_shard_embeddings(s))
+            yield from _guard(shard.chunks, partial(_check_chunks, shard))
+            yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard))
             totals["chunks"] += _rows(shard.chunks) or 0
             checked |= dict.fromkeys(astuple(shard))
 

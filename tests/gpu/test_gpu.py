@@ -1,0 +1,122 @@
+"""Every device path gives what the CPU path gives. Needs a GPU, torch with CUDA and faiss-gpu."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retro_ops import device, report
+from retro_ops.cli import main
+from retro_ops.specs import IndexShard, index_spec_to_json
+
+pytestmark = pytest.mark.gpu
+
+ROWS, DIMENSION = 50_000, 384
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clustered unit vectors of one shard, with documents of ten chunks."""
+    folder = tmp_path_factory.mktemp("gpu")
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((500, DIMENSION))
+    vectors = centres[rng.integers(500, size=ROWS)] + 0.6 * rng.standard_normal((ROWS, DIMENSION))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.save(folder / "embeddings.npy", vectors.astype(np.float16))
+    np.save(folder / "chunk2seq.npy", (np.arange(ROWS) // 10).astype(np.int32))
+    names = ("chunks", "seq2chunk", "chunk2seq", "embeddings")
+    shard = IndexShard(*(str(folder / f"{name}.npy") for name in names))
+    (folder / "index.spec.json").write_text(index_spec_to_json([shard], str(folder / "index.spec.json")))
+    return folder
+
+
+def _run(*arguments: Any) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def _train(folder: Path, index_type: str, where: str) -> Path:
+    path = folder / f"{where}.trained.index"
+    _run(
+        *("train-faiss-index", "--spec", folder / "index.spec.json", "--output", path),
+        *("--index-type", index_type, "--device", where),
+    )
+    return path
+
+
+def _retrieve(folder: Path, index: Path, where: str, *options: str) -> np.ndarray[Any, Any]:
+    output = folder / f"{index.stem}.{where}.neighbours.npy"
+    _run(
+        *("retrieve-neighbours", "--query-embeddings", folder / "embeddings.npy"),
+        *("--query-chunk2seq", folder / "chunk2seq.npy", "--neighbours-output", output),
+        *("--index", index, "--index-spec", folder / "index.spec.json", "--device", where, *options),
+    )
+    return np.asarray(np.load(output))
+
+
+def _build(folder: Path, trained: Path) -> Path:
+    path = folder / f"{trained.stem}.filled.index"
+    _run(
+        *("build-faiss-index", "--spec", folder / "index.spec.json"),
+        *("--trained-index", trained, "--output-index", path),
+    )
+    return path
+
+
+def _overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    return float((a[:, :, None] == b[:, None, :]).any(axis=2).mean())
+
+
+def test_auto_takes_the_gpu_and_says_so() -> None:
+    for library in ("torch", "faiss"):
+        chosen = device.choose("auto", library)
+        assert chosen.chosen == "cuda"
+        assert "GPU" in chosen.why
+
+
+@pytest.mark.parametrize("index_type", ["IVF64,Flat", "IVF64,PQ32"])
+def test_an_index_trained_on_the_gpu_searches_as_well(folder: Path, index_type: str) -> None:
+    exact = _retrieve(folder, _build(folder, _train(folder, "Flat", "cpu")), "cpu")
+    recall = {}
+    for where in ("cpu", "cuda"):
+        trained = _train(folder, index_type, where)
+        found = report.read(str(trained.with_suffix(".report.json")))
+        assert found is not None
+        assert found["device"]["chosen"] == where
+        recall[where] = _overlap(exact, _retrieve(folder, _build(folder, trained), "cpu"))
+    assert recall["cuda"] == pytest.approx(recall["cpu"], abs=0.02)
+
+
+@pytest.mark.parametrize("index_type", ["Flat", "IVF64,Flat", "IVF64,PQ32"])
+@pytest.mark.parametrize("profile", ["default", "seed"])
+def test_a_search_on_the_gpu_finds_the_same(folder: Path, index_type: str, profile: str) -> None:
+    index = _build(folder, _train(folder, index_type, "cpu"))
+    cpu, gpu = (_retrieve(folder, index, where, "--profile", profile) for where in ("cpu", "cuda"))
+    # Distances differ in the last bits, so near-ties may swap.
+    assert _overlap(cpu, gpu) > 0.99
+    assert (cpu == -1).mean() == pytest.approx((gpu == -1).mean(), abs=0.001)
+
+
+def test_a_document_longer_than_the_gpu_can_search_is_widened_on_the_gpu(folder: Path) -> None:
+    """faiss-gpu returns at most 2,048 hits a query; a document of 5,000 chunks asks for more."""
+    np.save(folder / "chunk2seq.npy", np.concatenate((np.zeros(5000), np.arange(ROWS - 5000) // 10 + 1)).astype("i4"))
+    try:
+        index = _build(folder, _train(folder, "IVF64,Flat", "cpu"))
+        found = _retrieve(folder, index, "cuda")
+        assert (found != -1).all()
+        assert (found[:5000] >= 5000).all()
+    finally:
+        np.save(folder / "chunk2seq.npy", (np.arange(ROWS) // 10).astype(np.int32))
+
+
+def test_embeddings_on_the_gpu_equal_those_on_the_cpu(tmp_path: Path, model_dir: str) -> None:
+    text = " ".join(f'"Chapter {i} speaks of the sea, the wind and number {i * i}."' for i in range(2000))
+    (tmp_path / "corpus.jsonl").write_text('{"text": ' + text.replace('" "', " ") + "}\n")
+    outputs = [f"--{n}={tmp_path}/{f}.npy" for n, f in (("chunks-out", "c"), ("seq2chunk-index-out", "s"))]
+    outputs.append(f"--chunk2seq-index-out={tmp_path}/d.npy")
+    _run("tokenize-and-chunk", tmp_path / "corpus.jsonl", *outputs, "--tokenizer", model_dir)
+    for where in ("cpu", "cuda"):
+        _run("embed-chunks", tmp_path / "c.npy", tmp_path / f"{where}.npy", "--model", model_dir, "--device", where)
+    cpu, gpu = (np.load(tmp_path / f"{where}.npy").astype(np.float32) for where in ("cpu", "cuda"))
+    assert len(cpu) > 300
+    assert (cpu * gpu).sum(axis=1).min() > 0.999
