@@ -1,0 +1,54 @@
+"""Tokenizers, real text and a way to call the command line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from retro_ops.cli import main
+
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Runs one stage in this process and checks its exit code (0 unless ``code`` is given)."""
+
+    def run(*arguments: Any, code: int = 0) -> None:
+        assert main([str(argument) for argument in arguments]) == code
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Real text, with an empty and a blank document, short and long ones."""
+    from pydoc_data.topics import topics
+
+    real = [text for _, text in sorted(topics.items())][:40]
+    return ["", " \n\t ", "One word.", *real, "naïve café — 東京 🎉"]
+
+
+@pytest.fixture(scope="session")
+def t5_dir(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
+    """A small Unigram tokenizer with T5's conventions: <pad>=0, </s>=1 appended, <unk>=2, no BOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=800, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder = tmp_path_factory.mktemp("t5")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(params=["wordpiece", "t5"])
+def tokenizer_dir(request: pytest.FixtureRequest, model_dir: str, t5_dir: str) -> str:
+    return model_dir if request.param == "wordpiece" else t5_dir
