@@ -1,5 +1,6 @@
 """Documents in JSON lines: found by path or pattern, decompressed, parsed record by record."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -71,16 +72,22 @@ def records(sources: Sequence[str], max_line_bytes: int) -> Iterator[Document | 
                 yield _parse(line, source, number, max_line_bytes)
 
 
-def _open(source: str) -> IO[bytes]:
+@contextlib.contextmanager
+def _open(source: str) -> Iterator[IO[bytes]]:
     if source == STDIN:
-        return sys.stdin.buffer
-    raw = store.open_stream(source)
-    if source.endswith(".gz"):
-        return gzip.open(raw)  # type: ignore[return-value]
-    if source.endswith(".zst"):
-        reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(raw, read_across_frames=True)
-        return io.BufferedReader(reader, 2**20)
-    return raw
+        yield sys.stdin.buffer
+        return
+    with store.open_stream(source) as raw:
+        if source.endswith(".gz"):
+            with gzip.open(raw) as stream:
+                yield stream  # type: ignore[misc]
+        elif source.endswith(".zst"):
+            # Large windows are what `zstd --long` writes.
+            decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+            with io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 2**20) as stream:  # type: ignore[arg-type]
+                yield stream
+        else:
+            yield raw
 
 
 def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[bytes | None]:
