@@ -397,7 +397,8 @@ def _client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 8}))
+    # A session of its own: the default one keeps the first credentials it ever saw.
+    return boto3.session.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": 8}))
 
 
 def _bucket_key(uri: str) -> dict[str, str]:

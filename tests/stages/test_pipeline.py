@@ -1,0 +1,256 @@
+"""The whole pipeline by plan, locally and on a real S3 server; and what a kill leaves."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
+
+from retro_ops import arrays, layout, report, store
+from retro_ops.plans import read_plan
+from retro_ops.specs import Plan
+
+SHARD_STAGES_BEFORE = ("tokenize-and-chunk", "embed-chunks")
+ARRAYS = ("chunks", "seq2chunk", "chunk2seq", "embeddings", "neighbours")
+
+
+def _corpus(folder: Path, texts: list[str]) -> Path:
+    write_corpus(folder / "train/00_a.jsonl", [{"text": t, "id": i} for i, t in enumerate(texts[:6])])
+    write_corpus(folder / "train/01_b.jsonl", texts[6:12])
+    write_corpus(folder / "val/val_a.jsonl", texts[12:15])
+    return folder
+
+
+def _plan(run: Run, root: str, corpus: str, tokenizer: str, model: str, *options: str) -> str:
+    uri = layout.plan_uri(root, "books", "a run: 1")
+    run(
+        *("plan", "--root", root, "--dataset", "books", "--corpus", f"{corpus}/train/*.jsonl"),
+        *("--validation-corpus", f"{corpus}/val", "--output", uri, "--tokenizer", tokenizer, "--model", model),
+        *("--index-type", "IVF4,Flat", "--num-neighbours", 2, *options),
+    )
+    return uri
+
+
+def _build(run: Run, uri: str) -> Plan:
+    """Every stage of the plan, in order."""
+    plan = read_plan(uri)
+    for stage in SHARD_STAGES_BEFORE:
+        for shard in plan.shards:
+            run(stage, "--plan", uri, "--shard", shard.name)
+    run("train-faiss-index", "--plan", uri)
+    for shard in plan.shards:
+        run("build-faiss-index", "--plan", uri, "--shard", shard.name)
+    run("merge-indexes", "--plan", uri)
+    for shard in plan.shards:
+        run("retrieve-neighbours", "--plan", uri, "--shard", shard.name)
+    for stage in ("write-specs", "validate", "publish"):
+        run(stage, "--plan", uri)
+    return plan
+
+
+def _arrays(plan: Plan) -> dict[str, np.ndarray]:
+    found = {}
+    for shard in plan.shards:
+        files = layout.chunks_files(plan, shard.name)
+        files["embeddings"] = layout.embeddings_uri(plan, shard.name)
+        files["neighbours"] = layout.neighbours_uri(plan, shard.name)
+        for name, uri in files.items():
+            reader = arrays.open_npy(uri)
+            found[f"{shard.name}/{name}"] = reader.rows(0, len(reader))
+    return found
+
+
+def test_s3_and_local_give_the_same_dataset_and_a_rerun_does_nothing(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, s3: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", texts)
+    for path in corpus.rglob("*.jsonl"):
+        store.write(f"{s3}/corpus/{path.relative_to(corpus)}", path.read_bytes())
+    local = _build(run, _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir))
+    uri = _plan(run, f"{s3}/root", f"{s3}/corpus", model_dir, model_dir)
+    remote = _build(run, uri)
+    expected, found = _arrays(local), _arrays(remote)
+    assert set(expected) == set(found)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert (found["val_a/neighbours"] >= 0).all()
+    before = {name: store.read(name) for name in store.at(s3).list(f"{s3}/root")}
+    capfd.readouterr()
+    _build(run, uri)
+    assert "started" not in capfd.readouterr().err
+    assert {name: store.read(name) for name in store.at(s3).list(f"{s3}/root")} == before
+    changed = _plan(run, f"{s3}/root", f"{s3}/corpus", model_dir, model_dir, "--chunk-size", "32")
+    shard = remote.shards[0].name
+    assert layout.chunks_files(read_plan(changed), shard) != layout.chunks_files(remote, shard)
+
+
+def test_the_validation_index_extends_the_training_index(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", texts)
+    plan = _build(run, _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir))
+    train, val = (faiss.read_index(layout.index_uri(plan, split)) for split in ("train", "val"))
+    found = _arrays(plan)
+    rows = np.concatenate([found[f"{s}/embeddings"] for s in ("00_a", "01_b", "val_a")]).astype(np.float32)
+    assert train.ntotal == len(rows) - len(found["val_a/embeddings"])
+    for index in (train, val):
+        index.make_direct_map()
+        np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), rows[: index.ntotal])
+
+
+@pytest.mark.parametrize("index_type", ["Flat", "IVF8,Flat", "IVF8,PQ8x4", "OPQ8,IVF8,PQ8x4", "PCA16,IVF8,SQ8"])
+def test_merged_partials_are_byte_equal_to_one_serial_build(tmp_path: Path, run: Run, index_type: str) -> None:
+    shards = [synthetic_shard(tmp_path / name, [200 + 50 * i], i) for i, name in enumerate("abc")]
+    spec = write_index_spec(tmp_path / "spec.json", shards)
+    trained, serial, merged = (tmp_path / f"{name}.index" for name in ("trained", "serial", "merged"))
+    run("train-faiss-index", "--spec", spec, "--index-type", index_type, "--output", trained)
+    common = ("build-faiss-index", "--spec", spec, "--trained-index", trained)
+    run(*common, "--output-index", serial)
+    partials = [tmp_path / f"partial{i}.index" for i in range(3)]
+    for i, partial in enumerate(partials):
+        run(*common, "--output-index", partial, "--only-shard", i)
+    run("merge-indexes", "--base-index", trained, "--partials", *partials, "--output-index", merged)
+    assert merged.read_bytes() == serial.read_bytes()
+
+
+def test_a_partial_index_of_another_training_is_refused(tmp_path: Path, run: Run) -> None:
+    spec = write_index_spec(tmp_path / "spec.json", [synthetic_shard(tmp_path / "a", [300], 0)])
+    for name, lists in (("one", 8), ("two", 4)):
+        run(
+            *("train-faiss-index", "--spec", spec, "--index-type", f"IVF{lists},Flat"),
+            *("--output", tmp_path / f"{name}.index"),
+        )
+    files = ("--trained-index", tmp_path / "one.index", "--output-index", tmp_path / "part.index")
+    run("build-faiss-index", "--spec", spec, *files)
+    merge = ("merge-indexes", "--base-index", tmp_path / "two.index", "--partials", tmp_path / "part.index")
+    run(*merge, "--output-index", tmp_path / "out.index", code=65)
+
+
+def _stage(*arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "retro_ops.cli", *map(str, arguments)], stderr=subprocess.DEVNULL, env=dict(os.environ)
+    )
+
+
+def _kill_at(moments: Sequence[float], seconds: float, arguments: Sequence[object], marker: Path) -> int:
+    """Starts the stage once for each moment and kills it then; counts those that died before the report."""
+    died = 0
+    for moment in moments:
+        process = _stage(*arguments)
+        time.sleep(moment * seconds)
+        process.send_signal(signal.SIGKILL)
+        code = process.wait()
+        if code == -signal.SIGKILL:
+            died += not marker.exists()
+        if marker.exists():  # It was faster: its output must be whole, and the next kill starts anew.
+            found = report.read(str(marker))
+            assert found is not None
+            assert all(store.sha256(o["uri"]) == o["sha256"] for o in found["outputs"])
+            marker.unlink()
+    return died
+
+
+def test_a_stage_killed_at_any_moment_ends_byte_equal(tmp_path: Path, texts: list[str], t5_dir: str) -> None:
+    corpus = write_corpus(tmp_path / "d.jsonl", texts * 40)
+    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
+    start = time.monotonic()
+    assert _stage("tokenize-and-chunk", corpus, *tokenize_flags(calm, t5_dir)).wait() == 0
+    seconds = time.monotonic() - start
+    arguments = ["tokenize-and-chunk", corpus, *tokenize_flags(stormy, t5_dir)]
+    moments = [random.Random(7).uniform(0.2, 1.0) for _ in range(10)]
+    assert _kill_at(moments, seconds, arguments, stormy / "chunks.report.json") >= 3
+    assert _stage(*arguments).wait() == 0
+    names = {path.name for path in calm.iterdir()}
+    assert {path.name for path in stormy.iterdir()} == names, "leftovers of killed writers are gone"
+    for name in names - {"chunks.report.json"}:
+        assert (calm / name).read_bytes() == (stormy / name).read_bytes(), name
+
+
+def test_validate_names_the_file_whatever_byte_is_changed(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", texts)
+    uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    plan = _build(run, uri)
+    validated = Path(layout.report_uri(plan, "validate"))
+    outputs = [Path(o["uri"]) for p in (tmp_path / "root").rglob("report.json") for o in report.read(str(p))["outputs"]]  # type: ignore[index]
+    assert len(outputs) > 20
+    rng = random.Random(1)
+    for path in outputs:
+        data = bytearray(path.read_bytes())
+        position = rng.randrange(len(data))
+        backup = shutil.copy(path, tmp_path / "backup")
+        data[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        validated.unlink(missing_ok=True)
+        capfd.readouterr()
+        run("validate", "--plan", uri, code=65)
+        assert path.name in capfd.readouterr().err
+        assert not validated.exists()
+        shutil.move(backup, path)
+    run("validate", "--plan", uri)
+
+
+def test_the_store_says_what_is_wrong(
+    tmp_path: Path, run: Run, s3: str, t5_dir: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = tokenize_flags(tmp_path, t5_dir)
+    run("tokenize-and-chunk", f"{s3}/nothing.jsonl", *flags, code=65)
+    run("tokenize-and-chunk", f"{s3}/folder/", *flags, code=65)
+    assert "no corpus file at" in capfd.readouterr().err
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    store._client.cache_clear()
+    run("tokenize-and-chunk", f"{s3}/x.jsonl", *flags, code=78)
+    said = capfd.readouterr().err
+    assert "the store refused" in said
+    assert secret not in said
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store._client.cache_clear()
+    run("tokenize-and-chunk", f"{s3}/x.jsonl", *flags, code=75)
+    assert "cannot reach the store" in capfd.readouterr().err
+
+
+def test_large_objects_over_tls_arrive_whole(s3_tls: str) -> None:
+    """Over TLS boto3 sends checksums in trailers; more than two parts, with the header known last."""
+    rows = np.arange(5_000_000, dtype=np.int64)
+    uri = f"{s3_tls}/large.npy"
+    with arrays.NpyWriter(uri, np.int64) as writer:
+        for start in range(0, len(rows), 700_000):
+            writer.append(rows[start : start + 700_000])
+        written = writer.close()
+    assert written.bytes > 2 * store.PART_BYTES
+    assert written.sha256 == store.sha256(uri)
+    reader = arrays.open_npy(uri)
+    np.testing.assert_array_equal(reader.rows(4_999_990, 5_000_000), rows[-10:])
+    assert reader.shape == (5_000_000,)
+
+
+def test_an_abandoned_upload_is_swept_and_a_lost_race_is_told(s3: str) -> None:
+    uri = f"{s3}/abandoned.bin"
+    for _ in range(2):
+        writer = store.at(uri).create(uri)
+        writer.write(b"x" * (2 * store.PART_BYTES + 1))  # and never closed, as by a kill
+    uploads = store._client().list_multipart_uploads(Bucket=s3.removeprefix("s3://"), Prefix="abandoned")
+    assert len(uploads.get("Uploads", ())) == 1
+    assert not store.exists(uri)
+    current = f"{s3}/current.json"
+    store.at(current).write_if(current, b"1", None)
+    with pytest.raises(store.ConflictError):
+        store.at(current).write_if(current, b"2", None)
+    tagged = store.at(current).read_tagged(current)
+    assert tagged is not None
+    store.at(current).write_if(current, b"3", tagged[1])
+    with pytest.raises(store.ConflictError):
+        store.at(current).write_if(current, b"4", tagged[1])
+    assert store.read(current) == b"3"
