@@ -29,6 +29,8 @@ for _folder in (HERE, REPOSITORY / "plugins", REPOSITORY):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Airflow and its web framework warn about each other; our own modules must not warn at all.
+    config.addinivalue_line("filterwarnings", "default")
     # Warnings are errors, but not those that Airflow and what it stands on raise about themselves.
     for module in ("airflow", "fastapi", "pathspec", "starlette"):
         config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{module}.*")

