@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "default")
     # Warnings are errors, but not those that Airflow and what it stands on raise about themselves.
     for module in ("airflow", "fastapi", "pathspec", "starlette"):
-        config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{module}.*")
+        config.addinivalue_line("filterwarnings", f"ignore:::{module}.*")
 
 
 @pytest.fixture

@@ -183,11 +183,8 @@ def _members(handle: Handle) -> list[int]:
     leader_start = _start_time(handle["pid"])
     if leader_start is not None and leader_start != handle["start_time"]:
         return []  # Somebody else has the pid now, so nothing of ours is left: a session in use keeps its id.
-    members = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (fields := _stat(int(entry))) and int(fields[3]) == handle["pid"]:
-            members.append(int(entry))
-    return members
+    running = ((int(entry), _stat(int(entry))) for entry in os.listdir("/proc") if entry.isdigit())
+    return [pid for pid, fields in running if fields and int(fields[3]) == handle["pid"]]
 
 
 def _signal(handle: Handle, number: signal.Signals) -> None:

@@ -1,0 +1,190 @@
+"""Specs, layout, arrays, store and corpus on local files."""
+
+import dataclasses
+import gzip
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from retro_ops import arrays, corpus, layout, specs, store
+from retro_ops.errors import BadInputError
+
+SHARD = specs.Shard("00_a", "train", (specs.Source("s3://b/00_a.jsonl", 10, "etag:1:10"),))
+VALIDATION = specs.Shard("val_a", "val", (specs.Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))
+IDENTITY = specs.Identity("t", 30_000, 0, "m", 384)
+PLAN = specs.Plan("books", "s3://b/root", specs.Parameters(), IDENTITY, (SHARD, VALIDATION))
+STAGES = (*layout.SHARD_STAGES, "train-faiss-index", "merge-indexes", "write-specs")
+
+
+def _folders(plan: specs.Plan) -> set[str]:
+    return {layout.stage_folder(plan, stage, "00_a") for stage in STAGES}
+
+
+def test_a_plan_survives_the_way_to_json_and_back() -> None:
+    assert specs.plan_from_json(specs.plan_to_json(PLAN), "plan.json") == PLAN
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1}', '{"format": 1, "dataset": ".."}'])
+def test_what_is_no_plan_is_told_with_its_file(text: str) -> None:
+    with pytest.raises(BadInputError, match=r"plan\.json|dataset name"):
+        specs.plan_from_json(text, "plan.json")
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(specs.Parameters)])
+def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -> None:
+    value = getattr(PLAN.parameters, field)
+    other = not value if isinstance(value, bool) else 7 if value is None or isinstance(value, int | float) else "x"
+    changed = dataclasses.replace(PLAN, parameters=dataclasses.replace(PLAN.parameters, **{field: other}))
+    # Tokenizer, model and pad id count by what they are, which the plan's identity says.
+    how = {"batch_size", "device", "shard_index", "memory_budget", "tokenizer", "model", "pad_id"}
+    assert (_folders(changed) == _folders(PLAN)) == (field in how)
+
+
+def test_identity_and_content_change_folders() -> None:
+    for field in ("tokenizer_digest", "model_digest", "pad_id"):
+        other = dataclasses.replace(PLAN, identity=dataclasses.replace(IDENTITY, **{field: 9}))  # type: ignore[arg-type]
+        assert layout.version_digest(other) != layout.version_digest(PLAN)
+    renamed = dataclasses.replace(SHARD.sources[0], uri="s3://elsewhere/x.jsonl")
+    moved = dataclasses.replace(PLAN, shards=(dataclasses.replace(SHARD, sources=(renamed,)), VALIDATION))
+    assert _folders(moved) == _folders(PLAN), "a corpus file counts by content"
+
+
+def test_the_validation_index_starts_with_the_training_shards() -> None:
+    assert [s.name for s in PLAN.indexed("train")] == ["00_a"]
+    assert [s.name for s in PLAN.indexed("val")] == ["00_a", "val_a"]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a\n", "ü"])
+def test_names_that_climb_are_refused(name: str) -> None:
+    with pytest.raises(BadInputError):
+        layout.dataset_folder("s3://b/root", name)
+    assert "/../" not in layout.plan_uri("s3://b/root", "books", name)
+
+
+@pytest.mark.parametrize("root", ["s3://b/root", "/data/root", "relative/root"])
+def test_specs_hold_paths_relative_to_themselves(root: str) -> None:
+    plan = dataclasses.replace(PLAN, root=root)
+    uri = layout.dataset_spec_uri(plan, "val")
+    text = specs.dataset_spec_to_json(layout.dataset_spec(plan, "val"), uri)
+    assert root not in text
+    assert specs.dataset_spec_from_json(text, uri) == layout.dataset_spec(plan, "val")
+    uri = layout.index_spec_uri(plan, "val")
+    text = specs.index_spec_to_json(layout.index_shards(plan, "val"), uri)
+    assert specs.index_spec_from_json(text, uri) == layout.index_shards(plan, "val")
+
+
+def test_amounts_of_memory() -> None:
+    assert specs.parse_bytes("2GiB") == 2**31
+    assert specs.parse_bytes("1.5 kB") == 1500
+    assert specs.parse_bytes("7") == 7
+    for bad in ("", "2 GiBs", "-1", "lots"):
+        with pytest.raises(BadInputError):
+            specs.parse_bytes(bad)
+
+
+@pytest.mark.parametrize("shape", [(0,), (5,), (0, 4), (7, 4)])
+def test_written_arrays_have_the_bytes_of_numpy(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    rows = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    expected = io.BytesIO()
+    np.save(expected, rows)
+    for known in (None, shape[0]):
+        uri = str(tmp_path / "a.npy")
+        with arrays.NpyWriter(uri, np.float32, shape[1:], rows=known) as writer:
+            writer.append(rows[:3])
+            writer.append(rows[3:])
+            written = writer.close()
+        assert Path(uri).read_bytes() == expected.getvalue()
+        assert written.sha256 == store.sha256(uri)
+    np.testing.assert_array_equal(arrays.open_npy(uri).rows(1, 4), rows[1:4])
+
+
+def test_what_is_no_plain_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "good.npy", np.arange(10))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:-1])
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(np.ones((3, 4))))
+    (tmp_path / "text.npy").write_text("hello")
+    for name in ("cut", "pickled", "fortran", "text", "missing"):
+        with pytest.raises(BadInputError, match=f"{name}.npy"):
+            arrays.open_npy(str(tmp_path / f"{name}.npy"))
+
+
+def _write_and_fail(uri: str) -> None:
+    with store.create(uri) as writer:
+        writer.write(b"half")
+        raise RuntimeError
+
+
+# The second writer is left open on purpose, as a kill leaves it.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_local_write_is_all_or_nothing(tmp_path: Path) -> None:
+    uri = str(tmp_path / "folder" / "a.bin")
+    with pytest.raises(RuntimeError):
+        _write_and_fail(uri)
+    assert list((tmp_path / "folder").iterdir()) == []
+    store.at(uri).create(uri).write(b"killed before close")
+    store.write(uri, b"whole")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a.bin"]
+
+
+def test_compare_and_swap_on_files(tmp_path: Path) -> None:
+    uri = str(tmp_path / "current.json")
+    local = store.at(uri)
+    assert local.read_tagged(uri) is None
+    local.write_if(uri, b"1", None)
+    with pytest.raises(store.ConflictError):
+        local.write_if(uri, b"2", None)
+    tagged = local.read_tagged(uri)
+    assert tagged is not None
+    local.write_if(uri, b"3", tagged[1])
+    assert store.read(uri) == b"3"
+
+
+def _texts(path: Path, limit: int = 1000) -> list[str]:
+    return [d.text if isinstance(d, corpus.Document) else d.reason for d in corpus.records([str(path)], limit)]
+
+
+def test_compressed_corpora_are_read_and_damaged_ones_refused(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"document {i}"}) + "\n" for i in range(100)]
+    data = "".join(lines).encode()
+    frames = zstandard.compress(data[:500]) + zstandard.compress(data[500:])
+    for name, content in (("a.jsonl.gz", gzip.compress(data)), ("a.jsonl.zst", frames), ("a.jsonl", data)):
+        (tmp_path / name).write_bytes(content)
+        assert _texts(tmp_path / name) == [f"document {i}" for i in range(100)]
+    for name, content in (
+        ("b.jsonl.gz", gzip.compress(data)[:-20]),
+        ("c.jsonl.gz", b"not gzip"),
+        ("d.jsonl.zst", b"x" * 99),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInputError, match=name):
+            _texts(tmp_path / name)
+
+
+def test_line_ends_and_lines_beyond_the_budget(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\r\n{"text": "' + b"x" * 300 + b'"}\n{"text": "b"}')
+    texts = _texts(path, 100)
+    assert (texts[0], texts[2]) == ("a", "b")
+    assert "longer than 100 bytes" in texts[1]
+
+
+def test_corpus_files_are_found_by_file_folder_and_pattern(tmp_path: Path) -> None:
+    for name in ("00_a.jsonl", "01_a.jsonl.gz", "02_a.jsonl.zst", "x/03_b.jsonl", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(pattern: str) -> list[str]:
+        return [Path(uri).relative_to(tmp_path).as_posix() for uri in corpus.find(f"{tmp_path}/{pattern}")]
+
+    everything = ["00_a.jsonl", "01_a.jsonl.gz", "02_a.jsonl.zst", "x/03_b.jsonl"]
+    assert found("00_a.jsonl") == ["00_a.jsonl"]
+    assert found("") == found("**/*.jsonl*") == everything
+    assert found("{00..01}_*.jsonl*") == everything[:2]
+    assert found("*_a.jsonl") == ["00_a.jsonl"]
+    with pytest.raises(BadInputError, match="no corpus file"):
+        found("*.parquet")
