@@ -84,7 +84,7 @@ def _open(source: str) -> Iterator[IO[bytes]]:
         elif source.endswith(".zst"):
             # Large windows are what `zstd --long` writes.
             decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-            with io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 2**20) as stream:  # type: ignore[arg-type]
+            with io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 2**20) as stream:
                 yield stream
         else:
             yield raw
