@@ -8,7 +8,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up down test test-unit test-airflow test-ui lint types imports check bench lock clean venv dev
+.PHONY: help demo up down test test-unit test-airflow test-ui lint types imports check bench storm lock clean venv dev
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -49,6 +49,9 @@ imports: dev
 
 bench: venv ## Benchmarks, printed as tables
 	$(STAGES)/python benchmarks/memory.py
+
+storm: demo ## Kill tasks and stages of a run at random; its outputs must equal the demo's
+	$(STAGES)/python benchmarks/kill_storm.py --run-dir $(RUN_DIR)
 
 lock: ## Resolve the requirements afresh and pin them
 	PYTHON=$(PYTHON) requirements/lock.sh
