@@ -118,6 +118,7 @@ def searcher(
     index: Any, device: Device, shard_over_gpus: bool
 ) -> Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """A search function (queries, width, nprobe) over ``index`` on ``device``."""
+    has_lists = list_count(index) > 1  # asked of the index on the CPU: a GPU index has other classes
     if device.chosen == "cuda":
         options = faiss.GpuMultipleClonerOptions()
         options.shard = shard_over_gpus
@@ -125,7 +126,6 @@ def searcher(
         space: Any = faiss.GpuParameterSpace()
     else:
         space = faiss.ParameterSpace()
-    has_lists = list_count(index) > 1 if device.chosen == "cpu" else True
     state = {"nprobe": 0}
 
     def search(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

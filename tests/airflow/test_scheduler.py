@@ -59,13 +59,13 @@ def door_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory: pytest.TempPathFactory, door_folder: Path) -> Iterator[LiveAirflow]:
-    stub = f"{sys.executable} {HERE / 'stub_stage.py'}"
+    assert REAL_STAGES.exists(), f"{REAL_STAGES} is missing: make the stage environment first"
     live = LiveAirflow(
         tmp_path_factory.mktemp("airflow"),
         {
             "RETRO_STAGE_COMMAND": f"{sys.executable} {HERE / 'door_stage.py'}",
             "RETRO_TEST_DOOR": str(door_folder),
-            "RETRO_TEST_STAGE": str(REAL_STAGES) if REAL_STAGES.exists() else stub,
+            "RETRO_TEST_STAGE": str(REAL_STAGES),
             "RETRO_RETRY_DELAY": "0.1",
             **stage_settings(),
         },
@@ -136,7 +136,10 @@ def undisturbed(airflow: LiveAirflow, documents: Path, tmp_path_factory: pytest.
     root = tmp_path_factory.mktemp("undisturbed")
     run = airflow.trigger(**conf(root, documents))
     assert airflow.finish(run) == "success"
-    return contents(root)
+    outputs = contents(root)
+    # Or the comparisons with it would say nothing.
+    assert {Path(name).suffix for name in outputs} >= {".npy", ".index", ".json"}
+    return outputs
 
 
 def alive(pid: int) -> bool:
