@@ -30,6 +30,7 @@ class Document:
     extra: dict[str, Any]
     source: str
     line: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _parse(line: bytes | None, source: str, number: int, max_line_bytes: int) ->
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         return bad(f"'text' holds a lone surrogate at character {error.start}")
-    return Document(text, record, source, number)
+    return Document(text, record, source, number, len(line))
 
 
 class JsonLinesWriter:

@@ -12,10 +12,10 @@ import re
 from typing import Any
 
 from retro_ops.errors import BadInputError
-from retro_ops.specs import DatasetShard, DatasetSpec, IndexShard, Plan, Shard, Split, check_name
+from retro_ops.specs import DatasetShard, DatasetSpec, IndexShard, Plan, Shard, Split, check_name, parse_bytes
 
 CODE_VERSIONS = {
-    "tokenize-and-chunk": 1,
+    "tokenize-and-chunk": 2,
     "embed-chunks": 1,
     "train-faiss-index": 1,
     "build-faiss-index": 1,
@@ -63,6 +63,17 @@ def current_uri(root: str, dataset: str) -> str:
     return join(dataset_folder(root, dataset), "current.json")
 
 
+MAX_LINE_BYTES = 8 * 2**20
+BUDGET_SHARE_OF_A_LINE = 256
+"""A document of 1/256 of the budget costs about half of it while it is tokenised."""
+
+
+def line_limit(memory_budget: str) -> int:
+    """Longest line that is a document; longer ones are bad records. So a small budget decides content,
+    and the limit belongs to the digest; budgets of 2 GiB and more all give the same."""
+    return min(MAX_LINE_BYTES, parse_bytes(memory_budget) // BUDGET_SHARE_OF_A_LINE)
+
+
 def tokenize_digest(plan: Plan, shard: Shard) -> str:
     p = plan.parameters
     return digest(
@@ -70,7 +81,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
         [source.fingerprint for source in shard.sources],
         plan.identity.tokenizer_digest,
         [plan.identity.pad_id, p.chunk_size, p.max_chunks, p.token_dtype],
-        [p.on_bad_record, p.max_bad_share],
+        [p.on_bad_record, p.max_bad_share, line_limit(p.memory_budget)],
     )
 
 

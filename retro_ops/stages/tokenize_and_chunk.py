@@ -11,7 +11,7 @@ from retro_ops import corpus, layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import Parameters, parse_bytes
+from retro_ops.specs import Parameters
 
 HELP = "tokenise documents (JSON lines) and cut them into chunks"
 PARAMETERS = (
@@ -29,8 +29,8 @@ STAGE = "tokenize-and-chunk"
 BATCH_BYTES = 2**21
 """Text tokenised at a time: enough for all cores, and the encodings (some 60 times the text) stay small."""
 
-BUDGET_SHARE_OF_A_LINE = 256
-"""A document of 1/256 of the budget costs about half of it while it is tokenised."""
+BATCH_DOCUMENTS = 4096
+"""Bounds a batch of short or empty documents, whose objects cost far more than their text."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Job:
     quarantine: str
     report: str
     digest: str
+    line_bytes: int
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -70,6 +71,7 @@ def _planned_job(plan_uri: str, shard: str) -> Job:
         quarantine=layout.quarantine_uri(files["chunks"]),
         report=layout.report_uri(plan, STAGE, shard),
         digest=layout.tokenize_digest(plan, plan.shard(shard)),
+        line_bytes=layout.line_limit(plan.parameters.memory_budget),
     )
 
 
@@ -87,6 +89,10 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
     settings = {name: getattr(parameters, name) for name in PARAMETERS if name != "memory_budget"}
     settings["tokenizer"] = name_digest(parameters.tokenizer)
+    line_bytes = layout.line_limit(parameters.memory_budget)
+    # The names too: another name for an output is another output.
+    outputs = [arguments.chunks_out, arguments.seq2chunk_index_out, arguments.chunk2seq_index_out]
+    outputs += [arguments.documents_out, arguments.quarantine_out]
     return Job(
         sources,
         chunks=arguments.chunks_out,
@@ -95,7 +101,8 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         documents=arguments.documents_out or layout.documents_uri(arguments.chunks_out),
         quarantine=arguments.quarantine_out or layout.quarantine_uri(arguments.chunks_out),
         report=layout.beside(arguments.chunks_out, layout.REPORT),
-        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, settings),
+        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes),
+        line_bytes=line_bytes,
     )
 
 
@@ -119,8 +126,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
         store.create(job.documents) as documents_writer,
     ):
         documents_out = corpus.JsonLinesWriter(documents_writer, job.documents)
-        line_bytes = parse_bytes(parameters.memory_budget) // BUDGET_SHARE_OF_A_LINE
-        good = quarantine.pass_good(corpus.records(job.sources, line_bytes))
+        good = quarantine.pass_good(corpus.records(job.sources, job.line_bytes))
         for batch in _batches(good):
             ids = tokenizer.encode([document.text for document in batch])
             if limit is not None:
@@ -132,7 +138,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
             seq2chunk_out.append(part.seq2chunk)
             chunk2seq_out.append(part.chunk2seq)
             for document in batch:
-                documents_out.append({**document.extra, "source": document.source, "line": document.line})
+                documents_out.append({"source": document.source, "line": document.line, "record": document.extra})
             documents, chunks = documents + len(batch), chunks + len(part.chunks)
             progress.advance(len(batch))
             if full:
@@ -157,8 +163,8 @@ def _batches(documents: Iterator[corpus.Document]) -> Iterator[list[corpus.Docum
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_BYTES:
+        size += document.bytes
+        if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0
     if batch:

@@ -3,11 +3,14 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
+import zstandard
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
 from retro_ops import report
@@ -190,3 +193,47 @@ def test_defect_9_training_vectors_beyond_the_budget_are_refused_before_they_are
     run("train-faiss-index", "--spec", spec, *options, code=65)
     assert "set --max-training-vectors to 682 or less" in capfd.readouterr().err
     run("train-faiss-index", "--spec", spec, *options, "--max-training-vectors", 682)
+
+
+def _peak(folder: Path, documents: int, tokenizer: str) -> int:
+    corpus = write_corpus(folder / "d.jsonl", [""] * documents)
+    arguments = ["tokenize-and-chunk", str(corpus), *tokenize_flags(folder, tokenizer)]
+    subprocess.run([sys.executable, "-m", "retro_ops.cli", *arguments], check=True, stderr=subprocess.DEVNULL)
+    found = report.read(str(folder / "chunks.report.json"))
+    assert found is not None
+    return int(found["peak_rss_bytes"])
+
+
+def test_defect_9_ten_times_the_documents_cost_no_more_memory(tmp_path: Path, t5_dir: str) -> None:
+    """Empty ones, whose text alone would never fill a batch."""
+    assert _peak(tmp_path / "ten", 300_000, t5_dir) < _peak(tmp_path / "one", 30_000, t5_dir) + 60 * 2**20
+
+
+def test_defect_9_a_line_beyond_a_small_budget_comes_back_with_a_larger_one(
+    tmp_path: Path, run: Run, t5_dir: str
+) -> None:
+    corpus = write_corpus(tmp_path / "d.jsonl", ["word " * 20_000, "short"])
+    command = ("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, t5_dir))
+    run(*command, "--memory-budget", "16MiB")
+    assert len(np.load(tmp_path / "seq2chunk.npy")) == 1
+    run(*command)
+    assert len(np.load(tmp_path / "seq2chunk.npy")) == 2
+
+
+def test_the_sidecar_keeps_every_key_of_a_record(tmp_path: Path, run: Run, t5_dir: str) -> None:
+    record = {"id": 7, "source": "wikipedia", "line": 99, "meta": {"a": [1]}}
+    corpus = write_corpus(tmp_path / "d.jsonl", [{"text": "x", **record}])
+    run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, t5_dir))
+    data = (
+    stored = (tmp_path / "chunks.documents.jsonl.zst").read_bytes()
+    data = zstandard.ZstdDecompressor().decompressobj().decompress(stored)
+    )
+    assert json.loads(data) == {"source": str(corpus), "line": 1, "record": record}
+
+
+def test_another_name_for_an_output_is_written(tmp_path: Path, run: Run, t5_dir: str) -> None:
+    corpus = write_corpus(tmp_path / "d.jsonl", ["a"])
+    flags = tokenize_flags(tmp_path, t5_dir)
+    run("tokenize-and-chunk", corpus, *flags)
+    run("tokenize-and-chunk", corpus, *[flag.replace("seq2chunk.npy", "other.npy") for flag in flags])
+    assert len(np.load(tmp_path / "other.npy")) == 1
