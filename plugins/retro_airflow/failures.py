@@ -31,7 +31,7 @@ def of_exit_code(stage: str, exit_code: int, last_error: str) -> AirflowExceptio
     if exit_code == SIGKILL_EXIT:
         return AirflowException(
             f"{stage} was killed (signal 9), probably because memory ran out. "
-            f"If it happens again, lower batch_size or memory_budget, or run fewer tasks at once"
+            f"If it happens again, lower batch_size, or run fewer tasks at once"
         )
     if exit_code > SIGNAL_EXIT_BASE:
         return AirflowException(f"{stage} was ended by signal {exit_code - SIGNAL_EXIT_BASE}{said}")
