@@ -224,10 +224,8 @@ def test_the_sidecar_keeps_every_key_of_a_record(tmp_path: Path, run: Run, t5_di
     record = {"id": 7, "source": "wikipedia", "line": 99, "meta": {"a": [1]}}
     corpus = write_corpus(tmp_path / "d.jsonl", [{"text": "x", **record}])
     run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, t5_dir))
-    data = (
     stored = (tmp_path / "chunks.documents.jsonl.zst").read_bytes()
     data = zstandard.ZstdDecompressor().decompressobj().decompress(stored)
-    )
     assert json.loads(data) == {"source": str(corpus), "line": 1, "record": record}
 
 
