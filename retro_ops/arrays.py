@@ -103,8 +103,9 @@ class NpyWriter:
             self._writer.set_head(self._header(self._rows))
         elif self._promised != self._rows:
             raise ValueError(f"{self._uri}: {self._rows} rows written, {self._promised} promised")
+        written = self._writer.close()
         self._closed = True
-        return self._writer.close()
+        return written
 
     def __enter__(self) -> "NpyWriter":
         return self

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -83,12 +84,45 @@ def _open(source: str) -> Iterator[IO[bytes]]:
             with gzip.open(raw) as stream:
                 yield stream  # type: ignore[misc]
         elif source.endswith(".zst"):
-            # Large windows are what `zstd --long` writes.
-            decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-            with io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 2**20) as stream:
+            with io.BufferedReader(_ZstdStream(raw), 2**20) as stream:
                 yield stream
         else:
             yield raw
+
+
+class _ZstdStream(io.RawIOBase):
+    """Frames one after the other. zstandard's own reader would take a file that was cut off for a whole one."""
+
+    READ_BYTES = 8192
+    """Little, because a block of zeros swells 30,000 times."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        # Large windows are what `zstd --long` writes.
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._compressed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._compressed = self._compressed or self._raw.read(self.READ_BYTES)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("it ends in the middle of a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._ready = memoryview(self._frame.decompress(self._compressed))
+            self._compressed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        length = min(len(buffer), len(self._ready))
+        buffer[:length] = self._ready[:length]
+        self._ready = self._ready[length:]
+        return length
 
 
 def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[bytes | None]:
@@ -101,7 +135,7 @@ def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[byte
             while (rest := stream.readline(max_line_bytes)) and not rest.endswith(b"\n"):
                 pass
             yield None
-    except (EOFError, OSError, zstandard.ZstdError) as error:
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
             raise
         raise BadInputError(

@@ -15,6 +15,7 @@ from retro_ops import store
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
+from retro_ops.specs import parent, relative, resolve
 from retro_ops.store import Written
 
 REPORTED_PACKAGES = ("numpy", "tokenizers", "transformers", "sentence_transformers", "torch", "faiss", "boto3")
@@ -64,7 +65,8 @@ def run_once(
         "details": dict(outcome.details),
         "parameters": dict(parameters),
         "inputs": list(inputs),
-        "outputs": [asdict(written) for written in outcome.outputs],
+        # Relative to the report, so that a dataset that is moved or copied takes its checksums along.
+        "outputs": [{**asdict(written), "uri": relative(written.uri, parent(uri))} for written in outcome.outputs],
         "peak_rss_bytes": peak_rss_bytes(),
         "packages": _package_versions(),
     }
@@ -75,7 +77,7 @@ def run_once(
 
 
 def read(uri: str) -> dict[str, Any] | None:
-    """The report at ``uri``; None when the stage is not done."""
+    """The report at ``uri``, its outputs as absolute locations; None when the stage is not done."""
     if not store.exists(uri):
         return None
     try:
@@ -84,6 +86,8 @@ def read(uri: str) -> dict[str, Any] | None:
         raise BadInputError(f"{uri} is not a report: {error}", "delete it, and the stage runs again") from error
     if not isinstance(report, dict) or "digest" not in report or "outputs" not in report:
         raise BadInputError(f"{uri} is not a report", "delete it, and the stage runs again")
+    for output in report["outputs"]:
+        output["uri"] = resolve(output["uri"], uri)
     return report
 
 

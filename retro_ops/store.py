@@ -27,6 +27,10 @@ PART_BYTES = 16 * 2**20
 READ_AHEAD_BYTES = 8 * 2**20
 
 
+PASSING_REFUSALS = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "ExpiredToken"})
+"""Answers of the 400s that a retry may not meet again."""
+
+
 class ConflictError(TransientError):
     """A compare-and-swap lost: somebody else wrote the object in between."""
 
@@ -246,7 +250,10 @@ class _LocalWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             checksum = self._hash.hexdigest() if self._hash else sha256(self._temporary)
-            os.replace(self._temporary, self._uri)
+            try:
+                os.replace(self._temporary, self._uri)
+            except FileNotFoundError as error:
+                raise _taken_over(self._uri) from error
         return Written(self._uri, size, checksum)
 
     def abort(self) -> None:
@@ -364,6 +371,7 @@ class _S3Writer:
                 _client().complete_multipart_upload(
                     **self._target, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
                 )
+                self._upload = None  # nothing left to abort
         stored = at(self._uri).size(self._uri)
         if stored != self._bytes:
             raise TransientError(f"{self._uri}: wrote {self._bytes} bytes, the store holds {stored}", "run again")
@@ -410,6 +418,11 @@ def _missing(uri: str) -> BadInputError:
     return BadInputError(f"{uri} does not exist", "check the path; if a stage should have written it, run that first")
 
 
+def _taken_over(uri: str) -> TransientError:
+    """Two runs may build the same output at once; the one that began later sweeps the other away."""
+    return TransientError(f"another writer of {uri} took over", "run again: it may be done by then")
+
+
 def _exactly(uri: str, data: bytes, length: int) -> bytes:
     if len(data) != length:
         raise BadInputError(f"{uri} is shorter than its header says: wanted {length} bytes, got {len(data)}")
@@ -439,11 +452,13 @@ def _s3_errors(uri: str) -> Iterator[None]:
     except exceptions.ClientError as error:
         status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
         code = error.response["Error"].get("Code", "")
+        if code == "NoSuchUpload":
+            raise _taken_over(uri) from error
         if status == 404:
             raise _missing(uri) from error
         if status in (409, 412):
             raise ConflictError(f"{uri} was changed by somebody else", "run again") from error
-        if status in (400, 401, 403):
+        if status in (400, 401, 403) and code not in PASSING_REFUSALS:
             raise ConfigurationError(
                 f"the store refused {uri}: {code}", "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy"
             ) from error

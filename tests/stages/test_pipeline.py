@@ -16,6 +16,7 @@ import pytest
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
 from retro_ops import arrays, layout, report, store
+from retro_ops.errors import TransientError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
 
@@ -238,12 +239,14 @@ def test_large_objects_over_tls_arrive_whole(s3_tls: str) -> None:
 
 def test_an_abandoned_upload_is_swept_and_a_lost_race_is_told(s3: str) -> None:
     uri = f"{s3}/abandoned.bin"
-    for _ in range(2):
-        writer = store.at(uri).create(uri)
-        writer.write(b"x" * (2 * store.PART_BYTES + 1))  # and never closed, as by a kill
+    first, second = store.at(uri).create(uri), store.at(uri).create(uri)
+    for writer in (first, second):  # and never closed, as by a kill
+        writer.write(b"x" * (2 * store.PART_BYTES + 1))
     uploads = store._client().list_multipart_uploads(Bucket=s3.removeprefix("s3://"), Prefix="abandoned")
     assert len(uploads.get("Uploads", ())) == 1
     assert not store.exists(uri)
+    with pytest.raises(TransientError, match="took over"):
+        first.close()
     current = f"{s3}/current.json"
     store.at(current).write_if(current, b"1", None)
     with pytest.raises(store.ConflictError):

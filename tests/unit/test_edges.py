@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import io
 import json
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import zstandard
 
 from retro_ops import arrays, corpus, layout, specs, store
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, TransientError
 
 SHARD = specs.Shard("00_a", "train", (specs.Source("s3://b/00_a.jsonl", 10, "etag:1:10"),))
 VALIDATION = specs.Shard("val_a", "val", (specs.Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))
@@ -132,6 +133,23 @@ def test_a_local_write_is_all_or_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a.bin"]
 
 
+def test_an_array_that_cannot_get_its_name_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    writer = arrays.NpyWriter(str(tmp_path / "taken"), np.int64)
+    with pytest.raises(BadInputError, match="taken"), writer:
+        writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_writer_that_another_swept_away_is_to_be_tried_again(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.bin")
+    first = store.at(uri).create(uri)
+    store.write(uri, b"second")
+    with pytest.raises(TransientError, match="took over"):
+        first.close()
+    assert store.read(uri) == b"second"
+
+
 def test_compare_and_swap_on_files(tmp_path: Path) -> None:
     uri = str(tmp_path / "current.json")
     local = store.at(uri)
@@ -149,6 +167,26 @@ def _texts(path: Path, limit: int = 1000) -> list[str]:
     return [d.text if isinstance(d, corpus.Document) else d.reason for d in corpus.records([str(path)], limit)]
 
 
+def _flipped(data: bytes) -> bytes:
+    """Damaged in the middle, so that inflating fails, not only the checksum at the end."""
+    middle = len(data) // 2
+    return data[:middle] + b"\xff" * 16 + data[middle + 16 :]
+
+
+def test_zstd_files_of_many_frames_are_read_and_those_cut_between_lines_too_are_refused(tmp_path: Path) -> None:
+    """zstandard's own reader ends without a word where the file does: documents would be lost in silence."""
+    lines = [json.dumps({"text": secrets.token_hex(200)}).encode() + b"\n" for _ in range(2000)]
+    skippable = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"
+    path = tmp_path / "many.jsonl.zst"
+    path.write_bytes(skippable.join(zstandard.compress(line) for line in lines) + zstandard.compress(b""))
+    assert _texts(path) == [json.loads(line)["text"] for line in lines]
+    whole = zstandard.compress(b"".join(lines))
+    for length in (5, 9000, 8192, 16384, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInputError, match="ends in the middle of a frame"):
+            _texts(path)
+
+
 def test_compressed_corpora_are_read_and_damaged_ones_refused(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"document {i}"}) + "\n" for i in range(100)]
     data = "".join(lines).encode()
@@ -160,6 +198,8 @@ def test_compressed_corpora_are_read_and_damaged_ones_refused(tmp_path: Path) ->
         ("b.jsonl.gz", gzip.compress(data)[:-20]),
         ("c.jsonl.gz", b"not gzip"),
         ("d.jsonl.zst", b"x" * 99),
+        *((f"cut{n}.jsonl.zst", frames[:-n]) for n in (1, 3, len(frames) // 2)),
+        ("flipped.jsonl.gz", _flipped(gzip.compress(data, mtime=0))),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInputError, match=name):
