@@ -111,10 +111,13 @@ class Stack:
             "RETRO_TOKENIZER": model,
             "RETRO_MODEL": model,
         }
+        # The user's own AWS settings would lead elsewhere; only where he keeps certificates is taken over.
         inherited = {
-            key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "AWS_", "RETRO_"))
+            key: value
+            for key, value in os.environ.items()
+            if key == "AWS_CA_BUNDLE" or not key.startswith(("AIRFLOW", "AWS_", "RETRO_"))
         }
-        return inherited | {"AWS_CA_BUNDLE": os.environ.get("AWS_CA_BUNDLE", "")} | own
+        return inherited | own
 
     def up(self) -> None:
         if self._pid() is None:
