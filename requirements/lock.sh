@@ -32,5 +32,18 @@ lock() {  # $1 environment, then the sets, each on top of the former
     done
 }
 
-lock airflow airflow dev-airflow
+lock_unseen() {  # $1 set, $2 constraints: resolved from metadata alone, as it is several GB and fits no machine without a GPU
+    grep -vE '^(torch|faiss|sympy|setuptools)' "$2" >"$scratch/$1.constraints"
+    PIP_FIND_LINKS='' "$python" -m pip install --dry-run --ignore-installed -qq --report "$scratch/$1.json" \
+        -c "$scratch/$1.constraints" -r "$1.in"
+    {
+        echo "# Made by requirements/lock.sh from $1.in: do not edit."
+        "$python" -c 'import json, sys
+for package in sorted((entry["metadata"] for entry in json.load(open(sys.argv[1]))["install"]), key=lambda m: m["name"].lower()):
+    print("{name}=={version}".format(**package))' "$scratch/$1.json"
+    } >"$1.txt"
+}
+
+lock airflow airflow compose dev-airflow
 lock stages stages demo dev-stages
+lock_unseen stages-gpu stages.txt

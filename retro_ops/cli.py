@@ -8,11 +8,12 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
@@ -131,9 +132,15 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
     return replace(read_plan(plan_uri).parameters, **given)
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End in order, so that unfinished uploads are aborted. Process 1 of a container has no other way to end."""
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     configure_logging()
+    signal.signal(signal.SIGTERM, _stop)
     # Quiet where it is safe: tokenizers would warn when a worker forks after use.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import resource
 import sys
 import time
@@ -59,6 +60,7 @@ def run_once(
         "version": retro_ops.__version__,
         "started_at": started_at.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 3),
+        "image": os.environ.get("RETRO_IMAGE"),  # Set by the runtimes that run containers; with its digest.
         "device": asdict(outcome.device) if outcome.device else None,
         "counts": dict(outcome.counts),
         "identity": dict(outcome.identity),

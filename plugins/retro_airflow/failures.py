@@ -23,15 +23,19 @@ def airflow_errors() -> Iterator[None]:
         raise kind(str(error)) from error
 
 
-def of_exit_code(stage: str, exit_code: int, last_error: str) -> AirflowException:
-    """The exception for a stage that ended with ``exit_code``; ``last_error`` is what it said last."""
-    said = f": {last_error}" if last_error else "; the log above says more"
+def of_exit_code(stage: str, exit_code: int, last_error: str, reason: str = "") -> AirflowException:
+    """The exception for a stage that ended with ``exit_code``.
+
+    ``last_error`` is what the stage said last, ``reason`` what the runtime knows beyond the code.
+    """
+    said = "".join(f": {text}" for text in (reason, last_error) if text) or "; the log above says more"
     if exit_code in EXIT_CODES_WITHOUT_RETRY:
         return AirflowFailException(f"{stage} failed (exit code {exit_code}, so a retry would fail again){said}")
     if exit_code == SIGKILL_EXIT:
         return AirflowException(
-            f"{stage} was killed (signal 9), probably because memory ran out. "
-            f"If it happens again, lower batch_size, or run fewer tasks at once"
+            f"{stage} was killed (signal 9): {reason or 'probably because memory ran out'}. A retry runs it again. "
+            f"If it happens again, give it more memory (`resources` on the form or in runtime.toml), "
+            f"lower batch_size, or run fewer tasks at once"
         )
     if exit_code > SIGNAL_EXIT_BASE:
         return AirflowException(f"{stage} was ended by signal {exit_code - SIGNAL_EXIT_BASE}{said}")

@@ -3,12 +3,13 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException
 
 from retro_airflow import failures
+from retro_airflow.deployment import RuntimeName, check_resources
 from retro_airflow.settings import Settings
 from retro_ops import layout
 from retro_ops.errors import BadInputError
@@ -69,6 +70,7 @@ def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | N
     run = context["dag_run"]
     check_names(run.conf or {}, context["dag"].params)
     with failures.airflow_errors():
+        check_resources(context["params"]["resources"] or {}, "the trigger form")
         return arguments(dict(context["params"]), run.run_id)
 
 
@@ -185,6 +187,22 @@ def _run_fields() -> dict[str, Param]:
             section=_RUN,
         ),
         "seed": _integer(_DEFAULT.seed, "Random seed", "Same seed and input, same dataset.", _RUN, minimum=0),
+        "runtime": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, *get_args(RuntimeName)],
+            title="Runtime",
+            description_md="Where the stages of this run are run. Empty: as the deployment says (`runtime.toml`).",
+            section=_RUN,
+        ),
+        "resources": Param(
+            None,
+            type=["null", "object"],
+            title="Resources",
+            description_md="Changes to the deployment's resources, by stage or for `default`, such as "
+            '`{"embed-chunks": {"gpus": 1, "memory": "16GiB"}}`.',
+            section=_RUN,
+        ),
         "allow_partial": Param(
             False,
             type="boolean",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from retro_airflow import deployment
+from retro_airflow.deployment import Deployment
 from retro_ops.errors import ConfigurationError
 from retro_ops.specs import Parameters
 
@@ -17,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class Settings:
     """Defaults suit a checkout of this repository with both environments made."""
 
-    runtime: str
+    deployment: Deployment
     stage_command: tuple[str, ...]
     jobs_dir: Path
     gpu_pool: str
@@ -35,7 +37,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     env = {key: value for key, value in (os.environ if environ is None else environ).items() if value}
     airflow_home = Path(env.get("AIRFLOW_HOME", "~/airflow")).expanduser()
     return Settings(
-        runtime=env.get("RETRO_RUNTIME", "local"),
+        deployment=deployment.load(_runtime_file(env.get("RETRO_RUNTIME_FILE")), env.get("RETRO_RUNTIME")),
         stage_command=_stage_command(env.get("RETRO_STAGE_COMMAND")),
         jobs_dir=Path(env.get("RETRO_JOBS_DIR", airflow_home / "retro-jobs")).expanduser(),
         gpu_pool=env.get("RETRO_GPU_POOL", "default_pool"),
@@ -47,6 +49,14 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         tokenizer=env.get("RETRO_TOKENIZER", Parameters.tokenizer),
         model=env.get("RETRO_MODEL", Parameters.model),
     )
+
+
+def _runtime_file(configured: str | None) -> Path | None:
+    """The file named, else that of this checkout, if it is one."""
+    if configured:
+        return Path(configured).expanduser()
+    beside = REPOSITORY / "runtime.toml"
+    return beside if beside.exists() else None
 
 
 def _stage_command(configured: str | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """One operator for every stage: it starts a job, watches it, and survives the death of its worker."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -13,20 +14,15 @@ from typing import Any, ClassVar
 from airflow.sdk import BaseOperator, Context, ResumableJobMixin
 from airflow.sdk.exceptions import AirflowException
 
-from retro_airflow import failures, runtimes, settings
-from retro_airflow.runtimes import Handle
+from retro_airflow import failures, object_store, runtimes, settings, task_states
+from retro_airflow.runtimes import Handle, Job, Position
+from retro_airflow.task_states import STARTING_OR_RUNNING
+from retro_airflow.triggers import StageTrigger
 
 POLL_S = 0.5
 MAX_POLL_S = 2.0
 
-_AWAITING = (None, "scheduled", "queued", "running", "up_for_retry")
-"""States of a task that a try is under way for. Not `restarting`: who clears a running task wants it ended."""
-
 Arguments = Mapping[str, str | bool | None]
-
-_STAGE_PREFIXES = ("AWS_", "HF_", "RETRO_")
-_SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS)(_|$)", re.IGNORECASE)
-_OF_THE_WORKER = re.compile(r"AIRFLOW|^(PYTHONPATH|PYTHONHOME|VIRTUAL_ENV)$")
 
 
 class StageOperator(ResumableJobMixin, BaseOperator):
@@ -53,28 +49,35 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         self._context: Context | None = None
         self._watching = False
         self._killed = False
-        self._offset = 0
+        self._position: Position = None
+        self._waits_for = ""
         self._last_error = ""
         self._result: dict[str, str] | None = None
 
     def execute(self, context: Context) -> dict[str, str]:
         self._context = context
-        self.log.info("To run this by hand: %s", shlex.join(self._argv()))
         with failures.airflow_errors():
-            try:
-                self._watching = True
-                return dict(self.execute_resumable(context))
-            except KeyboardInterrupt:  # `airflow dags test` at a terminal: the stage has a session of its own.
-                self._end_stage()
-                raise
-            finally:
-                self._watching = False
+            self.log.info("To run this by hand: %s", self._command(context))
+            object_store.use_connection(settings.load().deployment.object_store.connection)
+            return self._watched(lambda: dict(self.execute_resumable(context)))
+
+    def resume(self, context: Context, event: Any) -> dict[str, str]:
+        """The job that this task was deferred for has ended."""
+        self._context = context
+        with failures.airflow_errors():
+            object_store.use_connection(settings.load().deployment.object_store.connection)
+            return self._watched(lambda: self._poll(event, context))
 
     def submit_job(self, context: Context) -> Handle:
         config = settings.load()
-        runtime = runtimes.choose(config.runtime, config)
-        environment = stage_environment(os.environ)
-        self._handle = runtime.submit(self._job_name(context), self._argv(), environment)
+        job = Job(
+            name=self._job_name(context),
+            arguments=self._stage_arguments(),
+            environment=os.environ,
+            task=_task(context),
+            resources=config.deployment.resources_of(self.stage, context["params"].get("resources")),
+        )
+        self._handle = runtimes.choose(_runtime_of(context), config).submit(job)
         return self._handle
 
     def get_job_status(self, external_id: Any, context: Context) -> str:
@@ -93,6 +96,11 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def poll_until_complete(self, external_id: Any, context: Context) -> dict[str, str]:  # type: ignore[override]
         """Watch the job to its end. Returns the result, as the mixin takes it from here on a reconnect."""
+        if settings.load().deployment.defers(external_id["runtime"]):
+            self.defer(trigger=StageTrigger(external_id), method_name="resume")
+        return self._poll(external_id, context)
+
+    def _poll(self, external_id: Handle, context: Context) -> dict[str, str]:
         self._handle = external_id
         runtime = self._runtime(external_id)
         pause_s = POLL_S
@@ -104,12 +112,17 @@ class StageOperator(ResumableJobMixin, BaseOperator):
                 raise AirflowException(f"{self.stage} is not watched any more: Airflow ended this try")
             if status.state != "running":
                 break
+            if status.reason and status.reason != self._waits_for:
+                self._waits_for = status.reason
+                self.log.info("%s is not running yet: %s", self.stage, status.reason)
             self._pause(pause_s)
             pause_s = min(pause_s * 1.2, MAX_POLL_S)
+        if status.state != "succeeded":
+            runtime.forget(external_id)
         if status.state == "lost":
             raise AirflowException(f"{self.stage} was lost: {status.reason}. A retry runs it again")
         if status.exit_code:
-            raise failures.of_exit_code(self.stage, status.exit_code, self._last_error)
+            raise failures.of_exit_code(self.stage, status.exit_code, self._last_error, status.reason)
         return self.get_job_result(external_id, context)
 
     def get_job_result(self, external_id: Any, context: Context) -> dict[str, str]:
@@ -146,18 +159,14 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         old task processes. Their stages must live on, or each death of a scheduler would end them all.
         """
         assert self._context is not None
-        ti = self._context["ti"]
         try:
             # The store knows a try by its id, which is a new one for each: no answer, no longer the current try.
             if self._context["task_state_store"].get(self.external_id_key) is not None:
                 return False
-            states = ti.get_task_states(
-                dag_id=ti.dag_id, run_ids=[ti.run_id], task_ids=[ti.task_id], map_index=ti.map_index
-            )
+            return task_states.is_one_of(STARTING_OR_RUNNING, self._context["ti"], _task(self._context))
         except Exception:
             self.log.warning("Airflow does not answer, so the stage is cancelled; a retry runs it again", exc_info=True)
             return False
-        return any(state in _AWAITING for state in states.get(ti.run_id, {}).values())
 
     def _pause(self, seconds: float) -> None:
         """Sleep in short naps, as a signal does not end a sleep."""
@@ -165,16 +174,30 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         while not self._killed and time.monotonic() < end:
             time.sleep(0.1)
 
-    def _argv(self) -> list[str]:
+    def _watched(self, work: Callable[[], dict[str, str]]) -> dict[str, str]:
+        try:
+            self._watching = True
+            return work()
+        except KeyboardInterrupt:  # `airflow dags test` at a terminal: the stage has a session of its own.
+            self._end_stage()
+            raise
+        finally:
+            self._watching = False
+
+    def _stage_arguments(self) -> list[str]:
         assert not callable(self.arguments), "template fields are rendered before execute()"
-        return [*settings.load().stage_command, self.stage, *flags(self.arguments)]
+        return [self.stage, *flags(self.arguments)]
+
+    def _command(self, context: Context) -> str:
+        return shlex.join(runtimes.choose(_runtime_of(context), settings.load()).command(self._stage_arguments()))
 
     def _job_name(self, context: Context) -> str:
-        """The same for every try of a task that runs the same command."""
-        ti = context["ti"]
-        identity = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index, self._argv()]
-        readable = re.sub(r"[^A-Za-z0-9._]+", "-", f"{ti.run_id}-{ti.task_id}-{ti.map_index}")[:120]
-        return f"{readable}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
+        """The same for every try of a task that runs the same command. Fit to be a label of DNS."""
+        task = _task(context)
+        identity = [settings.load().deployment.deployment, dataclasses.astuple(task), self._stage_arguments()]
+        index = "" if task.map_index < 0 else f"-{task.map_index}"
+        readable = re.sub(r"[^a-z0-9]+", "-", f"{task.task_id.rpartition('.')[2]}{index}".lower())
+        return f"retro-{readable[:40].strip('-')}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
 
     def _runtime(self, handle: Handle) -> runtimes.Runtime:
         if handle["runtime"] != getattr(self, "_runtime_name", None):
@@ -184,15 +207,15 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def _print_new_lines(self, handle: Handle) -> None:
         while True:
-            lines, offset = self._runtime(handle).logs(handle, self._offset)
+            lines, position = self._runtime(handle).logs(handle, self._position)
             for line in lines:
                 level, message = parse_log_line(line)
                 self.log.log(level, message)
                 if level >= logging.ERROR:
                     self._last_error = message
-            if offset == self._offset:
+            if position == self._position:
                 return
-            self._offset = offset
+            self._position = position
 
     def _locations(self) -> dict[str, str]:
         from retro_ops import layout, specs, store
@@ -219,7 +242,18 @@ def rendered_command(context: Context, jinja_env: Any = None) -> str:
     """The command line of the task in ``context``, as the UI shows it."""
     task = context["task"]
     assert isinstance(task, StageOperator)
-    return shlex.join(task._argv())
+    with failures.airflow_errors():
+        return task._command(context)
+
+
+def _runtime_of(context: Context) -> str:
+    """What the trigger form says, else the deployment."""
+    return context["params"].get("runtime") or settings.load().deployment.runtime
+
+
+def _task(context: Context) -> runtimes.Task:
+    ti = context["ti"]
+    return runtimes.Task(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
 
 
 def flags(arguments: Arguments) -> list[str]:
@@ -232,15 +266,6 @@ def flags(arguments: Arguments) -> list[str]:
             # One word, because a value may begin with a dash.
             argv += [f"--{name}", value] if not value.startswith("-") else [f"--{name}={value}"]
     return argv
-
-
-def stage_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The worker's environment without what is Airflow's own and without secrets that no stage needs."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name.startswith(_STAGE_PREFIXES) or not (_OF_THE_WORKER.search(name) or _SECRET.search(name))
-    }
 
 
 def parse_log_line(line: str) -> tuple[int, str]:

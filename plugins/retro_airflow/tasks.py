@@ -9,7 +9,9 @@ from airflow.sdk import Asset, AssetAlias, Context
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
-from retro_airflow import failures
+from retro_airflow import failures, object_store, runtimes, settings, task_states
+from retro_airflow.runtimes import Task
+from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops import layout, specs
 
 DATASETS = AssetAlias("retro-datasets")
@@ -60,6 +62,22 @@ def gate(plan_uri: str, params: Mapping[str, Any]) -> str:
     return uri
 
 
+def end_orphans(ti: Any) -> None:
+    """Cancel the jobs of this deployment that no task watches any more.
+
+    A stage outlives its worker so that a retry finds it. If there is no retry (the task was marked failed while its
+    worker was dead, or the run was deleted), nobody else would end it.
+    """
+    config = settings.load()
+    with failures.airflow_errors():
+        runtime = runtimes.choose(config.deployment.runtime, config)
+        for handle in runtime.jobs():
+            task = Task(**handle["task"])
+            if not task_states.is_one_of(STARTING_OR_RUNNING | UNDECIDED, ti, task):
+                runtime.cancel(handle)
+                print(f"Ended {handle['name']}: nobody watches it for {task} any more")
+
+
 def announce_dataset(context: Context, result: Any = None) -> None:
     """Tell Airflow which dataset was published, so that other DAGs can be scheduled on it."""
     from retro_ops import store
@@ -78,6 +96,7 @@ def read_plan(uri: str) -> specs.Plan:
     from retro_ops import store
 
     with failures.airflow_errors():
+        object_store.use_connection(settings.load().deployment.object_store.connection)
         return specs.plan_from_json(store.read(uri), uri)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from retro_airflow import runtimes, settings
-from retro_airflow.runtimes import Handle, Status
+from retro_airflow.runtimes import Handle, Job, Status
 from retro_airflow.runtimes import local as local_runtime
 from retro_airflow.runtimes.local import LocalRuntime
 
@@ -25,7 +25,7 @@ PATHS = [str(Path(__file__).resolve().parents[2] / folder) for folder in ("plugi
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[LocalRuntime]:
-    yield LocalRuntime(tmp_path / "jobs")
+    yield LocalRuntime(tmp_path / "jobs", ())
     for handle in handles(tmp_path):
         for pid in local_runtime._members(handle):
             os.kill(pid, signal.SIGKILL)
@@ -36,7 +36,7 @@ def handles(tmp_path: Path) -> list[Handle]:
 
 
 def sh(runtime: LocalRuntime, script: str, name: str = "job") -> Handle:
-    return runtime.submit(name, ["/bin/sh", "-c", script], ENVIRONMENT)
+    return runtime.submit(Job(name, ["/bin/sh", "-c", script], ENVIRONMENT))
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 15) -> None:
@@ -66,7 +66,7 @@ def test_killed_stage_is_reported_by_its_signal(runtime: LocalRuntime) -> None:
 
 
 def test_a_command_that_does_not_exist_is_a_failure(runtime: LocalRuntime) -> None:
-    handle = runtime.submit("job", ["/no/such/command"], ENVIRONMENT)
+    handle = runtime.submit(Job("job", ["/no/such/command"], ENVIRONMENT))
     assert end(runtime, handle).exit_code == 127
     assert "/no/such/command" in runtime.logs(handle, 0)[0][0]
 
@@ -74,7 +74,7 @@ def test_a_command_that_does_not_exist_is_a_failure(runtime: LocalRuntime) -> No
 def test_arguments_and_environment_arrive_unchanged(runtime: LocalRuntime) -> None:
     argument = "a b 'c' \"d\" $HOME *"
     code = "import os, sys; print(sys.argv[1]); print(sorted(os.environ)); print(repr(sys.stdin.read()))"
-    handle = runtime.submit("job", [sys.executable, "-I", "-c", code, argument], {"ONLY": "this"})
+    handle = runtime.submit(Job("job", [sys.executable, "-I", "-c", code, argument], {"ONLY": "this"}))
     end(runtime, handle)
     lines, _ = runtime.logs(handle, 0)
     assert lines[0] == argument
@@ -100,7 +100,7 @@ def test_lines_arrive_while_the_stage_runs(runtime: LocalRuntime, tmp_path: Path
 def test_long_logs_come_in_pieces_and_lose_nothing(runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_runtime, "READ_BYTES", 100)
     code = "for i in range(100): print(i, 'x' * (i * 3))"
-    handle = runtime.submit("job", [sys.executable, "-c", code], ENVIRONMENT)
+    handle = runtime.submit(Job("job", [sys.executable, "-c", code], ENVIRONMENT))
     end(runtime, handle)
     lines, offset = runtime.logs(handle, 0)
     everything = lines
@@ -113,7 +113,7 @@ def test_long_logs_come_in_pieces_and_lose_nothing(runtime: LocalRuntime, monkey
 def test_submit_finds_the_job_that_runs(runtime: LocalRuntime, tmp_path: Path) -> None:
     first = sh(runtime, "echo ready; sleep 60")
     wait_for(lambda: runtime.logs(first, 0)[0])
-    second = sh(LocalRuntime(tmp_path / "jobs"), "echo ready; sleep 60")
+    second = sh(LocalRuntime(tmp_path / "jobs", ()), "echo ready; sleep 60")
     assert second == first
     runtime.cancel(first)
     assert end(runtime, first).state == "failed"
@@ -139,11 +139,11 @@ def test_nothing_is_left_of_a_success(runtime: LocalRuntime, tmp_path: Path) -> 
 
 def test_many_at_once_start_one_job(tmp_path: Path) -> None:
     script = "echo started >> log; sleep 60"
-    runtime_of = [LocalRuntime(tmp_path / "jobs") for _ in range(8)]
+    runtime_of = [LocalRuntime(tmp_path / "jobs", ()) for _ in range(8)]
     found: list[Handle] = []
     argv = ["/bin/sh", "-c", f"cd {tmp_path}; {script}"]
     threads = [
-        threading.Thread(target=lambda r=r: found.append(r.submit("job", argv, ENVIRONMENT))) for r in runtime_of
+        threading.Thread(target=lambda r=r: found.append(r.submit(Job("job", argv, ENVIRONMENT)))) for r in runtime_of
     ]
     for thread in threads:
         thread.start()
@@ -162,9 +162,10 @@ def test_another_process_takes_over_after_the_first_was_killed(runtime: LocalRun
         import json, sys, time
         sys.path[:0] = {PATHS!r}
         from pathlib import Path
+        from retro_airflow.runtimes import Job
         from retro_airflow.runtimes.local import LocalRuntime
         argv = ["/bin/sh", "-c", "echo before; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo after; exit 3"]
-        print(json.dumps(LocalRuntime(Path({str(tmp_path / "jobs")!r})).submit("job", argv, {ENVIRONMENT!r})))
+        print(json.dumps(LocalRuntime(Path({str(tmp_path / "jobs")!r}), ()).submit(Job("job", argv, {ENVIRONMENT!r}))))
         sys.stdout.flush()
         time.sleep(60)
     """
@@ -188,16 +189,16 @@ def test_a_worker_killed_before_it_wrote_the_handle_leaves_no_stage(tmp_path: Pa
         import os, signal, sys
         sys.path[:0] = {PATHS!r}
         from pathlib import Path
-        from retro_airflow.runtimes import local
+        from retro_airflow.runtimes import Job, local
         local._write = lambda path, text: os.kill(os.getpid(), signal.SIGKILL)
         argv = ["/bin/sh", "-c", "touch {tmp_path}/ran"]
-        local.LocalRuntime(Path({str(tmp_path / "jobs")!r})).submit("job", argv, {ENVIRONMENT!r})
+        local.LocalRuntime(Path({str(tmp_path / "jobs")!r}), ()).submit(Job("job", argv, {ENVIRONMENT!r}))
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False).returncode == -signal.SIGKILL
     time.sleep(0.3)
     assert not (tmp_path / "ran").exists()
-    runtime = LocalRuntime(tmp_path / "jobs")
-    handle = runtime.submit("job", ["/bin/sh", "-c", f"touch {tmp_path}/ran"], ENVIRONMENT)
+    runtime = LocalRuntime(tmp_path / "jobs", ())
+    handle = sh(runtime, f"touch {tmp_path}/ran")
     assert end(runtime, handle).state == "succeeded"
     assert (tmp_path / "ran").exists()
 
@@ -264,5 +265,5 @@ def test_a_job_of_another_machine_is_lost(runtime: LocalRuntime) -> None:
 def test_choose(tmp_path: Path) -> None:
     config = settings.load({"RETRO_JOBS_DIR": str(tmp_path)})
     assert isinstance(runtimes.choose("local", config), LocalRuntime)
-    with pytest.raises(ConfigurationError, match=r"'docker'.*\n.*one of: local"):
-        runtimes.choose("docker", config)
+    with pytest.raises(ConfigurationError, match=r"'slurm'.*\n.*one of: docker, kubernetes, local"):
+        runtimes.choose("slurm", config)

@@ -15,6 +15,7 @@ import pytest
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from retro_airflow import runtimes, settings, stage_operator
+from retro_airflow.runtimes import local
 from retro_airflow.runtimes.local import _start_time
 from retro_airflow.stage_operator import StageOperator
 from structlog.testing import capture_logs
@@ -72,7 +73,7 @@ def context(state: TaskState, states: dict[str, Any] | None = None) -> Context:
     ti = SimpleNamespace(
         dag_id="d", run_id="r", task_id="t", map_index=-1, stats_tags={}, get_task_states=lambda **_: states or {}
     )
-    return cast(Context, {"ti": ti, "task_state_store": state})
+    return cast(Context, {"ti": ti, "task_state_store": state, "params": {}})
 
 
 def stage(uri: str, name: str = "embed-chunks", shard: str | None = "a") -> StageOperator:
@@ -359,7 +360,7 @@ def test_the_stage_sees_no_secret_of_airflow() -> None:
         "POSTGRES_PASSWORD": "secret",
         "GITHUB_TOKEN": "secret",
     }
-    kept = stage_operator.stage_environment(environ)
+    kept = local.of_worker(environ)
     assert set(kept) == {"PATH", "HOME", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RETRO_X", "TOKENIZERS_PARALLELISM"}
 
 

@@ -4,18 +4,56 @@ A handle is JSON, so that a retry in another process finds the job that a dead w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from retro_airflow.deployment import Resources
 from retro_airflow.settings import Settings
 from retro_ops.errors import ConfigurationError
 
 Handle = dict[str, Any]
+"""Has ``runtime``, ``name`` (the job's) and ``task``; the rest is the runtime's own."""
+
+Position = Any
+"""How much of a log was read, as JSON; None is its beginning. What it holds is the runtime's own."""
+
+OF_THE_STORE = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"),
+)
+"""Variables of the worker that lead a stage in a container to the object store."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The task that a job belongs to; ``map_index`` is -1 where the task is not mapped."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+
+
+NO_TASK = Task("", "", "", -1)
+NO_LIMITS = Resources()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``retro-ops``. Two jobs of one ``name`` are the same job."""
+
+    name: str
+    arguments: Sequence[str]
+    """The stage and its flags, without the command that takes them."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The worker's, with the keys of the object store."""
+    task: Task = NO_TASK
+    resources: Resources = NO_LIMITS
 
 
 @dataclass(frozen=True)
 class Status:
-    """``lost``: the job is gone and left no exit code, ``reason`` says what is known about it."""
+    """``lost``: the job is gone and left no exit code. ``reason`` says what is known beyond the code."""
 
     state: Literal["running", "succeeded", "failed", "lost"]
     exit_code: int | None = None
@@ -23,32 +61,52 @@ class Status:
 
 
 class Runtime(Protocol):
-    def submit(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Handle:
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """What a person types to run the same stage by hand."""
+
+    def submit(self, job: Job) -> Handle:
         """Start a job, or return the one of this name that still runs."""
 
     def status(self, handle: Handle) -> Status: ...
 
-    def logs(self, handle: Handle, offset: int) -> tuple[list[str], int]:
-        """Some complete lines from ``offset`` on and the offset after them; no lines: nothing new."""
+    def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
+        """Some complete lines from ``position`` on and the position after them; no lines: nothing new."""
 
     def cancel(self, handle: Handle) -> None:
         """End the job and all it started, within 5 s."""
 
     def forget(self, handle: Handle) -> None:
-        """Remove what a finished job left behind."""
+        """Remove what an ended job left behind, once its log was read."""
+
+    def jobs(self) -> list[Handle]:
+        """All jobs of this deployment that run."""
 
 
 def choose(name: str, settings: Settings) -> Runtime:
-    """The runtime called ``name`` (RETRO_RUNTIME)."""
-    runtimes: dict[str, Callable[[Settings], Runtime]] = {"local": _local}
+    """The runtime called ``name``; ConfigurationError when there is none."""
+    runtimes: dict[str, Callable[[Settings], Runtime]] = {
+        "local": _local,
+        "docker": _docker,
+        "kubernetes": _kubernetes,
+    }
     if name not in runtimes:
-        raise ConfigurationError(
-            f"there is no runtime {name!r}", f"set RETRO_RUNTIME to one of: {', '.join(sorted(runtimes))}"
-        )
+        raise ConfigurationError(f"there is no runtime {name!r}", f"use one of: {', '.join(sorted(runtimes))}")
     return runtimes[name](settings)
 
 
 def _local(settings: Settings) -> Runtime:
     from retro_airflow.runtimes.local import LocalRuntime
 
-    return LocalRuntime(settings.jobs_dir)
+    return LocalRuntime(settings.jobs_dir, settings.stage_command)
+
+
+def _docker(settings: Settings) -> Runtime:
+    from retro_airflow.runtimes.docker import DockerRuntime
+
+    return DockerRuntime(settings.deployment.docker, settings.deployment.deployment)
+
+
+def _kubernetes(settings: Settings) -> Runtime:
+    from retro_airflow.runtimes.kubernetes import KubernetesRuntime
+
+    return KubernetesRuntime(settings.deployment.kubernetes, settings.deployment.deployment)

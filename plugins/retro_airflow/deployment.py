@@ -1,0 +1,138 @@
+"""``runtime.toml``: which runtime stages run with, and what each stage may use. Read and checked in one place."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.specs import parse_bytes
+
+RuntimeName = Literal["local", "docker", "kubernetes"]
+
+STAGES = (
+    *("plan", "tokenize-and-chunk", "embed-chunks", "train-faiss-index", "build-faiss-index", "merge-indexes"),
+    *("retrieve-neighbours", "write-specs", "validate", "publish"),
+)
+"""Stages that a DAG runs, and so the names that a table of resources may have."""
+
+
+def _size(text: str) -> str:
+    try:
+        parse_bytes(text)
+    except BadInputError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Size = Annotated[str, AfterValidator(_size)]
+"""A number of bytes with its unit, such as ``8GiB``."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(_Strict):
+    """What one stage may use; None is no limit. The last three concern Kubernetes only."""
+
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    memory: Size | None = None
+    shared_memory: Size | None = None
+    gpus: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
+    scratch: Size | None = None
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, str], ...] = ()
+
+
+class ObjectStore(_Strict):
+    connection: str | None = None
+
+
+class Docker(_Strict):
+    image: str = "retro-ops-stage:cpu"
+    pull: Literal["missing", "never"] = "missing"
+    host: str | None = None
+    registry_connection: str | None = None
+    network: str | None = None
+    user: str | None = None
+    mounts: tuple[Annotated[str, Field(pattern=r"^[^:]+:/[^:]*(:ro)?$")], ...] = ()
+    environment: dict[str, str] = {}
+
+
+class Kubernetes(_Strict):
+    image: str = "retro-ops-stage:cpu"
+    namespace: str = "default"
+    pod_template: str | None = None
+    connection: str | None = None
+    start_timeout_s: Annotated[float, Field(gt=0)] = 3600
+    deferrable: bool = False
+    environment: dict[str, str] = {}
+
+
+class Deployment(_Strict):
+    """The whole file. ``resources`` maps a stage, or ``default``, to the entries that differ from no limit."""
+
+    runtime: RuntimeName = "local"
+    deployment: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "default"
+    object_store: ObjectStore = ObjectStore()
+    resources: dict[str, dict[str, Any]] = {}
+    docker: Docker = Docker()
+    kubernetes: Kubernetes = Kubernetes()
+
+    def defers(self, runtime: str) -> bool:
+        """Whether the triggerer waits for jobs of ``runtime``."""
+        return runtime == "kubernetes" and self.kubernetes.deferrable
+
+    def resources_of(self, stage: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Resources:
+        """Entries of ``default``, then of the stage, each first from the file and then from ``overrides``."""
+        merged: dict[str, Any] = {}
+        for name in ("default", stage):
+            for tables in (self.resources, overrides or {}):
+                merged |= tables.get(name, {})
+        return Resources.model_validate(merged)
+
+
+def load(path: Path | None, runtime: str | None = None) -> Deployment:
+    """The file at ``path`` (None: all defaults), with ``runtime`` in the place of its own if given."""
+    if path is None:
+        tables: dict[str, Any] = {}
+    else:
+        try:
+            tables = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(f"cannot read {path}: {error}", "mend it, or RETRO_RUNTIME_FILE") from error
+    if runtime is not None:
+        tables["runtime"] = runtime
+    source = str(path or "the default deployment")
+    try:
+        deployment = Deployment.model_validate(tables)
+    except ValidationError as error:
+        raise _configuration_error(source, error) from error
+    check_resources(deployment.resources, source)
+    template = deployment.kubernetes.pod_template
+    if path is None or template is None:
+        return deployment
+    kubernetes = deployment.kubernetes.model_copy(update={"pod_template": str(path.parent / template)})
+    return deployment.model_copy(update={"kubernetes": kubernetes})
+
+
+def check_resources(tables: Mapping[str, Mapping[str, Any]], source: str) -> None:
+    """ConfigurationError that names ``source``, stage and entry, where a table of resources is wrong."""
+    for name, table in tables.items():
+        if name not in (*STAGES, "default"):
+            raise ConfigurationError(
+                f"{source}: resources for {name!r}, which is no stage", f"use: {', '.join(STAGES)}"
+            )
+        try:
+            Resources.model_validate(table)
+        except ValidationError as error:
+            raise _configuration_error(f"{source}, resources of {name}", error) from error
+
+
+def _configuration_error(source: str, error: ValidationError) -> ConfigurationError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return ConfigurationError(f"{source}: {where}: {first['msg']}", f"mend `{where}` (found: {first['input']!r})")

@@ -1,0 +1,33 @@
+"""The keys of the object store, from an Airflow connection into the environment, where boto3 looks for them."""
+
+import os
+from typing import Any
+
+from airflow.sdk import BaseHook
+
+from retro_ops.errors import ConfigurationError
+
+_EXTRA = {
+    "endpoint_url": "AWS_ENDPOINT_URL",
+    "region_name": "AWS_DEFAULT_REGION",
+    "aws_session_token": "AWS_SESSION_TOKEN",
+}
+"""Keys of the connection's extra field, as the Amazon provider names them."""
+
+
+def use_connection(name: str | None) -> None:
+    """Set this process's AWS variables from connection ``name``; None leaves the worker's own in place.
+
+    The process is the task's own, so no other task sees them. Airflow masks the secret in its logs.
+    """
+    if name is None:
+        return
+    connection: Any = BaseHook.get_connection(name)
+    if not connection.login or not connection.password:
+        raise ConfigurationError(
+            f"connection {name!r} has no access key", "give it login (access key id) and password (secret access key)"
+        )
+    os.environ["AWS_ACCESS_KEY_ID"] = connection.login
+    os.environ["AWS_SECRET_ACCESS_KEY"] = connection.password
+    extra = connection.extra_dejson
+    os.environ.update({variable: str(extra[key]) for key, variable in _EXTRA.items() if extra.get(key)})
