@@ -2,13 +2,17 @@
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 RUN_DIR ?= .run
+# The images' base, where pip looks beside the index, and what docker build needs more; see docs/deployment.md.
+DOCKER ?= docker
+BASE_IMAGE ?= python:3.12-slim-bookworm
+BUILD_OPTIONS ?=
 STAGES := .venv/stages/bin
 AIRFLOW := .venv/airflow/bin
 export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up down test test-unit test-airflow test-ui lint types imports check bench storm lock clean venv dev
+.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu lint types imports check bench storm lock clean venv dev
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -23,7 +27,7 @@ down: ## Stop them
 	@$(STAGES)/python demo/stack.py down --run-dir $(RUN_DIR)
 
 test: dev ## All tests
-	@$(MAKE) --no-print-directory test-unit test-airflow test-ui
+	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
 test-unit: dev ## Unit tests, and stages against a real object store
 	$(STAGES)/python -m pytest tests/unit tests/stages
@@ -33,6 +37,23 @@ test-airflow: dev ## DAGs, operator and scheduler, faults included
 
 test-ui: dev ## The UI in a headless browser
 	$(AIRFLOW)/python -m pytest tests/ui
+
+test-containers: dev images ## The Docker runtime and the compose stack, on a Docker Engine
+	DOCKER=$(DOCKER) $(AIRFLOW)/python -m pytest tests/containers
+
+build = DOCKER_BUILDKIT=1 $(DOCKER) build -q --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(REVISION) $(BUILD_OPTIONS)
+VERSION = $(shell sed -nE 's/^__version__ = "(.*)"/\1/p' retro_ops/__init__.py)
+REVISION = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+images: ## Build the images: stages (CPU), Airflow, object store
+	@$(DOCKER) version >/dev/null || { echo "No Docker Engine answers. Start one, or run: make test-unit test-airflow test-ui"; exit 1; }
+	$(build) -f docker/stage.Dockerfile --target cpu -t retro-ops-stage:cpu .
+	$(build) -f docker/airflow.Dockerfile -t retro-ops-airflow .
+	$(build) -f docker/store.Dockerfile -t retro-ops-store .
+
+image-gpu: ## Build the stages' image for GPUs (several GB)
+	$(build) -f docker/stage.Dockerfile --target gpu -t retro-ops-stage:gpu .
 
 check: lint types imports ## Lint, types and import rules
 

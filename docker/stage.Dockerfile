@@ -43,12 +43,8 @@ RUN --mount=type=secret,id=ca \
 
 # --- what runs
 FROM python AS stage
-ARG VERSION=unknown
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="retro-ops stage" \
-      org.opencontainers.image.description="Stages that build RETRO retrieval datasets" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.description="Stages that build RETRO retrieval datasets"
 # Everything that is written goes to /scratch, so the root file system can be read-only.
 RUN useradd --uid 10001 --user-group --home-dir /scratch --no-create-home --shell /usr/sbin/nologin retro \
     && mkdir -m 1777 /scratch
@@ -67,8 +63,14 @@ FROM stage AS gpu
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=environment-gpu /opt/retro /opt/retro
 COPY retro_ops /opt/retro-ops/retro_ops
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 
 # Last, so that a build without --target makes it.
 FROM stage AS cpu
 COPY --from=environment-cpu /opt/retro /opt/retro
 COPY retro_ops /opt/retro-ops/retro_ops
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"

@@ -6,6 +6,7 @@ its labels say which task it belongs to; its exit code and log stay until ``forg
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -29,6 +30,9 @@ DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 GRACE_S = 3
 """Between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
+
+SUBMIT_TRIES = 50
+SUBMIT_PAUSE_S = 0.1
 
 DEPLOYMENT_LABEL = "retro-ops.deployment"
 TASK_LABEL = "retro-ops.task"
@@ -60,19 +64,20 @@ class DockerRuntime:
         with self._engine_errors():
             image = self._image()
             container = self._create(job, image)
-            if container is None:
-                container = self._client.inspect_container(job.name)
-                if container["State"]["Running"]:
-                    return self._handle(container)
-                if container["State"]["Status"] != "created":  # An earlier try's, which ended.
-                    self._remove(container["Id"])
-                    return self.submit(job)
-            try:
-                self._client.start(container["Id"])
-            except APIError as error:
-                self._remove(container["Id"])
-                raise _start_error(error, job.resources) from error
-            return self._handle(self._client.inspect_container(container["Id"]))
+            for _ in range(SUBMIT_TRIES):
+                if container is not None:
+                    return self._start(container["Id"], job)
+                # The name is taken: by the job itself, by its earlier try, or by a container half made or half removed.
+                with suppress(NotFound):
+                    found = self._client.inspect_container(job.name)
+                    if found["State"]["Running"]:
+                        return self._handle(found)
+                    if found["State"]["Status"] == "created":
+                        return self._start(found["Id"], job)
+                    self._remove(found["Id"])
+                time.sleep(SUBMIT_PAUSE_S)
+                container = self._create(job, image)
+            raise TransientError(f"the name {job.name} stays taken on the engine at {self._host}", "run again")
 
     def status(self, handle: Handle) -> Status:
         with self._engine_errors():
@@ -188,6 +193,14 @@ class DockerRuntime:
                 log_config=LOG_CONFIG,
             )
         )
+
+    def _start(self, container: str, job: Job) -> Handle:
+        try:
+            self._client.start(container)
+        except APIError as error:
+            self._remove(container)
+            raise _start_error(error, job.resources) from error
+        return self._handle(self._client.inspect_container(container))
 
     def _handle(self, container: Mapping[str, Any]) -> Handle:
         return {

@@ -1,0 +1,236 @@
+"""Whole runs of `retro_dataset` whose stages are containers, against a real object store, and what disturbs them."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from airflow_environment import REPOSITORY
+from live_airflow import LiveAirflow, Task, wait_for
+
+from docker import APIClient
+
+TEST_DEPLOYMENT = "dag-tests"
+LABEL = f"retro-ops.deployment={TEST_DEPLOYMENT}"
+MODEL_IN_IMAGE = "/opt/models/all-MiniLM-L6-v2"
+EMBED_A: Task = ("shards.embed_chunks", 0)
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("door")
+    folder.chmod(0o777)  # The stages are somebody else there.
+    return folder
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    tmp_path_factory: pytest.TempPathFactory, s3_server: Any, door_image: str, door: Path, model_dir: str
+) -> Iterator[LiveAirflow]:
+    home = tmp_path_factory.mktemp("airflow")
+    home.joinpath("runtime.toml").write_text(
+        f"""
+        runtime = "docker"
+        deployment = "{TEST_DEPLOYMENT}"
+        object_store.connection = "retro_object_store"
+        [docker]
+        image = "{door_image}"
+        pull = "never"
+        network = "host"
+        mounts = ["{door}:/door"]
+        [resources.default]
+        memory = "3GiB"
+        """
+    )
+    keys = s3_server.environment
+    connection = {
+        "conn_type": "aws",
+        "login": keys["AWS_ACCESS_KEY_ID"],
+        "password": keys["AWS_SECRET_ACCESS_KEY"],
+        "extra": {"endpoint_url": keys["AWS_ENDPOINT_URL"], "region_name": keys["AWS_DEFAULT_REGION"]},
+    }
+    live = LiveAirflow(
+        home,
+        {
+            "RETRO_RUNTIME_FILE": str(home / "runtime.toml"),
+            "RETRO_RETRY_DELAY": "0.1",
+            "RETRO_STAGE_COMMAND": str(REPOSITORY / ".venv/stages/bin/retro-ops"),
+            "AIRFLOW_CONN_RETRO_OBJECT_STORE": json.dumps(connection),
+            "HF_HUB_OFFLINE": "1",
+        },
+    )
+    try:
+        live.start()
+        yield live
+    finally:
+        live.stop()
+
+
+@pytest.fixture(autouse=True)
+def tidy(engine: APIClient, door: Path) -> Iterator[None]:
+    yield
+    for container in engine.containers(all=True, filters={"label": LABEL}):
+        engine.remove_container(container["Id"], v=True, force=True)
+    for path in door.iterdir():
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def client(s3_server: Any) -> Any:
+    keys = s3_server.environment
+    return boto3.client(
+        "s3",
+        endpoint_url=keys["AWS_ENDPOINT_URL"],
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+        region_name=keys["AWS_DEFAULT_REGION"],
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(client: Any, s3_server: Any) -> str:
+    """Help texts of Python in two training shards and one for validation."""
+    from pydoc_data.topics import topics
+
+    texts = [text for _, text in sorted(topics.items())][:30]
+    bucket = s3_server.bucket.removeprefix("s3://")
+    for index, name in enumerate(("train/a", "train/b", "val/c")):
+        body = "".join(json.dumps({"text": text}) + "\n" for text in texts[index::3])
+        client.put_object(Bucket=bucket, Key=f"docker-corpus/{name}.jsonl", Body=body.encode())
+    return f"{s3_server.bucket}/docker-corpus"
+
+
+def conf(corpus: str, dataset: str, model: str = MODEL_IN_IMAGE, **more: Any) -> dict[str, Any]:
+    return {
+        "root": f"{corpus}-datasets/{dataset}",
+        "dataset": "demo",
+        "corpus": f"{corpus}/train/*.jsonl",
+        "validation_corpus": f"{corpus}/val/*.jsonl",
+        "tokenizer": model,
+        "model": model,
+        "index_type": "IVF16,Flat",
+        "device": "cpu",
+    } | more
+
+
+def contents(client: Any, root: str) -> dict[str, bytes]:
+    """Every object of a dataset that holds data, by its key below ``root``."""
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+    return {
+        key.removeprefix(prefix): client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        for key in keys
+        if key.endswith((".npy", ".index", ".zst", "spec.json"))
+    }
+
+
+def containers(engine: APIClient, **options: Any) -> list[dict[str, Any]]:
+    return list(engine.containers(all=True, filters={"label": LABEL}, **options))
+
+
+def wait_in(door: Path, stage: str, shard: str) -> None:
+    wait_for(
+        lambda: f" {stage} {shard}" in (door / "journal").read_text() if (door / "journal").exists() else False, 120
+    )
+
+
+def test_a_run_in_containers_equals_a_run_in_processes(
+    airflow: LiveAirflow, corpus: str, client: Any, engine: APIClient, model_dir: str, s3_server: Any
+) -> None:
+    in_containers, in_processes = conf(corpus, "docker"), conf(corpus, "local", model_dir, runtime="local")
+    run = airflow.trigger(**in_containers)
+    assert airflow.finish(run, 600) == "success", airflow.states(run)
+    assert airflow.finish(airflow.trigger(**in_processes), 600) == "success"
+    of_containers, of_processes = (contents(client, made["root"]) for made in (in_containers, in_processes))
+    assert list(of_containers) == list(of_processes)
+    assert {name.rpartition("/")[2] for name in of_containers} >= {"chunks.npy", "neighbours.npy", "train.index"}
+    different = {name.rpartition("/")[2] for name in of_containers if of_containers[name] != of_processes[name]}
+    assert different <= {"embeddings.npy"}, "embeddings may differ in their last bits, nothing else"
+    for name in of_containers:
+        if name.endswith("embeddings.npy"):
+            ours, theirs = (np.frombuffer(made[name][128:], np.float16) for made in (of_containers, of_processes))
+            np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert containers(engine) == [], "a stage that ended leaves no container"
+    assert_no_secret(airflow, run, s3_server.environment["AWS_SECRET_ACCESS_KEY"])
+
+
+def assert_no_secret(airflow: LiveAirflow, run: str, secret: str) -> None:
+    """Neither in a log, nor in XCom, nor among the rendered fields of any task of the run."""
+    path = f"dags/retro_dataset/dagRuns/{run}"
+    seen = 0
+    for (task, index), row in airflow.tasks(run).items():
+        log = airflow.log(run, (task, index), row["try_number"])
+        entries = airflow.call("GET", f"{path}/taskInstances/{task}/xcomEntries?map_index={index}")
+        seen += log.count("To run this by hand") + entries["total_entries"]
+        assert secret not in f"{log}{entries}{row}"
+        assert "docker run --rm" in log or "To run this by hand" not in log
+    assert seen > 20, "or the search would have found nothing in any case"
+
+
+def test_killed_worker_reconnects_to_its_container(
+    airflow: LiveAirflow, corpus: str, engine: APIClient, door: Path
+) -> None:
+    held = door / "hold.embed-chunks.a"
+    held.touch()
+    run = airflow.trigger(**conf(corpus, "killed"))
+    wait_in(door, "embed-chunks", "a")
+    (before,) = [entry["Id"] for entry in containers(engine) if "embed-chunks" in entry["Names"][0]]
+    os.kill(airflow.tasks(run)[EMBED_A]["pid"], signal.SIGKILL)
+    wait_for(lambda: airflow.tasks(run)[EMBED_A]["try_number"] == 2 and airflow.states(run)[EMBED_A] == "running", 90)
+    wait_for(lambda: "Reconnecting" in airflow.log(run, EMBED_A, 2))
+    (after,) = [entry["Id"] for entry in containers(engine) if "embed-chunks" in entry["Names"][0]]
+    assert after == before
+    held.unlink()
+    assert airflow.finish(run, 600) == "success"
+    assert (door / "journal").read_text().count(" embed-chunks a\n") == 1, "there was one container in all"
+    assert "a is held for the 1. time" in airflow.log(run, EMBED_A, 2)
+
+
+def test_who_marks_a_running_task_failed_ends_its_container(
+    airflow: LiveAirflow, corpus: str, engine: APIClient, door: Path
+) -> None:
+    (door / "hold.plan.-").touch()
+    run = airflow.trigger(**conf(corpus, "failed"))
+    wait_in(door, "plan", "-")
+    wait_for(lambda: airflow.states(run)["plan", -1] == "running")
+    start = time.monotonic()
+    airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
+    wait_for(lambda: not containers(engine), 30)
+    print(f"gone after {time.monotonic() - start:.1f} s", file=sys.stderr)
+    assert airflow.finish(run) == "failed"
+
+
+def test_out_of_memory_says_so_and_is_retried(airflow: LiveAirflow, corpus: str) -> None:
+    run = airflow.trigger(**conf(corpus, "memory", resources={"plan": {"memory": "96MiB"}}))
+    assert airflow.finish(run, 300) == "failed"
+    assert airflow.tasks(run)["plan", -1]["try_number"] == 4, "the DAG retries three times"
+    log = airflow.log(run, ("plan", -1), 1)
+    assert "ran out of memory (limit 0.1 GiB)" in log
+    assert "give it more memory" in log
+
+
+def test_housekeeping_ends_a_container_that_nobody_watches(
+    airflow: LiveAirflow, corpus: str, engine: APIClient, door: Path
+) -> None:
+    (door / "hold.plan.-").touch()
+    run = airflow.trigger(**conf(corpus, "orphan"))
+    wait_in(door, "plan", "-")
+    wait_for(lambda: airflow.states(run)["plan", -1] == "running")
+    # The worker is dead when somebody marks the task failed, so nobody is there to end the container.
+    os.kill(airflow.tasks(run)["plan", -1]["pid"], signal.SIGKILL)
+    airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
+    airflow.finish(run)
+    time.sleep(2)
+    assert len(containers(engine)) == 1
+    sweep = airflow.call("POST", "dags/retro_housekeeping/dagRuns", {"logical_date": None})
+    wait_for(lambda: not containers(engine), 60)
+    path = f"dags/retro_housekeeping/dagRuns/{sweep['dag_run_id']}"
+    wait_for(lambda: airflow.call("GET", path)["state"] == "success", 30)
