@@ -30,4 +30,8 @@ def use_connection(name: str | None) -> None:
     os.environ["AWS_ACCESS_KEY_ID"] = connection.login
     os.environ["AWS_SECRET_ACCESS_KEY"] = connection.password
     extra = connection.extra_dejson
-    os.environ.update({variable: str(extra[key]) for key, variable in _EXTRA.items() if extra.get(key)})
+    for key, variable in _EXTRA.items():
+        if extra.get(key):
+            os.environ[variable] = str(extra[key])
+        elif key == "aws_session_token":  # The worker's own belongs to other keys.
+            os.environ.pop(variable, None)

@@ -5,6 +5,9 @@ import gzip
 import io
 import json
 import secrets
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +232,18 @@ def test_corpus_files_are_found_by_file_folder_and_pattern(tmp_path: Path) -> No
     assert found("*_a.jsonl") == ["00_a.jsonl"]
     with pytest.raises(BadInputError, match="no corpus file"):
         found("*.parquet")
+
+
+def test_sigterm_ends_a_stage_in_order(tmp_path: Path) -> None:
+    """As process 1 of a container a stage gets no default handler, and an unfinished upload is to be aborted."""
+    out = tmp_path / "chunks.npy"
+    words = ("tokenize-and-chunk", "--chunks-out", out, "--seq2chunk-index-out", f"{out}.s", "--chunk2seq-index-out")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retro_ops.cli", *words, f"{out}.c"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,105 @@
+"""runtime.toml: what it may say, and what is told about what it may not."""
+
+import os
+from pathlib import Path
+
+import pytest
+from airflow_environment import REPOSITORY
+from retro_airflow import deployment, object_store, settings
+from retro_airflow.deployment import Resources
+
+from retro_ops import cli
+from retro_ops.errors import ConfigurationError
+
+
+def load(tmp_path: Path, text: str, runtime: str | None = None) -> deployment.Deployment:
+    path = tmp_path / "runtime.toml"
+    path.write_text(text)
+    return deployment.load(path, runtime)
+
+
+def test_the_file_of_the_repository_holds_the_defaults() -> None:
+    ours = deployment.load(REPOSITORY / "runtime.toml")
+    default = deployment.Deployment()
+    assert (ours.runtime, ours.deployment, ours.object_store) == ("local", "default", default.object_store)
+    assert ours.docker == default.docker
+    assert ours.resources_of("plan") == Resources(shared_memory="1GiB")
+
+
+def test_the_files_of_the_compose_stack_are_sound() -> None:
+    for name in ("cpu", "gpu"):
+        assert deployment.load(REPOSITORY / f"docker/runtime.{name}.toml").runtime == "docker"
+
+
+def test_every_stage_that_a_dag_runs_may_have_resources() -> None:
+    assert {*deployment.STAGES, "show"} == set(cli.STAGES)
+
+
+def test_the_most_specific_entry_wins_and_then_the_form(tmp_path: Path) -> None:
+    made = load(tmp_path, '[resources.default]\ncpus = 1\nmemory = "1GiB"\n[resources.plan]\ncpus = 2\n')
+    assert made.resources_of("publish") == Resources(cpus=1, memory="1GiB")
+    assert made.resources_of("plan") == Resources(cpus=2, memory="1GiB")
+    form = {"default": {"cpus": 3, "memory": "2GiB"}, "publish": {"cpus": 4, "gpus": 1}}
+    assert made.resources_of("plan", form) == Resources(cpus=2, memory="2GiB")
+    assert made.resources_of("publish", form) == Resources(cpus=4, memory="2GiB", gpus=1)
+
+
+def test_the_environment_chooses_the_runtime_and_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text('runtime = "docker"')
+    assert settings.load({"RETRO_RUNTIME_FILE": str(path)}).deployment.runtime == "docker"
+    both = {"RETRO_RUNTIME_FILE": str(path), "RETRO_RUNTIME": "kubernetes"}
+    assert settings.load(both).deployment.runtime == "kubernetes"
+
+
+def test_a_pod_template_is_found_beside_the_file(tmp_path: Path) -> None:
+    made = load(tmp_path, '[kubernetes]\npod_template = "pod.yaml"')
+    assert made.kubernetes.pod_template == str(tmp_path / "pod.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("runtime = ", "cannot read"),
+        ('runtime = "slurm"', "runtime: Input should be 'local', 'docker' or 'kubernetes'"),
+        ('[docker]\nimge = "x"', "docker.imge: Extra inputs are not permitted"),
+        ('[docker]\nmounts = ["/models"]', "docker.mounts.0"),
+        ('deployment = "No Label"', "deployment: String should match"),
+        ("[resources.embed_chunks]\ngpus = 1", "'embed_chunks', which is no stage"),
+        ('[resources.default]\nmemory = "lots"', "resources of default: memory: .*'lots' is not an amount of memory"),
+        ("[resources.plan]\ngpus = -1", "resources of plan: gpus"),
+        ("[resources.plan]\ngpu = 1", "resources of plan: gpu"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        load(tmp_path, text)
+    assert "runtime.toml" in str(caught.value)
+    assert "What to do: " in str(caught.value)
+
+
+def test_keys_of_the_store_come_from_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of the worker")
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "of the worker")
+    connection = '{"conn_type": "aws", "login": "id", "password": "key", "extra": {"endpoint_url": "http://store"}}'
+    monkeypatch.setenv("AIRFLOW_CONN_STORE", connection)
+    object_store.use_connection(None)
+    assert environment("AWS_ACCESS_KEY_ID") == ["of the worker"]
+    object_store.use_connection("store")
+    assert environment("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL") == [
+        "id",
+        "key",
+        "http://store",
+    ]
+    assert environment("AWS_SESSION_TOKEN") == [], "what belongs to another key must not stay"
+
+
+def environment(*names: str) -> list[str]:
+    return [os.environ[name] for name in names if name in os.environ]
+
+
+def test_a_connection_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_STORE", '{"conn_type": "aws", "login": "id"}')
+    with pytest.raises(ConfigurationError, match="'store' has no access key"):
+        object_store.use_connection("store")
