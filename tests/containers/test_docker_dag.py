@@ -186,11 +186,11 @@ def test_killed_worker_reconnects_to_its_container(
     held.touch()
     run = airflow.trigger(**conf(corpus, "killed"))
     wait_in(door, "embed-chunks", "a")
-    (before,) = [entry["Id"] for entry in containers(engine) if "embed-chunks" in entry["Names"][0]]
+    (before,) = [entry["Id"] for entry in containers(engine) if "embed-chunks-0-" in entry["Names"][0]]
     os.kill(airflow.tasks(run)[EMBED_A]["pid"], signal.SIGKILL)
     wait_for(lambda: airflow.tasks(run)[EMBED_A]["try_number"] == 2 and airflow.states(run)[EMBED_A] == "running", 90)
     wait_for(lambda: "Reconnecting" in airflow.log(run, EMBED_A, 2))
-    (after,) = [entry["Id"] for entry in containers(engine) if "embed-chunks" in entry["Names"][0]]
+    (after,) = [entry["Id"] for entry in containers(engine) if "embed-chunks-0-" in entry["Names"][0]]
     assert after == before
     held.unlink()
     assert airflow.finish(run, 600) == "success"
