@@ -23,6 +23,7 @@ from requests.exceptions import RequestException
 
 from retro_airflow.deployment import Docker, Resources
 from retro_airflow.runtimes import OF_THE_STORE, Handle, Job, Position, Status
+from retro_airflow.runtimes.stamped_logs import read_on
 from retro_ops.errors import ConfigurationError, TransientError
 from retro_ops.specs import parse_bytes
 
@@ -88,21 +89,15 @@ class DockerRuntime:
         return _status(container["State"], container["HostConfig"]["Memory"])
 
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
-        """``position``: time stamp of the last line read, and how many lines with that stamp were read."""
-        stamp, seen = position or ("", 0)
         with self._engine_errors():
             # Looked up first: what is read after the end is all there is.
             ended = self.status(handle).state != "running"
             try:
-                since = _seconds(stamp) if stamp else None
+                since = _seconds(position[0]) if position else None
                 data: bytes = self._client.logs(handle["id"], timestamps=True, since=since)
             except NotFound:
                 return [], position
-        lines = data.decode(errors="replace").split("\n")
-        rest = lines.pop()
-        if rest and ended:  # The last line counts even without its end.
-            lines.append(rest)
-        return _after(lines, stamp, seen, position)
+        return read_on(data, position, ended)
 
     def cancel(self, handle: Handle) -> None:
         with self._engine_errors(), suppress(NotFound):
@@ -248,27 +243,6 @@ def _status(state: Mapping[str, Any], memory_limit: int) -> Status:
     if state["OOMKilled"]:
         reason = f"it ran out of memory (limit {memory_limit / 2**30:.1f} GiB)"
     return Status("failed" if code else "succeeded", exit_code=code, reason=reason)
-
-
-def _after(lines: Sequence[str], stamp: str, seen: int, position: Position) -> tuple[list[str], Position]:
-    """Texts of the lines after the first ``seen`` ones of ``stamp``, and the position after them.
-
-    The engine goes by whole seconds, so what it sends begins before the position. Its stamps are of one
-    length and so compare as text.
-    """
-    new: list[str] = []
-    skip = seen
-    for line in lines:
-        at, _, text = line.partition(" ")
-        if at < stamp:
-            continue
-        if at == stamp and skip:
-            skip -= 1
-            continue
-        seen = seen + 1 if at == stamp else 1
-        stamp = at
-        new.append(text)
-    return new, [stamp, seen] if new else position
 
 
 def _seconds(stamp: str) -> int:

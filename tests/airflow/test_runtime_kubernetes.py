@@ -1,0 +1,447 @@
+"""The Kubernetes runtime against an HTTP server that speaks the API, and its pods against the API's schema.
+
+What only a cluster can show (scheduling, admission, image pulls, evictions as they happen) is not here.
+"""
+
+import json
+import re
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import kubernetes_validate
+import pytest
+import yaml
+from airflow_environment import REPOSITORY
+from kubernetes.client import ApiClient
+from kubernetes.utils import parse_quantity
+from retro_airflow import deployment
+from retro_airflow.deployment import Kubernetes, Resources
+from retro_airflow.runtimes import Handle, Job, Status, Task
+from retro_airflow.runtimes.kubernetes import KubernetesRuntime
+
+from retro_ops.errors import ConfigurationError, TransientError
+
+DEPLOY = REPOSITORY / "deploy" / "kubernetes"
+TEMPLATE = str(DEPLOY / "stage-pod.yaml")
+VERSION = "1.31"
+TASK = Task("retro_dataset", "manual__2026-11-24T00:00:00+00:00", "shards.embed_chunks", 3)
+SECRET = "a-secret-that-must-not-leak"
+
+
+class Cluster:
+    """The part of an API server that the runtime calls. ``pods`` is its state; tests change it as a kubelet would."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.lines: dict[str, list[tuple[str, str]]] = {}
+        self.calls: list[str] = []
+        self.refuse: tuple[int, str] | None = None
+        self.slow_deletes = 0
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        self.calls.append(f"{method} {path}")
+        if self.refuse:
+            return self.status(*self.refuse)
+        match = re.fullmatch(r"/api/v1/namespaces/(\w+)/pods(?:/([\w.-]+))?(/log)?", path)
+        if not match or match[1] != "retro":
+            return self.status(404, f'namespaces "{match and match[1]}" not found')
+        name = match[2]
+        if method == "POST":
+            return self.create(body)
+        if name is None:
+            label, _, value = query["labelSelector"].partition("=")
+            items = [pod for pod in self.pods.values() if pod["metadata"]["labels"].get(label) == value]
+            return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}
+        if name not in self.pods:
+            return self.status(404, f'pods "{name}" not found')
+        if match[3]:
+            return self.log(name, query)
+        if method == "DELETE":
+            return self.delete(name, body)
+        return 200, self.pods[name]
+
+    def create(self, pod: dict[str, Any]) -> tuple[int, Any]:
+        name = pod["metadata"]["name"]
+        if name in self.pods:
+            going = "object is being deleted: " if "deletionTimestamp" in self.pods[name]["metadata"] else ""
+            if going:
+                self.slow_deletes -= 1
+                if self.slow_deletes <= 0:
+                    del self.pods[name]
+            return self.status(409, f'{going}pods "{name}" already exists')
+        pod["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
+        pod["status"] = {"phase": "Pending"}
+        self.pods[name] = pod
+        self.lines[name] = []
+        return 201, pod
+
+    def delete(self, name: str, options: dict[str, Any]) -> tuple[int, Any]:
+        pod = self.pods[name]
+        if options.get("preconditions", {}).get("uid", pod["metadata"]["uid"]) != pod["metadata"]["uid"]:
+            return self.status(409, "the UID in the precondition does not match")
+        assert options["gracePeriodSeconds"] == 3
+        pod["metadata"]["deletionTimestamp"] = now()
+        if not self.slow_deletes:
+            del self.pods[name]
+        return 200, pod
+
+    def log(self, name: str, query: dict[str, str]) -> tuple[int, Any]:
+        assert (query["container"], query["timestamps"]) == ("stage", "True")
+        if self.pods[name]["status"]["phase"] == "Pending":
+            return self.status(400, 'container "stage" in pod is waiting to start: ContainerCreating')
+        since = datetime.now(UTC) - timedelta(seconds=int(query.get("sinceSeconds", 10**6)))
+        text = "".join(f"{at} {line}" for at, line in self.lines[name] if at[:19] >= since.isoformat()[:19])
+        return 200, text.encode()
+
+    @staticmethod
+    def status(code: int, message: str) -> tuple[int, Any]:
+        return code, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+
+    def becomes(self, handle: Handle, phase: str, container: dict[str, Any] | None = None, **status: Any) -> None:
+        """What a kubelet reports: the pod's phase and the state of its container."""
+        statuses = [
+            {"name": "stage", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": container or {}}
+        ]
+        self.pods[handle["name"]]["status"] = {
+            "phase": phase,
+            "containerStatuses": statuses if container else [],
+            **status,
+        }
+
+    def says(self, handle: Handle, *lines: str, at: datetime | None = None) -> None:
+        stamp = (at or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+        self.lines[handle["name"]] += [(stamp, line) for line in lines]
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+RUNNING = {"running": {"startedAt": "2026-11-24T00:00:00Z"}}
+
+
+def terminated(code: int, reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason}}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A server on a port of its own, and a connection that leads there."""
+    cluster = Cluster()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do(self) -> None:
+            url = urlparse(self.path)
+            query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else {}
+            code, answer = cluster.answer(self.command, url.path, query, body)
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain" if isinstance(answer, bytes) else "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_DELETE = do  # noqa: N815 - names that http.server looks up
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "test", "user": {}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    extra = {"kube_config_path": str(tmp_path / "kubeconfig")}
+    monkeypatch.setenv("AIRFLOW_CONN_TEST_CLUSTER", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+    yield cluster
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def runtime(**settings: Any) -> KubernetesRuntime:
+    chosen = {"namespace": "retro", "pod_template": TEMPLATE, "connection": "test_cluster"} | settings
+    return KubernetesRuntime(Kubernetes.model_validate(chosen), "tests")
+
+
+def job(name: str = "retro-embed-chunks-3-0123456789ab", **resources: Any) -> Job:
+    environment = {"AWS_SECRET_ACCESS_KEY": SECRET, "PATH": "/of/the/worker"}
+    return Job(name, ["embed-chunks", "--plan", "s3://b/plan.json", "--shard", "a b;$(c)"], environment, TASK,
+               Resources.model_validate(resources))  # fmt: skip
+
+
+# --- the pods
+
+EVERYTHING = {
+    "cpus": 7.5,
+    "memory": "32GiB",
+    "shared_memory": "8GiB",
+    "gpus": 2,
+    "scratch": "50GB",
+    "node_selector": {"nvidia.com/gpu.product": "NVIDIA-H100"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+}
+
+
+def as_sent(made: KubernetesRuntime, of: Job) -> dict[str, Any]:
+    return dict(ApiClient().sanitize_for_serialization(made.pod(of)))
+
+
+@pytest.mark.parametrize("resources", [{}, EVERYTHING], ids=["no limits", "everything"])
+@pytest.mark.parametrize("stage", deployment.STAGES)
+def test_the_pod_of_every_stage_is_sound(stage: str, resources: dict[str, Any]) -> None:
+    name = f"retro-{stage}-3-0123456789ab"
+    pod = as_sent(runtime(environment={"HF_HUB_OFFLINE": "1"}), Job(name, [stage], {}, TASK, Resources(**resources)))
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    check_pod(pod)
+    assert pod["metadata"]["labels"]["retro-ops/stage"] == stage
+
+
+def check_pod(pod: dict[str, Any]) -> None:
+    """What the schema does not know."""
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", pod["metadata"]["name"])
+    for value in pod["metadata"]["labels"].values():
+        assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value)
+    (container,) = pod["spec"]["containers"]
+    assert "command" not in container, "the image's entry point, never a shell"
+    resources = container["resources"]
+    assert resources.get("requests") == resources.get("limits")
+    sizes = [
+        directory["sizeLimit"] for volume in pod["spec"]["volumes"] if "sizeLimit" in (directory := volume["emptyDir"])
+    ]
+    for quantity in [*resources.get("limits", {}).values(), *sizes]:
+        assert parse_quantity(quantity) > 0
+    for toleration in pod["spec"].get("tolerations", ()):
+        assert toleration["effect"] in ("NoSchedule", "PreferNoSchedule", "NoExecute")
+        assert toleration["operator"] in ("Exists", "Equal")
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]} >= {"scratch"}
+    assert pod["spec"]["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert not pod["spec"]["automountServiceAccountToken"]
+
+
+def test_a_pod_asks_for_what_the_deployment_gives() -> None:
+    spec = as_sent(runtime(), job(**EVERYTHING))["spec"]
+    (container,) = spec["containers"]
+    assert container["resources"]["limits"] == {
+        "cpu": "7.5", "memory": str(32 * 2**30), "ephemeral-storage": str(50 * 10**9), "nvidia.com/gpu": "2"
+    }  # fmt: skip
+    assert container["args"] == list(job().arguments)
+    assert spec["nodeSelector"] == EVERYTHING["node_selector"]
+    assert spec["tolerations"] == EVERYTHING["tolerations"]
+    directories = {volume["name"]: volume["emptyDir"] for volume in spec["volumes"]}
+    assert directories["shared-memory"] == {"medium": "Memory", "sizeLimit": str(8 * 2**30)}
+
+
+def test_keys_come_by_reference_only() -> None:
+    pod = as_sent(runtime(), job())
+    assert SECRET not in json.dumps(pod)
+    (container,) = pod["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "retro-object-store"}}]
+    assert {entry["name"] for entry in container["env"]} == {"RETRO_IMAGE"}
+
+
+def test_the_files_to_apply_are_sound() -> None:
+    for path in (DEPLOY / "rbac.yaml", DEPLOY / "stage-pod.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            kubernetes_validate.validate(document, VERSION, strict=True)
+    (role, binding) = yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+
+
+def test_devices_by_id_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="by number"):
+        runtime().pod(job(gpus=["0"]))
+
+
+def test_a_template_that_is_missing_or_names_another_container(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no pod template"):
+        runtime(pod_template=str(tmp_path / "none.yaml")).pod(job())
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(TEMPLATE).read_text().replace("- name: stage", "- name: base"))
+    with pytest.raises(ConfigurationError, match="call it 'stage'"):
+        runtime(pod_template=str(other)).pod(job())
+
+
+# --- the life of a pod
+
+
+def test_a_pod_from_submission_to_success(cluster: Cluster) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    assert handle["task"]["map_index"] == 3
+    assert json.loads(json.dumps(handle)) == handle
+    assert made.status(handle) == Status("running", reason="its pod is Pending")
+    assert made.logs(handle, None) == ([], None)
+    cluster.becomes(handle, "Running", RUNNING)
+    cluster.says(handle, "one\n", "two\n", "thr")
+    assert made.status(handle) == Status("running")
+    lines, position = made.logs(handle, None)
+    assert lines == ["one", "two"]
+    cluster.lines[handle["name"]][-1] = (cluster.lines[handle["name"]][-1][0], "three\n")
+    cluster.says(handle, "end")
+    cluster.becomes(handle, "Succeeded", terminated(0, "Completed"))
+    assert made.status(handle) == Status("succeeded", exit_code=0)
+    lines, position = made.logs(handle, json.loads(json.dumps(position)))
+    assert lines == ["three", "end"]
+    assert made.logs(handle, position) == ([], position)
+    assert runtime().logs(handle, None)[0] == ["one", "two", "three", "end"], "what a retry that reconnects prints"
+    made.forget(handle)
+    assert made.status(handle) == Status("lost", reason=f"pod {handle['name']} was deleted")
+    made.forget(handle)
+
+
+def test_old_lines_are_not_sent_again(cluster: Cluster) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    cluster.becomes(handle, "Running", RUNNING)
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    cluster.says(handle, "old\n", at=hour_ago)
+    cluster.says(handle, "new\n")
+    lines, position = made.logs(handle, None)
+    assert lines == ["old", "new"]
+    cluster.says(handle, "newer\n")
+    assert made.logs(handle, position)[0] == ["newer"]
+
+
+def test_submit_finds_the_pod_that_runs(cluster: Cluster) -> None:
+    first = runtime().submit(job())
+    assert runtime().submit(job()) == first
+    cluster.becomes(first, "Running", RUNNING)
+    assert runtime().submit(job()) == first
+    assert list(cluster.pods) == [first["name"]]
+
+
+def test_submit_replaces_a_pod_that_ended_and_waits_for_one_that_goes(cluster: Cluster) -> None:
+    made = runtime()
+    first = made.submit(job())
+    cluster.becomes(first, "Failed", terminated(1))
+    cluster.slow_deletes = 2
+    second = made.submit(job())
+    assert second["uid"] != first["uid"]
+    assert made.status(first).state == "lost", "another pod has its name"
+    made.cancel(first)
+    assert made.status(second).state == "running", "the cancelled one was another"
+
+
+def test_jobs_are_those_of_this_deployment_that_run(cluster: Cluster) -> None:
+    made = runtime()
+    running, ended = made.submit(job("retro-a")), made.submit(job("retro-b"))
+    cluster.becomes(ended, "Succeeded", terminated(0))
+    KubernetesRuntime(made._settings, "others").submit(job("retro-c"))
+    assert made.jobs() == [running]
+    made.cancel(running)
+    assert "retro-a" not in cluster.pods
+
+
+@pytest.mark.parametrize(
+    ("phase", "container", "status", "expected"),
+    [
+        ("Failed", terminated(65), {}, Status("failed", 65)),
+        ("Failed", terminated(137, "OOMKilled"), {}, Status("failed", 137, "it ran out of memory (limit 1073741824)")),
+        (
+            "Failed",
+            None,
+            {"reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."},
+            Status("lost", reason="its pod ended as Failed: Evicted. The node was low on resource: ephemeral-storage."),
+        ),
+        (
+            "Failed",
+            terminated(143),
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]},
+            Status("lost", reason="its pod ended as Failed: PreemptionByScheduler"),
+        ),
+        (
+            "Pending",
+            None,
+            {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                             "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."}]},
+            Status("running", reason="Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+        ),
+        ("Pending", waiting("ContainerCreating"), {}, Status("running", reason="ContainerCreating")),
+        (
+            "Pending",
+            waiting("ImagePullBackOff", "Back-off pulling image"),
+            {},
+            Status("running", reason="ImagePullBackOff: Back-off pulling image"),
+        ),
+        (
+            "Pending",
+            waiting("InvalidImageName", "could not parse reference"),
+            {},
+            Status("failed", 78, "InvalidImageName: could not parse reference"),
+        ),
+        (
+            "Pending",
+            waiting("CreateContainerConfigError", 'secret "retro-object-store" not found'),
+            {},
+            Status("failed", 78, 'CreateContainerConfigError: secret "retro-object-store" not found'),
+        ),
+        ("Unknown", None, {}, Status("running", reason="its pod is Unknown")),
+    ],
+)  # fmt: skip
+def test_what_a_kubelet_reports(
+    cluster: Cluster, phase: str, container: dict[str, Any] | None, status: dict[str, Any], expected: Status
+) -> None:
+    made = runtime()
+    handle = made.submit(job(memory="1GiB"))
+    cluster.becomes(handle, phase, container, **status)
+    assert made.status(handle) == expected
+
+
+def test_a_pod_that_never_starts_is_lost_at_last(cluster: Cluster) -> None:
+    made = runtime(start_timeout_s=5)
+    handle = made.submit(job())
+    cluster.becomes(handle, "Pending", waiting("ImagePullBackOff", "no such image"))
+    assert made.status(handle).state == "running"
+    created = datetime.now(UTC) - timedelta(seconds=6)
+    cluster.pods[handle["name"]]["metadata"]["creationTimestamp"] = created.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert made.status(handle) == Status(
+        "lost", reason="its pod did not start within 5 s: ImagePullBackOff: no such image"
+    )
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error", "said"),
+    [
+        ((403, 'pods is forbidden: User "x" cannot create'), ConfigurationError, r"cannot create[\s\S]*rbac.yaml"),
+        ((401, "Unauthorized"), ConfigurationError, r"Unauthorized[\s\S]*service account"),
+        ((422, "Pod is invalid: spec.containers[0].image"), ConfigurationError, r"invalid[\s\S]*pod template"),
+        ((404, 'namespaces "retro" not found'), ConfigurationError, r"not found[\s\S]*create the namespace"),
+        ((400, "exceeded quota"), ConfigurationError, r"exceeded quota"),
+        ((500, "etcdserver: request timed out"), TransientError, "timed out"),
+    ],
+)
+def test_refusals_say_what_to_do(cluster: Cluster, refusal: tuple[int, str], error: type[Exception], said: str) -> None:
+    cluster.refuse = refusal
+    with pytest.raises(error, match=said):
+        runtime().submit(job())
+
+
+def test_a_cluster_that_does_not_answer(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = (tmp_path / "kubeconfig").read_text()
+    (tmp_path / "kubeconfig").write_text(re.sub(r"127.0.0.1:\d+", "127.0.0.1:9", config))
+    with pytest.raises(TransientError, match="does not answer"):
+        runtime().submit(job())
