@@ -1,5 +1,6 @@
 """The operator with the local runtime and real processes; only Airflow's task state is a dictionary."""
 
+import asyncio
 import json
 import logging
 import os
@@ -13,11 +14,13 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from retro_airflow import runtimes, settings, stage_operator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from retro_airflow import runtimes, settings, stage_operator, triggers
+from retro_airflow.deployment import Deployment
 from retro_airflow.runtimes import local
 from retro_airflow.runtimes.local import _start_time
 from retro_airflow.stage_operator import StageOperator
+from retro_airflow.triggers import StageTrigger
 from structlog.testing import capture_logs
 
 from retro_ops import layout, specs
@@ -343,6 +346,32 @@ def test_flags() -> None:
         "corpus": "-",
     }
     assert stage_operator.flags(arguments) == ["--plan", "p", "--shard-index", "--corpus=-"]
+
+
+def test_a_deferred_task_gives_its_slot_back_and_ends_with_its_stage(
+    plan: specs.Plan, uri: str, state: TaskState, stub_command: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deployment, "defers", lambda self, runtime: True)
+    monkeypatch.setattr(triggers, "POLL_S", 0.05)
+    held = hold(stub_command)
+    with pytest.raises(TaskDeferred) as deferred:
+        stage(uri).execute(context(state))
+    path, arguments = deferred.value.trigger.serialize()
+    assert path == f"{StageTrigger.__module__}.{StageTrigger.__qualname__}"
+    trigger = StageTrigger(**json.loads(json.dumps(arguments)))
+
+    async def fire() -> Any:
+        watching = asyncio.ensure_future(anext(aiter(trigger.run())))
+        await asyncio.sleep(0.3)
+        assert not watching.done()
+        held.unlink()
+        return (await watching).payload
+
+    event = asyncio.run(fire())
+    assert deferred.value.method_name == "resume"
+    result = stage(uri).resume(context(state), event)
+    assert result["report"] == layout.report_uri(plan, "embed-chunks", "a")
+    assert "embed-chunks is done" in text(logged)
 
 
 def test_the_stage_sees_no_secret_of_airflow() -> None:
