@@ -87,6 +87,7 @@ with DAG(
         task_id="build_faiss_index", stage="build-faiss-index", pool=config.gpu_pool, map_index_template=shard_label
     ).expand(arguments=list_kept_shards.output)
     merge = StageOperator(task_id="merge_indexes", stage="merge-indexes", arguments=kept)
+    tune = StageOperator(task_id="tune_search", stage="tune-search", arguments=kept, pool=config.gpu_pool)
     retrieve = StageOperator.partial(
         task_id="retrieve_neighbours",
         stage="retrieve-neighbours",
@@ -106,4 +107,4 @@ with DAG(
     plan >> list_shards
     shards.expand(arguments=list_shards.output) >> gate
     gate >> list_kept_shards
-    gate >> train >> build >> merge >> retrieve >> write_specs >> validate >> publish
+    gate >> train >> build >> merge >> tune >> retrieve >> write_specs >> validate >> publish

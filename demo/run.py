@@ -118,6 +118,7 @@ def print_figures(plan: Plan) -> None:
         ("train-faiss-index", [None], "training_vectors"),
         ("build-faiss-index", [*names], "vectors"),
         ("merge-indexes", [None], "vectors"),
+        ("tune-search", [None], "queries"),
         ("retrieve-neighbours", [*names], "rows"),
     ]
     full = total = 0

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from tokenize import TokenError
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,10 @@ from retro_ops.store import Written
 
 HEADER_BYTES = 4096
 """Far more than the header of any array of plain numbers."""
+
+
+DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, TokenError)
+"""What numpy raises while it reads a header, which is text that Python parses."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
         version = npy_format.read_magic(head)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, fortran, dtype = read(head)
-    except ValueError as error:
-        raise BadInputError(f"{uri} is not a .npy array: {error}") from error
+    except DAMAGED_HEADER as error:
+        raise BadInputError(f"{uri} is not a .npy array: {error}", "it was changed: build it again") from error
     if (fortran and len(shape) > 1) or dtype.hasobject or not shape:
         raise BadInputError(f"{uri} must be a C-ordered array of numbers, not {dtype} {shape}")
     reader = NpyReader(uri, dtype, shape, head.tell())

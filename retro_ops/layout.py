@@ -15,12 +15,13 @@ from retro_ops.errors import BadInputError
 from retro_ops.specs import DatasetShard, DatasetSpec, IndexShard, Plan, Shard, Split, check_name, parse_bytes
 
 CODE_VERSIONS = {
-    "tokenize-and-chunk": 2,
+    "tokenize-and-chunk": 3,
     "embed-chunks": 1,
     "train-faiss-index": 1,
     "build-faiss-index": 1,
     "merge-indexes": 1,
-    "retrieve-neighbours": 1,
+    "tune-search": 1,
+    "retrieve-neighbours": 2,
     "write-specs": 1,
 }
 """Raised by one whenever a stage would write other bytes for the same input and parameters."""
@@ -118,6 +119,16 @@ def merge_digest(plan: Plan) -> str:
     return digest([index_digest(plan, split) for split in plan.splits()])
 
 
+def tuning_digest(plan: Plan) -> str:
+    p = plan.parameters
+    return digest(
+        CODE_VERSIONS["tune-search"],
+        [index_digest(plan, split) for split in plan.splits()],
+        [embed_digest(plan, shard) for shard in plan.shards],
+        [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin, p.target_recall, p.recall_sample, p.seed],
+    )
+
+
 def neighbours_digest(plan: Plan, shard: Shard) -> str:
     p = plan.parameters
     return digest(
@@ -126,6 +137,8 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
         [shard.name, embed_digest(plan, shard)],
         index_digest(plan, shard.split),
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin],
+        # How wide to search is measured over all shards.
+        tuning_digest(plan),
     )
 
 
@@ -152,6 +165,8 @@ def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
         return join(base, "shards", entry.name, f"{stage}-{of_shard(plan, entry)}")
     if stage == "train-faiss-index":
         return join(base, "index", f"{stage}-{train_digest(plan)}")
+    if stage == "tune-search":
+        return join(base, "index", f"{stage}-{tuning_digest(plan)}")
     if stage == "merge-indexes":
         return join(base, "index", f"{stage}-{merge_digest(plan)}")
     if stage in ("write-specs", "validate", "publish"):
@@ -173,6 +188,11 @@ def chunks_files(plan: Plan, shard: str) -> dict[str, str]:
 def documents_uri(chunks: str) -> str:
     """The sidecar that says which document is which, beside the chunks."""
     return beside(chunks, "documents.jsonl.zst")
+
+
+def document_ids_uri(chunks: str) -> str:
+    """Identity of the document of each chunk, beside the chunks."""
+    return beside(chunks, "document_ids.npy")
 
 
 def quarantine_uri(chunks: str) -> str:

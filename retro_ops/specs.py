@@ -91,6 +91,8 @@ class Parameters:
     profile: str = "default"
     nprobe: int | None = None
     retrieval_margin: int | None = None
+    target_recall: float = 0.95
+    recall_sample: int = 2000
     device: str = "auto"
     shard_index: bool = False
     memory_budget: str = "2GiB"

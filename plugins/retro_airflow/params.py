@@ -158,7 +158,7 @@ def _index_fields() -> dict[str, Param]:
             _DEFAULT.profile,
             ["default", "seed"],
             "Search profile",
-            "`seed` searches exactly as the original scripts did; `default` searches wider.",
+            "`seed` searches exactly as the original scripts did; `default` reaches the target recall.",
             _INDEX,
         ),
         "nprobe": _optional_integer("Lists probed", "Index lists searched for a query. Empty: chosen.", _INDEX),
@@ -167,6 +167,18 @@ def _index_fields() -> dict[str, Param]:
             "Candidates searched beyond the neighbours, as some come from the chunk's own document. Empty: chosen.",
             _INDEX,
             minimum=0,
+        ),
+        "target_recall": Param(
+            _DEFAULT.target_recall,
+            type="number",
+            minimum=0,
+            maximum=1,
+            title="Target recall",
+            description_md="Share of the true nearest neighbours to find, measured on a sample. 1 searches exactly.",
+            section=_INDEX,
+        ),
+        "recall_sample": _integer(
+            _DEFAULT.recall_sample, "Recall sample", "Queries that the recall is measured on.", _INDEX
         ),
         "max_training_vectors": _optional_integer(
             "Most training vectors",

@@ -1,5 +1,6 @@
 """Documents as token ids -> fixed-size chunks."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,14 @@ class Chunked:
     """Chunks of consecutive documents, numbered from the ``first`` ones given.
 
     ``chunks``: token dtype ``[n, chunk_size]``; ``seq2chunk``: int64 ``[docs]``, first chunk of each
-    document; ``chunk2seq``: int32 ``[n]``, document of each chunk.
+    document; ``chunk2seq``: int32 ``[n]``, document of each chunk; ``document_ids``: uint64 ``[n]``, identity of the
+    document of each chunk, equal for copies of one text wherever they are.
     """
 
     chunks: NDArray[Any]
     seq2chunk: NDArray[np.int64]
     chunk2seq: NDArray[np.int32]
+    document_ids: NDArray[np.uint64]
 
 
 def token_dtype(vocabulary_size: int, requested: str) -> np.dtype[Any]:
@@ -69,4 +72,11 @@ def chunk_documents(
     for start, ids in zip(starts.tolist(), documents, strict=True):
         tokens[start * chunk_size : start * chunk_size + len(ids)] = ids
     numbers = np.arange(first_document, first_document + len(documents), dtype=np.int32)
-    return Chunked(flat, starts + first_chunk, np.repeat(numbers, counts))
+    identities = np.fromiter(map(document_id, documents), np.uint64, len(documents))
+    return Chunked(flat, starts + first_chunk, np.repeat(numbers, counts), np.repeat(identities, counts))
+
+
+def document_id(ids: Sequence[int]) -> int:
+    """64 bits of BLAKE2b over the token ids of a document."""
+    tokens = np.asarray(ids, "<u4").tobytes()
+    return int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,16 @@ from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import IndexShard, Parameters, index_spec_from_json
+from retro_ops.specs import IndexShard, Parameters, Split, index_spec_from_json, parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from retro_ops.arrays import NpyReader
-    from retro_ops.core.neighbours import Found
+    from retro_ops.core.search import Index
+    from retro_ops.device import Device
+    from retro_ops.searching import QueryShard
 
 HELP = "retrieve the nearest chunks of other documents for each chunk"
 PARAMETERS = (
@@ -25,6 +27,9 @@ PARAMETERS = (
     "profile",
     "nprobe",
     "retrieval_margin",
+    "target_recall",
+    "recall_sample",
+    "seed",
     "device",
     "shard_index",
     "memory_budget",
@@ -33,7 +38,9 @@ PARAMETERS = (
 STAGE = "retrieve-neighbours"
 BLOCK_ROWS = 4096
 SEED_MARGIN = 4
-DEFAULT_MARGIN = 60
+
+CELL_BYTES = 48
+"""Of a candidate while it is scored: id, order, key, distance, and copies on the way."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,18 @@ class Query:
     neighbours: str
     report: str
     digest: str
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
 class Job:
+    """``tuning``: report that says how wide to search, None when it is measured here."""
+
     index: str
     index_report: str
     shards: tuple[IndexShard, ...]
     queries: tuple[Query, ...]
+    tuning: str | None = None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -92,8 +103,10 @@ def _planned_job(plan_uri: str, name: str) -> Job:
                 neighbours=layout.neighbours_uri(plan, name),
                 report=layout.report_uri(plan, STAGE, name),
                 digest=layout.neighbours_digest(plan, shard),
+                split=shard.split,
             ),
         ),
+        tuning=layout.report_uri(plan, "tune-search"),
     )
 
 
@@ -114,7 +127,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         )
     shards = index_spec_from_json(store.read(arguments.index_spec), arguments.index_spec)
     fingerprint = store.at(arguments.index).fingerprint(arguments.index)
-    names = ("num_neighbours", "profile", "nprobe", "retrieval_margin")
+    names = ("num_neighbours", "profile", "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed")
     settings = [getattr(parameters, name) for name in names]
     queries = []
     for embedding, chunk2seq, output in zip(embeddings, chunk2seqs, outputs, strict=True):
@@ -153,95 +166,152 @@ def _position(embeddings: str, shards: tuple[IndexShard, ...], by_content: bool)
 
 
 def _work(job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
-    import numpy as np
-
     from retro_ops import device
-    from retro_ops.arrays import NpyWriter, open_npy
-    from retro_ops.core import faiss_index
-    from retro_ops.indexes import load_index
 
-    embeddings = open_npy(query.embeddings, ndim=2, kind="f")
-    chunk2seq = open_npy(query.chunk2seq, ndim=1, kind="iu")
-    counts = [len(open_npy(shard.embeddings)) for shard in job.shards]
     identity = report.check_same_identity(
         {uri: report.read(uri) for uri in (query.embeddings_report, job.index_report)}
     )
     where = device.choose(parameters.device, "faiss")
-    if not loaded:
-        index = load_index(job.index)
-        loaded["lists"], loaded["total"], loaded["d"] = faiss_index.list_count(index), int(index.ntotal), index.d
-        loaded["search"] = faiss_index.searcher(index, where, parameters.shard_index)
-    _check(job, query, embeddings, chunk2seq, counts, loaded)
-    offset = None if query.position is None else sum(counts[: query.position])
-    find, width = _finder(parameters, loaded)
-    k, distances_uri = parameters.num_neighbours, layout.distances_uri(query.neighbours)
-    how = ", ".join(f"{name} {value}" for name, value in width.items())
-    say(f"{STAGE}: {parameters.profile} profile, {how}, {where.chosen} ({where.why})")
-    progress = Progress(STAGE, len(embeddings), "chunks")
-    full = 0
-    with (
-        NpyWriter(query.neighbours, np.int64, (k,), rows=len(embeddings)) as neighbours_out,
-        NpyWriter(distances_uri, np.float32, (k,), rows=len(embeddings)) as distances_out,
-    ):
-        for start, block in embeddings.blocks(BLOCK_ROWS):
-            first, end = _own_documents(chunk2seq, start, start + len(block), offset)
-            found = find(np.ascontiguousarray(block, np.float32), first, end)
-            neighbours_out.append(found.ids)
-            distances_out.append(found.distances)
-            full += len(block) - len(found.short_rows)
-            progress.advance(len(block))
-        progress.close()
-        outputs = [neighbours_out.close(), distances_out.close()]
+    find, details = (_seed_search if parameters.profile == "seed" else _search)(job, query, parameters, loaded, where)
+    counts, outputs = _write(query, parameters.num_neighbours, find)
     return report.Outcome(
-        counts={"rows": len(embeddings), "full_rows": full},
+        counts=counts,
         outputs=outputs,
         identity=identity,
-        details={"profile": parameters.profile, **width, "same_document_filter": offset is not None},
+        details={"profile": parameters.profile, "same_document_filter": query.position is not None, **details()},
         device=where,
     )
 
 
-def _check(
-    job: Job, query: Query, embeddings: "NpyReader", chunk2seq: "NpyReader", counts: list[int], loaded: dict[str, Any]
-) -> None:
+Find = Callable[[int, int], "tuple[NDArray[np.int64], NDArray[np.float32]]"]
+"""(start, stop) -> ids int64 [rows, k] and distances float32 [rows, k] of these rows."""
+
+
+def _write(query: Query, k: int, find: Find) -> tuple[dict[str, int], list[store.Written]]:
+    import numpy as np
+
+    from retro_ops.arrays import NpyWriter, open_npy
+
+    total, distances_uri = len(open_npy(query.embeddings)), layout.distances_uri(query.neighbours)
+    progress = Progress(STAGE, total, "chunks")
+    full = 0
+    with (
+        NpyWriter(query.neighbours, np.int64, (k,), rows=total) as neighbours_out,
+        NpyWriter(distances_uri, np.float32, (k,), rows=total) as distances_out,
+    ):
+        for start in range(0, total, BLOCK_ROWS):
+            ids, distances = find(start, min(start + BLOCK_ROWS, total))
+            neighbours_out.append(ids)
+            distances_out.append(distances)
+            full += int((ids >= 0).all(axis=1).sum())
+            progress.advance(len(ids))
+        progress.close()
+        return {"rows": total, "full_rows": full}, [neighbours_out.close(), distances_out.close()]
+
+
+def _search(
+    job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device"
+) -> tuple[Find, Callable[[], dict[str, Any]]]:
+    """Wide search, exact distances, widening; see core/search.py."""
+    from retro_ops import searching
+    from retro_ops.core import exact, search
+
+    embeddings, _ = _open(query)
+    if not loaded:
+        loaded["chunks"] = searching.IndexedChunks(job.shards)
+        _check_dimension(embeddings, loaded["chunks"].embeddings[0], query, job)
+        loaded["index"] = searching.open_index(job.index, loaded["chunks"], where, parameters.shard_index)
+    chunks, index = loaded["chunks"], loaded["index"]
+    _check_dimension(embeddings, chunks.embeddings[0], query, job)
+    shard = searching.QueryShard(embeddings, chunks, query.position)
+    tuned = _tuned(job, query, parameters, shard, index)
+    width = searching.width_from_json(tuned)
+    effort, k = search.Effort(), parameters.num_neighbours
+    say(f"{STAGE}: {width or 'exact search'}, {where.chosen} ({where.why})")
+    # A block that is read anew for every few rows would cost more than the search: many rows at a time.
+    cells = parse_bytes(parameters.memory_budget) // 2 // CELL_BYTES
+    rows = max(BLOCK_ROWS, cells // (width.candidates if width else 1024) // BLOCK_ROWS * BLOCK_ROWS)
+    state: dict[str, Any] = {"start": 0, "keys": None}
+
+    def find(start: int, stop: int) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
+        if state["keys"] is None or start >= state["start"] + len(state["keys"]):
+            queries = shard.rows(start, start + rows)
+            found = search.find(queries, k, index, width, cells, effort) if width else None
+            state["start"] = start
+            state["keys"] = search.exact_search(queries, k, index.blocks) if found is None else found
+        return exact.unpack(state["keys"][start - state["start"] : stop - state["start"]])
+
+    return find, lambda: {"search": tuned, "effort": asdict(effort)}
+
+
+def _tuned(job: Job, query: Query, parameters: Parameters, shard: "QueryShard", index: "Index") -> dict[str, Any]:
+    from retro_ops import searching
+
+    if job.tuning is None:
+        queries = searching.sample([shard], parameters.recall_sample, parameters.seed)
+        return searching.tune(queries, index, parameters).as_json()
+    found = report.read(job.tuning)
+    if found is None:
+        raise BadInputError(f"{job.tuning} does not exist", "run `retro-ops tune-search` with the same plan first")
+    return dict(found["details"][query.split])
+
+
+def _seed_search(
+    job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device"
+) -> tuple[Find, Callable[[], dict[str, Any]]]:
+    """The original's search: one look, the index's own order and distances, short rows stay short."""
+    import numpy as np
+
+    from retro_ops.arrays import open_npy
+    from retro_ops.core import faiss_index
+    from retro_ops.core.neighbours import seed_neighbours
+    from retro_ops.indexes import load_index
+
+    embeddings, chunk2seq = _open(query)
+    counts = [len(open_npy(shard.embeddings)) for shard in job.shards]
+    if not loaded:
+        index = load_index(job.index)
+        loaded["total"] = int(index.ntotal)
+        loaded["search"] = faiss_index.searcher(index, where, parameters.shard_index)
+    if loaded["total"] != sum(counts):
+        raise BadInputError(
+            f"{job.index} holds {loaded['total']:,} vectors, its index spec names {sum(counts):,}",
+            "give the index spec that the index was filled from",
+        )
+    _check_dimension(embeddings, open_npy(job.shards[0].embeddings), query, job)
+    offset = None if query.position is None else sum(counts[: query.position])
+    margin = SEED_MARGIN if parameters.retrieval_margin is None else parameters.retrieval_margin
+    nprobe, k = parameters.nprobe or 1, parameters.num_neighbours
+    say(f"{STAGE}: seed profile, nprobe {nprobe}, retrieval_margin {margin}, {where.chosen} ({where.why})")
+
+    def find(start: int, stop: int) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
+        first, end = _own_documents(chunk2seq, start, stop, offset)
+        queries = np.ascontiguousarray(embeddings.rows(start, stop), np.float32)
+        found = seed_neighbours(loaded["search"], queries, first, end, k, margin, nprobe)
+        return found.ids, found.distances
+
+    return find, lambda: {"nprobe": nprobe, "retrieval_margin": margin}
+
+
+def _open(query: Query) -> "tuple[NpyReader, NpyReader]":
+    from retro_ops.arrays import open_npy
+
+    embeddings = open_npy(query.embeddings, ndim=2, kind="f")
+    chunk2seq = open_npy(query.chunk2seq, ndim=1, kind="iu")
     if len(embeddings) != len(chunk2seq):
         raise BadInputError(
             f"{query.embeddings} has {len(embeddings):,} rows, {query.chunk2seq} has {len(chunk2seq):,}",
             "they must come from the same chunks",
         )
-    if embeddings.shape[1] != loaded["d"]:
+    return embeddings, chunk2seq
+
+
+def _check_dimension(embeddings: "NpyReader", indexed: "NpyReader", query: Query, job: Job) -> None:
+    if embeddings.shape[1] != indexed.shape[1]:
         raise BadInputError(
-            f"{query.embeddings} has {embeddings.shape[1]} dimensions, {job.index} has {loaded['d']}",
+            f"{query.embeddings} has {embeddings.shape[1]} dimensions, {job.index} has {indexed.shape[1]}",
             "embed the queries with the model of the index",
         )
-    if sum(counts) != loaded["total"]:
-        raise BadInputError(
-            f"{job.index} holds {loaded['total']:,} vectors, its index spec names {sum(counts):,}",
-            "give the index spec that the index was filled from",
-        )
-
-
-def _finder(parameters: Parameters, loaded: dict[str, Any]) -> tuple[Callable[..., "Found"], dict[str, int]]:
-    from retro_ops.core import neighbours
-
-    search, total, k = loaded["search"], loaded["total"], parameters.num_neighbours
-    given = parameters.retrieval_margin
-    if parameters.profile == "seed":
-        margin = SEED_MARGIN if given is None else given
-        nprobe = parameters.nprobe or 1
-        return (
-            lambda queries, first, end: neighbours.seed_neighbours(search, queries, first, end, k, margin, nprobe),
-            {"nprobe": nprobe, "retrieval_margin": margin},
-        )
-    width = neighbours.SearchWidth(
-        margin=DEFAULT_MARGIN if given is None else given,
-        nprobe=min(loaded["lists"], parameters.nprobe or neighbours.default_nprobe(loaded["lists"])),
-        nlist=loaded["lists"],
-    )
-    return (
-        lambda queries, first, end: neighbours.find_neighbours(search, queries, first, end, k, width, total),
-        {"nprobe": width.nprobe, "retrieval_margin": width.margin},
-    )
 
 
 def _own_documents(

@@ -123,6 +123,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
         NpyWriter(job.chunks, dtype, (size,)) as chunks_out,
         NpyWriter(job.seq2chunk, "int64") as seq2chunk_out,
         NpyWriter(job.chunk2seq, "int32") as chunk2seq_out,
+        NpyWriter(layout.document_ids_uri(job.chunks), "uint64") as document_ids_out,
         store.create(job.documents) as documents_writer,
     ):
         documents_out = corpus.JsonLinesWriter(documents_writer, job.documents)
@@ -137,6 +138,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
             chunks_out.append(part.chunks)
             seq2chunk_out.append(part.seq2chunk)
             chunk2seq_out.append(part.chunk2seq)
+            document_ids_out.append(part.document_ids)
             for document in batch:
                 documents_out.append({"source": document.source, "line": document.line, "record": document.extra})
             documents, chunks = documents + len(batch), chunks + len(part.chunks)
@@ -148,7 +150,8 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
                 break
         progress.close()
         quarantine.check_share(documents)
-        outputs = [chunks_out.close(), seq2chunk_out.close(), chunk2seq_out.close(), documents_out.close()]
+        arrays = (chunks_out, seq2chunk_out, chunk2seq_out, document_ids_out)
+        outputs = [*(array.close() for array in arrays), documents_out.close()]
         outputs += quarantine.close_file()
     return report.Outcome(
         counts={"documents": documents, "chunks": chunks, "bad_records": quarantine.count},

@@ -55,7 +55,7 @@ def _reports(plan: Plan) -> Iterator[str]:
     for stage in layout.SHARD_STAGES:
         for shard in plan.shards:
             yield layout.report_uri(plan, stage, shard.name)
-    for stage in ("train-faiss-index", "merge-indexes", "write-specs"):
+    for stage in ("train-faiss-index", "merge-indexes", "tune-search", "write-specs"):
         yield layout.report_uri(plan, stage)
 
 

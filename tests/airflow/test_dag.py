@@ -160,5 +160,5 @@ def test_airflow_does_not_load_the_package_as_top_level_modules(airflow_database
 
     ensure_plugins_loaded()
     ours = {path.stem for path in (REPOSITORY / "plugins" / "retro_airflow").rglob("*.py")}
-    shadowed = {name for name in ours & set(sys.modules) if str(REPOSITORY) in str(sys.modules[name].__file__)}
+    shadowed = {name for name in ours & set(sys.modules) if f"{REPOSITORY}/plugins" in str(sys.modules[name].__file__)}
     assert shadowed == set()

@@ -51,6 +51,7 @@ def _build(run: Run, uri: str) -> Plan:
     for shard in plan.shards:
         run("build-faiss-index", "--plan", uri, "--shard", shard.name)
     run("merge-indexes", "--plan", uri)
+    run("tune-search", "--plan", uri)
     for shard in plan.shards:
         run("retrieve-neighbours", "--plan", uri, "--shard", shard.name)
     for stage in ("write-specs", "validate", "publish"):

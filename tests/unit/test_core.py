@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -68,65 +68,17 @@ def test_document_ranges(lengths: list[int]) -> None:
         assert (first[row], end[row]) == (own[0], own[-1] + 1)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    lengths=st.lists(st.integers(1, 25), min_size=1, max_size=10),
-    k=st.integers(1, 6),
-    margin=st.integers(0, 5),
-    nprobe=st.integers(1, 4),
-    cells=st.sampled_from([16, 200, 2**22]),
-    seed=st.integers(0, 1000),
-)
-def test_neighbours_equal_brute_force_however_narrow_the_first_search(
-    lengths: list[int], k: int, margin: int, nprobe: int, cells: int, seed: int
-) -> None:
-    """A four-list index by hand: what is not probed is not found, so rows must be widened to be right.
+def test_the_seed_profile_searches_once_and_leaves_short_rows_short() -> None:
+    calls: list[tuple[int, int]] = []
 
-    A row that is full after a narrow search may be approximate; a short one must be exhaustive.
-    """
-    rng = np.random.default_rng(seed)
-    total = sum(lengths)
-    vectors = rng.standard_normal((total, 4)).astype(np.float32)
-    lists = rng.integers(4, size=total)
-    exact = ((vectors[:, None] - vectors[None]) ** 2).sum(axis=2)
+    def search(queries: np.ndarray, width: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
+        calls.append((width, nprobe))
+        return np.array([[1.0, 1.0, 1.0, 2.0]], np.float32), np.array([[9, 2, 4, -1]])
 
-    def search(queries: np.ndarray, width: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
-        distances = ((queries[:, None] - vectors[None]) ** 2).sum(axis=2)
-        distances[:, lists >= probes] = np.inf
-        order = np.argsort(distances, axis=1, kind="stable")[:, :width]
-        near = np.take_along_axis(distances, order, axis=1)
-        return near, np.where(np.isinf(near), -1, order)
-
-    owners = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    first, end = neighbours.document_ranges(owners)
-    width = neighbours.SearchWidth(margin, nprobe, 4)
-    saved, neighbours.CELLS_PER_SEARCH = neighbours.CELLS_PER_SEARCH, cells
-    try:
-        found = neighbours.find_neighbours(search, vectors, first, end, k, width, total)
-    finally:
-        neighbours.CELLS_PER_SEARCH = saved
-    for row in range(total):
-        others = np.flatnonzero(owners != owners[row])
-        ids = found.ids[row]
-        kept = ids[ids >= 0]
-        assert len(kept) == min(k, len(others)), "full, or every other chunk was found"
-        assert set(kept) <= set(others)
-        assert (ids[len(kept) :] == -1).all()
-        np.testing.assert_allclose(found.distances[row, : len(kept)], exact[row, kept], rtol=1e-5)
-        assert (np.diff(found.distances[row, : len(kept)]) >= 0).all()
-        if nprobe == 4:
-            best = others[np.argsort(exact[row, others], kind="stable")][:k]
-            np.testing.assert_allclose(exact[row, kept], exact[row, best], rtol=1e-5)
-
-
-def test_ties_are_ordered_by_id() -> None:
-    def search(queries: np.ndarray, width: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([[0.5, 0.5, 0.1, 0.5]], np.float32)[:, :width], np.array([[7, 3, 9, 5]])[:, :width]
-
-    nothing = np.zeros(1, np.int64)
-    width = neighbours.SearchWidth(1, 1, 1)
-    found = neighbours.find_neighbours(search, np.zeros((1, 2), np.float32), nothing, nothing, 3, width, 10)
-    assert found.ids.tolist() == [[9, 3, 5]]
+    own = np.array([4]), np.array([10])
+    found = neighbours.seed_neighbours(search, np.zeros((1, 2), np.float32), *own, 3, 4, 1)
+    assert calls == [(7, 1)]
+    assert found.ids.tolist() == [[2, -1, -1]]
 
 
 @given(hnp.arrays(np.bool_, (3, 6)), st.integers(1, 8))

@@ -21,7 +21,7 @@ SHARD = specs.Shard("00_a", "train", (specs.Source("s3://b/00_a.jsonl", 10, "eta
 VALIDATION = specs.Shard("val_a", "val", (specs.Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))
 IDENTITY = specs.Identity("t", 30_000, 0, "m", 384)
 PLAN = specs.Plan("books", "s3://b/root", specs.Parameters(), IDENTITY, (SHARD, VALIDATION))
-STAGES = (*layout.SHARD_STAGES, "train-faiss-index", "merge-indexes", "write-specs")
+STAGES = (*layout.SHARD_STAGES, "train-faiss-index", "merge-indexes", "tune-search", "write-specs")
 
 
 def _folders(plan: specs.Plan) -> set[str]:
@@ -126,6 +126,24 @@ def _write_and_fail(uri: str) -> None:
 
 # The second writer is left open on purpose, as a kill leaves it.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_damaged_header_is_told_or_harmless(tmp_path: Path) -> None:
+    """Every bit of it: an array that can still be read has its shape, anything else names the file."""
+    path = tmp_path / "array.npy"
+    np.save(path, np.arange(12, dtype=np.int64).reshape(6, 2))
+    sound = path.read_bytes()
+    refused = 0
+    for bit in range(128 * 8):
+        data = bytearray(sound)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            arrays.open_npy(str(path))
+        except BadInputError as error:
+            assert "array.npy" in str(error)
+            refused += 1
+    assert refused > 300
+
+
 def test_a_local_write_is_all_or_nothing(tmp_path: Path) -> None:
     uri = str(tmp_path / "folder" / "a.bin")
     with pytest.raises(RuntimeError):

@@ -1,0 +1,122 @@
+"""How wide to search for a wanted recall: measured on a sample against exact search, cheapest first.
+
+With exact distances for every candidate, a true neighbour is found if and only if it is among the candidates. So one
+wide search for each number of lists gives the recall of every number of candidates: the ranks of the true neighbours
+decide. Widening of short rows comes on top, so the search finds as much or more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.core.exact import Keys, unpack
+from retro_ops.core.search import Index, Queries, Width, coarse_ids
+
+MOST_CANDIDATES = 1024
+
+NOT_FOUND = 2**62
+
+COST_OF_A_CANDIDATE = 40
+"""Reading and scoring one stored embedding, in codes scanned in an inverted list."""
+
+CONFIDENCE = 1.64
+"""Standard errors: the recall is above its bound with 95 % confidence."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``recall`` of ``width`` on the sample, and the bound it exceeds with 95 % confidence."""
+
+    width: Width
+    recall: float
+    lower_bound: float
+    reached: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Recall on the sample with ``nprobe`` lists, by number of candidates."""
+
+    nprobe: int
+    ranks: NDArray[np.int64]
+    """Rank of each true neighbour among the candidates, NOT_FOUND where it is not there."""
+
+    def recall(self, candidates: int) -> float:
+        return float((self.ranks < candidates).mean()) if len(self.ranks) else 1.0
+
+
+def trials(queries: Queries, truth: Keys, index: Index, fixed_nprobe: int | None = None) -> list[Trial]:
+    """One trial for 1, 2, 4, … lists (or for ``fixed_nprobe`` alone). ``truth``: keys ``[m, k]`` of exact search."""
+    made = []
+    for nprobe in [fixed_nprobe] if fixed_nprobe else _doublings(index.lists):
+        width = index.clip(Width(nprobe, MOST_CANDIDATES))
+        made.append(Trial(width.nprobe, _ranks(coarse_ids(index, queries.vectors, width), truth)))
+    return made
+
+
+def choose(made: Sequence[Trial], target: float, index: Index, least: int) -> Choice:
+    """The cheapest width whose recall is above ``target`` with confidence; the best there is if none is.
+
+    ``least``: fewest candidates that make sense.
+    """
+    return _cheapest(made, _candidate_counts(least, index.clip(Width(1, MOST_CANDIDATES)).candidates), target, index)
+
+
+def choose_nprobe(made: Sequence[Trial], candidates: int, target: float, index: Index) -> Choice:
+    """Likewise, with a number of candidates that was given."""
+    return _cheapest(made, [candidates], target, index)
+
+
+def _cheapest(made: Sequence[Trial], counts: Sequence[int], target: float, index: Index) -> Choice:
+    widths = [
+        (Width(trial.nprobe, candidates), trial.recall(candidates), len(trial.ranks))
+        for trial in made
+        for candidates in counts
+    ]
+    good = [entry for entry in widths if _lower_bound(entry[1], entry[2]) >= target]
+    if good:
+        width, recall, count = min(good, key=lambda entry: (_cost(entry[0], index), entry[0].nprobe))
+    else:
+        width, recall, count = max(widths, key=lambda entry: (entry[1], -_cost(entry[0], index)))
+    return Choice(width, recall, _lower_bound(recall, count), reached=bool(good))
+
+
+def _ranks(candidates: NDArray[np.int64], truth: Keys) -> NDArray[np.int64]:
+    """Place of each true neighbour in its row of candidates, flat."""
+    ids, _ = unpack(truth)
+    ranks = []
+    for row, wanted in zip(candidates, ids, strict=True):
+        order = np.argsort(row, kind="stable")
+        wanted = wanted[wanted >= 0]
+        places = np.minimum(np.searchsorted(row, wanted, sorter=order), len(row) - 1)
+        found = row[order[places]] == wanted
+        ranks.append(np.where(found, order[places], NOT_FOUND))
+    return np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
+
+
+def _doublings(limit: int) -> list[int]:
+    return [*(1 << power for power in range(limit.bit_length()) if 1 << power < limit), limit]
+
+
+def _candidate_counts(least: int, most: int) -> list[int]:
+    """Steps of a quarter from ``least`` to ``most``."""
+    counts = [min(least, most)]
+    while counts[-1] < most:
+        counts.append(min(most, max(counts[-1] + 1, counts[-1] * 5 // 4)))
+    return counts
+
+
+def _cost(width: Width, index: Index) -> float:
+    return width.nprobe * index.total / index.lists + width.candidates * COST_OF_A_CANDIDATE
+
+
+def _lower_bound(recall: float, count: int) -> float:
+    """Wilson's lower bound of a share seen ``count`` times."""
+    if not count:
+        return 1.0
+    z = CONFIDENCE**2 / count
+    spread = math.sqrt(recall * (1 - recall) * z + z * z / 4)
+    return (recall + z / 2 - spread) / (1 + z)

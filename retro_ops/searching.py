@@ -1,0 +1,170 @@
+"""A filled index together with the chunks it was filled from, as the search reads them; and how wide to search it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops import layout, store
+from retro_ops.arrays import NpyReader, open_npy
+from retro_ops.core import faiss_index, tuning
+from retro_ops.core.exact import MAX_CHUNKS
+from retro_ops.core.sampling import sample_rows
+from retro_ops.core.search import Block, Index, Queries, Width, exact_search
+from retro_ops.device import Device
+from retro_ops.errors import BadInputError
+from retro_ops.indexes import load_index
+from retro_ops.progress import say
+from retro_ops.specs import IndexShard, Parameters
+
+BLOCK_ROWS = 8192
+
+MOST_CANDIDATES = {"cpu": 2**15, "cuda": 2048}
+"""faiss on a GPU takes no wider search."""
+
+UNKNOWN_DOCUMENT = np.uint64(2**63)
+"""Identity of queries whose document nobody knows: with the row number added, equal to no other."""
+
+
+class Documents:
+    """Identity of the document of each chunk, uint64.
+
+    From the files that `tokenize-and-chunk` writes, so that copies are recognised in any shard. If one of the shards
+    has none (arrays from elsewhere), a document is its place: shard and number.
+    """
+
+    def __init__(self, chunks: Sequence[str], chunk2seqs: Sequence[str]) -> None:
+        uris = [layout.document_ids_uri(uri) for uri in chunks]
+        self.by_content = all(store.exists(uri) for uri in uris)
+        self._readers = [
+            open_npy(uri, ndim=1, kind="u" if self.by_content else "i")
+            for uri in (uris if self.by_content else chunk2seqs)
+        ]
+
+    def rows(self, position: int, start: int, stop: int) -> NDArray[np.uint64]:
+        rows = self._readers[position].rows(start, stop)
+        return rows if self.by_content else rows.astype(np.uint64) + np.uint64(position << 32)
+
+
+class IndexedChunks:
+    """Embeddings of the shards of an index spec, read block by block; global ids follow the order of the shards."""
+
+    def __init__(self, shards: Sequence[IndexShard]) -> None:
+        self.embeddings = [open_npy(shard.embeddings, ndim=2, kind="f") for shard in shards]
+        self.documents = Documents([shard.chunks for shard in shards], [shard.chunk2seq for shard in shards])
+        self.offsets = np.concatenate(([0], np.cumsum([len(reader) for reader in self.embeddings]))).astype(np.int64)
+        self.total = int(self.offsets[-1])
+        if self.total > MAX_CHUNKS:
+            raise BadInputError(f"the index spec names {self.total:,} chunks, more than {MAX_CHUNKS:,}", "split it")
+
+    def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+        for position, reader in enumerate(self.embeddings):
+            offset = int(self.offsets[position])
+            for start in range(0, len(reader), BLOCK_ROWS):
+                first, end = start, min(start + BLOCK_ROWS, len(reader))
+                if wanted is not None:
+                    low, high = np.searchsorted(wanted, (offset + start, offset + end))
+                    if low == high:
+                        continue
+                    # Of a block that few ask for, only the part between the first and the last of them.
+                    first, end = int(wanted[low]) - offset, int(wanted[high - 1]) - offset + 1
+                yield self._block(position, reader, first, end)
+
+    def _block(self, position: int, reader: NpyReader, first: int, end: int) -> Block:
+        documents = self.documents.rows(position, first, end)
+        return Block(int(self.offsets[position]) + first, reader.rows(first, end).astype(np.float16), documents)
+
+
+def open_index(uri: str, chunks: IndexedChunks, device: Device, shard_over_gpus: bool) -> Index:
+    """The index at ``uri`` on ``device``. BadInputError when it was not filled from ``chunks``."""
+    loaded = load_index(uri)
+    if loaded.ntotal != chunks.total:
+        raise BadInputError(
+            f"{uri} holds {loaded.ntotal:,} vectors, its index spec names {chunks.total:,}",
+            "give the index spec that the index was filled from",
+        )
+    return Index(
+        coarse=faiss_index.searcher(loaded, device, shard_over_gpus),
+        blocks=chunks.blocks,
+        total=chunks.total,
+        lists=faiss_index.list_count(loaded),
+        most_candidates=MOST_CANDIDATES[device.chosen],
+    )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How wide to search, and the recall that it gave on ``sample`` queries; width None: exact search."""
+
+    width: Width | None
+    sample: int
+    recall: float
+    lower_bound: float
+    target: float
+    reached: bool
+    table: list[dict[str, Any]]
+    """Recall by number of lists and candidates, as measured."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def width_from_json(entry: dict[str, Any]) -> Width | None:
+    return Width(**entry["width"]) if entry["width"] else None
+
+
+TABLE_CANDIDATES = (4, 16, 64, 256, 1024)
+
+
+def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
+    """Measure on ``queries`` (a sample) what reaches ``target_recall``; a width that was given is only measured."""
+    k, target = parameters.num_neighbours, parameters.target_recall
+    if target >= 1:
+        return Tuned(None, len(queries), 1.0, 1.0, target, reached=True, table=[])
+    truth = exact_search(queries, k, index.blocks)
+    made = tuning.trials(queries, truth, index, parameters.nprobe)
+    if parameters.retrieval_margin is None:
+        choice = tuning.choose(made, target, index, least=k)
+    else:
+        candidates = index.clip(Width(1, k + parameters.retrieval_margin)).candidates
+        choice = tuning.choose_nprobe(made, candidates, target, index)
+    table = [
+        {"nprobe": trial.nprobe, **{f"recall_at_{count}": round(trial.recall(count), 4) for count in TABLE_CANDIDATES}}
+        for trial in made
+    ]
+    said = "" if choice.reached else "; no width of this index is sure to reach the target"
+    say(
+        f"recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target {target}) on "
+        f"{len(queries):,} queries with nprobe {choice.width.nprobe} and {choice.width.candidates} candidates{said}"
+    )
+    return Tuned(choice.width, len(queries), choice.recall, choice.lower_bound, target, choice.reached, table)
+
+
+@dataclass(frozen=True)
+class QueryShard:
+    """Rows that ask for neighbours. ``position``: its place in the index spec, None when it is not in it."""
+
+    embeddings: NpyReader
+    chunks: IndexedChunks
+    position: int | None
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def rows(self, start: int, stop: int) -> Queries:
+        vectors = self.embeddings.rows(start, stop).astype(np.float16)
+        if self.position is None:
+            return Queries(vectors, UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64))
+        return Queries(vectors, self.chunks.documents.rows(self.position, start, stop))
+
+
+def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
+    """A uniform sample without replacement over the rows of all ``shards``."""
+    parts = []
+    for shard, rows in zip(shards, sample_rows(np.array([len(s) for s in shards], np.int64), count, seed), strict=True):
+        # Of a block, only the part between the first and the last of the sample.
+        by_block = np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1)
+        parts += [shard.rows(int(of[0]), int(of[-1]) + 1).take(of - of[0]) for of in by_block if len(of)]
+    return Queries(np.concatenate([p.vectors for p in parts]), np.concatenate([p.documents for p in parts]))

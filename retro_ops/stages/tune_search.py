@@ -1,0 +1,54 @@
+"""Filled indexes + a sample of queries -> how wide to search for the wanted recall, measured against exact search."""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from retro_ops import device, layout, report
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import say
+from retro_ops.specs import Parameters, Plan, Split
+
+HELP = "measure how wide to search for the wanted recall"
+PARAMETERS = (
+    *("num_neighbours", "profile", "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed"),
+    *("device", "shard_index", "memory_budget"),
+)
+
+STAGE = "tune-search"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Only --plan: by hand, `retrieve-neighbours` measures it itself."""
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not arguments.plan:
+        raise BadInputError("--plan is missing", "by hand, `retrieve-neighbours` measures how wide to search itself")
+    plan = read_plan(arguments.plan)
+    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    inputs = [layout.index_uri(plan, split) for split in plan.splits()]
+    uri, digest = layout.report_uri(plan, STAGE), layout.tuning_digest(plan)
+    report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, parameters))
+
+
+def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
+    if parameters.profile == "seed":
+        say(f"{STAGE}: the seed profile searches as the original did; nothing to choose")
+        return report.Outcome(counts={"queries": 0}, outputs=[], details={"profile": "seed"})
+    where = device.choose(parameters.device, "faiss")
+    tuned: dict[str, dict[str, Any]] = {split: _tune(plan, split, parameters, where) for split in plan.splits()}
+    counts = {"queries": sum(entry["sample"] for entry in tuned.values())}
+    return report.Outcome(counts=counts, outputs=[], details={"profile": "default", **tuned}, device=where)
+
+
+def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device) -> dict[str, Any]:
+    from retro_ops import searching
+
+    chunks = searching.IndexedChunks(layout.index_shards(plan, split))
+    index = searching.open_index(layout.index_uri(plan, split), chunks, where, parameters.shard_index)
+    positions = [plan.indexed(split).index(shard) for shard in plan.queried(split)]
+    shards = [searching.QueryShard(chunks.embeddings[position], chunks, position) for position in positions]
+    queries = searching.sample(shards, parameters.recall_sample, parameters.seed)
+    say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")
+    return searching.tune(queries, index, parameters).as_json()

@@ -1,0 +1,148 @@
+"""Exact distances, search against brute force, and the choice of a width."""
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from retro_ops.core import exact, faiss_index, search, tuning
+from retro_ops.core.faiss_index import searcher
+from retro_ops.core.search import Block, Effort, Index, Queries, Width
+from retro_ops.device import Device
+
+CPU = Device("cpu", "test")
+
+
+def unit_vectors(rows: int, dimension: int, seed: int, grid: bool = False) -> NDArray[np.float16]:
+    """``grid``: few different values, so that many distances are equal."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, 2, (rows, dimension)) * 2.0 - 1 if grid else rng.normal(size=(rows, dimension))
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float16)
+
+
+def blocks_of(vectors: NDArray[np.float16], documents: NDArray[np.uint64], size: int) -> search.Blocks:
+    def read(wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+        for first in range(0, len(vectors), size):
+            if wanted is None or np.isin(np.arange(first, first + size), wanted).any():
+                yield Block(first, vectors[first : first + size], documents[first : first + size])
+
+    return read
+
+
+def brute_force(vectors: NDArray[np.float16], documents: NDArray[np.uint64], k: int) -> list[list[tuple[float, int]]]:
+    """(distance, id) of the k nearest of other documents, with Python's own integers: no rounding at all."""
+    whole = (vectors.astype(np.float64) * 2**24).astype(np.int64).tolist()
+    rows = []
+    for q, own in zip(whole, documents, strict=True):
+        scored = [
+            (float(np.float32(sum((a - b) ** 2 for a, b in zip(q, x, strict=True)) / 2**48)), i)
+            for i, x in enumerate(whole)
+            if documents[i] != own
+        ]
+        rows.append(sorted(scored)[:k])
+    return rows
+
+
+def as_rows(keys: exact.Keys) -> list[list[tuple[float, int]]]:
+    ids, distances = exact.unpack(keys)
+    return [
+        [(float(d), int(i)) for d, i in zip(ds, js, strict=True) if i >= 0]
+        for ds, js in zip(distances, ids, strict=True)
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 40), st.sampled_from([2, 8, 24]), st.integers(1, 5), st.integers(1, 50), st.integers(1, 90),
+    st.integers(1, 8), st.booleans(), st.integers(0, 2**31),
+)  # fmt: skip
+def test_a_target_of_one_is_brute_force_with_ties_for_any_batching(
+    rows: int, dimension: int, k: int, block: int, cells: int, candidates: int, grid: bool, seed: int
+) -> None:
+    """However narrow the first search, however the work is cut: the exact neighbours, ties by id."""
+    vectors = unit_vectors(rows, dimension, seed, grid)
+    documents = np.sort(np.random.default_rng(seed).integers(0, max(1, rows // 3), rows)).astype(np.uint64)
+    expected = brute_force(vectors, documents, k)
+    blocks = blocks_of(vectors, documents, block)
+    queries = Queries(vectors, documents)
+    assert as_rows(search.exact_search(queries, k, blocks)) == expected
+    flat = faiss.IndexFlatL2(dimension)
+    flat.add(vectors.astype(np.float32))
+    index = Index(searcher(flat, CPU, shard_over_gpus=False), blocks, rows, 1, rows)
+    everything = search.find(queries, k, index, Width(1, rows), cells, Effort())
+    assert as_rows(everything) == expected
+    narrow = search.find(queries, k, index, Width(1, candidates), cells, Effort())
+    assert [len(row) for row in as_rows(narrow)] == [len(row) for row in expected], "a row is full if it can be"
+
+
+def test_distances_do_not_depend_on_how_they_are_computed() -> None:
+    vectors = unit_vectors(300, 384, 1)
+    whole = exact.squared_distances(vectors, vectors)
+    rows, columns = np.divmod(np.arange(300 * 300), 300)
+    np.testing.assert_array_equal(exact.pair_distances(vectors, vectors, rows, columns), whole.ravel())
+    np.testing.assert_array_equal(exact.squared_distances(vectors[7:8], vectors[100:111]), whole[7:8, 100:111])
+
+
+@given(st.lists(st.tuples(st.floats(0, 4, width=32), st.integers(0, exact.MAX_CHUNKS - 1)), min_size=1, unique=True))
+def test_keys_have_the_order_of_distance_and_id(pairs: list[tuple[float, int]]) -> None:
+    distances, ids = np.array([d for d, _ in pairs], np.float32), np.array([i for _, i in pairs], np.int64)
+    keys = exact.pack(distances, ids, np.ones(len(ids), np.bool_))
+    back_ids, back = exact.unpack(np.sort(keys))
+    assert list(zip(back.tolist(), back_ids.tolist(), strict=True)) == sorted(pairs)
+
+
+def test_nothing_is_last_and_has_no_neighbour() -> None:
+    keys = exact.pack(np.array([[1.0, 2.0]], np.float32), np.array([[5, 6]]), np.array([[False, True]]))
+    ids, distances = exact.unpack(exact.smallest(keys, 3))
+    assert ids.tolist() == [[6, -1, -1]]
+    assert distances.tolist() == [[2.0, np.inf, np.inf]]
+
+
+def clustered(rows: int, seed: int) -> NDArray[np.float16]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(40, 32))
+    drawn = centres[rng.integers(0, 40, rows)] + 0.7 * rng.normal(size=(rows, 32))
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float16)
+
+
+@pytest.fixture(scope="module")
+def index() -> tuple[Index, Queries]:
+    vectors = clustered(6000, 3)
+    documents = np.arange(6000, dtype=np.uint64) // np.uint64(7)
+    made = faiss.index_factory(32, "IVF32,PQ8")
+    faiss_index.train(made, vectors.astype(np.float32), 0, "IVF32,PQ8", CPU)
+    made.add(vectors.astype(np.float32))
+    blocks = blocks_of(vectors, documents, 1000)
+    return Index(searcher(made, CPU, shard_over_gpus=False), blocks, 6000, 32, 6000), Queries(vectors, documents)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9, 0.99])
+def test_the_chosen_width_reaches_its_target_on_queries_it_has_not_seen(
+    index: tuple[Index, Queries], target: float
+) -> None:
+    of, everything = index
+    sample, others = everything.take(np.arange(0, 6000, 8)), everything.take(np.arange(1, 6000, 8))
+    made = tuning.trials(sample, search.exact_search(sample, 4, of.blocks), of)
+    choice = tuning.choose(made, target, of, least=4)
+    assert choice.reached
+    assert choice.recall > choice.lower_bound >= target
+    truth, _ = exact.unpack(search.exact_search(others, 4, of.blocks))
+    found, _ = exact.unpack(search.find(others, 4, of, choice.width, 10**6, Effort()))
+    recall = np.mean([len(set(a) & set(b)) / 4 for a, b in zip(truth.tolist(), found.tolist(), strict=True)])
+    assert recall > target - 0.02
+    assert recall > choice.recall - 0.03, "what the trial foretells, or more, since short rows are widened"
+
+
+def test_more_recall_costs_more_and_what_cannot_be_had_is_said(index: tuple[Index, Queries]) -> None:
+    of, everything = index
+    sample = everything.take(np.arange(0, 6000, 8))
+    made = tuning.trials(sample, search.exact_search(sample, 4, of.blocks), of)
+    costs = [tuning._cost(tuning.choose(made, target, of, 4).width, of) for target in (0.5, 0.8, 0.9, 0.99)]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+    hopeless = tuning.choose(tuning.trials(sample, search.exact_search(sample, 4, of.blocks), of, 1), 0.9999, of, 4)
+    assert (hopeless.reached, hopeless.width.nprobe) == (False, 1)
