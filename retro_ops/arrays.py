@@ -19,7 +19,7 @@ HEADER_BYTES = 4096
 """Far more than the header of any array of plain numbers."""
 
 
-DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, TokenError)
+DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, TokenError, Warning)
 """What numpy raises while it reads a header, which is text that Python parses."""
 
 
