@@ -48,6 +48,8 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "seed": "0",
         "num-neighbours": "4",
         "profile": "default",
+        "target-recall": "0.95",
+        "recall-sample": "2000",
         "device": "auto",
         "memory-budget": "2GiB",
     }
