@@ -38,8 +38,8 @@ STAGES = (
 )
 STAGES_WITHOUT_PLAN = ("plan", "show")
 
-HOW_NOT_WHAT = frozenset({"batch_size", "device", "shard_index", "memory_budget"})
-"""Parameters that change how a stage runs, not what it writes: they may differ from the plan's."""
+HOW_NOT_WHAT = frozenset({"batch_size", "device", "shard_index", "memory_budget", "min_recall", "min_full_rows"})
+"""Parameters of how a stage runs or whether it refuses, not of what it writes: they may differ from the plan's."""
 
 
 def _positive(text: str) -> int:
@@ -85,6 +85,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "target_recall": {"type": _share, "help": "share of the true nearest neighbours to find; 1: exact search"},
     "recall_sample": {"type": _positive, "help": "queries that the recall is measured on"},
+    "min_recall": {"type": _share, "help": "recall on the sample below which publish refuses"},
+    "min_full_rows": {"type": _share, "help": "share of rows with all neighbours below which publish refuses"},
     "device": {"choices": ("auto", "cpu", "cuda"), "help": "cuda: an error when there is no GPU"},
     "shard_index": {"action": "store_true", "help": "spread the index over all GPUs"},
     "memory_budget": {"help": "memory beside model and index, such as 2GiB"},

@@ -93,6 +93,8 @@ class Parameters:
     retrieval_margin: int | None = None
     target_recall: float = 0.95
     recall_sample: int = 2000
+    min_recall: float = 0.8
+    min_full_rows: float = 0.0
     device: str = "auto"
     shard_index: bool = False
     memory_budget: str = "2GiB"

@@ -120,14 +120,11 @@ def _chunk_fields(settings: Settings) -> dict[str, Param]:
             "`quarantine` sets a record that cannot be read aside, with its line and the reason; `fail` stops.",
             _CHUNKS,
         ),
-        "max_bad_share": Param(
-            _DEFAULT.max_bad_share,
-            type="number",
-            minimum=0,
-            maximum=1,
-            title="Most bad records",
-            description_md="A shard fails when a larger share of its records than this is bad (0 to 1).",
-            section=_CHUNKS,
+        "max_bad_share": _share(
+            "max_bad_share",
+            "Most bad records",
+            "A shard fails when a larger share of its records than this is bad (0 to 1).",
+            _CHUNKS,
         ),
     }
 
@@ -168,17 +165,17 @@ def _index_fields() -> dict[str, Param]:
             _INDEX,
             minimum=0,
         ),
-        "target_recall": Param(
-            _DEFAULT.target_recall,
-            type="number",
-            minimum=0,
-            maximum=1,
-            title="Target recall",
-            description_md="Share of the true nearest neighbours to find, measured on a sample. 1 searches exactly.",
-            section=_INDEX,
+        "target_recall": _share(
+            "target_recall",
+            "Target recall",
+            "Share of the true nearest neighbours to find, measured on a sample. 1 searches exactly.",
         ),
         "recall_sample": _integer(
             _DEFAULT.recall_sample, "Recall sample", "Queries that the recall is measured on.", _INDEX
+        ),
+        "min_recall": _share("min_recall", "Least recall", "Below it, on the sample, nothing is published."),
+        "min_full_rows": _share(
+            "min_full_rows", "Least full rows", "Share of rows with all neighbours; below it nothing is published."
         ),
         "max_training_vectors": _optional_integer(
             "Most training vectors",
@@ -247,6 +244,12 @@ def _integer(
 ) -> Param:
     bounds: dict[str, Any] = {"minimum": minimum} if maximum is None else {"minimum": minimum, "maximum": maximum}
     return Param(default, type="integer", title=title, description_md=help_text, section=section, **bounds)
+
+
+def _share(name: str, title: str, help_text: str, section: str = _INDEX) -> Param:
+    bounds: dict[str, Any] = {"minimum": 0, "maximum": 1}
+    default = getattr(_DEFAULT, name)
+    return Param(default, type="number", title=title, description_md=help_text, section=section, **bounds)
 
 
 def _optional_integer(title: str, help_text: str, section: str, minimum: int = 1) -> Param:

@@ -12,7 +12,7 @@ from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan, parent, relative
 
 HELP = "make a validated version the current one of its dataset"
-PARAMETERS = ()
+PARAMETERS = ("min_recall", "min_full_rows")
 
 STAGE = "publish"
 CURRENT_FORMAT = 1
@@ -29,6 +29,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     validated = layout.report_uri(plan, "validate")
     if report.read(validated) is None:
         raise BadInputError(f"this version is not validated: {validated} does not exist", "run `retro-ops validate`")
+    _check_floors(plan, parameters)
     uri = layout.current_uri(plan.root, plan.dataset)
     tagged = store.at(uri).read_tagged(uri)
     current = json.loads(tagged[0]) if tagged else None
@@ -41,6 +42,27 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     data = (json.dumps(published, indent=1) + "\n").encode()
     store.at(uri).write_if(uri, data, tagged[1] if tagged else None)
     say(f"{STAGE}: version {published['version']} of {plan.dataset} is published: {uri}", event="published")
+
+
+def _check_floors(plan: Plan, parameters: Parameters) -> None:
+    """BadInputError that names every figure below its floor. Splits that nobody measured (seed profile) pass."""
+    tuned = (report.read(layout.report_uri(plan, "tune-search")) or {}).get("details", {})
+    below = [
+        f"recall of {split} is {tuned[split]['recall']:.4f}, below {parameters.min_recall}"
+        for split in plan.splits()
+        if split in tuned and tuned[split]["recall"] < parameters.min_recall
+    ]
+    for split in plan.splits():
+        reports = [report.read(layout.report_uri(plan, "retrieve-neighbours", s.name)) for s in plan.queried(split)]
+        rows, full = (sum(r["counts"][name] for r in reports if r) for name in ("rows", "full_rows"))
+        if rows and full / rows < parameters.min_full_rows:
+            share = f"{full / rows:.4f} of the rows of {split} have all their neighbours"
+            below.append(f"{share}, below {parameters.min_full_rows}")
+    if below:
+        raise BadInputError(
+            f"not published: {'; '.join(below)}",
+            "raise target_recall or choose another index type, or lower the floor (min_recall, min_full_rows)",
+        )
 
 
 def _entry(plan: Plan, current: str) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "profile": "default",
         "target-recall": "0.95",
         "recall-sample": "2000",
+        "min-recall": "0.8",
+        "min-full-rows": "0.0",
         "device": "auto",
         "memory-budget": "2GiB",
     }

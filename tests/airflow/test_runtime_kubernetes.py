@@ -6,6 +6,7 @@ What only a cluster can show (scheduling, admission, image pulls, evictions as t
 import json
 import re
 import threading
+import tomllib
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from kubernetes.utils import parse_quantity
 from retro_airflow import deployment
 from retro_airflow.deployment import Kubernetes, Resources
 from retro_airflow.runtimes import Handle, Job, Status, Task
+from retro_airflow.runtimes import kubernetes as kubernetes_runtime
 from retro_airflow.runtimes.kubernetes import KubernetesRuntime
 
 from retro_ops.errors import ConfigurationError, TransientError
@@ -42,6 +44,8 @@ class Cluster:
         self.lines: dict[str, list[tuple[str, str]]] = {}
         self.calls: list[str] = []
         self.refuse: tuple[int, str] | None = None
+        self.refuse_logs: tuple[int, str] | None = None
+        self.kubelet_says = b""
         self.slow_deletes = 0
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
@@ -93,11 +97,13 @@ class Cluster:
 
     def log(self, name: str, query: dict[str, str]) -> tuple[int, Any]:
         assert (query["container"], query["timestamps"]) == ("stage", "True")
+        if self.refuse_logs:
+            return self.status(*self.refuse_logs)
         if self.pods[name]["status"]["phase"] == "Pending":
             return self.status(400, 'container "stage" in pod is waiting to start: ContainerCreating')
-        since = datetime.now(UTC) - timedelta(seconds=int(query.get("sinceSeconds", 10**6)))
-        text = "".join(f"{at} {line}" for at, line in self.lines[name] if at[:19] >= since.isoformat()[:19])
-        return 200, text.encode()
+        since = datetime.now(UTC) - timedelta(seconds=int(query.get("sinceSeconds", 10**9)))
+        text = "".join(f"{at} {line}" for at, line in self.lines[name] if datetime.fromisoformat(at) >= since)
+        return 200, text.encode() + self.kubelet_says
 
     @staticmethod
     def status(code: int, message: str) -> tuple[int, Any]:
@@ -114,13 +120,13 @@ class Cluster:
             **status,
         }
 
-    def says(self, handle: Handle, *lines: str, at: datetime | None = None) -> None:
-        stamp = (at or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+    def says(self, handle: Handle, *lines: str, at: datetime | str | None = None) -> None:
+        stamp = at if isinstance(at, str) else (at or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
         self.lines[handle["name"]] += [(stamp, line) for line in lines]
 
 
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(seconds_ago: float = 0) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 RUNNING = {"running": {"startedAt": "2026-11-24T00:00:00Z"}}
@@ -158,7 +164,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         def log_message(self, *_: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     config = {
         "apiVersion": "v1",
@@ -222,7 +228,7 @@ def check_pod(pod: dict[str, Any]) -> None:
         assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value)
     (container,) = pod["spec"]["containers"]
     assert "command" not in container, "the image's entry point, never a shell"
-    resources = container["resources"]
+    resources = container.get("resources", {})
     assert resources.get("requests") == resources.get("limits")
     sizes = [
         directory["sizeLimit"] for volume in pod["spec"]["volumes"] if "sizeLimit" in (directory := volume["emptyDir"])
@@ -269,6 +275,56 @@ def test_the_files_to_apply_are_sound() -> None:
             kubernetes_validate.validate(document, VERSION, strict=True)
     (role, binding) = yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
+
+
+def test_the_role_allows_what_the_runtime_does_and_no_more(cluster: Cluster) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    cluster.becomes(handle, "Running", RUNNING)
+    made.logs(handle, None)
+    made.jobs()
+    made.cancel(handle)
+    verbs = {"POST": "create", "GET": "get", "DELETE": "delete"}
+    used = set()
+    for call in cluster.calls:
+        method, path = call.split()
+        of_all = path.endswith("/pods") and method == "GET"
+        resource = "pods/log" if path.endswith("/log") else "pods"
+        used.add((resource, "list" if of_all else verbs[method]))
+    role = next(yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text()))
+    assert {
+        (resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+    } == used
+
+
+def test_values_and_readme_say_what_the_package_reads() -> None:
+    values = yaml.safe_load((DEPLOY / "values.yaml").read_text())
+    environment = {entry["name"]: entry["value"] for entry in values["env"]}
+    assert environment["RETRO_RUNTIME"] == "kubernetes"
+    (mount,) = values["volumeMounts"]
+    assert mount["mountPath"] == environment["RETRO_RUNTIME_FILE"]
+    assert [volume["name"] for volume in values["volumes"]] == [mount["name"]]
+    assert values["secret"][0]["envName"] == "AIRFLOW_CONN_RETRO_OBJECT_STORE"
+    example = re.search(r"```toml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    assert example is not None
+    config = deployment.Deployment.model_validate(tomllib.loads(example[1]))
+    assert config.object_store.connection == "retro_object_store"
+    assert config.kubernetes.pod_template == str(Path(TEMPLATE).relative_to(REPOSITORY))
+    deployment.check_resources(config.resources, "README.md")
+    for stage in deployment.STAGES:
+        kubernetes_runtime._requirements(config.resources_of(stage))
+    _, binding = yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
+    assert binding["metadata"]["namespace"] == config.kubernetes.namespace
+
+
+def test_resources_of_the_template_stay_where_runtime_toml_names_none(tmp_path: Path) -> None:
+    template = yaml.safe_load(Path(TEMPLATE).read_text())
+    template["spec"]["containers"][0]["resources"] = {"limits": {"memory": "1Gi"}}
+    (tmp_path / "pod.yaml").write_text(yaml.safe_dump(template))
+    made = runtime(pod_template=str(tmp_path / "pod.yaml"))
+    assert as_sent(made, job())["spec"]["containers"][0]["resources"] == {"limits": {"memory": "1Gi"}}
+    limits = as_sent(made, job(memory="2GiB"))["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"memory": str(2 * 2**30)}
 
 
 def test_devices_by_id_are_refused() -> None:
@@ -326,6 +382,61 @@ def test_old_lines_are_not_sent_again(cluster: Cluster) -> None:
     assert made.logs(handle, position)[0] == ["newer"]
 
 
+def test_stamps_as_nodes_write_them(cluster: Cluster) -> None:
+    """Local time with its offset, backwards where summer time ends, and lines that overtook each other."""
+    made = runtime()
+    handle = made.submit(job())
+    cluster.becomes(handle, "Running", RUNNING)
+    cluster.says(handle, "a\n", at="2026-10-25T02:59:59.500000000+02:00")
+    lines, position = made.logs(handle, None)
+    assert lines == ["a"]
+    cluster.says(handle, "b\n", at="2026-10-25T02:00:01.000000007+01:00")
+    cluster.says(handle, "c, stamped before b\n", at="2026-10-25T02:00:01.000000004+01:00")
+    lines, position = made.logs(handle, position)
+    assert lines == ["b", "c, stamped before b"]
+    cluster.says(handle, "d, as well\n", at="2026-10-25T01:00:01.000000005Z")
+    cluster.says(handle, "e\n", at="2026-10-25T01:00:01.1Z")
+    lines, position = made.logs(handle, position)
+    assert lines == ["d, as well", "e"]
+    assert made.logs(handle, position) == ([], position)
+    assert made.logs(handle, None)[0] == ["a", "b", "c, stamped before b", "d, as well", "e"]
+
+
+def test_what_the_kubelet_says_itself_does_not_end_the_log(cluster: Cluster) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    cluster.becomes(handle, "Running", RUNNING)
+    cluster.kubelet_says = b"unable to retrieve container logs for containerd://0\n"
+    lines, position = made.logs(handle, None)
+    assert lines == ["unable to retrieve container logs for containerd://0"]
+    cluster.kubelet_says = b""
+    cluster.says(handle, "one\n")
+    assert made.logs(handle, position)[0] == ["one"]
+
+
+def test_a_log_that_cannot_be_read_fails_no_stage(cluster: Cluster) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    cluster.becomes(handle, "Running", RUNNING)
+    cluster.says(handle, "one\n")
+    cluster.refuse_logs = (500, "dial tcp: i/o timeout")
+    assert made.logs(handle, None) == ([], None), "the node may come back"
+    cluster.becomes(handle, "Succeeded", terminated(0))
+    assert made.logs(handle, None) == (["the rest of the log cannot be read: dial tcp: i/o timeout"], None)
+    cluster.refuse_logs = (400, "container is waiting to start")
+    assert made.logs(handle, None) == ([], None)
+    cluster.refuse_logs = None
+    assert made.logs(handle, None)[0] == ["one"]
+
+
+def test_the_log_ends_with_its_container_even_if_a_sidecar_runs_on(cluster: Cluster) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    cluster.says(handle, "no end of line")
+    cluster.becomes(handle, "Running", terminated(0))
+    assert made.logs(handle, None)[0] == ["no end of line"]
+
+
 def test_submit_finds_the_pod_that_runs(cluster: Cluster) -> None:
     first = runtime().submit(job())
     assert runtime().submit(job()) == first
@@ -365,13 +476,13 @@ def test_jobs_are_those_of_this_deployment_that_run(cluster: Cluster) -> None:
             "Failed",
             None,
             {"reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."},
-            Status("lost", reason="its pod ended as Failed: Evicted. The node was low on resource: ephemeral-storage."),
+            Status("lost", reason="its pod was ended: Evicted. The node was low on resource: ephemeral-storage"),
         ),
         (
             "Failed",
             terminated(143),
             {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]},
-            Status("lost", reason="its pod ended as Failed: PreemptionByScheduler"),
+            Status("lost", reason="its pod was ended: PreemptionByScheduler"),
         ),
         (
             "Pending",
@@ -397,9 +508,11 @@ def test_jobs_are_those_of_this_deployment_that_run(cluster: Cluster) -> None:
             "Pending",
             waiting("CreateContainerConfigError", 'secret "retro-object-store" not found'),
             {},
-            Status("failed", 78, 'CreateContainerConfigError: secret "retro-object-store" not found'),
+            Status("running", reason='CreateContainerConfigError: secret "retro-object-store" not found'),
         ),
         ("Unknown", None, {}, Status("running", reason="its pod is Unknown")),
+        ("Failed", None, {"reason": "OutOfcpu"}, Status("lost", reason="its pod was ended: OutOfcpu")),
+        ("Running", terminated(0), {}, Status("succeeded", 0)),  # A sidecar still runs.
     ],
 )  # fmt: skip
 def test_what_a_kubelet_reports(
@@ -411,16 +524,59 @@ def test_what_a_kubelet_reports(
     assert made.status(handle) == expected
 
 
-def test_a_pod_that_never_starts_is_lost_at_last(cluster: Cluster) -> None:
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"}
+
+
+@pytest.mark.parametrize(
+    ("container", "status", "expected"),
+    [
+        # The same image or secret would not be there for a retry either; a node might.
+        (waiting("ImagePullBackOff", "no such image"), {}, ("failed", 78, "ImagePullBackOff: no such image")),
+        (
+            waiting("CreateContainerConfigError", "no secret"),
+            {},
+            ("failed", 78, "CreateContainerConfigError: no secret"),
+        ),
+        (waiting("ContainerCreating"), {}, ("lost", None, "ContainerCreating")),
+        (None, {"conditions": [UNSCHEDULABLE]}, ("lost", None, "Unschedulable: no node")),
+    ],
+)
+def test_a_pod_that_never_starts_is_given_up(
+    cluster: Cluster, container: dict[str, Any] | None, status: dict[str, Any], expected: tuple[Any, int | None, str]
+) -> None:
     made = runtime(start_timeout_s=5)
     handle = made.submit(job())
-    cluster.becomes(handle, "Pending", waiting("ImagePullBackOff", "no such image"))
+    cluster.becomes(handle, "Pending", container, **status)
     assert made.status(handle).state == "running"
-    created = datetime.now(UTC) - timedelta(seconds=6)
-    cluster.pods[handle["name"]]["metadata"]["creationTimestamp"] = created.strftime("%Y-%m-%dT%H:%M:%SZ")
+    cluster.pods[handle["name"]]["metadata"]["creationTimestamp"] = now(6)
+    state, code, waits = expected
+    assert made.status(handle) == Status(state, code, f"its pod did not start within 5 s: {waits}")
+
+
+def test_a_pod_that_somebody_deletes_is_lost(cluster: Cluster) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    metadata = cluster.pods[handle["name"]]["metadata"]
+    cluster.becomes(handle, "Running", RUNNING)
+    metadata["deletionTimestamp"] = now()
+    assert made.status(handle) == Status("running"), "it may still end by itself"
+    cluster.becomes(handle, "Running", terminated(143))
+    assert made.status(handle) == Status("lost", reason="its pod was ended: Deleted")
+    cluster.becomes(handle, "Running", RUNNING, reason="NodeLost")
+    metadata["deletionTimestamp"] = now(120)
     assert made.status(handle) == Status(
-        "lost", reason="its pod did not start within 5 s: ImagePullBackOff: no such image"
+        "lost", reason="its pod is being deleted (NodeLost) and its node does not answer"
     )
+
+
+def test_a_pod_that_does_not_go(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_runtime, "SUBMIT_TRIES", 3)
+    monkeypatch.setattr(kubernetes_runtime, "SUBMIT_PAUSE_S", 0)
+    made = runtime()
+    cluster.becomes(made.submit(job()), "Failed", terminated(1))
+    cluster.slow_deletes = 100
+    with pytest.raises(TransientError, match=r"does not go\n.*kubectl -n retro delete pod retro-embed-chunks"):
+        made.submit(job())
 
 
 @pytest.mark.parametrize(
@@ -430,7 +586,10 @@ def test_a_pod_that_never_starts_is_lost_at_last(cluster: Cluster) -> None:
         ((401, "Unauthorized"), ConfigurationError, r"Unauthorized[\s\S]*service account"),
         ((422, "Pod is invalid: spec.containers[0].image"), ConfigurationError, r"invalid[\s\S]*pod template"),
         ((404, 'namespaces "retro" not found'), ConfigurationError, r"not found[\s\S]*create the namespace"),
-        ((400, "exceeded quota"), ConfigurationError, r"exceeded quota"),
+        ((400, "unknown field"), ConfigurationError, r"unknown field[\s\S]*pod template"),
+        ((403, 'pods "x" is forbidden: exceeded quota: gpus'), TransientError, r"quota[\s\S]*other pods to end"),
+        ((403, 'pods "x" is forbidden: violates PodSecurity'), ConfigurationError, r"violates[\s\S]*pod template"),
+        ((429, "too many requests"), TransientError, "too many"),
         ((500, "etcdserver: request timed out"), TransientError, "timed out"),
     ],
 )
@@ -440,8 +599,31 @@ def test_refusals_say_what_to_do(cluster: Cluster, refusal: tuple[int, str], err
         runtime().submit(job())
 
 
-def test_a_cluster_that_does_not_answer(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["status", "logs", "cancel", "jobs"])
+def test_every_call_says_what_it_may_not(cluster: Cluster, call: str) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    cluster.refuse = (403, 'User "x" cannot do that')
+    arguments = {"logs": (handle, None), "jobs": ()}.get(call, (handle,))
+    with pytest.raises(ConfigurationError, match=r"pods(/log)? in namespace retro: User[\s\S]*rbac.yaml"):
+        getattr(made, call)(*arguments)
+
+
+def test_a_cluster_that_does_not_answer(tmp_path: Path, cluster: Cluster) -> None:
     config = (tmp_path / "kubeconfig").read_text()
     (tmp_path / "kubeconfig").write_text(re.sub(r"127.0.0.1:\d+", "127.0.0.1:9", config))
     with pytest.raises(TransientError, match="does not answer"):
         runtime().submit(job())
+
+
+def test_no_cluster_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = {"kube_config_path": str(tmp_path / "none")}
+    monkeypatch.setenv("AIRFLOW_CONN_TEST_CLUSTER", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+    with pytest.raises(ConfigurationError, match=r"no Kubernetes cluster is known[\s\S]*kubernetes.connection"):
+        runtime().submit(job())
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_connection_that_is_not_there() -> None:
+    with pytest.raises(ConfigurationError, match=r"'nowhere'[\s\S]*create it"):
+        runtime(connection="nowhere").submit(job())

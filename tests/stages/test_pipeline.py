@@ -1,5 +1,6 @@
 """The whole pipeline by plan, locally and on a real S3 server; and what a kill leaves."""
 
+import json
 import os
 import random
 import shutil
@@ -258,3 +259,25 @@ def test_an_abandoned_upload_is_swept_and_a_lost_race_is_told(s3: str) -> None:
     with pytest.raises(store.ConflictError):
         store.at(current).write_if(current, b"4", tagged[1])
     assert store.read(current) == b"3"
+
+
+def test_publish_refuses_what_is_below_a_floor(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", texts)
+    uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    plan = _build(run, uri)
+    current = Path(layout.current_uri(plan.root, plan.dataset))
+    current.unlink(missing_ok=True)
+    tuning = Path(layout.report_uri(plan, "tune-search"))
+    measured = json.loads(tuning.read_text())
+    assert measured["details"]["train"]["recall"] > 0.95
+    measured["details"]["train"]["recall"] = 0.7
+    tuning.write_text(json.dumps(measured))
+    run("publish", "--plan", uri, code=65)
+    said = capfd.readouterr().err
+    assert "recall of train is 0.7000, below 0.8" in said
+    assert "raise target_recall" in said
+    assert not current.exists()
+    run("publish", "--plan", uri, "--min-recall", "0.5")
+    assert current.exists()

@@ -5,6 +5,7 @@ annotations say which task it belongs to; its exit code and log stay until ``for
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from typing import Any
 
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
-from kubernetes.client import ApiException, CoreV1Api, V1Pod
+from airflow.sdk.exceptions import AirflowNotFoundException
+from kubernetes.client import ApiException, CoreV1Api, V1ContainerState, V1Pod
 from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
 
@@ -41,15 +43,29 @@ SUBMIT_PAUSE_S = 0.5
 CLOCK_SKEW_S = 60
 """How far a node's clock may be from the worker's: logs are asked for by age."""
 
-NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"})
+NODE_LOST_S = 60
+"""How long after the time of its deletion a pod may still be there, before its node counts as lost."""
+
+NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """What a container waits for in vain: somebody has to mend the deployment first."""
 
+NO_COMPLAINT = frozenset({"ContainerCreating", "PodInitializing"})
+"""What a container waits for as a matter of course; all else is a complaint, which may pass or last."""
+
+NODE_SILENT = frozenset({500, 502, 503, 504})
+"""How the API server answers for a log on a node that it cannot reach."""
+
+_UNFIT = "mend the pod template, or `resources` in runtime.toml"
 _MEANING = {
+    400: _UNFIT,
     401: "the cluster does not know who asks: see the service account or the connection",
     403: "give the worker's service account the role in deploy/kubernetes/rbac.yaml",
     404: "create the namespace, or mend `kubernetes.namespace` in runtime.toml",
-    422: "mend the pod template, or `resources` in runtime.toml",
+    422: _UNFIT,
 }
+
+_STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+_NO_STAMP = b"1970-01-01T00:00:00.000000000Z"
 
 
 class KubernetesRuntime:
@@ -75,14 +91,15 @@ class KubernetesRuntime:
                         raise
                 # The name is taken: by the job itself, by its earlier try, or by a pod that is being deleted.
                 found = self._read(job.name)
-                if found is None:
-                    continue
-                if found.metadata.deletion_timestamp is None:
+                if found is not None and found.metadata.deletion_timestamp is None:
                     if found.status.phase in ("Pending", "Running"):
                         return self._handle(found)
                     self._delete(job.name, found.metadata.uid)
                 time.sleep(SUBMIT_PAUSE_S)
-        raise TransientError(f"pod {job.name} is being deleted and does not go", "run again")
+        by_hand = f"kubectl -n {self._settings.namespace} delete pod {job.name} --force"
+        raise TransientError(
+            f"pod {job.name} is being deleted and does not go", f"run again; if its node is lost for good: {by_hand}"
+        )
 
     def status(self, handle: Handle) -> Status:
         with self._api_errors("get pods"):
@@ -94,10 +111,11 @@ class KubernetesRuntime:
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
         with self._api_errors("get pods/log"):
             pod = self._pod_of(handle)
-            if pod is None or not _has_started(pod):
+            state = _state(pod) if pod else None
+            if state is None or not (state.running or state.terminated):
                 return [], position
             # Looked up first: what is read after the end is all there is.
-            ended = pod.status.phase in ("Succeeded", "Failed")
+            ended = state.terminated is not None
             age: dict[str, Any] = {"since_seconds": _age_s(position[0]) + CLOCK_SKEW_S} if position else {}
             try:
                 response = self._client.read_namespaced_pod_log(
@@ -108,11 +126,14 @@ class KubernetesRuntime:
                     _preload_content=False,
                     **age,
                 )
+                data = response.data
             except ApiException as error:
+                if error.status in NODE_SILENT:  # It may come back, and how the stage does is not in its log.
+                    return ([f"the rest of the log cannot be read: {_message(error)}"] if ended else []), position
                 if error.status in (400, 404):  # Not started after all, or gone meanwhile.
                     return [], position
                 raise
-        return read_on(response.data, position, ended)
+        return read_on(_in_order(data), position, ended)
 
     def cancel(self, handle: Handle) -> None:
         with self._api_errors("delete pods"):
@@ -186,6 +207,11 @@ class KubernetesRuntime:
                 f"no Kubernetes cluster is known here: {error}",
                 "run Airflow in the cluster, or name an Airflow connection as `kubernetes.connection` in runtime.toml",
             ) from error
+        except AirflowNotFoundException as error:
+            raise ConfigurationError(
+                f"there is no Airflow connection {self._settings.connection!r}",
+                "create it (type kubernetes), or mend `kubernetes.connection` in runtime.toml",
+            ) from error
 
     def _read(self, name: str) -> V1Pod | None:
         try:
@@ -224,38 +250,51 @@ class KubernetesRuntime:
             yield
         except ApiException as error:
             said = _message(error)
-            if error.status in _MEANING or error.status == 400:
-                hint = _MEANING.get(error.status, "see the pod template and runtime.toml")
-                raise ConfigurationError(f"Kubernetes refuses to {what} {where}: {said}", hint) from error
+            refusal = f"Kubernetes refuses to {what} {where}: {said}"
+            if error.status == 403 and "exceeded quota" in said:
+                hint = "a retry waits for other pods to end; or ask for less in `resources`, or raise the quota"
+                raise TransientError(refusal, hint) from error
+            if error.status == 403 and " cannot " not in said:  # An admission policy speaks, not the roles.
+                raise ConfigurationError(refusal, _UNFIT) from error
+            if error.status in _MEANING:
+                raise ConfigurationError(refusal, _MEANING[error.status]) from error
             raise TransientError(f"Kubernetes failed to {what} {where}: {said}", "run again") from error
         except HTTPError as error:
             raise TransientError(f"Kubernetes does not answer: {error}", "a retry reconnects") from error
 
 
 def _status(pod: V1Pod, start_timeout_s: float) -> Status:
-    phase = pod.status.phase
-    state = next((entry.state for entry in pod.status.container_statuses or () if entry.name == CONTAINER), None)
+    phase, state, deleted = pod.status.phase, _state(pod), pod.metadata.deletion_timestamp
     ended = state.terminated if state else None
-    # Evicted, preempted, node shut down: whatever the container said then is not its own doing.
-    disturbed = pod.status.reason or _condition(pod, "DisruptionTarget", "True")
-    if phase in ("Succeeded", "Failed") and (ended is None or (ended.exit_code and disturbed)):
-        why = ". ".join(filter(None, (disturbed or "no reason given", pod.status.message)))
-        return Status("lost", reason=f"its pod ended as {phase}: {why}")
+    # Evicted, preempted, node shut down, deleted: whatever the container said then is not its own doing.
+    disturbed = pod.status.reason or _condition(pod, "DisruptionTarget", "True") or ("Deleted" if deleted else "")
+    if (ended and ended.exit_code and disturbed) or (not ended and phase in ("Succeeded", "Failed")):
+        why = ". ".join(filter(None, (disturbed or "no reason given", (pod.status.message or "").rstrip("."))))
+        return Status("lost", reason=f"its pod was ended: {why}")
     if ended:
         reason = f"it ran out of memory (limit {_limit(pod)})" if ended.reason == "OOMKilled" else (ended.message or "")
         return Status("failed" if ended.exit_code else "succeeded", exit_code=ended.exit_code, reason=reason)
+    if deleted and _seconds_since(deleted) > NODE_LOST_S:
+        return Status("lost", reason=f"its pod is being deleted ({disturbed}) and its node does not answer")
     if phase == "Running":
         return Status("running")
+    return _waiting(pod, state, start_timeout_s)
+
+
+def _waiting(pod: V1Pod, state: V1ContainerState | None, start_timeout_s: float) -> Status:
     waits = _waits_for(pod, state)
-    if state and state.waiting and state.waiting.reason in NEVER_STARTS:
+    complaint = state.waiting.reason if state and state.waiting else None
+    if complaint in NEVER_STARTS:
         return Status("failed", exit_code=EXIT_CONFIGURATION, reason=waits)
-    waited_s = (datetime.now(UTC) - pod.metadata.creation_timestamp).total_seconds()
-    if phase == "Pending" and waited_s > start_timeout_s:
-        return Status("lost", reason=f"its pod did not start within {start_timeout_s:.0f} s: {waits}")
-    return Status("running", reason=waits)
+    if pod.status.phase != "Pending" or _seconds_since(pod.metadata.creation_timestamp) <= start_timeout_s:
+        return Status("running", reason=waits)
+    reason = f"its pod did not start within {start_timeout_s:.0f} s: {waits}"
+    if complaint and complaint not in NO_COMPLAINT:  # A retry would wait as long for the same image or secret.
+        return Status("failed", exit_code=EXIT_CONFIGURATION, reason=reason)
+    return Status("lost", reason=reason)
 
 
-def _waits_for(pod: V1Pod, state: Any) -> str:
+def _waits_for(pod: V1Pod, state: V1ContainerState | None) -> str:
     waiting = state.waiting if state else None
     if waiting:
         return ": ".join(filter(None, (waiting.reason, waiting.message)))
@@ -270,9 +309,9 @@ def _condition(pod: V1Pod, kind: str, value: str) -> str:
     return ""
 
 
-def _has_started(pod: V1Pod) -> bool:
-    states = [entry.state for entry in pod.status.container_statuses or () if entry.name == CONTAINER]
-    return any(state.running or state.terminated for state in states if state)
+def _state(pod: V1Pod) -> V1ContainerState | None:
+    """Of the container of the stage; other containers may run longer."""
+    return next((entry.state for entry in pod.status.container_statuses or () if entry.name == CONTAINER), None)
 
 
 def _limit(pod: V1Pod) -> str:
@@ -281,8 +320,8 @@ def _limit(pod: V1Pod) -> str:
     return str(limits.get("memory", "the node's"))
 
 
-def _requirements(resources: Resources) -> dict[str, Any]:
-    """Requests equal limits, so that a stage is not evicted for using what it was given."""
+def _requirements(resources: Resources) -> dict[str, Any] | None:
+    """Requests equal limits, so that a stage is not evicted for using what it was given. None: the template's."""
     if not isinstance(resources.gpus, int):
         raise ConfigurationError(
             f"gpus = {list(resources.gpus)}: Kubernetes gives GPUs by number",
@@ -295,7 +334,7 @@ def _requirements(resources: Resources) -> dict[str, Any]:
         "nvidia.com/gpu": str(resources.gpus) if resources.gpus else None,
     }
     given = {name: amount for name, amount in amounts.items() if amount}
-    return {"limits": given, "requests": dict(given)}
+    return {"limits": given, "requests": dict(given)} if given else None
 
 
 def _volumes(resources: Resources) -> list[tuple[str, str, dict[str, Any]]]:
@@ -315,8 +354,37 @@ def _quantity(size: str | None) -> str | None:
     return str(parse_bytes(size)) if size else None
 
 
+def _in_order(data: bytes) -> bytes:
+    """A log with stamps as ``read_on`` needs them: in UTC, of one length, and never going back.
+
+    A node stamps in its own time zone, summer time included, and may write lines of stdout and stderr in another
+    order than it stamped them. What the kubelet itself has to say has no stamp: it gets that of the line before.
+    """
+    latest, lines = _NO_STAMP, []
+    for line in data.split(b"\n"):
+        stamp, _, text = line.partition(b" ")
+        if match := _STAMP.fullmatch(stamp):
+            latest = max(latest, _in_utc(*match.groups()))
+            line = latest + b" " + text
+        elif line:
+            line = latest + b" " + line
+        lines.append(line)
+    return b"\n".join(lines)
+
+
+def _in_utc(seconds: bytes, fraction: bytes | None, zone: bytes) -> bytes:
+    if zone != b"Z":
+        there = datetime.fromisoformat((seconds + zone).decode())
+        seconds = there.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+    return seconds + b"." + (fraction or b"").ljust(9, b"0") + b"Z"
+
+
 def _age_s(stamp: str) -> int:
-    return max(1, int((datetime.now(UTC) - datetime.fromisoformat(f"{stamp[:19]}+00:00")).total_seconds()) + 1)
+    return max(0, int(_seconds_since(datetime.fromisoformat(f"{stamp[:19]}+00:00")))) + 1
+
+
+def _seconds_since(moment: datetime) -> float:
+    return (datetime.now(UTC) - moment).total_seconds()
 
 
 def _message(error: ApiException) -> str:
