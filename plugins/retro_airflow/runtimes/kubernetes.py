@@ -5,7 +5,6 @@ annotations say which task it belongs to; its exit code and log stay until ``for
 """
 
 import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,9 +62,6 @@ _MEANING = {
     404: "create the namespace, or mend `kubernetes.namespace` in runtime.toml",
     422: _UNFIT,
 }
-
-_STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
-_NO_STAMP = b"1970-01-01T00:00:00.000000000Z"
 
 
 class KubernetesRuntime:
@@ -133,7 +129,7 @@ class KubernetesRuntime:
                 if error.status in (400, 404):  # Not started after all, or gone meanwhile.
                     return [], position
                 raise
-        return read_on(_in_order(data), position, ended)
+        return read_on(data, position, ended)
 
     def cancel(self, handle: Handle) -> None:
         with self._api_errors("delete pods"):
@@ -352,31 +348,6 @@ def _volumes(resources: Resources) -> list[tuple[str, str, dict[str, Any]]]:
 def _quantity(size: str | None) -> str | None:
     """In bytes: Kubernetes does not know the B of GiB."""
     return str(parse_bytes(size)) if size else None
-
-
-def _in_order(data: bytes) -> bytes:
-    """A log with stamps as ``read_on`` needs them: in UTC, of one length, and never going back.
-
-    A node stamps in its own time zone, summer time included, and may write lines of stdout and stderr in another
-    order than it stamped them. What the kubelet itself has to say has no stamp: it gets that of the line before.
-    """
-    latest, lines = _NO_STAMP, []
-    for line in data.split(b"\n"):
-        stamp, _, text = line.partition(b" ")
-        if match := _STAMP.fullmatch(stamp):
-            latest = max(latest, _in_utc(*match.groups()))
-            line = latest + b" " + text
-        elif line:
-            line = latest + b" " + line
-        lines.append(line)
-    return b"\n".join(lines)
-
-
-def _in_utc(seconds: bytes, fraction: bytes | None, zone: bytes) -> bytes:
-    if zone != b"Z":
-        there = datetime.fromisoformat((seconds + zone).decode())
-        seconds = there.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
-    return seconds + b"." + (fraction or b"").ljust(9, b"0") + b"Z"
 
 
 def _age_s(stamp: str) -> int:

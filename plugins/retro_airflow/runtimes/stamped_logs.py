@@ -1,6 +1,12 @@
 """Reading on in a log whose lines carry time stamps, where the server goes by whole seconds only."""
 
+import re
+from datetime import UTC, datetime
+
 from retro_airflow.runtimes import Position
+
+_STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+_NO_STAMP = b"1970-01-01T00:00:00.000000000Z"
 
 
 def read_on(data: bytes, position: Position, ended: bool) -> tuple[list[str], Position]:
@@ -11,7 +17,7 @@ def read_on(data: bytes, position: Position, ended: bool) -> tuple[list[str], Po
     line counts without its end only if ``ended``.
     """
     stamp, seen = position or ("", 0)
-    lines = data.decode(errors="replace").split("\n")
+    lines = _in_order(data).decode(errors="replace").split("\n")
     rest = lines.pop()
     if rest and ended:
         lines.append(rest)
@@ -28,3 +34,28 @@ def read_on(data: bytes, position: Position, ended: bool) -> tuple[list[str], Po
         stamp = at
         new.append(text)
     return new, [stamp, seen] if new else position
+
+
+def _in_order(data: bytes) -> bytes:
+    """A log with stamps as ``read_on`` needs them: in UTC, of one length, and never going back.
+
+    A node stamps in its own time zone, summer time included, and may write lines of stdout and stderr in another
+    order than it stamped them. What the kubelet itself has to say has no stamp: it gets that of the line before.
+    """
+    latest, lines = _NO_STAMP, []
+    for line in data.split(b"\n"):
+        stamp, _, text = line.partition(b" ")
+        if match := _STAMP.fullmatch(stamp):
+            latest = max(latest, _in_utc(*match.groups()))
+            line = latest + b" " + text
+        elif line:
+            line = latest + b" " + line
+        lines.append(line)
+    return b"\n".join(lines)
+
+
+def _in_utc(seconds: bytes, fraction: bytes | None, zone: bytes) -> bytes:
+    if zone != b"Z":
+        there = datetime.fromisoformat((seconds + zone).decode())
+        seconds = there.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+    return seconds + b"." + (fraction or b"").ljust(9, b"0") + b"Z"
