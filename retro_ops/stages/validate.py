@@ -34,10 +34,15 @@ Finding = tuple[str, str]
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--spec", nargs="+", default=[], help="dataset specs or index specs")
+    parser.add_argument("--recompute", type=float, default=0.0, help="share of blocks to compute again (with --plan)")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not 0 <= arguments.recompute <= 1:
+        raise BadInputError(f"--recompute {arguments.recompute} is not a share", "give a number from 0 to 1")
     if not arguments.plan:
+        if arguments.recompute:
+            raise BadInputError("--recompute needs --plan", "only a plan says which model and tokenizer made the files")
         if not arguments.spec:
             raise BadInputError("--spec is missing", "name a dataset spec or an index spec, or give --plan")
         counts = _validate(arguments.spec, [])
@@ -46,9 +51,22 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     plan = read_plan(arguments.plan)
     specs = [layout.dataset_spec_uri(plan, split) for split in plan.splits()]
     uri, digest = layout.report_uri(plan, STAGE), layout.version_digest(plan)
-    report.run_once(
-        STAGE, uri, digest, {}, specs, lambda: report.Outcome(_validate(specs, list(_reports(plan))), outputs=[])
-    )
+    if arguments.recompute:  # Asked for by hand, so what was found sound before is looked at again.
+        store.at(uri).delete(uri)
+    work = partial(_work, plan, specs, arguments.recompute)
+    report.run_once(STAGE, uri, digest, {"recompute": arguments.recompute}, specs, work)
+
+
+def _work(plan: Plan, specs: Sequence[str], share: float) -> report.Outcome:
+    counts = _validate(specs, list(_reports(plan)))
+    if share:
+        from retro_ops import recompute
+
+        checks = [recompute.embeddings(plan, share)]
+        if plan.parameters.profile != "seed":  # Its distances are the index's own.
+            checks.append(recompute.distances(plan, share))
+        _raise_findings([finding for check in checks for finding in check])
+    return report.Outcome(counts, outputs=[], details={"recomputed_share": share})
 
 
 def _reports(plan: Plan) -> Iterator[str]:
@@ -70,6 +88,11 @@ def _validate(specs: Sequence[str], reports: Sequence[str]) -> dict[str, int]:
     beside = {layout.beside(name, layout.REPORT) for name in checked}
     for uri in reports or sorted(name for name in beside if store.exists(name)):
         findings += _check_checksums(uri, required=bool(reports))
+    _raise_findings(findings)
+    return {**totals, "files": len(checked)}
+
+
+def _raise_findings(findings: Sequence[Finding]) -> None:
     for file, rule in findings:
         say(f"{file}: {rule}", logging.ERROR, event="finding", file=file, rule=rule)
     if findings:
@@ -77,7 +100,6 @@ def _validate(specs: Sequence[str], reports: Sequence[str]) -> dict[str, int]:
             f"{len(findings)} findings, the first: {findings[0][0]}: {findings[0][1]}",
             "build the named files again",
         )
-    return {**totals, "files": len(checked)}
 
 
 def _check_spec(uri: str, checked: dict[str, None], totals: dict[str, int]) -> Iterator[Finding]:

@@ -281,3 +281,43 @@ def test_publish_refuses_what_is_below_a_floor(
     assert not current.exists()
     run("publish", "--plan", uri, "--min-recall", "0.5")
     assert current.exists()
+
+
+def test_recompute_finds_what_checksums_cannot(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Files that are sound by every rule and checksum, but were made from something else."""
+    corpus = _corpus(tmp_path / "corpus", texts)
+    uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    plan = _build(run, uri)
+    run("validate", "--plan", uri, "--recompute", "0.5")
+    name = plan.shards[0].name
+    for forge, stage, said in (
+        (_swap_rows, "embed-chunks", "is not the embedding of its chunk"),
+        (_shift_distances, "retrieve-neighbours", "does not hold the distances of its neighbours"),
+    ):
+        marker = Path(layout.report_uri(plan, stage, name))
+        kept = {path: path.read_bytes() for path in marker.parent.iterdir()}
+        forge(plan, name)
+        made = json.loads(marker.read_text())
+        for output in made["outputs"]:
+            output["sha256"] = store.sha256(str(marker.parent / output["uri"]))
+        marker.write_text(json.dumps(made))
+        Path(layout.report_uri(plan, "validate")).unlink()
+        run("validate", "--plan", uri)
+        capfd.readouterr()
+        run("validate", "--plan", uri, "--recompute", "1", code=65)
+        assert said in capfd.readouterr().err
+        for path, data in kept.items():
+            path.write_bytes(data)
+    run("validate", "--plan", uri, "--recompute", "1")
+
+
+def _swap_rows(plan: Plan, shard: str) -> None:
+    path = layout.embeddings_uri(plan, shard)
+    np.save(path, np.load(path)[::-1])
+
+
+def _shift_distances(plan: Plan, shard: str) -> None:
+    path = layout.distances_uri(layout.neighbours_uri(plan, shard))
+    np.save(path, np.nextafter(np.load(path), np.float32(9)))

@@ -1,0 +1,68 @@
+"""A sample of a dataset computed again: what is stored must be what the model and the arithmetic give."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from retro_ops import layout
+from retro_ops.arrays import open_npy
+from retro_ops.core.exact import unpack
+from retro_ops.core.search import Queries, rescore
+from retro_ops.device import choose
+from retro_ops.models import Embedder, Tokenizer
+from retro_ops.searching import IndexedChunks
+from retro_ops.specs import Plan, Split
+
+BLOCK_ROWS = 64
+LEAST_COSINE = 0.995
+"""Of a stored embedding with the one computed now; other devices and precisions stay well above it."""
+
+Finding = tuple[str, str]
+"""(file, rule it breaks)"""
+
+
+def sampled_blocks(rows: int, share: float, seed: int) -> list[int]:
+    """First rows of a sample of blocks: ``share`` of them, at least one if there are rows."""
+    starts = np.arange(0, rows, BLOCK_ROWS)
+    count = min(len(starts), max(1, round(len(starts) * share)))
+    return [int(start) for start in np.sort(np.random.default_rng(seed).choice(starts, count, replace=False))]
+
+
+def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
+    """Decode and embed the chunks of a sample again."""
+    parameters = plan.parameters
+    tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
+    embedder = Embedder(parameters.model, choose(parameters.device, "torch"))
+    for shard in plan.shards:
+        chunks = open_npy(layout.chunks_files(plan, shard.name)["chunks"], ndim=2, kind="u")
+        stored = open_npy(layout.embeddings_uri(plan, shard.name), ndim=2, kind="f")
+        for start in sampled_blocks(len(chunks), share, parameters.seed):
+            block = chunks.rows(start, start + BLOCK_ROWS)
+            again = embedder.embed(tokenizer.decode(block), parameters.batch_size).astype(np.float32)
+            cosines = (again * stored.rows(start, start + BLOCK_ROWS).astype(np.float32)).sum(axis=1)
+            for row in np.flatnonzero(~(cosines >= LEAST_COSINE)):
+                yield stored.uri, f"row {start + row} is not the embedding of its chunk (cosine {cosines[row]:.4f})"
+
+
+def distances(plan: Plan, share: float) -> Iterator[Finding]:
+    """Compute the distances of stored neighbours again; they are exact, so they must be equal."""
+    for split in plan.splits():
+        chunks = IndexedChunks(layout.index_shards(plan, split))
+        for shard in plan.queried(split):
+            yield from _distances_of_shard(plan, split, shard.name, chunks, share)
+
+
+def _distances_of_shard(plan: Plan, split: Split, name: str, chunks: IndexedChunks, share: float) -> Iterator[Finding]:
+    queries = open_npy(layout.embeddings_uri(plan, name), ndim=2, kind="f")
+    neighbours = open_npy(layout.neighbours_uri(plan, name), ndim=2, kind="i")
+    stored = open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f")
+    position = plan.indexed(split).index(plan.shard(name))
+    for start in sampled_blocks(len(queries), share, plan.parameters.seed):
+        vectors, ids = queries.rows(start, start + BLOCK_ROWS), neighbours.rows(start, start + BLOCK_ROWS)
+        own = chunks.documents.rows(position, start, start + BLOCK_ROWS)
+        keys, _ = rescore(Queries(vectors.astype(np.float16), own), ids, chunks.blocks)
+        again_ids, again = unpack(keys)
+        for row in np.flatnonzero((again_ids != ids).any(axis=1)):
+            yield neighbours.uri, f"row {start + row} has a neighbour of its own document"
+        for row in np.flatnonzero(((again_ids == ids) & (again != stored.rows(start, start + BLOCK_ROWS))).any(axis=1)):
+            yield stored.uri, f"row {start + row} does not hold the distances of its neighbours"
