@@ -73,7 +73,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "max_bad_share": {"type": _share, "help": "share of bad records above which the stage fails"},
     "model": {"help": "sentence-transformer: hub name or local folder"},
     "batch_size": {"type": _positive, "help": "chunks embedded at a time"},
-    "index_type": {"help": "faiss factory string"},
+    "index_type": {"help": "faiss factory string, or auto: by the number of vectors and their dimension"},
     "max_training_vectors": {"type": _positive, "help": "training sample (default: 256 a list)"},
     "seed": {"type": _natural, "help": "seed of everything random"},
     "num_neighbours": {"type": _positive, "help": "neighbours a chunk"},

@@ -84,7 +84,7 @@ class Parameters:
     max_bad_share: float = 0.5
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     batch_size: int = 256
-    index_type: str = "IVF1024,PQ64"
+    index_type: str = "auto"
     max_training_vectors: int | None = None
     seed: int = 0
     num_neighbours: int = 4

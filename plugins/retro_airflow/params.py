@@ -17,7 +17,7 @@ from retro_ops.specs import NAME_PATTERN, Parameters, parse_bytes
 
 PRESETS: dict[str, dict[str, str]] = {
     "tiny": {"index_type": "IVF64,Flat"},
-    "standard": {"index_type": "IVF1024,PQ64"},
+    "standard": {"index_type": "auto"},
 }
 """What a field left empty on the form means, where it is not the default of ``Parameters``."""
 
@@ -147,7 +147,7 @@ def _embedding_fields(settings: Settings) -> dict[str, Param]:
 
 def _index_fields() -> dict[str, Param]:
     return {
-        "index_type": _optional_text(None, "Index type", "A faiss factory string. Empty: the preset's.", _INDEX),
+        "index_type": _optional_text(None, "Index type", "A faiss factory string, or `auto`: by the number of vectors. Empty: the preset's.", _INDEX),
         "num_neighbours": _integer(
             _DEFAULT.num_neighbours, "Neighbours", "Neighbours stored for each chunk.", _INDEX, maximum=1024
         ),

@@ -1,5 +1,6 @@
 """faiss indexes: made from a factory string, trained, filled, merged, searched. Metric L2."""
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,39 @@ DEFAULT_TRAINING_VECTORS_PER_LIST = 256
 """More do not help: faiss itself samples down to 256 points a centroid."""
 
 WITHOUT_LISTS_TRAINING_VECTORS = 65_536
+
+
+AUTO = "auto"
+
+FLAT_VECTORS = 20_000
+"""Up to here brute force over whole vectors costs less than lists would save."""
+
+LEAST_POINTS_PER_LIST = 39
+"""Below this faiss warns that a list is trained on too few points."""
+
+LISTS_PER_ROOT = 4
+"""Lists for each root of the number of vectors: faiss' own guidelines say 4 to 16."""
+
+DIMENSIONS_PER_BYTE = 6
+
+
+def choose_index_type(vectors: int, dimension: int) -> tuple[str, str]:
+    """A factory string for so many vectors, and why.
+
+    Exact distances are computed from the stored embeddings whatever the codes, so the codes only have to bring the true
+    neighbours among the candidates: about one byte for six dimensions does (docs/benchmarks.md).
+    """
+    if vectors <= FLAT_VECTORS:
+        return "Flat", f"{vectors:,} vectors: brute force is cheapest up to {FLAT_VECTORS:,}"
+    wanted = min(LISTS_PER_ROOT * math.sqrt(vectors), vectors / LEAST_POINTS_PER_LIST)
+    lists = 1 << math.floor(math.log2(wanted))
+    most = dimension // DIMENSIONS_PER_BYTE
+    code = next((count for count in range(most, 0, -1) if dimension % count == 0), 1)
+    return (
+        f"IVF{lists},PQ{code}",
+        f"{vectors:,} vectors: about {LISTS_PER_ROOT} lists for each root of their number, "
+        f"{code} bytes for {dimension} dimensions, some {vectors * (code + 8) / 2**20:,.0f} MiB in all",
+    )
 
 
 def make_index(index_type: str, dimension: int) -> Any:

@@ -76,8 +76,9 @@ def _identity(parameters: Parameters) -> Identity:
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     embedder = Embedder(parameters.model, Device("cpu", "only looked at"))
-    index = faiss_index.make_index(parameters.index_type, embedder.dimension)
-    faiss_index.check_mergeable(index, parameters.index_type)
+    if parameters.index_type != faiss_index.AUTO:  # Chosen once the vectors are counted, and always fit.
+        index = faiss_index.make_index(parameters.index_type, embedder.dimension)
+        faiss_index.check_mergeable(index, parameters.index_type)
     return Identity(
         tokenizer_digest=tokenizer.digest,
         vocabulary_size=tokenizer.vocabulary_size,

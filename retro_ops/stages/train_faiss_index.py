@@ -22,8 +22,6 @@ PARAMETERS = ("index_type", "max_training_vectors", "seed", "device", "memory_bu
 
 STAGE = "train-faiss-index"
 BLOCK_ROWS = 16_384
-POINTS_PER_CENTROID = 39
-"""Below this faiss warns that a list is trained on too few points."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +82,27 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
         raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
     dimension = shards[0].shape[1]
     identity = report.check_same_identity({uri: report.read(uri) for uri in job.embeddings_reports})
-    index = faiss_index.make_index(parameters.index_type, dimension)
+    index_type, why = parameters.index_type, "as asked for"
+    if index_type == faiss_index.AUTO:
+        index_type, why = faiss_index.choose_index_type(sum(map(len, shards)), dimension)
+    index = faiss_index.make_index(index_type, dimension)
     wanted = parameters.max_training_vectors or faiss_index.training_vectors(index)
     where = device.choose(parameters.device, "faiss")
     vectors = _sample(shards, wanted, parameters)
     lists = faiss_index.list_count(index)
-    if len(vectors) < lists * POINTS_PER_CENTROID:
+    if len(vectors) < lists * faiss_index.LEAST_POINTS_PER_LIST:
         say(
             f"{STAGE}: {len(vectors):,} vectors train {lists:,} lists; faiss advises "
-            f"{lists * POINTS_PER_CENTROID:,} or more, so choose fewer lists for a corpus of this size",
+            f"{lists * faiss_index.LEAST_POINTS_PER_LIST:,} or more, so choose fewer lists for a corpus of this size",
             event="few_training_vectors",
         )
-    say(f"{STAGE}: training {parameters.index_type} on {len(vectors):,} vectors, {where.chosen} ({where.why})")
-    faiss_index.train(index, vectors, parameters.seed, parameters.index_type, where)
+    say(f"{STAGE}: training {index_type} ({why}) on {len(vectors):,} vectors, {where.chosen} ({where.why})")
+    faiss_index.train(index, vectors, parameters.seed, index_type, where)
     return report.Outcome(
         counts={"training_vectors": len(vectors), "vectors": sum(map(len, shards)), "lists": lists},
         outputs=[save_index(index, job.output)],
         identity={**identity, "dimension": dimension},
-        details={"index_type": parameters.index_type},
+        details={"index_type": index_type, "why": why},
         device=where,
     )
 

@@ -39,7 +39,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "output": "/data/d/runs/manual__2026-01-01T00-00-00-00-00/plan.json",
         "tokenizer": "tok",
         "model": "m",
-        "index-type": "IVF1024,PQ64",
+        "index-type": "auto",
         "chunk-size": "64",
         "token-dtype": "auto",
         "on-bad-record": "quarantine",

@@ -321,3 +321,18 @@ def _swap_rows(plan: Plan, shard: str) -> None:
 def _shift_distances(plan: Plan, shard: str) -> None:
     path = layout.distances_uri(layout.neighbours_uri(plan, shard))
     np.save(path, np.nextafter(np.load(path), np.float32(9)))
+
+
+def test_an_index_type_of_auto_is_chosen_and_recorded(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", texts)
+    uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--index-type", "auto")
+    plan = _build(run, uri)
+    made = report.read(layout.report_uri(plan, "train-faiss-index"))
+    assert made is not None
+    assert made["details"]["index_type"] == "Flat"
+    assert "brute force is cheapest" in made["details"]["why"]
+    tuned = report.read(layout.report_uri(plan, "tune-search"))
+    assert tuned is not None
+    assert tuned["details"]["train"]["recall"] == 1

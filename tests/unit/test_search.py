@@ -146,3 +146,18 @@ def test_more_recall_costs_more_and_what_cannot_be_had_is_said(index: tuple[Inde
     assert costs[0] < costs[-1]
     hopeless = tuning.choose(tuning.trials(sample, search.exact_search(sample, 4, of.blocks), of, 1), 0.9999, of, 4)
     assert (hopeless.reached, hopeless.width.nprobe) == (False, 1)
+
+
+@given(st.integers(1, 10**9), st.sampled_from([32, 96, 384, 768, 1000, 1021]))
+def test_an_index_type_that_was_chosen_can_be_made_trained_and_merged(vectors: int, dimension: int) -> None:
+    index_type, why = faiss_index.choose_index_type(vectors, dimension)
+    made = faiss_index.make_index(index_type, dimension)
+    faiss_index.check_mergeable(made, index_type)
+    lists = faiss_index.list_count(made)
+    assert lists == 1 or lists * faiss_index.LEAST_POINTS_PER_LIST <= vectors
+    assert f"{vectors:,} vectors" in why
+
+
+def test_more_vectors_get_more_lists() -> None:
+    chosen = [faiss_index.choose_index_type(10**power, 384)[0] for power in (4, 5, 6, 8)]
+    assert chosen == ["Flat", "IVF1024,PQ64", "IVF2048,PQ64", "IVF32768,PQ64"]
