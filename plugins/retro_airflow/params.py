@@ -147,7 +147,12 @@ def _embedding_fields(settings: Settings) -> dict[str, Param]:
 
 def _index_fields() -> dict[str, Param]:
     return {
-        "index_type": _optional_text(None, "Index type", "A faiss factory string, or `auto`: by the number of vectors. Empty: the preset's.", _INDEX),
+        "index_type": _optional_text(
+            None,
+            "Index type",
+            "A faiss factory string, or `auto`: by the number of vectors. Empty: the preset's.",
+            _INDEX,
+        ),
         "num_neighbours": _integer(
             _DEFAULT.num_neighbours, "Neighbours", "Neighbours stored for each chunk.", _INDEX, maximum=1024
         ),

@@ -335,4 +335,4 @@ def test_an_index_type_of_auto_is_chosen_and_recorded(
     assert "brute force is cheapest" in made["details"]["why"]
     tuned = report.read(layout.report_uri(plan, "tune-search"))
     assert tuned is not None
-    assert tuned["details"]["train"]["recall"] == 1
+    assert tuned["details"]["train"]["recall"] > 0.95
