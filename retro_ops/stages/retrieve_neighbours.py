@@ -39,6 +39,9 @@ STAGE = "retrieve-neighbours"
 BLOCK_ROWS = 4096
 SEED_MARGIN = 4
 
+EXACT_CELLS = 64
+"""Candidates that a row of an exact search counts for: it holds its k best, and a step of it few rows."""
+
 CELL_BYTES = 48
 """Of a candidate while it is scored: id, order, key, distance, and copies on the way."""
 
@@ -229,8 +232,10 @@ def _search(
     effort, k = search.Effort(), parameters.num_neighbours
     say(f"{STAGE}: {width or 'exact search'}, {where.chosen} ({where.why})")
     # A block that is read anew for every few rows would cost more than the search: many rows at a time.
-    cells = parse_bytes(parameters.memory_budget) // 2 // CELL_BYTES
-    rows = max(BLOCK_ROWS, cells // (width.candidates if width else 1024) // BLOCK_ROWS * BLOCK_ROWS)
+    budget = parse_bytes(parameters.memory_budget) // 2
+    cells = budget // CELL_BYTES
+    row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 2 * embeddings.row_bytes
+    rows = max(BLOCK_ROWS, budget // row_bytes // BLOCK_ROWS * BLOCK_ROWS)
     state: dict[str, Any] = {"start": 0, "keys": None}
 
     def find(start: int, stop: int) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
