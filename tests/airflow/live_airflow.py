@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tenacity import retry, retry_if_result, stop_after_attempt, wait_fixed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -83,9 +84,20 @@ class LiveAirflow:
         self.call("POST", "dags/retro_dataset/clearTaskInstances", body | {"only_failed": True})
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        response = self._client.request(method, f"/api/v2/{path}", json=body)
+        response = self._request(method, path, body)
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
         return response.json()
+
+    @retry(
+        # SQLite refuses at once a transaction that has read before another process wrote and then writes itself. It
+        # was rolled back whole, so that the request can be made again.
+        retry=retry_if_result(lambda answer: answer.status_code == 500 and "Database error" in answer.text),
+        stop=stop_after_attempt(10),
+        wait=wait_fixed(0.5),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+    def _request(self, method: str, path: str, body: Any) -> httpx.Response:
+        return self._client.request(method, f"/api/v2/{path}", json=body)
 
     def _authenticate(self) -> bool:
         try:
