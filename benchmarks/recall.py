@@ -75,14 +75,15 @@ def main() -> None:
     arguments = parser.parse_args()
     plan = prepare(arguments.folder, arguments.model, arguments.index_type)
     chunks = searching.IndexedChunks(layout.index_shards(plan, "train"))
-    index = searching.open_index(layout.index_uri(plan, "train"), chunks, choose("auto", "faiss"), False)
+    where = choose("auto", "faiss")
+    index = searching.open_index(layout.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
     shards = [searching.QueryShard(reader, chunks, position) for position, reader in enumerate(chunks.embeddings)]
     each = arguments.queries // len(shards)
     parts = [searching.sample([shard], each, seed=1) for shard in shards]
     queries = search.Queries(np.concatenate([p.vectors for p in parts]), np.concatenate([p.documents for p in parts]))
     owners = np.concatenate([block.documents for block in index.blocks(None)]).view(np.int64)
     start = time.monotonic()
-    truth, _ = exact.unpack(search.exact_search(queries, K, index.blocks))
+    truth, _ = exact.unpack(search.exact_search(queries, K, index.blocks).keys)
     exact_s = time.monotonic() - start
     print(f"{chunks.total:,} chunks, {arguments.index_type}, {len(queries):,} queries, k = {K}")
     print(f"{'search':44}{'recall@4':>10}{'full rows':>11}{'queries/s':>11}")
@@ -110,7 +111,7 @@ def main() -> None:
         name = f"ours, target {target} ({tuned.width.nprobe} lists, {tuned.width.candidates} candidates)"
 
         def ours(width: search.Width = tuned.width) -> Ids:
-            return exact.unpack(search.find(queries, K, index, width, CELLS, search.Effort()))[0]
+            return exact.unpack(search.find(queries, K, index, width, CELLS, search.Effort()).keys)[0]
 
         row(name, ours)
     print(f"\n{'recall@4 by category':44}" + "".join(f"{shard.name:>15}" for shard in plan.shards))

@@ -95,6 +95,7 @@ with DAG(
         map_index_template=shard_label,
     ).expand(arguments=list_kept_shards.output)
     write_specs = StageOperator(task_id="write_specs", stage="write-specs", arguments=kept)
+    describe = StageOperator(task_id="describe", stage="describe", arguments=kept)
     validate = StageOperator(task_id="validate", stage="validate", arguments=kept)
     publish = StageOperator(
         task_id="publish",
@@ -107,4 +108,4 @@ with DAG(
     plan >> list_shards
     shards.expand(arguments=list_shards.output) >> gate
     gate >> list_kept_shards
-    gate >> train >> build >> merge >> tune >> retrieve >> write_specs >> validate >> publish
+    gate >> train >> build >> merge >> tune >> retrieve >> write_specs >> describe >> validate >> publish

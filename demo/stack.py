@@ -148,7 +148,15 @@ class Stack:
         """One call of Airflow's REST API; RuntimeError with its answer when it refuses."""
         token = urllib3.request("GET", f"{self.ui}/auth/token", timeout=30.0).json()["access_token"]
         response = urllib3.request(
-            method, f"{self.ui}/api/v2{path}", json=body, headers={"Authorization": f"Bearer {token}"}, timeout=60.0
+            method,
+            f"{self.ui}/api/v2{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=60.0,
+            # SQLite refuses a write beside another one; Airflow has rolled it back and answers 500.
+            retries=urllib3.Retry(
+                total=6, status_forcelist=[500], allowed_methods=None, backoff_factor=0.2, raise_on_status=False
+            ),
         )
         if response.status >= 400:
             raise RuntimeError(f"{method} {path}: {response.status} {response.data.decode(errors='replace')[:500]}")

@@ -33,12 +33,16 @@ STAGES = (
     "retrieve-neighbours",
     "write-specs",
     "validate",
+    "describe",
     "publish",
     "show",
 )
 STAGES_WITHOUT_PLAN = ("plan", "show")
 
-HOW_NOT_WHAT = frozenset({"batch_size", "device", "shard_index", "memory_budget", "min_recall", "min_full_rows"})
+HOW_NOT_WHAT = frozenset(
+    {"batch_size", "device", "shard_index", "memory_budget"}
+    | {"min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance"}
+)
 """Parameters of how a stage runs or whether it refuses, not of what it writes: they may differ from the plan's."""
 
 
@@ -85,8 +89,20 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "target_recall": {"type": _share, "help": "share of the true nearest neighbours to find; 1: exact search"},
     "recall_sample": {"type": _positive, "help": "queries that the recall is measured on"},
-    "min_recall": {"type": _share, "help": "recall on the sample below which publish refuses"},
+    "max_overlap": {"type": _share, "help": "drop neighbours that share more of their tokens (default: keep them)"},
+    "max_shared_run": {
+        "type": _natural,
+        "help": "drop neighbours of validation chunks with a longer run of tokens in common (default: keep them)",
+    },
+    "max_shared_ngrams": {
+        "type": _share,
+        "help": "drop neighbours of validation chunks whose 13-grams are more alike (default: keep them)",
+    },
+    "min_recall": {"type": _share, "help": "recall below which publish refuses"},
     "min_full_rows": {"type": _share, "help": "share of rows with all neighbours below which publish refuses"},
+    "max_duplicates": {"type": _share, "help": "share of near-duplicate neighbours above which publish refuses"},
+    "max_leaked": {"type": _share, "help": "share of validation chunks with leaked text above which publish refuses"},
+    "max_imbalance": {"type": float, "help": "imbalance factor of the index above which publish refuses"},
     "device": {"choices": ("auto", "cpu", "cuda"), "help": "cuda: an error when there is no GPU"},
     "shard_index": {"action": "store_true", "help": "spread the index over all GPUs"},
     "memory_budget": {"help": "memory beside model and index, such as 2GiB"},

@@ -9,7 +9,7 @@ the plan alone, so whoever holds the plan (Airflow too) knows every location bef
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 from retro_ops.errors import BadInputError
 from retro_ops.specs import DatasetShard, DatasetSpec, IndexShard, Plan, Shard, Split, check_name, parse_bytes
@@ -23,6 +23,7 @@ CODE_VERSIONS = {
     "tune-search": 1,
     "retrieve-neighbours": 2,
     "write-specs": 1,
+    "describe": 1,
 }
 """Raised by one whenever a stage would write other bytes for the same input and parameters."""
 
@@ -57,6 +58,11 @@ def plan_uri(root: str, dataset: str, run: str) -> str:
 def selected_plan_uri(plan_location: str) -> str:
     """The plan without the shards that failed, written by the gate beside the plan itself."""
     return plan_location.removesuffix(".json") + ".selected.json"
+
+
+def estimate_uri(plan_location: str) -> str:
+    """What the plan expects of its run, beside it; a plan without the failed shards shares that of the whole."""
+    return plan_location.removesuffix(".json").removesuffix(".selected") + ".estimate.json"
 
 
 def current_uri(root: str, dataset: str) -> str:
@@ -126,6 +132,7 @@ def tuning_digest(plan: Plan) -> str:
         [index_digest(plan, split) for split in plan.splits()],
         [embed_digest(plan, shard) for shard in plan.shards],
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin, p.target_recall, p.recall_sample, p.seed],
+        [p.max_overlap, p.max_shared_run, p.max_shared_ngrams],
     )
 
 
@@ -169,14 +176,14 @@ def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
         return join(base, "index", f"{stage}-{tuning_digest(plan)}")
     if stage == "merge-indexes":
         return join(base, "index", f"{stage}-{merge_digest(plan)}")
-    if stage in ("write-specs", "validate", "publish"):
+    if stage in ("write-specs", "validate", "describe", "publish"):
         return join(base, "versions", version_digest(plan))
     raise BadInputError(f"unknown stage {stage!r}")
 
 
 def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:
     """The commit marker of a stage: it is done if and only if this object exists."""
-    name = f"{stage}.{REPORT}" if stage in ("validate", "publish") else REPORT
+    name = f"{stage}.{REPORT}" if stage in ("validate", "describe", "publish") else REPORT
     return join(stage_folder(plan, stage, shard), name)
 
 
@@ -238,6 +245,11 @@ def dataset_spec_uri(plan: Plan, split: Split) -> str:
 
 def manifest_uri(plan: Plan) -> str:
     return join(stage_folder(plan, "write-specs"), "manifest.json")
+
+
+def card_uri(plan: Plan, kind: Literal["json", "html"]) -> str:
+    """What describes a version: figures for programs, a page for people."""
+    return join(stage_folder(plan, "describe"), f"card.{kind}")
 
 
 def index_shards(plan: Plan, split: Split) -> tuple[IndexShard, ...]:

@@ -1,7 +1,8 @@
 """A filled index together with the chunks it was filled from, as the search reads them; and how wide to search it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,15 @@ from numpy.typing import NDArray
 
 from retro_ops import layout, store
 from retro_ops.arrays import NpyReader, open_npy
-from retro_ops.core import faiss_index, tuning
+from retro_ops.core import faiss_index, filters, tuning
 from retro_ops.core.exact import MAX_CHUNKS
 from retro_ops.core.sampling import sample_rows
-from retro_ops.core.search import Block, Index, Queries, Width, exact_search
+from retro_ops.core.search import Block, Index, Queries, Refuse, Width, exact_search
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.indexes import load_index
 from retro_ops.progress import say
-from retro_ops.specs import IndexShard, Parameters
+from retro_ops.specs import IndexShard, Parameters, Split
 
 BLOCK_ROWS = 8192
 
@@ -53,6 +54,7 @@ class IndexedChunks:
 
     def __init__(self, shards: Sequence[IndexShard]) -> None:
         self.embeddings = [open_npy(shard.embeddings, ndim=2, kind="f") for shard in shards]
+        self.chunks = [open_npy(shard.chunks, ndim=2, kind="u") for shard in shards]
         self.documents = Documents([shard.chunks for shard in shards], [shard.chunk2seq for shard in shards])
         self.offsets = np.concatenate(([0], np.cumsum([len(reader) for reader in self.embeddings]))).astype(np.int64)
         self.total = int(self.offsets[-1])
@@ -72,12 +74,54 @@ class IndexedChunks:
                     first, end = int(wanted[low]) - offset, int(wanted[high - 1]) - offset + 1
                 yield self._block(position, reader, first, end)
 
+    def tokens(self, ids: NDArray[np.int64]) -> filters.Tokens:
+        """Tokens of the chunks ``ids`` ``[n]``, in any order: ``[n, chunk_size]``."""
+        dtype = np.result_type(*(reader.dtype for reader in self.chunks))
+        return self._gather(ids, np.empty((len(ids), self.chunks[0].shape[1]), dtype), lambda i: self.chunks[i].rows)
+
+    def owners(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Identity of the documents of the chunks ``ids`` ``[n]``, in any order."""
+        return self._gather(ids, np.empty(len(ids), np.uint64), lambda i: partial(self.documents.rows, i))
+
+    def _gather(
+        self, ids: NDArray[np.int64], out: NDArray[Any], rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]
+    ) -> NDArray[Any]:
+        """Rows ``ids`` into ``out``; each block is read once, from the first row wanted to the last."""
+        order = np.argsort(ids, kind="stable")
+        wanted = ids[order]
+        for position, reader in enumerate(self.embeddings):
+            offset = int(self.offsets[position])
+            for start in range(0, len(reader), BLOCK_ROWS):
+                end = min(start + BLOCK_ROWS, len(reader))
+                low, high = np.searchsorted(wanted, (offset + start, offset + end))
+                if low < high:
+                    local = wanted[low:high] - offset
+                    out[order[low:high]] = rows_of(position)(int(local[0]), int(local[-1]) + 1)[local - local[0]]
+        return out
+
     def _block(self, position: int, reader: NpyReader, first: int, end: int) -> Block:
         documents = self.documents.rows(position, first, end)
         return Block(int(self.offsets[position]) + first, reader.rows(first, end).astype(np.float16), documents)
 
 
-def open_index(uri: str, chunks: IndexedChunks, device: Device, shard_over_gpus: bool) -> Index:
+def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
+    """What filters queries of ``split``: leakage concerns those of validation (or of nobody knows what)."""
+    if split == "train":
+        return filters.Limits(overlap=parameters.max_overlap)
+    return filters.Limits(parameters.max_overlap, parameters.max_shared_run, parameters.max_shared_ngrams)
+
+
+def refuser(chunks: IndexedChunks, of: filters.Limits, pad_id: int) -> Refuse | None:
+    def refuse(queries: Queries, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        assert queries.tokens is not None
+        return filters.reasons(of, queries.tokens[rows], chunks.tokens(ids), pad_id)
+
+    return refuse if of else None
+
+
+def open_index(
+    uri: str, chunks: IndexedChunks, device: Device, parameters: Parameters, split: Split | None, pad_id: int
+) -> Index:
     """The index at ``uri`` on ``device``. BadInputError when it was not filled from ``chunks``."""
     loaded = load_index(uri)
     if loaded.ntotal != chunks.total:
@@ -86,11 +130,12 @@ def open_index(uri: str, chunks: IndexedChunks, device: Device, shard_over_gpus:
             "give the index spec that the index was filled from",
         )
     return Index(
-        coarse=faiss_index.searcher(loaded, device, shard_over_gpus),
+        coarse=faiss_index.searcher(loaded, device, parameters.shard_index),
         blocks=chunks.blocks,
         total=chunks.total,
         lists=faiss_index.list_count(loaded),
         most_candidates=MOST_CANDIDATES[device.chosen],
+        refuse=refuser(chunks, limits(parameters, split), pad_id),
     )
 
 
@@ -123,7 +168,7 @@ def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
     k, target = parameters.num_neighbours, parameters.target_recall
     if target >= 1:
         return Tuned(None, len(queries), 1.0, 1.0, target, reached=True, table=[])
-    truth = exact_search(queries, k, index.blocks)
+    truth = exact_search(queries, k, index.blocks, index.refuse).keys
     made = tuning.trials(queries, truth, index, parameters.nprobe)
     if parameters.retrieval_margin is None:
         choice = tuning.choose(made, target, index, least=k)
@@ -144,27 +189,62 @@ def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
 
 @dataclass(frozen=True)
 class QueryShard:
-    """Rows that ask for neighbours. ``position``: its place in the index spec, None when it is not in it."""
+    """Rows that ask for neighbours. ``position``: its place in the index spec, None when it is not in it.
+
+    ``tokens``: where they lie, only if a filter compares texts.
+    """
 
     embeddings: NpyReader
     chunks: IndexedChunks
     position: int | None
+    tokens: NpyReader | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def rows(self, start: int, stop: int) -> Queries:
         vectors = self.embeddings.rows(start, stop).astype(np.float16)
+        tokens = self.tokens.rows(start, stop) if self.tokens else None
         if self.position is None:
-            return Queries(vectors, UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64))
-        return Queries(vectors, self.chunks.documents.rows(self.position, start, stop))
+            unknown = UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64)
+            return Queries(vectors, unknown, tokens)
+        return Queries(vectors, self.chunks.documents.rows(self.position, start, stop), tokens)
+
+
+def query_shard(chunks: IndexedChunks, position: int, with_tokens: bool) -> QueryShard:
+    """The shard at ``position`` of the index as queries."""
+    return QueryShard(chunks.embeddings[position], chunks, position, chunks.chunks[position] if with_tokens else None)
 
 
 def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
     """A uniform sample without replacement over the rows of all ``shards``."""
-    parts = []
-    for shard, rows in zip(shards, sample_rows(np.array([len(s) for s in shards], np.int64), count, seed), strict=True):
-        # Of a block, only the part between the first and the last of the sample.
-        by_block = np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1)
-        parts += [shard.rows(int(of[0]), int(of[-1]) + 1).take(of - of[0]) for of in by_block if len(of)]
-    return Queries(np.concatenate([p.vectors for p in parts]), np.concatenate([p.documents for p in parts]))
+    drawn = sample_rows(np.array([len(s) for s in shards], np.int64), count, seed)
+    return join([take(shard, rows) for shard, rows in zip(shards, drawn, strict=True)])
+
+
+def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:
+    """``rows`` (ascending) of ``shard``."""
+    parts = [shard.rows(first, end).take(local) for first, end, local in _spans(rows)]
+    return join(parts or [shard.rows(0, 0)])
+
+
+def take_rows(reader: NpyReader, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """``rows`` (ascending) of an array."""
+    parts = [reader.rows(first, end)[local] for first, end, local in _spans(rows)]
+    return np.concatenate(parts or [reader.rows(0, 0)])
+
+
+def _spans(rows: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """(first, end, rows less first) of each block that holds any of ``rows``: what of it has to be read."""
+    for of in np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1):
+        if len(of):
+            yield int(of[0]), int(of[-1]) + 1, of - of[0]
+
+
+def join(parts: Sequence[Queries]) -> Queries:
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    return Queries(
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.documents for part in parts]),
+        np.concatenate(tokens) if tokens else None,
+    )

@@ -93,8 +93,14 @@ class Parameters:
     retrieval_margin: int | None = None
     target_recall: float = 0.95
     recall_sample: int = 2000
+    max_overlap: float | None = None
+    max_shared_run: int | None = None
+    max_shared_ngrams: float | None = None
     min_recall: float = 0.8
     min_full_rows: float = 0.0
+    max_duplicates: float = 1.0
+    max_leaked: float = 1.0
+    max_imbalance: float | None = None
     device: str = "auto"
     shard_index: bool = False
     memory_budget: str = "2GiB"
@@ -154,6 +160,12 @@ def check_name(kind: str, name: str) -> str:
             "use letters, digits, '.', '_' and '-', and begin with a letter or digit",
         )
     return name
+
+
+def category(shard: str) -> str:
+    """What kind of text a shard holds, by its name without numbers: ``00_wikipedia_en`` -> ``wikipedia_en``."""
+    words = [word for word in re.split(r"[_-]", shard) if word and not word.isdigit()]
+    return "_".join(words) or shard
 
 
 def plan_to_json(plan: Plan) -> str:

@@ -178,7 +178,42 @@ def _index_fields() -> dict[str, Param]:
         "recall_sample": _integer(
             _DEFAULT.recall_sample, "Recall sample", "Queries that the recall is measured on.", _INDEX
         ),
-        "min_recall": _share("min_recall", "Least recall", "Below it, on the sample, nothing is published."),
+        "max_overlap": _optional_share(
+            "Most overlap",
+            "Drop neighbours that share more of their tokens with the chunk (near-duplicates). Empty: keep them.",
+        ),
+        "max_shared_run": _optional_integer(
+            "Longest shared run",
+            "Drop neighbours of validation chunks that have a longer run of tokens in common (leakage). "
+            "Empty: keep them.",
+            _INDEX,
+            minimum=0,
+        ),
+        "max_shared_ngrams": _optional_share(
+            "Most shared 13-grams",
+            "Drop neighbours of validation chunks whose 13-grams are more alike (Jaccard). Empty: keep them.",
+        ),
+        "min_recall": _share(
+            "min_recall", "Least recall", "Below it nothing is published (not asked of the seed profile)."
+        ),
+        "max_duplicates": _share(
+            "max_duplicates",
+            "Most near-duplicates",
+            "Share of near-duplicate neighbours; above it nothing is published.",
+        ),
+        "max_leaked": _share(
+            "max_leaked",
+            "Most leaked rows",
+            "Share of validation chunks with half their tokens in a neighbour; above it nothing is published.",
+        ),
+        "max_imbalance": Param(
+            None,
+            type=["null", "number"],
+            minimum=1,
+            title="Most imbalance",
+            description_md="Imbalance factor of the index; above it nothing is published. Empty: any.",
+            section=_INDEX,
+        ),
         "min_full_rows": _share(
             "min_full_rows", "Least full rows", "Share of rows with all neighbours; below it nothing is published."
         ),
@@ -255,6 +290,12 @@ def _share(name: str, title: str, help_text: str, section: str = _INDEX) -> Para
     bounds: dict[str, Any] = {"minimum": 0, "maximum": 1}
     default = getattr(_DEFAULT, name)
     return Param(default, type="number", title=title, description_md=help_text, section=section, **bounds)
+
+
+def _optional_share(title: str, help_text: str, section: str = _INDEX) -> Param:
+    return Param(
+        None, type=["null", "number"], minimum=0, maximum=1, title=title, description_md=help_text, section=section
+    )
 
 
 def _optional_integer(title: str, help_text: str, section: str, minimum: int = 1) -> Param:

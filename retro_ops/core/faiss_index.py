@@ -90,6 +90,44 @@ def list_count(index: Any) -> int:
     return int(inner.nlist) if isinstance(inner, faiss.IndexIVF) else 1
 
 
+LIST_BINS = 30
+
+
+def list_figures(index: Any) -> dict[str, Any]:
+    """How evenly the vectors are spread over the inverted lists.
+
+    ``imbalance``: expected cost of probing a list, as a multiple of that with equal lists (faiss' imbalance factor).
+    """
+    inner: Any = inner_index(index)
+    if not isinstance(inner, faiss.IndexIVF):
+        return {"lists": 1, "imbalance": 1.0, "empty_lists": 0, "largest_list": int(index.ntotal)}
+    lists: Any = inner.invlists
+    sizes = np.array([lists.list_size(number) for number in range(inner.nlist)], np.int64)
+    counts, bins = np.histogram(sizes, LIST_BINS)
+    return {
+        "lists": int(inner.nlist),
+        "imbalance": float(lists.imbalance_factor()) if inner.ntotal else 1.0,
+        "empty_lists": int((sizes == 0).sum()),
+        "largest_list": int(sizes.max()),
+        "list_sizes": {"bins": bins.round(2).tolist(), "lists": counts.tolist()},
+    }
+
+
+def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None:
+    """Mean squared distance of ``vectors`` ``[n, d]`` from what their codes say, in shares of their squared length.
+
+    None for a type whose codes faiss cannot decode.
+    """
+    if not len(vectors):
+        return None
+    wide = vectors.astype(np.float32)
+    try:
+        decoded = index.sa_decode(index.sa_encode(wide))
+    except RuntimeError:
+        return None
+    return float(((decoded - wide) ** 2).sum() / max(float((wide**2).sum()), 1e-12))
+
+
 def training_vectors(index: Any) -> int:
     """How many vectors training takes when the caller does not say."""
     lists = list_count(index)

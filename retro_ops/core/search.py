@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.exact import NOTHING, Keys, pack, pair_distances, smallest, squared_distances
+from retro_ops.core.exact import NOTHING, Keys, pack, pair_distances, smallest, squared_distances, unpack
+from retro_ops.core.filters import REASONS, SAME_DOCUMENT, Tokens
 
 Coarse = Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 """(queries float32 [m, d], width, nprobe) -> (distances [m, width], ids int64 [m, width]); -1: fewer were found."""
@@ -40,6 +41,30 @@ class Width:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """``vectors`` float16 ``[m, d]``; ``documents`` uint64 ``[m]``: a hit of the same document does not count.
+
+    ``tokens`` ``[m, chunk_size]``, only where a filter compares texts.
+    """
+
+    vectors: NDArray[np.float16]
+    documents: NDArray[np.uint64]
+    tokens: Tokens | None = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def take(self, rows: NDArray[np.int64]) -> "Queries":
+        return Queries(self.vectors[rows], self.documents[rows], None if self.tokens is None else self.tokens[rows])
+
+
+Refuse = Callable[[Queries, NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
+"""(queries, rows int64 [n], ids int64 [n]) -> why hit ``ids[i]`` of ``rows[i]`` does not count, uint8 [n]; 0: it does.
+
+See core/filters.py; a hit of the same document is never asked about."""
+
+
+@dataclass(frozen=True)
 class Index:
     """What searching needs of an index. ``most_candidates``: the widest search that its device can do."""
 
@@ -48,23 +73,10 @@ class Index:
     total: int
     lists: int
     most_candidates: int
+    refuse: Refuse | None = None
 
     def clip(self, width: Width) -> Width:
         return Width(min(width.nprobe, self.lists), min(width.candidates, self.total, self.most_candidates))
-
-
-@dataclass(frozen=True)
-class Queries:
-    """``vectors`` float16 ``[m, d]``; ``documents`` uint64 ``[m]``: a hit of the same document does not count."""
-
-    vectors: NDArray[np.float16]
-    documents: NDArray[np.uint64]
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def take(self, rows: NDArray[np.int64]) -> "Queries":
-        return Queries(self.vectors[rows], self.documents[rows])
 
 
 @dataclass
@@ -73,47 +85,100 @@ class Effort:
 
     widened_rows: int = 0
     exact_rows: int = 0
-    same_document_hits: int = 0
     by_round: list[int] = field(default_factory=list)
 
 
-def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effort: Effort) -> Keys:
-    """The ``k`` nearest chunks of other documents: keys uint64 ``[m, k]``, NOTHING where there are no more.
+@dataclass(frozen=True)
+class Found:
+    """``keys`` uint64 ``[m, k]``, in order, NOTHING where there are no more. ``removed`` int64 ``[m, reasons]``: hits
+    nearer than the last neighbour that did not count, by reason."""
+
+    keys: Keys
+    removed: NDArray[np.int64]
+
+    @staticmethod
+    def nothing(rows: int, k: int) -> "Found":
+        return Found(np.full((rows, k), NOTHING), np.zeros((rows, len(REASONS)), np.int64))
+
+    def put(self, rows: NDArray[np.int64] | slice, found: "Found") -> None:
+        self.keys[rows], self.removed[rows] = found.keys, found.removed
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Hits that do not count: row, key and reason of each."""
+
+    rows: NDArray[np.int64]
+    keys: Keys
+    reasons: NDArray[np.uint8]
+
+    @staticmethod
+    def of_same_document(rows: NDArray[np.int64], keys: Keys) -> "Refused":
+        return Refused(rows, keys, np.full(len(rows), SAME_DOCUMENT, np.uint8))
+
+    def nearer_than(self, best: Keys) -> "Refused":
+        """Those nearer than the last of ``best`` in their row; all of them where it is not full."""
+        nearer = self.keys < best[self.rows, -1]
+        return Refused(self.rows[nearer], self.keys[nearer], self.reasons[nearer])
+
+    def counts(self, rows: int) -> NDArray[np.int64]:
+        counts = np.zeros((rows, len(REASONS)), np.int64)
+        np.add.at(counts, (self.rows, self.reasons - 1), 1)
+        return counts
+
+
+def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effort: Effort) -> Found:
+    """The ``k`` nearest chunks of other documents that no filter refuses.
 
     Rows that are short are searched wider until they are full, and at last exactly, so a row stays short only if the
-    index holds no more. ``cells`` bounds rows x candidates held at a time (24 bytes each).
+    index holds no more. ``cells`` bounds rows x candidates held at a time (some 50 bytes each).
     """
     width = index.clip(width)
-    keys = _candidates(queries, k, index, width, cells, effort)
-    short = _short(keys)
+    found = _candidates(queries, k, index, width, cells)
+    short = _short(found.keys)
     effort.widened_rows += len(short)
     while len(short) and (wider := index.clip(Width(width.nprobe * WIDEN, width.candidates * WIDEN))) != width:
         width = wider
         effort.by_round.append(len(short))
-        keys[short] = _candidates(queries.take(short), k, index, width, cells, effort)
-        short = short[_short(keys[short])]
+        found.put(short, _candidates(queries.take(short), k, index, width, cells))
+        short = short[_short(found.keys[short])]
     # Nothing is left to find where every list was probed for every chunk.
     if len(short) and width != Width(index.lists, index.total):
         effort.exact_rows += len(short)
-        keys[short] = exact_search(queries.take(short), k, index.blocks)
-    return keys
+        found.put(short, exact_search(queries.take(short), k, index.blocks, index.refuse))
+    return found
 
 
-def exact_search(queries: Queries, k: int, blocks: Blocks) -> Keys:
-    """Brute force over all blocks, in one pass: keys uint64 ``[m, k]``."""
+def exact_search(queries: Queries, k: int, blocks: Blocks, refuse: Refuse | None = None) -> Found:
+    """Brute force over all blocks, in one pass."""
     best = np.full((len(queries), k), NOTHING)
+    refused: list[list[Refused]] = [[] for _ in range(0, len(queries), QUERIES_PER_STEP)]
     for block in blocks(None):
         ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
-        for start in range(0, len(queries), QUERIES_PER_STEP):
-            step = slice(start, start + QUERIES_PER_STEP)
-            other = queries.documents[step, None] != block.documents
-            keys = pack(squared_distances(queries.vectors[step], block.vectors), ids, other)
-            best[step] = smallest(np.concatenate((best[step], smallest(keys, k)), axis=1), k)
-    return best
+        for number, of_step in enumerate(refused):
+            step = slice(number * QUERIES_PER_STEP, (number + 1) * QUERIES_PER_STEP)
+            part, known = queries.take(np.arange(len(queries))[step]), best[step]
+            keys = pack(squared_distances(part.vectors, block.vectors), ids, np.ones((1, 1), np.bool_))
+            # Only what is nearer than the neighbours so far can matter.
+            nearer = keys < known[:, -1:]
+            same = nearer & (part.documents[:, None] == block.documents)
+            rows, columns = np.nonzero(same)
+            of_step.append(Refused.of_same_document(rows, keys[rows, columns]))
+            keys[same | ~nearer] = NOTHING
+            counted, others = _admit(part, smallest(keys, _most_per_row(keys, k, refuse)), k, refuse)
+            best[step] = smallest(np.concatenate((known, counted), axis=1), k)
+            of_step.append(others)
+            of_step[:] = [entry.nearer_than(best[step]) for entry in of_step]
+    found = Found(best, Found.nothing(len(best), k).removed)
+    for number, of_step in enumerate(refused):
+        step = slice(number * QUERIES_PER_STEP, (number + 1) * QUERIES_PER_STEP)
+        found.removed[step] = _sum_counts(of_step, len(found.removed[step]))
+    return found
 
 
-def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[Keys, int]:
-    """Exact keys uint64 ``[m, w]`` of the candidates ``ids`` int64 ``[m, w]``, and how many were of the same document.
+def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[Keys, Refused]:
+    """Exact keys uint64 ``[m, w]`` of the candidates ``ids`` int64 ``[m, w]``, NOTHING for those of the same document,
+    which come apart.
 
     Candidates are visited in the order in which they are stored, so each block is read once, however many rows want it.
     """
@@ -122,29 +187,76 @@ def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[K
     order = order[np.searchsorted(flat[order], 0) :]  # Without the -1.
     wanted = flat[order]
     keys = np.full(flat.shape, NOTHING)
-    same = 0
+    same_rows, same_keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for block in blocks(wanted):
         low, high = np.searchsorted(wanted, (block.first, block.first + len(block.vectors)))
         cells = order[low:high]
         rows, columns = cells // ids.shape[1], wanted[low:high] - block.first
-        other = queries.documents[rows] != block.documents[columns]
-        same += int(len(other) - other.sum())
-        cells, rows, columns = cells[other], rows[other], columns[other]
         distances = pair_distances(queries.vectors, block.vectors, rows, columns)
-        keys[cells] = pack(distances, columns + block.first, np.ones(len(cells), np.bool_))
-    return keys.reshape(ids.shape), same
+        found = pack(distances, columns + block.first, np.ones(len(cells), np.bool_))
+        same = queries.documents[rows] == block.documents[columns]
+        keys[cells[~same]] = found[~same]
+        same_rows.append(rows[same])
+        same_keys.append(found[same])
+    return keys.reshape(ids.shape), Refused.of_same_document(np.concatenate(same_rows), np.concatenate(same_keys))
 
 
-def _candidates(queries: Queries, k: int, index: Index, width: Width, cells: int, effort: Effort) -> Keys:
-    found = np.full((len(queries), k), NOTHING)
+def _candidates(queries: Queries, k: int, index: Index, width: Width, cells: int) -> Found:
+    found = Found.nothing(len(queries), k)
     rows = max(1, cells // max(1, width.candidates))
     for start in range(0, len(queries), rows):
         part = queries.take(np.arange(start, min(start + rows, len(queries))))
-        ids = coarse_ids(index, part.vectors, width)
-        keys, same = rescore(part, ids, index.blocks)
-        effort.same_document_hits += same
-        found[start : start + rows] = smallest(keys, k)
+        keys, same = rescore(part, coarse_ids(index, part.vectors, width), index.blocks)
+        best, refused = _admit(part, keys, k, index.refuse)
+        removed = _sum_counts([same.nearer_than(best), refused.nearer_than(best)], len(part))
+        found.put(slice(start, start + rows), Found(best, removed))
     return found
+
+
+def _admit(queries: Queries, keys: Keys, k: int, refuse: Refuse | None) -> tuple[Keys, Refused]:
+    """The ``k`` smallest keys of each row that ``refuse`` lets pass, and those that it did not.
+
+    Nearest first, ``k`` at a time, and only rows that are not full yet, as comparing texts is the dear part.
+    """
+    nobody = Refused.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.uint64))
+    if refuse is None:
+        return smallest(keys, k), nobody
+    ordered = np.sort(keys, axis=1)
+    best = np.full((len(keys), k), NOTHING)
+    filled = np.zeros(len(keys), np.int64)
+    refused = [nobody]
+    for start in range(0, ordered.shape[1], k):
+        window = ordered[:, start : start + k]
+        rows, columns = np.nonzero((window != NOTHING) & (filled < k)[:, None])
+        if not len(rows):
+            break
+        hits = window[rows, columns]
+        why = refuse(queries, rows, unpack(hits)[0])
+        refused.append(Refused(rows[why > 0], hits[why > 0], why[why > 0]))
+        rows, hits = rows[why == 0], hits[why == 0]
+        # Rows are in order, so a hit's place is its distance from the first of its row.
+        places = filled[rows] + np.arange(len(rows)) - np.searchsorted(rows, rows)
+        fits = places < k
+        best[rows[fits], places[fits]] = hits[fits]
+        filled = np.minimum(filled + np.bincount(rows, minlength=len(keys)), k)
+    return best, _joined(refused)
+
+
+def _most_per_row(keys: Keys, k: int, refuse: Refuse | None) -> int:
+    """How many keys of a row are looked at: all there are where some may be refused."""
+    return max(k, int((keys != NOTHING).sum(axis=1).max(initial=0))) if refuse else k
+
+
+def _joined(parts: list[Refused]) -> Refused:
+    return Refused(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.keys for part in parts]),
+        np.concatenate([part.reasons for part in parts]),
+    )
+
+
+def _sum_counts(parts: list[Refused], rows: int) -> NDArray[np.int64]:
+    return sum((part.counts(rows) for part in parts), Found.nothing(rows, 0).removed)
 
 
 COARSE_ROWS = 4096

@@ -76,12 +76,12 @@ def _cheapest(made: Sequence[Trial], counts: Sequence[int], target: float, index
         for trial in made
         for candidates in counts
     ]
-    good = [entry for entry in widths if _lower_bound(entry[1], entry[2]) >= target]
+    good = [entry for entry in widths if lower_bound(entry[1], entry[2]) >= target]
     if good:
         width, recall, count = min(good, key=lambda entry: (_cost(entry[0], index), entry[0].nprobe))
     else:
         width, recall, count = max(widths, key=lambda entry: (entry[1], -_cost(entry[0], index)))
-    return Choice(width, recall, _lower_bound(recall, count), reached=bool(good))
+    return Choice(width, recall, lower_bound(recall, count), reached=bool(good))
 
 
 def _ranks(candidates: NDArray[np.int64], truth: Keys) -> NDArray[np.int64]:
@@ -113,7 +113,7 @@ def _cost(width: Width, index: Index) -> float:
     return width.nprobe * index.total / index.lists + width.candidates * COST_OF_A_CANDIDATE
 
 
-def _lower_bound(recall: float, count: int) -> float:
+def lower_bound(recall: float, count: int) -> float:
     """Wilson's lower bound of a share seen ``count`` times."""
     if not count:
         return 1.0

@@ -2,6 +2,7 @@
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan, parent, relative
 
 HELP = "make a validated version the current one of its dataset"
-PARAMETERS = ("min_recall", "min_full_rows")
+PARAMETERS = ("min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance")
 
 STAGE = "publish"
 CURRENT_FORMAT = 1
@@ -45,24 +46,38 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _check_floors(plan: Plan, parameters: Parameters) -> None:
-    """BadInputError that names every figure below its floor. Splits that nobody measured (seed profile) pass."""
-    tuned = (report.read(layout.report_uri(plan, "tune-search")) or {}).get("details", {})
-    below = [
-        f"recall of {split} is {tuned[split]['recall']:.4f}, below {parameters.min_recall}"
-        for split in plan.splits()
-        if split in tuned and tuned[split]["recall"] < parameters.min_recall
+    """BadInputError that names every figure of the card that is beyond its limit."""
+    uri = layout.card_uri(plan, "json")
+    if report.read(layout.report_uri(plan, "describe")) is None:
+        raise BadInputError(f"nobody has measured this version: {uri} does not exist", "run `retro-ops describe`")
+    beyond = [
+        f"{what} of {split} is {value:.4f}, {limit}"
+        for split, figures in json.loads(store.read(uri))["quality"].items()
+        for what, value, limit in _beyond(split, figures, parameters, plan.parameters.profile)
     ]
-    for split in plan.splits():
-        reports = [report.read(layout.report_uri(plan, "retrieve-neighbours", s.name)) for s in plan.queried(split)]
-        rows, full = (sum(r["counts"][name] for r in reports if r) for name in ("rows", "full_rows"))
-        if rows and full / rows < parameters.min_full_rows:
-            share = f"{full / rows:.4f} of the rows of {split} have all their neighbours"
-            below.append(f"{share}, below {parameters.min_full_rows}")
-    if below:
+    if beyond:
         raise BadInputError(
-            f"not published: {'; '.join(below)}",
-            "raise target_recall or choose another index type, or lower the floor (min_recall, min_full_rows)",
+            f"not published: {'; '.join(beyond)}",
+            f"see {layout.card_uri(plan, 'html')}; raise target_recall, choose another index type or filter "
+            "(max_overlap, max_shared_run), or move the limit "
+            "(min_recall, min_full_rows, max_duplicates, max_leaked, max_imbalance)",
         )
+
+
+def _beyond(
+    split: str, figures: Mapping[str, Any], limits: Parameters, profile: str
+) -> Iterator[tuple[str, float, str]]:
+    """(figure, its value, what is wrong with it). Who asks for the original's search knows its recall."""
+    if profile != "seed" and figures["recall"] < limits.min_recall:
+        yield "recall", figures["recall"], f"below {limits.min_recall}"
+    if figures["fill_rate"] < limits.min_full_rows:
+        yield "share of full rows", figures["fill_rate"], f"below {limits.min_full_rows}"
+    if figures["near_duplicate"] > limits.max_duplicates:
+        yield "share of near-duplicates", figures["near_duplicate"], f"above {limits.max_duplicates}"
+    if split != "train" and figures["leaked"] > limits.max_leaked:
+        yield "share of leaked rows", figures["leaked"], f"above {limits.max_leaked}"
+    if limits.max_imbalance is not None and figures["index"]["imbalance"] > limits.max_imbalance:
+        yield "imbalance of the index", figures["index"]["imbalance"], f"above {limits.max_imbalance}"
 
 
 def _entry(plan: Plan, current: str) -> dict[str, Any]:
@@ -74,6 +89,7 @@ def _entry(plan: Plan, current: str) -> dict[str, Any]:
         "path": relative(layout.stage_folder(plan, "write-specs"), folder),
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "specs": specs,
+        "card": relative(layout.card_uri(plan, "html"), folder),
         "counts": counts,
         "skipped": list(plan.skipped),
     }

@@ -29,6 +29,10 @@ PARAMETERS = (
     "retrieval_margin",
     "target_recall",
     "recall_sample",
+    "max_overlap",
+    "max_shared_run",
+    "max_shared_ngrams",
+    "pad_id",
     "seed",
     "device",
     "shard_index",
@@ -66,9 +70,11 @@ class Job:
 
     index: str
     index_report: str
+    index_spec: str
     shards: tuple[IndexShard, ...]
     queries: tuple[Query, ...]
     tuning: str | None = None
+    pad_id: int | None = None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -96,6 +102,7 @@ def _planned_job(plan_uri: str, name: str) -> Job:
     return Job(
         index=layout.index_uri(plan, shard.split),
         index_report=layout.report_uri(plan, "merge-indexes"),
+        index_spec=layout.index_spec_uri(plan, shard.split),
         shards=layout.index_shards(plan, shard.split),
         queries=(
             Query(
@@ -110,6 +117,7 @@ def _planned_job(plan_uri: str, name: str) -> Job:
             ),
         ),
         tuning=layout.report_uri(plan, "tune-search"),
+        pad_id=plan.identity.pad_id,
     )
 
 
@@ -130,8 +138,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         )
     shards = index_spec_from_json(store.read(arguments.index_spec), arguments.index_spec)
     fingerprint = store.at(arguments.index).fingerprint(arguments.index)
-    names = ("num_neighbours", "profile", "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed")
-    settings = [getattr(parameters, name) for name in names]
+    settings = [getattr(parameters, name) for name in PARAMETERS[: PARAMETERS.index("device")]]
     queries = []
     for embedding, chunk2seq, output in zip(embeddings, chunk2seqs, outputs, strict=True):
         position = _position(embedding, shards, by_content=parameters.profile != "seed")
@@ -147,7 +154,8 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
                 digest=layout.digest(layout.CODE_VERSIONS[STAGE], fingerprint, content, position, settings),
             )
         )
-    return Job(arguments.index, layout.beside(arguments.index, layout.REPORT), shards, tuple(queries))
+    index_report = layout.beside(arguments.index, layout.REPORT)
+    return Job(arguments.index, index_report, arguments.index_spec, shards, tuple(queries))
 
 
 def _position(embeddings: str, shards: tuple[IndexShard, ...], by_content: bool) -> int | None:
@@ -216,17 +224,30 @@ def _search(
     job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device"
 ) -> tuple[Find, Callable[[], dict[str, Any]]]:
     """Wide search, exact distances, widening; see core/search.py."""
+    import numpy as np
+
     from retro_ops import searching
     from retro_ops.core import exact, search
+    from retro_ops.core.filters import REASONS
 
     embeddings, _ = _open(query)
     if not loaded:
         loaded["chunks"] = searching.IndexedChunks(job.shards)
         _check_dimension(embeddings, loaded["chunks"].embeddings[0], query, job)
-        loaded["index"] = searching.open_index(job.index, loaded["chunks"], where, parameters.shard_index)
+        pad_id = _pad_id(job, parameters)
+        loaded["index"] = searching.open_index(job.index, loaded["chunks"], where, parameters, query.split, pad_id)
     chunks, index = loaded["chunks"], loaded["index"]
     _check_dimension(embeddings, chunks.embeddings[0], query, job)
-    shard = searching.QueryShard(embeddings, chunks, query.position)
+    filtered = bool(searching.limits(parameters, query.split))
+    if query.position is not None:
+        shard = searching.query_shard(chunks, query.position, filtered)
+    elif not filtered:
+        shard = searching.QueryShard(embeddings, chunks, None)
+    else:
+        raise BadInputError(
+            f"{query.embeddings} is not in {job.index_spec}, so nobody knows the text of its chunks",
+            "name its shard in the index spec, or leave out --max-overlap, --max-shared-run and --max-shared-ngrams",
+        )
     tuned = _tuned(job, query, parameters, shard, index)
     width = searching.width_from_json(tuned)
     effort, k = search.Effort(), parameters.num_neighbours
@@ -235,18 +256,40 @@ def _search(
     budget = parse_bytes(parameters.memory_budget) // 2
     cells = budget // CELL_BYTES
     row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 2 * embeddings.row_bytes
+    row_bytes += 2 * shard.tokens.row_bytes if shard.tokens else 0
     rows = max(BLOCK_ROWS, budget // row_bytes // BLOCK_ROWS * BLOCK_ROWS)
     state: dict[str, Any] = {"start": 0, "keys": None}
+    removed = np.zeros(len(REASONS), np.int64)
 
     def find(start: int, stop: int) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
         if state["keys"] is None or start >= state["start"] + len(state["keys"]):
             queries = shard.rows(start, start + rows)
-            found = search.find(queries, k, index, width, cells, effort) if width else None
-            state["start"] = start
-            state["keys"] = search.exact_search(queries, k, index.blocks) if found is None else found
+            if width:
+                found = search.find(queries, k, index, width, cells, effort)
+            else:
+                found = search.exact_search(queries, k, index.blocks, index.refuse)
+            removed[:] += found.removed.sum(axis=0)
+            state["start"], state["keys"] = start, found.keys
         return exact.unpack(state["keys"][start - state["start"] : stop - state["start"]])
 
-    return find, lambda: {"search": tuned, "effort": asdict(effort)}
+    def details() -> dict[str, Any]:
+        return {
+            "search": tuned,
+            "effort": asdict(effort),
+            "removed": dict(zip(REASONS, removed.tolist(), strict=True)),
+        }
+
+    return find, details
+
+
+def _pad_id(job: Job, parameters: Parameters) -> int:
+    """What chunks are padded with: as the plan says, as asked for, or as the report of the chunks says."""
+    if job.pad_id is not None:
+        return job.pad_id
+    if parameters.pad_id is not None:
+        return parameters.pad_id
+    found = report.read(layout.beside(job.shards[0].chunks, layout.REPORT))
+    return int(found["identity"]["pad_id"]) if found else 0
 
 
 def _tuned(job: Job, query: Query, parameters: Parameters, shard: "QueryShard", index: "Index") -> dict[str, Any]:

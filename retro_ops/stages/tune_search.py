@@ -12,6 +12,7 @@ from retro_ops.specs import Parameters, Plan, Split
 HELP = "measure how wide to search for the wanted recall"
 PARAMETERS = (
     *("num_neighbours", "profile", "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed"),
+    *("max_overlap", "max_shared_run", "max_shared_ngrams"),
     *("device", "shard_index", "memory_budget"),
 )
 
@@ -46,9 +47,11 @@ def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device
     from retro_ops import searching
 
     chunks = searching.IndexedChunks(layout.index_shards(plan, split))
-    index = searching.open_index(layout.index_uri(plan, split), chunks, where, parameters.shard_index)
+    pad_id = plan.identity.pad_id
+    index = searching.open_index(layout.index_uri(plan, split), chunks, where, parameters, split, pad_id)
     positions = [plan.indexed(split).index(shard) for shard in plan.queried(split)]
-    shards = [searching.QueryShard(chunks.embeddings[position], chunks, position) for position in positions]
+    filtered = bool(searching.limits(parameters, split))
+    shards = [searching.query_shard(chunks, position, filtered) for position in positions]
     queries = searching.sample(shards, parameters.recall_sample, parameters.seed)
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")
     return searching.tune(queries, index, parameters).as_json()

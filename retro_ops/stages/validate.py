@@ -73,7 +73,7 @@ def _reports(plan: Plan) -> Iterator[str]:
     for stage in layout.SHARD_STAGES:
         for shard in plan.shards:
             yield layout.report_uri(plan, stage, shard.name)
-    for stage in ("train-faiss-index", "merge-indexes", "tune-search", "write-specs"):
+    for stage in ("train-faiss-index", "merge-indexes", "tune-search", "write-specs", "describe"):
         yield layout.report_uri(plan, stage)
 
 

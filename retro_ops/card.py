@@ -1,0 +1,123 @@
+"""The page of a dataset card: figures -> one HTML file that needs nothing else. No input and no output."""
+
+import io
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+GREEN, BLUE, GREY = "#2a9d8f", "#264f8c", "#b8bec8"
+
+_STYLE: Any = {
+    "svg.hashsalt": "retro-ops",  # Same figures, same bytes.
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def html(card: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("retro_ops", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": _size, "share": _share, "short": lambda digest: digest[:12]}
+    return environment.get_template("card.html.j2").render(card=card, plots=_plots(card))
+
+
+def _plots(card: Mapping[str, Any]) -> dict[str, list[Markup]]:
+    plots: dict[str, list[Markup]] = {}
+    for split, figures in card["quality"].items():
+        target = card["parameters"]["target_recall"] if card["parameters"]["profile"] != "seed" else None
+        plots[split] = [
+            _svg(partial(_recall, figures=figures, target=target), "Recall by category"),
+            _svg(partial(_distances, histogram=figures["distances"]), "Squared distance of neighbours"),
+            _svg(partial(_runs, histogram=figures["longest_shared_run"]), "Longest run shared with a neighbour"),
+        ]
+        if figures["index"]["lists"] > 1:
+            plots[split].append(_svg(partial(_lists, index=figures["index"]), "Sizes of the inverted lists"))
+    plots["stages"] = [_svg(partial(_stages, stages=card["stages"]), "Time of the stages", width=7.2)]
+    return plots
+
+
+def _svg(draw: Callable[[Axes], None], title: str, width: float = 3.6) -> Markup:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, 2.6), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title, loc="left", fontweight="bold")
+        draw(axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    # Without the XML declaration, which has no place inside HTML.
+    return Markup(out.getvalue()[out.getvalue().index("<svg") :])  # noqa: S704  (matplotlib escapes what it draws)
+
+
+def _recall(axes: Axes, figures: Mapping[str, Any], target: float | None) -> None:
+    names = list(figures["categories"])
+    recalls = [figures["categories"][name]["recall"] for name in names]
+    bounds = [figures["categories"][name]["recall_lower_bound"] for name in names]
+    axes.barh(
+        names, recalls, color=GREEN, xerr=[[r - b for r, b in zip(recalls, bounds, strict=True)], [0] * len(names)]
+    )
+    if target is not None:
+        axes.axvline(target, color=BLUE, linestyle="--", label=f"target {target}")
+        axes.legend(frameon=False, loc="lower left")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the true neighbours found")
+
+
+def _distances(axes: Axes, histogram: Mapping[str, Any]) -> None:
+    axes.stairs(histogram["nearest"], histogram["bins"], fill=True, color=GREEN, alpha=0.6, label="nearest")
+    axes.stairs(histogram["last"], histogram["bins"], color=BLUE, label="last of the row")
+    axes.set_xlabel("squared L2 distance")
+    axes.set_ylabel("rows")
+    axes.legend(frameon=False)
+
+
+def _runs(axes: Axes, histogram: Mapping[str, Any]) -> None:
+    axes.stairs(histogram["rows"], histogram["bins"], fill=True, color=GREEN)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_xlabel("share of the chunk, longest of its neighbours")
+    axes.set_ylabel("sampled rows")
+
+
+def _lists(axes: Axes, index: Mapping[str, Any]) -> None:
+    axes.stairs(index["list_sizes"]["lists"], index["list_sizes"]["bins"], fill=True, color=GREEN)
+    axes.set_xlabel("vectors in the list")
+    axes.set_ylabel("lists")
+
+
+def _stages(axes: Axes, stages: list[Mapping[str, Any]]) -> None:
+    names = [stage["stage"] for stage in stages][::-1]
+    axes.barh(names, [stage["seconds"] for stage in stages][::-1], color=GREEN, label="measured")
+    expected = [
+        (stage["stage"], stage["expected_seconds"]) for stage in stages if stage["expected_seconds"] is not None
+    ]
+    if expected:
+        axes.plot([e[1] for e in expected], [e[0] for e in expected], "D", color=BLUE, label="expected by the plan")
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_xlabel("seconds, all tasks one after the other")
+
+
+def _size(count: float | None) -> str:
+    if count is None:
+        return "–"  # noqa: RUF001
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%}"

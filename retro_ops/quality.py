@@ -1,0 +1,176 @@
+"""How good the stored neighbours of a split are, measured: recall against exact search, duplicates, leakage, distances.
+
+Figures of whole arrays are counted over every row. The others come from a sample in which every category has an equal
+part, drawn with another seed than the sample that the search was tuned on; means over categories are weighted by
+their rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops import layout, searching, store
+from retro_ops.arrays import open_npy
+from retro_ops.core import faiss_index, filters, tuning
+from retro_ops.core.exact import unpack
+from retro_ops.core.sampling import sample_rows
+from retro_ops.core.search import Queries, exact_search
+from retro_ops.indexes import load_index
+from retro_ops.specs import Plan, Shard, Split, category
+
+BLOCK_ROWS = 65_536
+
+DUPLICATE_OVERLAP = 0.8
+"""A neighbour that shares more of its tokens with the chunk is a near-duplicate."""
+
+LEAKED_SHARE = 0.5
+"""Text leaks into a chunk if a run of more than this share of its tokens is in a neighbour."""
+
+DISTANCE_BINS = np.linspace(0, 2, 41)
+"""Squared L2 distances; unit vectors at right angles have 2."""
+
+RUN_BINS = np.linspace(0, 1, 17)
+"""Longest shared run, as a share of the chunk."""
+
+RATES = ("recall", "full_rows", "same_document", "near_duplicate", "identical", "leaked")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sampled rows of one shard, with their stored neighbours."""
+
+    shard: Shard
+    rows: NDArray[np.int64]
+    queries: Queries
+    neighbours: NDArray[np.int64]
+    distances: NDArray[np.float32]
+
+
+def sample(plan: Plan, split: Split, chunks: searching.IndexedChunks) -> list[Sampled]:
+    """``recall_sample`` rows in all, in equal parts for the categories; all rows of a category that has fewer."""
+    by_category: dict[str, list[Shard]] = {}
+    for shard in plan.queried(split):
+        by_category.setdefault(category(shard.name), []).append(shard)
+    wanted = -(-plan.parameters.recall_sample // max(1, len(by_category)))
+    drawn = []
+    for number, shards in enumerate(by_category.values()):
+        positions = [plan.indexed(split).index(shard) for shard in shards]
+        counts = np.array([len(chunks.embeddings[position]) for position in positions], np.int64)
+        rows = sample_rows(counts, wanted, plan.parameters.seed + 1 + number)
+        drawn += [_sampled(plan, *of, chunks) for of in zip(shards, positions, rows, strict=True) if len(of[2])]
+    return drawn
+
+
+def measure(plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled]) -> dict[str, Any]:
+    """All figures of ``split``; see docs/quality.md for what each means."""
+    whole = {shard.name: _whole(plan, shard) for shard in plan.queried(split)}
+    categories = sorted({category(name) for name in whole})
+    rows = {name: sum(w["rows"] for shard, w in whole.items() if category(shard) == name) for name in categories}
+    rates, runs = _rates(plan, split, chunks, drawn)
+    by_category = {
+        name: {
+            "rows": rows[name],
+            "all_rows_full": sum(w["full"] for s, w in whole.items() if category(s) == name) / max(1, rows[name]),
+            **rates[name],
+        }
+        for name in categories
+        if name in rates
+    }
+    total = max(1, sum(rows.values()))
+    return {
+        "rows": sum(rows.values()),
+        "fill_rate": sum(w["full"] for w in whole.values()) / total,
+        "sampled_rows": sum(len(entry.rows) for entry in drawn),
+        **{
+            rate: sum(rates[name][rate] * rows[name] for name in rates) / max(1, sum(rows[name] for name in rates))
+            for rate in RATES
+        },
+        "categories": by_category,
+        "distances": {
+            "bins": DISTANCE_BINS.round(4).tolist(),
+            "nearest": np.sum([w["nearest"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
+            "last": np.sum([w["last"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
+        },
+        "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
+        "index": _index_figures(layout.index_uri(plan, split), drawn),
+    }
+
+
+def _sampled(
+    plan: Plan, shard: Shard, position: int, rows: NDArray[np.int64], chunks: searching.IndexedChunks
+) -> Sampled:
+    neighbours = open_npy(layout.neighbours_uri(plan, shard.name), ndim=2, kind="i")
+    distances = open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f")
+    return Sampled(
+        shard,
+        rows,
+        searching.take(searching.query_shard(chunks, position, with_tokens=True), rows),
+        searching.take_rows(neighbours, rows),
+        searching.take_rows(distances, rows),
+    )
+
+
+def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
+    """Figures of every row of a shard."""
+    neighbours = open_npy(layout.neighbours_uri(plan, shard.name), ndim=2, kind="i")
+    full = sum(int((block >= 0).all(axis=1).sum()) for _, block in neighbours.blocks(BLOCK_ROWS))
+    nearest, last = np.zeros((2, len(DISTANCE_BINS) - 1), np.int64)
+    for _, block in open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f").blocks(BLOCK_ROWS):
+        # What lies beyond the bins (vectors of other lengths) counts in the last one.
+        inside = np.where(np.isfinite(block), np.minimum(block, DISTANCE_BINS[-1]), np.nan)
+        nearest += np.histogram(inside[:, 0], DISTANCE_BINS)[0]
+        last += np.histogram(inside[:, -1], DISTANCE_BINS)[0]
+    return {"rows": len(neighbours), "full": full, "nearest": nearest, "last": last}
+
+
+def _rates(
+    plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled]
+) -> tuple[dict[str, dict[str, Any]], NDArray[np.float64]]:
+    """Figures of the sample by category, and the longest shared run of every row as a share of the chunk."""
+    if not drawn:
+        return {}, np.zeros(0)
+    queries = searching.join([entry.queries for entry in drawn])
+    found = np.concatenate([entry.neighbours for entry in drawn])
+    names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
+    refuse = searching.refuser(chunks, searching.limits(plan.parameters, split), plan.identity.pad_id)
+    truth, _ = unpack(exact_search(queries, found.shape[1], chunks.blocks, refuse).keys)
+    hits = ((truth[:, :, None] == found[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
+    rows, columns = np.nonzero(found >= 0)
+    ids = found[rows, columns]
+    assert queries.tokens is not None
+    own, others = queries.tokens[rows], chunks.tokens(ids)
+    pairs = {
+        "same_document": queries.documents[rows] == chunks.owners(ids),
+        "near_duplicate": filters.overlap(own, others, plan.identity.pad_id) > DUPLICATE_OVERLAP,
+        "identical": (own == others).all(axis=1),
+    }
+    longest = np.zeros(len(found))
+    np.maximum.at(longest, rows, filters.longest_run(own, others, plan.identity.pad_id) / own.shape[1])
+    rates = {}
+    for name in sorted(set(names.tolist())):
+        of, of_pair = names == name, (names == name)[rows]
+        wanted = int((truth[of] >= 0).sum())
+        recall = float(hits[of].sum() / wanted) if wanted else 1.0
+        rates[name] = {
+            "sampled_rows": int(of.sum()),
+            "recall": recall,
+            "recall_lower_bound": tuning.lower_bound(recall, wanted),
+            "full_rows": float((found[of] >= 0).all(axis=1).mean()),
+            **{key: float(values[of_pair].mean()) if of_pair.any() else 0.0 for key, values in pairs.items()},
+            "leaked": float((longest[of] > LEAKED_SHARE).mean()),
+        }
+    return rates, longest
+
+
+def _index_figures(uri: str, drawn: Sequence[Sampled]) -> dict[str, Any]:
+    index = load_index(uri)
+    vectors = searching.join([entry.queries for entry in drawn]).vectors if drawn else None
+    return {
+        "vectors": int(index.ntotal),
+        "bytes": store.at(uri).size(uri),
+        **faiss_index.list_figures(index),
+        "quantisation_error": None if vectors is None else faiss_index.quantisation_error(index, vectors),
+    }

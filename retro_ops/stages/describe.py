@@ -1,0 +1,256 @@
+"""A built version -> its card: every figure as JSON, and one HTML page for people."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import retro_ops
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import say
+from retro_ops.specs import Parameters, Plan, Split, category
+
+if TYPE_CHECKING:
+    from retro_ops.models import Tokenizer
+    from retro_ops.quality import Sampled
+    from retro_ops.searching import IndexedChunks
+
+HELP = "measure the neighbours and write the dataset card"
+PARAMETERS = ("memory_budget",)
+
+STAGE = "describe"
+CARD_FORMAT = 1
+EXAMPLES = 20
+LEAST_SHARED_WORDS = 3
+
+UNITS = {
+    "tokenize-and-chunk": "documents",
+    "embed-chunks": "chunks",
+    "train-faiss-index": "training_vectors",
+    "build-faiss-index": "vectors",
+    "merge-indexes": "vectors",
+    "tune-search": "queries",
+    "retrieve-neighbours": "rows",
+}
+"""Stages in order, and what their rate counts."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Only --plan."""
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not arguments.plan:
+        raise BadInputError("--plan is missing")
+    plan = read_plan(arguments.plan)
+    estimate = layout.estimate_uri(arguments.plan)
+    digest = layout.digest(layout.CODE_VERSIONS[STAGE], layout.version_digest(plan))
+    inputs = [layout.dataset_spec_uri(plan, split) for split in plan.splits()]
+    expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
+    report.run_once(STAGE, layout.report_uri(plan, STAGE), digest, {}, inputs, lambda: _work(plan, expected))
+
+
+def _work(plan: Plan, expected: dict[str, Any] | None) -> report.Outcome:
+    from retro_ops import card, quality, searching
+    from retro_ops.models import Tokenizer
+
+    tokenizer = Tokenizer(plan.parameters.tokenizer, plan.parameters.pad_id)
+    measured: dict[Split, dict[str, Any]] = {}
+    examples: dict[Split, list[dict[str, Any]]] = {}
+    for split in plan.splits():
+        chunks = searching.IndexedChunks(layout.index_shards(plan, split))
+        drawn = quality.sample(plan, split, chunks)
+        say(f"{STAGE}: {split}: exact search for {sum(len(d.rows) for d in drawn):,} rows in {chunks.total:,} chunks")
+        measured[split] = quality.measure(plan, split, chunks, drawn)
+        examples[split] = _examples(plan, split, chunks, drawn, tokenizer)
+    made = _card(plan, measured, examples, expected)
+    outputs = [
+        store.write(layout.card_uri(plan, "json"), (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()),
+        store.write(layout.card_uri(plan, "html"), card.html(made).encode()),
+    ]
+    say(f"{STAGE}: the card is {layout.card_uri(plan, 'html')}", event="described")
+    return report.Outcome(counts={"sampled_rows": sum(m["sampled_rows"] for m in measured.values())}, outputs=outputs)
+
+
+def _card(
+    plan: Plan,
+    measured: dict[Split, dict[str, Any]],
+    examples: dict[Split, list[dict[str, Any]]],
+    expected: dict[str, Any] | None,
+) -> dict[str, Any]:
+    reports = _reports(plan)
+    flat = [made for of_stage in reports.values() for made in of_stage]
+    trained = reports["train-faiss-index"][0]["details"]
+    contents = _contents(plan)
+    return {
+        "format": CARD_FORMAT,
+        "dataset": plan.dataset,
+        "version": layout.version_digest(plan),
+        "skipped": list(plan.skipped),
+        "totals": {
+            "documents": sum(row["documents"] for row in contents),
+            "chunks": sum(row["chunks"] for row in contents),
+            "source_bytes": sum(source.bytes for shard in plan.shards for source in shard.sources),
+            "stored_bytes": sum(output["bytes"] for made in flat for output in made["outputs"]),
+        },
+        "contents": contents,
+        "index_type": {"type": trained["index_type"], "why": trained["why"]},
+        "search": _search(plan),
+        "quality": measured,
+        "removed": {split: _removed(plan, split) for split in plan.splits()},
+        "stages": _stages(reports, expected),
+        "expected_chunks": expected["chunks"]["all"] if expected else None,
+        "parameters": asdict(plan.parameters),
+        "provenance": {
+            "software": retro_ops.__version__,
+            "identity": asdict(plan.identity),
+            "packages": {name: version for made in flat for name, version in made["packages"].items()},
+            "images": sorted({made["image"] for made in flat if made["image"]}),
+            "sources": [
+                {"shard": shard.name, "split": shard.split, **asdict(source)}
+                for shard in plan.shards
+                for source in shard.sources
+            ],
+        },
+        "examples": _spread(examples),
+    }
+
+
+def _reports(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """Reports of the stages, in order. BadInputError names one that is missing."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for stage in UNITS:
+        shards = [shard.name for shard in plan.shards] if stage in layout.SHARD_STAGES else [None]
+        for shard in shards:
+            uri = layout.report_uri(plan, stage, shard)
+            made = report.read(uri)
+            if made is None:
+                raise BadInputError(f"{uri} does not exist, so {stage} is not done", f"run `retro-ops {stage}` first")
+            found.setdefault(stage, []).append(made)
+    return found
+
+
+def _contents(plan: Plan) -> list[dict[str, Any]]:
+    """Counts by category and split."""
+    rows: dict[tuple[str, Split], dict[str, Any]] = {}
+    for shard in plan.shards:
+        made = report.read(layout.report_uri(plan, "tokenize-and-chunk", shard.name)) or {"counts": {}}
+        key = (category(shard.name), shard.split)
+        row = rows.setdefault(
+            key, {"category": key[0], "split": key[1], "shards": 0, "documents": 0, "chunks": 0, "bad_records": 0}
+        )
+        row["shards"] += 1
+        for name in ("documents", "chunks", "bad_records"):
+            row[name] += made["counts"].get(name, 0)
+    return [rows[key] for key in sorted(rows)]
+
+
+def _search(plan: Plan) -> dict[str, dict[str, Any]]:
+    """How wide each split was searched, and the recall that this had on the sample it was chosen on."""
+    details = (report.read(layout.report_uri(plan, "tune-search")) or {"details": {}})["details"]
+    found: dict[str, dict[str, Any]] = {}
+    for split in plan.splits():
+        if split in details:
+            tuned = details[split]
+            width = tuned["width"]
+            said = "exact search" if width is None else f"{width['nprobe']} lists and {width['candidates']} candidates"
+            found[split] = {**tuned, "said": said}
+    return found
+
+
+def _removed(plan: Plan, split: Split) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for shard in plan.queried(split):
+        made = report.read(layout.report_uri(plan, "retrieve-neighbours", shard.name)) or {"details": {}}
+        for reason, count in made["details"].get("removed", {}).items():
+            totals[reason] = totals.get(reason, 0) + count
+    return totals
+
+
+def _stages(reports: dict[str, list[dict[str, Any]]], expected: dict[str, Any] | None) -> list[dict[str, Any]]:
+    rows = []
+    for stage, made in reports.items():
+        unit = UNITS[stage]
+        count, seconds = sum(m["counts"].get(unit, 0) for m in made), sum(m["seconds"] for m in made)
+        rows.append(
+            {
+                "stage": stage,
+                "tasks": len(made),
+                "unit": unit,
+                "count": count,
+                "seconds": round(seconds, 3),
+                "rate": round(count / max(seconds, 1e-9), 3),
+                "peak_rss_bytes": max(m["peak_rss_bytes"] for m in made),
+                "expected_seconds": expected["seconds"].get(stage) if expected else None,
+                "expected_peak_rss_bytes": expected["peak_rss_bytes"].get(stage) if expected else None,
+            }
+        )
+    return rows
+
+
+def _examples(
+    plan: Plan, split: Split, chunks: "IndexedChunks", drawn: "Sequence[Sampled]", tokenizer: "Tokenizer"
+) -> list[dict[str, Any]]:
+    """Sampled chunks with their neighbours as text, one shard after the other."""
+    shards = plan.indexed(split)
+    rows = [(of, i) for i in range(EXAMPLES) for of in drawn if i < len(of.rows)][:EXAMPLES]
+    found = []
+    for of, i in rows:
+        assert of.queries.tokens is not None
+        text = " ".join(tokenizer.decode(of.queries.tokens[i : i + 1])[0].split())
+        kept = of.neighbours[i] >= 0
+        ids = of.neighbours[i][kept]
+        others = [" ".join(other.split()) for other in tokenizer.decode(chunks.tokens(ids))] if len(ids) else []
+        position = shards.index(of.shard)
+        found.append(
+            {
+                "split": split,
+                "place": _place(plan, chunks, int(chunks.offsets[position] + of.rows[i]), split),
+                "text": text,
+                "neighbours": [
+                    {
+                        "place": _place(plan, chunks, int(number), split),
+                        "distance": float(distance),
+                        "words": shared_words(text, other),
+                    }
+                    for number, distance, other in zip(ids, of.distances[i][kept], others, strict=True)
+                ],
+            }
+        )
+    return found
+
+
+def _place(plan: Plan, chunks: "IndexedChunks", number: int, split: Split) -> str:
+    """``00_books / 17 / 403``: shard, document and chunk, both numbered within the shard."""
+    import numpy as np
+
+    from retro_ops.arrays import open_npy
+
+    position = int(np.searchsorted(chunks.offsets, number, side="right")) - 1
+    shard, row = plan.indexed(split)[position], number - int(chunks.offsets[position])
+    document = int(open_npy(layout.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
+    return f"{shard.name} / {document} / {row}"
+
+
+def shared_words(text: str, other: str) -> list[tuple[str, bool]]:
+    """``other`` in pieces: (words, whether ``text`` has the same run of three words or more)."""
+    from difflib import SequenceMatcher
+
+    words = other.split()
+    runs = SequenceMatcher(None, text.split(), words, autojunk=False).get_matching_blocks()
+    pieces, at = [], 0
+    for run in runs:
+        if run.size >= LEAST_SHARED_WORDS:
+            pieces += [(" ".join(words[at : run.b]), False), (" ".join(words[run.b : run.b + run.size]), True)]
+            at = run.b + run.size
+    return [piece for piece in [*pieces, (" ".join(words[at:]), False)] if piece[0]]
+
+
+def _spread(examples: dict[Split, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Twenty in all, from each split in turn."""
+    longest = max(map(len, examples.values()), default=0)
+    turns = [of[i] for i in range(longest) for of in examples.values() if i < len(of)]
+    return sorted(turns[:EXAMPLES], key=lambda example: example["split"])
