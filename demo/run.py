@@ -120,6 +120,7 @@ def print_figures(plan: Plan) -> None:
         ("merge-indexes", [None], "vectors"),
         ("tune-search", [None], "queries"),
         ("retrieve-neighbours", [*names], "rows"),
+        ("describe", [None], "sampled_rows"),
     ]
     full = total = 0
     for stage, shards, unit in rows:
@@ -131,13 +132,16 @@ def print_figures(plan: Plan) -> None:
             full, total = sum(r["counts"]["full_rows"] for r in reports), count
     k = plan.parameters.num_neighbours
     print(f"  Rows with all {k} neighbours: {full / max(total, 1):.2%} of {total:,}")
+    for split, figures in json.loads(store.read(layout.card_uri(plan, "json")))["quality"].items():
+        print(f"  Recall@{k} of {split}: {figures['recall']:.4f} on {figures['sampled_rows']:,} rows")
     print("  (seconds are those of the run that did the work, summed over shards; a rerun reuses it)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
-    stack = Stack(parser.parse_args().run_dir)
+    run_dir = parser.parse_args().run_dir
+    stack = Stack(run_dir)
     os.environ.update(stack.environment())
     upload_corpus()
     run_id = trigger(stack)
@@ -149,7 +153,10 @@ def main() -> None:
     print(f"\nPublished as version {current['version']}. Three chunks and their nearest neighbours:")
     show = [str(STAGES_BIN / "retro-ops"), "show", "--spec", layout.dataset_spec_uri(plan, "train"), "--rows", "3"]
     subprocess.run(show, check=True)
-    print(f"\nSee the run: {run_url(stack, run_id)}\nStop everything: make down")
+    card = Path(run_dir, "card.html")
+    card.write_bytes(store.read(layout.card_uri(plan, "html")))
+    print(f"\nThe dataset's card, for a browser: {card.resolve()}")
+    print(f"See the run: {run_url(stack, run_id)}\nStop everything: make down")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ def _plots(card: Mapping[str, Any]) -> dict[str, list[Markup]]:
     for split, figures in card["quality"].items():
         target = card["parameters"]["target_recall"] if card["parameters"]["profile"] != "seed" else None
         plots[split] = [
-            _svg(partial(_recall, figures=figures, target=target), "Recall by category"),
+            _svg(partial(_recall, figures=figures, target=target), f"Recall (target {target})" if target else "Recall"),
             _svg(partial(_distances, histogram=figures["distances"]), "Squared distance of neighbours"),
-            _svg(partial(_runs, histogram=figures["longest_shared_run"]), "Longest run shared with a neighbour"),
+            _svg(partial(_runs, histogram=figures["longest_shared_run"]), "Longest run shared"),
         ]
         if figures["index"]["lists"] > 1:
             plots[split].append(_svg(partial(_lists, index=figures["index"]), "Sizes of the inverted lists"))
@@ -70,8 +70,7 @@ def _recall(axes: Axes, figures: Mapping[str, Any], target: float | None) -> Non
         names, recalls, color=GREEN, xerr=[[r - b for r, b in zip(recalls, bounds, strict=True)], [0] * len(names)]
     )
     if target is not None:
-        axes.axvline(target, color=BLUE, linestyle="--", label=f"target {target}")
-        axes.legend(frameon=False, loc="lower left")
+        axes.axvline(target, color=BLUE, linestyle="--")
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the true neighbours found")
 
@@ -105,7 +104,7 @@ def _stages(axes: Axes, stages: list[Mapping[str, Any]]) -> None:
     ]
     if expected:
         axes.plot([e[1] for e in expected], [e[0] for e in expected], "D", color=BLUE, label="expected by the plan")
-    axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False)
     axes.set_xlabel("seconds, all tasks one after the other")
 
 

@@ -52,6 +52,8 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "recall-sample": "2000",
         "min-recall": "0.8",
         "min-full-rows": "0.0",
+        "max-duplicates": "1.0",
+        "max-leaked": "1.0",
         "device": "auto",
         "memory-budget": "2GiB",
     }

@@ -135,13 +135,13 @@ def test_measures_of_likeness_are_their_plain_definitions(rows: int, size: int, 
 @given(
     st.integers(1, 40), st.integers(1, 5), st.integers(1, 50), st.integers(1, 90), st.integers(1, 50), st.booleans(),
     st.sampled_from([0.0, 0.3, 0.8, 1.0, None]), st.sampled_from([0, 3, 10, None]), st.sampled_from([0.0, 0.2, None]),
-    st.integers(1, 50), st.integers(0, 2**31),
+    st.integers(1, 50), st.integers(1, 4), st.integers(0, 2**31),
 )  # fmt: skip
 def test_filters_remove_what_brute_force_would_and_count_it(
     rows: int, k: int, block: int, cells: int, candidates: int, grid: bool,
-    overlap: float | None, run: int | None, ngrams: float | None, batch: int, seed: int,
+    overlap: float | None, run: int | None, ngrams: float | None, batch: int, parts: int, seed: int,
 ) -> None:  # fmt: skip
-    """With ties, for any batching, however narrow the first search."""
+    """With ties, for any batching and number of index parts, however narrow the first search."""
     limits = filters.Limits(overlap, run, ngrams)
     vectors = unit_vectors(rows, 8, seed, grid)
     documents = np.sort(np.random.default_rng(seed).integers(0, max(1, rows // 3), rows)).astype(np.uint64)
@@ -172,19 +172,22 @@ def test_filters_remove_what_brute_force_would_and_count_it(
 
     blocks = blocks_of(vectors, documents, block)
     flat = faiss.IndexFlatL2(8)
-    flat.add(vectors.astype(np.float32))
+    for number, vectors_of_part in enumerate(np.array_split(vectors.astype(np.float32), parts)):
+        part = faiss.IndexFlatL2(8)
+        part.add(vectors_of_part)
+        faiss_index.merge(flat, part, f"part {number}")
     index = Index(searcher(flat, CPU, shard_over_gpus=False), blocks, rows, 1, rows, refuse)
     queries = Queries(vectors, documents, texts)
     everything, exactly, narrow = [], [], []
     for start in range(0, rows, batch):
-        part = queries.take(np.arange(start, min(start + batch, rows)))
-        exactly.append(search.exact_search(part, k, blocks, refuse))
-        everything.append(search.find(part, k, index, Width(1, rows), cells, Effort()))
-        narrow.append(search.find(part, k, index, Width(1, candidates), cells, Effort()))
+        shard = queries.take(np.arange(start, min(start + batch, rows)))
+        exactly.append(search.exact_search(shard, k, blocks, refuse))
+        everything.append(search.find(shard, k, index, Width(1, rows), cells, Effort()))
+        narrow.append(search.find(shard, k, index, Width(1, candidates), cells, Effort()))
     for found in (exactly, everything):
-        assert [row for part in found for row in as_rows(part.keys)] == expected
-        assert [row for part in found for row in part.removed.tolist()] == counted
-    assert [len(row) for part in narrow for row in as_rows(part.keys)] == [len(row) for row in expected]
+        assert [row for of in found for row in as_rows(of.keys)] == expected
+        assert [row for of in found for row in of.removed.tolist()] == counted
+    assert [len(row) for of in narrow for row in as_rows(of.keys)] == [len(row) for row in expected]
 
 
 def test_distances_do_not_depend_on_how_they_are_computed() -> None:
