@@ -74,20 +74,69 @@ def records(sources: Sequence[str], max_line_bytes: int) -> Iterator[Document | 
                 yield _parse(line, source, number, max_line_bytes)
 
 
+def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Document], float]:
+    """Documents at the beginning of a file, until their lines have ``wanted_bytes``, and the share of it that was read.
+
+    The share is of the file's own bytes, so it holds for compressed files too, up to a decompressor's read-ahead.
+    """
+    size = store.at(source).size(source)
+    documents: list[Document] = []
+    with store.open_stream(source) as raw:
+        counted = _Counted(raw)
+        with _decompressed(counted, source) as stream:
+            taken = 0
+            for number, line in enumerate(_lines(stream, source, max_line_bytes), 1):
+                record = _parse(line, source, number, max_line_bytes)
+                taken += len(line or b"")
+                if isinstance(record, Document):
+                    documents.append(record)
+                if taken >= wanted_bytes:
+                    plain = source.endswith(SUFFIXES[0])
+                    return documents, min(1.0, (stream.tell() if plain else counted.bytes) / max(size, 1))
+    return documents, 1.0
+
+
+class _Counted(io.RawIOBase):
+    """Counts the bytes that were read of a stream; hands out few at a time, so that nobody reads far ahead."""
+
+    MOST_BYTES = 4096
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self.bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(min(len(buffer), self.MOST_BYTES))
+        buffer[: len(data)] = data
+        self.bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+
 @contextlib.contextmanager
 def _open(source: str) -> Iterator[IO[bytes]]:
     if source == STDIN:
         yield sys.stdin.buffer
         return
-    with store.open_stream(source) as raw:
-        if source.endswith(".gz"):
-            with gzip.open(raw) as stream:
-                yield stream  # type: ignore[misc]
-        elif source.endswith(".zst"):
-            with io.BufferedReader(_ZstdStream(raw), 2**20) as stream:
-                yield stream
-        else:
-            yield raw
+    with store.open_stream(source) as raw, _decompressed(raw, source) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _decompressed(raw: Any, source: str) -> Iterator[IO[bytes]]:
+    if source.endswith(".gz"):
+        with gzip.open(raw) as stream:
+            yield stream  # type: ignore[misc]
+    elif source.endswith(".zst"):
+        with io.BufferedReader(_ZstdStream(raw), 2**20) as stream:
+            yield stream
+    else:
+        yield io.BufferedReader(raw) if isinstance(raw, io.RawIOBase) else raw
 
 
 class _ZstdStream(io.RawIOBase):

@@ -128,6 +128,12 @@ def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None
     return float(((decoded - wide) ** 2).sum() / max(float((wide**2).sum()), 1e-12))
 
 
+def bytes_per_vector(index: Any) -> int:
+    """Code of a vector, and its id where there are lists."""
+    inner: Any = inner_index(index)
+    return int(inner.code_size) + (8 if isinstance(inner, faiss.IndexIVF) else 0)
+
+
 def training_vectors(index: Any) -> int:
     """How many vectors training takes when the caller does not say."""
     lists = list_count(index)

@@ -174,6 +174,7 @@ def _stages(reports: dict[str, list[dict[str, Any]]], expected: dict[str, Any] |
     rows = []
     for stage, made in reports.items():
         unit = UNITS[stage]
+        device = (made[0]["device"] or {"chosen": "cpu"})["chosen"]
         count, seconds = sum(m["counts"].get(unit, 0) for m in made), sum(m["seconds"] for m in made)
         rows.append(
             {
@@ -184,7 +185,7 @@ def _stages(reports: dict[str, list[dict[str, Any]]], expected: dict[str, Any] |
                 "seconds": round(seconds, 3),
                 "rate": round(count / max(seconds, 1e-9), 3),
                 "peak_rss_bytes": max(m["peak_rss_bytes"] for m in made),
-                "expected_seconds": expected["seconds"].get(stage) if expected else None,
+                "expected_seconds": expected["seconds"][device].get(stage) if expected else None,
                 "expected_peak_rss_bytes": expected["peak_rss_bytes"].get(stage) if expected else None,
             }
         )

@@ -1,10 +1,13 @@
 """Corpus -> plan.json: which shards, from which files, made with which tokenizer and model."""
 
+import json
 import re
+import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 
-from retro_ops import corpus, store
+from retro_ops import corpus, layout, store
+from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
 from retro_ops.plans import write_plan
 from retro_ops.progress import say
@@ -12,6 +15,10 @@ from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, ch
 
 HELP = "read the corpus, name its shards, check the parameters, and write the plan of a run"
 PARAMETERS = tuple(field.name for field in fields(Parameters))
+
+SAMPLED_SHARDS = 8
+SAMPLED_BYTES = 2**17
+"""Of each sampled shard of a split, to expect the number of chunks."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,6 +37,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     _check_names(shards)
     identity = _identity(parameters)
     plan = Plan(arguments.dataset, arguments.root.rstrip("/"), parameters, identity, tuple(shards))
+    expected = _expected(plan)
+    estimate_uri = layout.estimate_uri(arguments.output)
+    store.write(estimate_uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
     write_plan(plan, arguments.output)
     size = sum(source.bytes for shard in shards for source in shard.sources)
     say(
@@ -38,6 +48,55 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         shards=len(shards),
         bytes=size,
     )
+    say(f"plan: about {expected.chunks['all']:,} chunks to expect, if nothing is done yet ({estimate_uri}):")
+    for line in estimate.table(expected):
+        say(f"  {line}")
+
+
+def _expected(plan: Plan) -> "estimate.Estimate":
+    """From a sample of the documents, tokenised."""
+    from retro_ops.core import faiss_index
+    from retro_ops.core.chunking import chunk_counts, token_dtype
+    from retro_ops.models import Tokenizer
+
+    p = plan.parameters
+    tokenizer = Tokenizer(p.tokenizer, p.pad_id)
+    by_split: dict[str, int] = {}
+    documents = largest = 0
+    for split in plan.splits():
+        shards = plan.queried(split)
+        samples, counted = [], []
+        for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
+            source = shard.sources[0]
+            texts, share = corpus.sample(source.uri, layout.line_limit(p.memory_budget), SAMPLED_BYTES)
+            lengths = [len(ids) for ids in tokenizer.encode([document.text for document in texts])]
+            samples.append((source.bytes, share, int(chunk_counts(lengths, p.chunk_size).sum())))
+            counted.append((source.bytes, share, len(texts)))
+        sizes = [sum(source.bytes for source in shard.sources) for shard in shards]
+        of_shards = [min(estimate.scaled(samples, size), p.max_chunks or sys.maxsize) for size in sizes]
+        by_split[split] = sum(of_shards)
+        largest = max(largest, *of_shards)
+        documents += estimate.scaled(counted, sum(sizes))
+    work = estimate.Work(
+        chunks=by_split,
+        documents=documents,
+        shards=len(plan.shards),
+        largest_shard=largest,
+        chunk_size=p.chunk_size,
+        token_bytes=token_dtype(plan.identity.vocabulary_size, p.token_dtype).itemsize,
+        dimension=plan.identity.dimension,
+        num_neighbours=p.num_neighbours,
+        recall_sample=p.recall_sample,
+        memory_budget=parse_bytes(p.memory_budget),
+    )
+    vectors = by_split.get("train", 0)
+    index_type = p.index_type
+    if index_type == faiss_index.AUTO:
+        index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension)
+    index = faiss_index.make_index(index_type, plan.identity.dimension)
+    sampled = min(vectors, p.max_training_vectors or faiss_index.training_vectors(index))
+    shape = estimate.Index(faiss_index.list_count(index), faiss_index.bytes_per_vector(index), sampled)
+    return estimate.estimate(work, shape)
 
 
 def _shards(pattern: str, split: Split) -> list[Shard]:

@@ -360,6 +360,8 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
         assert figures["index"]["quantisation_error"] == 0
         assert sum(figures["index"]["list_sizes"]["lists"]) == figures["index"]["lists"] == 4
     assert len(card["examples"]) == 20
+    assert card["expected_chunks"] == pytest.approx(card["totals"]["chunks"], rel=0.01), "all of it was sampled"
+    assert all(stage["expected_seconds"] > 0 and stage["expected_peak_rss_bytes"] > 0 for stage in card["stages"])
     page = store.read(layout.card_uri(plan, "html")).decode()
     for door in ("<script", "<link", "src=", "@import", 'href="http', "url(http"):
         assert door not in page, "it needs nothing else"

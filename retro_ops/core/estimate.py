@@ -1,0 +1,172 @@
+"""What a run will take, from the number of chunks: bytes, peak memory and seconds of each stage.
+
+The rates were measured with this package: on 2 cores of a server and, for embedding, on one H100 (docs/benchmarks.md).
+They are a first guess for other machines; the dataset card sets them beside what the run took. Standard library only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MIB = 2**20
+
+EMBEDDED_PER_SECOND = {"cpu": 98.0, "cuda": 4000.0}
+"""Chunks of 64 tokens, all-MiniLM-L6-v2; 2 cores, one H100."""
+
+TOKENIZED_PER_SECOND = 13_300.0
+ASSIGNED_PER_SECOND = 3.0e7
+"""Pairs of a vector and a centroid (of a list or of a code), while an index is filled."""
+
+TRAINED_PER_SECOND = 2.0e8
+"""Pairs of a vector and a centroid, while an index is trained; 10 rounds for lists."""
+
+MERGED_PER_SECOND = 375_000.0
+EXACT_PER_SECOND = 5.5e7
+"""Pairs of exact search."""
+
+SCANNED_PER_SECOND = 3.1e7
+"""Codes scanned, with the exact distances of the candidates."""
+
+VALIDATED_PER_SECOND = 350_000.0
+
+TASK_SECONDS = {"tokenize-and-chunk": 3.4, "embed-chunks": 5.0, "describe": 4.0}
+"""To load tokenizer, model, fonts; the others need next to nothing."""
+
+PROBED_SHARE = 1 / 16
+"""Share of the lists that the default target takes, as measured on 244,970 chunks."""
+
+LIBRARIES = {
+    "tokenize-and-chunk": 430 * MIB,
+    "embed-chunks": 1300 * MIB,
+    "train-faiss-index": 300 * MIB,
+    "build-faiss-index": 110 * MIB,
+    "merge-indexes": 110 * MIB,
+    "tune-search": 360 * MIB,
+    "retrieve-neighbours": 360 * MIB,
+    "describe": 500 * MIB,
+    "validate": 150 * MIB,
+}
+"""Peak memory without what grows with the data: Python, libraries, model, blocks."""
+
+CANDIDATE_BYTES = 48
+CANDIDATES = 64
+
+
+@dataclass(frozen=True)
+class Index:
+    """``bytes_per_vector``: code and id. ``training_vectors``: what it is trained on."""
+
+    lists: int
+    bytes_per_vector: int
+    training_vectors: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do. ``chunks``: by split; ``largest_shard``: its chunks; the rest as in ``Parameters``."""
+
+    chunks: Mapping[str, int]
+    documents: int
+    shards: int
+    largest_shard: int
+    chunk_size: int
+    token_bytes: int
+    dimension: int
+    num_neighbours: int
+    recall_sample: int
+    memory_budget: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``seconds`` by device and stage, of one worker that does all tasks one after the other; ``bytes`` stored and
+    ``peak_rss_bytes`` by stage."""
+
+    chunks: dict[str, int]
+    bytes: dict[str, int]
+    peak_rss_bytes: dict[str, int]
+    seconds: dict[str, dict[str, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(work: Work, index: Index) -> Estimate:
+    total, train = sum(work.chunks.values()), work.chunks.get("train", 0)
+    # The validation index holds the training chunks as well.
+    in_indexes = sum(train if split == "train" else total for split in work.chunks)
+    queries = work.recall_sample * len(work.chunks)
+    vector = index.bytes_per_vector
+    return Estimate(
+        chunks={**work.chunks, "all": total},
+        bytes={
+            # Tokens, document of each chunk (number and identity); first chunk and sidecar line of each document.
+            "tokenize-and-chunk": total * (work.chunk_size * work.token_bytes + 12) + work.documents * 40,
+            "embed-chunks": total * work.dimension * 2,
+            "train-faiss-index": _centroids(work, index),
+            "build-faiss-index": total * vector + work.shards * _centroids(work, index),
+            "merge-indexes": in_indexes * vector + len(work.chunks) * _centroids(work, index),
+            "retrieve-neighbours": total * work.num_neighbours * 12,
+        },
+        peak_rss_bytes={stage: base + _growing(stage, work, index) for stage, base in LIBRARIES.items()},
+        seconds={device: _seconds(work, index, rate, queries) for device, rate in EMBEDDED_PER_SECOND.items()},
+    )
+
+
+def table(found: Estimate) -> list[str]:
+    """Lines for people."""
+    lines = [f"{'stage':22}{'stored':>12}{'peak memory':>14}{'on CPU':>12}{'with a GPU':>12}"]
+    for stage, peak in found.peak_rss_bytes.items():
+        times = "".join(f"{found.seconds[device][stage]:>10,.0f} s" for device in ("cpu", "cuda"))
+        lines.append(f"{stage:22}{found.bytes.get(stage, 0) / MIB:>8,.0f} MiB{peak / MIB:>10,.0f} MiB{times}")
+    return lines
+
+
+def scaled(samples: Sequence[tuple[int, float, int]], total_bytes: int) -> int:
+    """Count in ``total_bytes`` of files, from (bytes of a file, share of it that was read, count in that share)."""
+    read = sum(size * share for size, share, _ in samples)
+    return round(sum(count for _, _, count in samples) * total_bytes / read) if read else 0
+
+
+def _seconds(work: Work, index: Index, embedded_per_second: float, queries: int) -> dict[str, float]:
+    total, train = sum(work.chunks.values()), work.chunks.get("train", 0)
+    in_index = {split: train if split == "train" else total for split in work.chunks}
+    pairs = {split: work.recall_sample * in_index[split] for split in work.chunks}
+    scanned = {split: in_index[split] * (PROBED_SHARE if index.lists > 1 else 1.0) for split in work.chunks}
+    took = {
+        "tokenize-and-chunk": total / TOKENIZED_PER_SECOND,
+        "embed-chunks": total / embedded_per_second,
+        "train-faiss-index": index.training_vectors * index.lists * 10 / TRAINED_PER_SECOND if index.lists > 1 else 0,
+        "build-faiss-index": total * (index.lists + 256) / ASSIGNED_PER_SECOND if index.lists > 1 else 0,
+        "merge-indexes": sum(in_index.values()) / MERGED_PER_SECOND,
+        # Exact search, and trials of 1, 2, 4, … lists: together twice the whole index.
+        "tune-search": sum(pairs.values()) * (1 / EXACT_PER_SECOND + 2 / SCANNED_PER_SECOND),
+        "retrieve-neighbours": sum(work.chunks[s] * scanned[s] for s in work.chunks) / SCANNED_PER_SECOND,
+        "describe": sum(pairs.values()) / EXACT_PER_SECOND,
+        "validate": total / VALIDATED_PER_SECOND,
+    }
+    by_shard = {"tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours"}
+    return {
+        stage: round(seconds + TASK_SECONDS.get(stage, 0.1) * (work.shards if stage in by_shard else 1), 1)
+        for stage, seconds in took.items()
+    }
+
+
+def _growing(stage: str, work: Work, index: Index) -> int:
+    """Peak memory that grows with the data."""
+    total = sum(work.chunks.values())
+    whole = total * index.bytes_per_vector + _centroids(work, index)
+    if stage == "train-faiss-index":
+        return index.training_vectors * work.dimension * 4
+    if stage == "build-faiss-index":
+        return work.largest_shard * index.bytes_per_vector + _centroids(work, index)
+    if stage in ("merge-indexes", "tune-search", "describe", "validate"):
+        return whole
+    if stage == "retrieve-neighbours":
+        row = CANDIDATES * CANDIDATE_BYTES + 4 * work.dimension
+        return whole + min(work.memory_budget // 2, work.largest_shard * row)
+    return 0
+
+
+def _centroids(work: Work, index: Index) -> int:
+    return index.lists * work.dimension * 4 if index.lists > 1 else 0
