@@ -78,6 +78,11 @@ FLAGS: dict[str, dict[str, Any]] = {
     "model": {"help": "sentence-transformer: hub name or local folder"},
     "batch_size": {"type": _positive, "help": "chunks embedded at a time"},
     "index_type": {"help": "faiss factory string, or auto: by the number of vectors and their dimension"},
+    "index_memory": {"help": "most memory that an index of type auto may take, such as 8GiB (default: any)"},
+    "index_too_small": {
+        "choices": ("fail", "downgrade"),
+        "help": "what a corpus does that is too small to train the index type; downgrade: auto instead, and say so",
+    },
     "max_training_vectors": {"type": _positive, "help": "training sample (default: 256 a list)"},
     "seed": {"type": _natural, "help": "seed of everything random"},
     "num_neighbours": {"type": _positive, "help": "neighbours a chunk"},

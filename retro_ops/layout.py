@@ -105,7 +105,7 @@ def train_digest(plan: Plan) -> str:
     return digest(
         CODE_VERSIONS["train-faiss-index"],
         [embed_digest(plan, shard) for shard in plan.indexed("train")],
-        [p.index_type, p.max_training_vectors, p.seed],
+        [p.index_type, p.index_memory, p.index_too_small, p.max_training_vectors, p.seed],
     )
 
 

@@ -1,5 +1,6 @@
 """What a stage did, in numbers. The report is written last: it is what makes the output count."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -72,22 +73,37 @@ def run_once(
         "peak_rss_bytes": peak_rss_bytes(),
         "packages": _package_versions(),
     }
-    store.write(uri, (json.dumps(report, indent=1) + "\n").encode())
+    store.write(uri, sealed(report))
     figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in outcome.counts.items())
     say(f"{stage}: done in {report['seconds']:.1f} s: {figures}", event="done", report=uri)
     return report
+
+
+SEAL = "sha256"
+
+
+def sealed(report: Mapping[str, Any]) -> bytes:
+    """``report`` as it is stored: JSON whose last key is the SHA-256 of it without that key."""
+
+    def as_json(document: Mapping[str, Any]) -> bytes:
+        return (json.dumps(document, indent=1) + "\n").encode()
+
+    return as_json({**report, SEAL: hashlib.sha256(as_json(report)).hexdigest()})
 
 
 def read(uri: str) -> dict[str, Any] | None:
     """The report at ``uri``, its outputs as absolute locations; None when the stage is not done."""
     if not store.exists(uri):
         return None
+    data = store.read(uri)
     try:
-        report = json.loads(store.read(uri))
+        report = json.loads(data)
     except ValueError as error:
         raise BadInputError(f"{uri} is not a report: {error}", "delete it, and the stage runs again") from error
     if not isinstance(report, dict) or "digest" not in report or "outputs" not in report:
         raise BadInputError(f"{uri} is not a report", "delete it, and the stage runs again")
+    if sealed({key: value for key, value in report.items() if key != SEAL}) != data:
+        raise BadInputError(f"{uri} is not as its stage wrote it", "delete it, and the stage runs again")
     for output in report["outputs"]:
         output["uri"] = resolve(output["uri"], uri)
     return report

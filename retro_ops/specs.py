@@ -85,6 +85,8 @@ class Parameters:
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     batch_size: int = 256
     index_type: str = "auto"
+    index_memory: str | None = None
+    index_too_small: str = "fail"
     max_training_vectors: int | None = None
     seed: int = 0
     num_neighbours: int = 4

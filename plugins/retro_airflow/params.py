@@ -21,6 +21,8 @@ PRESETS: dict[str, dict[str, str]] = {
 }
 """What a field left empty on the form means, where it is not the default of ``Parameters``."""
 
+MEMORY_PATTERN = r"^\d+(\.\d+)? ?([kKMGT]i?B?|B)?$"
+
 _DEFAULT = Parameters()
 
 _CHUNKS = "Documents and chunks"
@@ -153,6 +155,22 @@ def _index_fields() -> dict[str, Param]:
             "A faiss factory string, or `auto`: by the number of vectors. Empty: the preset's.",
             _INDEX,
         ),
+        "index_memory": Param(
+            None,
+            type=["null", "string"],
+            pattern=MEMORY_PATTERN,
+            title="Index memory",
+            description_md="Most memory that an index of type `auto` may take, such as `8GiB`. Empty: any.",
+            section=_INDEX,
+        ),
+        "index_too_small": _choice(
+            _DEFAULT.index_too_small,
+            ["fail", "downgrade"],
+            "Corpus too small",
+            "What happens when the corpus is too small to train the index type: `fail`, or `downgrade` to what `auto` "
+            "chooses, which the report says.",
+            _INDEX,
+        ),
         "num_neighbours": _integer(
             _DEFAULT.num_neighbours, "Neighbours", "Neighbours stored for each chunk.", _INDEX, maximum=1024
         ),
@@ -230,7 +248,7 @@ def _run_fields() -> dict[str, Param]:
         "memory_budget": Param(
             _DEFAULT.memory_budget,
             type="string",
-            pattern=r"^\d+(\.\d+)? ?([kKMGT]i?B?|B)?$",
+            pattern=MEMORY_PATTERN,
             title="Memory budget",
             description_md="Memory that a stage may use beside its model and index, such as `2GiB`.",
             section=_RUN,

@@ -31,24 +31,48 @@ LISTS_PER_ROOT = 4
 
 DIMENSIONS_PER_BYTE = 6
 
+ID_BYTES = 8
+PQ_CENTROIDS = 256
+"""Of each part of a vector: together as many numbers as 256 vectors."""
 
-def choose_index_type(vectors: int, dimension: int) -> tuple[str, str]:
-    """A factory string for so many vectors, and why.
+
+def choose_index_type(vectors: int, dimension: int, memory: int | None = None) -> tuple[str, str]:
+    """A factory string for so many vectors that takes ``memory`` bytes at most, and why.
 
     Exact distances are computed from the stored embeddings whatever the codes, so the codes only have to bring the true
-    neighbours among the candidates: about one byte for six dimensions does (docs/benchmarks.md).
+    neighbours among the candidates: about one byte for six dimensions does (docs/benchmarks.md). Where memory forbids
+    that, half as many bytes, and so on. BadInputError when nothing fits.
     """
-    if vectors <= FLAT_VECTORS:
+    if vectors <= FLAT_VECTORS and (memory is None or vectors * dimension * 4 <= memory):
         return "Flat", f"{vectors:,} vectors: brute force is cheapest up to {FLAT_VECTORS:,}"
-    wanted = min(LISTS_PER_ROOT * math.sqrt(vectors), vectors / LEAST_POINTS_PER_LIST)
+    wanted = max(1.0, min(LISTS_PER_ROOT * math.sqrt(vectors), vectors / LEAST_POINTS_PER_LIST))
     lists = 1 << math.floor(math.log2(wanted))
-    most = dimension // DIMENSIONS_PER_BYTE
-    code = next((count for count in range(most, 0, -1) if dimension % count == 0), 1)
-    return (
-        f"IVF{lists},PQ{code}",
-        f"{vectors:,} vectors: about {LISTS_PER_ROOT} lists for each root of their number, "
-        f"{code} bytes for {dimension} dimensions, some {vectors * (code + 8) / 2**20:,.0f} MiB in all",
+    most = max(1, dimension // DIMENSIONS_PER_BYTE)
+    codes = [count for count in range(most, 0, -1) if dimension % count == 0]
+    for code in codes:
+        size = vectors * (code + ID_BYTES) + (lists + PQ_CENTROIDS) * dimension * 4
+        if memory is None or size <= memory:
+            limit = "" if code == codes[0] else f" (more do not fit into {memory} bytes)"
+            return (
+                f"IVF{lists},PQ{code}",
+                f"{vectors:,} vectors: about {LISTS_PER_ROOT} lists for each root of their number, "
+                f"{code} bytes for {dimension} dimensions{limit}, some {size / 2**20:,.0f} MiB in all",
+            )
+    raise BadInputError(
+        f"no index of {vectors:,} vectors fits into {memory:,} bytes: the smallest takes {size:,}",
+        "raise --index-memory, or name an --index-type",
     )
+
+
+def too_small(index: Any, vectors: int) -> str | None:
+    """Why ``vectors`` are too few to train ``index``; None when they are not."""
+    inner: Any = inner_index(index)
+    lists = list_count(index)
+    if lists > 1 and vectors < lists:
+        return f"{vectors:,} vectors are too few to train {lists:,} lists"
+    if hasattr(inner, "pq") and vectors < inner.pq.ksub:
+        return f"{vectors:,} vectors are too few to train codes of {inner.pq.ksub:,} centroids"
+    return None
 
 
 def make_index(index_type: str, dimension: int) -> Any:
@@ -131,7 +155,7 @@ def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None
 def bytes_per_vector(index: Any) -> int:
     """Code of a vector, and its id where there are lists."""
     inner: Any = inner_index(index)
-    return int(inner.code_size) + (8 if isinstance(inner, faiss.IndexIVF) else 0)
+    return int(inner.code_size) + (ID_BYTES if isinstance(inner, faiss.IndexIVF) else 0)
 
 
 def training_vectors(index: Any) -> int:

@@ -31,6 +31,8 @@ QUERIES_PER_STEP = 512
 
 WIDEN = 4
 
+EVERYONE = np.ones(1, np.bool_)
+
 
 @dataclass(frozen=True)
 class Width:
@@ -127,6 +129,9 @@ class Refused:
         return counts
 
 
+NOBODY = Refused.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.uint64))
+
+
 def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effort: Effort) -> Found:
     """The ``k`` nearest chunks of other documents that no filter refuses.
 
@@ -152,27 +157,24 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
 def exact_search(queries: Queries, k: int, blocks: Blocks, refuse: Refuse | None = None) -> Found:
     """Brute force over all blocks, in one pass."""
     best = np.full((len(queries), k), NOTHING)
-    refused: list[list[Refused]] = [[] for _ in range(0, len(queries), QUERIES_PER_STEP)]
+    steps = [slice(start, start + QUERIES_PER_STEP) for start in range(0, len(queries), QUERIES_PER_STEP)]
+    refused = [NOBODY for _ in steps]
     for block in blocks(None):
         ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
-        for number, of_step in enumerate(refused):
-            step = slice(number * QUERIES_PER_STEP, (number + 1) * QUERIES_PER_STEP)
+        for number, step in enumerate(steps):
             part, known = queries.take(np.arange(len(queries))[step]), best[step]
-            keys = pack(squared_distances(part.vectors, block.vectors), ids, np.ones((1, 1), np.bool_))
-            # Only what is nearer than the neighbours so far can matter.
-            nearer = keys < known[:, -1:]
-            same = nearer & (part.documents[:, None] == block.documents)
-            rows, columns = np.nonzero(same)
-            of_step.append(Refused.of_same_document(rows, keys[rows, columns]))
-            keys[same | ~nearer] = NOTHING
-            counted, others = _admit(part, smallest(keys, _most_per_row(keys, k, refuse)), k, refuse)
+            distances = squared_distances(part.vectors, block.vectors)
+            # Only what is as near as the neighbours so far can matter: after the first blocks that is little.
+            rows, columns = np.nonzero(distances <= unpack(known)[1][:, -1:])
+            hits = pack(distances[rows, columns], ids[columns], EVERYONE)
+            same = part.documents[rows] == block.documents[columns]
+            own = Refused.of_same_document(rows[same], hits[same])
+            counted, others = _admit(part, _by_row(rows[~same], hits[~same], len(part)), k, refuse)
             best[step] = smallest(np.concatenate((known, counted), axis=1), k)
-            of_step.append(others)
-            of_step[:] = [entry.nearer_than(best[step]) for entry in of_step]
+            refused[number] = _joined([refused[number], own, others]).nearer_than(best[step])
     found = Found(best, Found.nothing(len(best), k).removed)
-    for number, of_step in enumerate(refused):
-        step = slice(number * QUERIES_PER_STEP, (number + 1) * QUERIES_PER_STEP)
-        found.removed[step] = _sum_counts(of_step, len(found.removed[step]))
+    for step, of_step in zip(steps, refused, strict=True):
+        found.removed[step] = of_step.counts(len(best[step]))
     return found
 
 
@@ -193,9 +195,9 @@ def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[K
         cells = order[low:high]
         rows, columns = cells // ids.shape[1], wanted[low:high] - block.first
         distances = pair_distances(queries.vectors, block.vectors, rows, columns)
-        found = pack(distances, columns + block.first, np.ones(len(cells), np.bool_))
+        found = pack(distances, columns + block.first, EVERYONE)
         same = queries.documents[rows] == block.documents[columns]
-        keys[cells[~same]] = found[~same]
+        keys[cells] = np.where(same, NOTHING, found)
         same_rows.append(rows[same])
         same_keys.append(found[same])
     return keys.reshape(ids.shape), Refused.of_same_document(np.concatenate(same_rows), np.concatenate(same_keys))
@@ -208,8 +210,8 @@ def _candidates(queries: Queries, k: int, index: Index, width: Width, cells: int
         part = queries.take(np.arange(start, min(start + rows, len(queries))))
         keys, same = rescore(part, coarse_ids(index, part.vectors, width), index.blocks)
         best, refused = _admit(part, keys, k, index.refuse)
-        removed = _sum_counts([same.nearer_than(best), refused.nearer_than(best)], len(part))
-        found.put(slice(start, start + rows), Found(best, removed))
+        removed = _joined([same, refused]).nearer_than(best)
+        found.put(slice(start, start + rows), Found(best, removed.counts(len(part))))
     return found
 
 
@@ -218,13 +220,12 @@ def _admit(queries: Queries, keys: Keys, k: int, refuse: Refuse | None) -> tuple
 
     Nearest first, ``k`` at a time, and only rows that are not full yet, as comparing texts is the dear part.
     """
-    nobody = Refused.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.uint64))
     if refuse is None:
-        return smallest(keys, k), nobody
+        return smallest(keys, k), NOBODY
     ordered = np.sort(keys, axis=1)
     best = np.full((len(keys), k), NOTHING)
     filled = np.zeros(len(keys), np.int64)
-    refused = [nobody]
+    refused = [NOBODY]
     for start in range(0, ordered.shape[1], k):
         window = ordered[:, start : start + k]
         rows, columns = np.nonzero((window != NOTHING) & (filled < k)[:, None])
@@ -242,9 +243,12 @@ def _admit(queries: Queries, keys: Keys, k: int, refuse: Refuse | None) -> tuple
     return best, _joined(refused)
 
 
-def _most_per_row(keys: Keys, k: int, refuse: Refuse | None) -> int:
-    """How many keys of a row are looked at: all there are where some may be refused."""
-    return max(k, int((keys != NOTHING).sum(axis=1).max(initial=0))) if refuse else k
+def _by_row(rows: NDArray[np.int64], hits: Keys, count: int) -> Keys:
+    """``hits`` of ascending ``rows``, as one row of keys each, padded with NOTHING."""
+    places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    keys = np.full((count, int(places.max(initial=-1)) + 1), NOTHING)
+    keys[rows, places] = hits
+    return keys
 
 
 def _joined(parts: list[Refused]) -> Refused:
@@ -253,10 +257,6 @@ def _joined(parts: list[Refused]) -> Refused:
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.reasons for part in parts]),
     )
-
-
-def _sum_counts(parts: list[Refused], rows: int) -> NDArray[np.int64]:
-    return sum((part.counts(rows) for part in parts), Found.nothing(rows, 0).removed)
 
 
 COARSE_ROWS = 4096

@@ -1,10 +1,12 @@
 """Corpus -> plan.json: which shards, from which files, made with which tokenizer and model."""
 
 import json
+import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from retro_ops import corpus, layout, store
 from retro_ops.core import estimate
@@ -12,6 +14,9 @@ from retro_ops.errors import BadInputError
 from retro_ops.plans import write_plan
 from retro_ops.progress import say
 from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, check_name, parse_bytes
+
+if TYPE_CHECKING:
+    from retro_ops.models import Tokenizer
 
 HELP = "read the corpus, name its shards, check the parameters, and write the plan of a run"
 PARAMETERS = tuple(field.name for field in fields(Parameters))
@@ -53,35 +58,49 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         say(f"  {line}")
 
 
-def _expected(plan: Plan) -> "estimate.Estimate":
-    """From a sample of the documents, tokenised."""
+@dataclass(frozen=True)
+class _Expected:
+    """Counts of a split; ``largest``: chunks of its largest shard."""
+
+    chunks: int
+    largest: int
+    documents: int
+
+
+def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expected:
+    """From the beginnings of some shards, tokenised."""
+    from retro_ops.core.chunking import chunk_counts
+
+    p, shards = plan.parameters, plan.queried(split)
+    chunks, documents = [], []
+    for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
+        source = shard.sources[0]
+        try:
+            texts, share = corpus.sample(source.uri, layout.line_limit(p.memory_budget), SAMPLED_BYTES)
+        except BadInputError as error:  # Its own task will fail; the other shards have theirs to do.
+            say(f"plan: {error}", logging.WARNING)
+            continue
+        lengths = [len(ids) for ids in tokenizer.encode([document.text for document in texts])]
+        chunks.append((source.bytes, share, int(chunk_counts(lengths, p.chunk_size).sum())))
+        documents.append((source.bytes, share, len(texts)))
+    sizes = [sum(source.bytes for source in shard.sources) for shard in shards]
+    of_shards = [min(estimate.scaled(chunks, size), p.max_chunks or sys.maxsize) for size in sizes]
+    return _Expected(sum(of_shards), max(of_shards), estimate.scaled(documents, sum(sizes)))
+
+
+def _expected(plan: Plan) -> estimate.Estimate:
     from retro_ops.core import faiss_index
-    from retro_ops.core.chunking import chunk_counts, token_dtype
+    from retro_ops.core.chunking import token_dtype
     from retro_ops.models import Tokenizer
 
     p = plan.parameters
     tokenizer = Tokenizer(p.tokenizer, p.pad_id)
-    by_split: dict[str, int] = {}
-    documents = largest = 0
-    for split in plan.splits():
-        shards = plan.queried(split)
-        samples, counted = [], []
-        for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
-            source = shard.sources[0]
-            texts, share = corpus.sample(source.uri, layout.line_limit(p.memory_budget), SAMPLED_BYTES)
-            lengths = [len(ids) for ids in tokenizer.encode([document.text for document in texts])]
-            samples.append((source.bytes, share, int(chunk_counts(lengths, p.chunk_size).sum())))
-            counted.append((source.bytes, share, len(texts)))
-        sizes = [sum(source.bytes for source in shard.sources) for shard in shards]
-        of_shards = [min(estimate.scaled(samples, size), p.max_chunks or sys.maxsize) for size in sizes]
-        by_split[split] = sum(of_shards)
-        largest = max(largest, *of_shards)
-        documents += estimate.scaled(counted, sum(sizes))
+    counts = {split: _expected_counts(plan, split, tokenizer) for split in plan.splits()}
     work = estimate.Work(
-        chunks=by_split,
-        documents=documents,
+        chunks={split: of.chunks for split, of in counts.items()},
+        documents=sum(of.documents for of in counts.values()),
         shards=len(plan.shards),
-        largest_shard=largest,
+        largest_shard=max(of.largest for of in counts.values()),
         chunk_size=p.chunk_size,
         token_bytes=token_dtype(plan.identity.vocabulary_size, p.token_dtype).itemsize,
         dimension=plan.identity.dimension,
@@ -89,10 +108,11 @@ def _expected(plan: Plan) -> "estimate.Estimate":
         recall_sample=p.recall_sample,
         memory_budget=parse_bytes(p.memory_budget),
     )
-    vectors = by_split.get("train", 0)
+    vectors = counts["train"].chunks
     index_type = p.index_type
     if index_type == faiss_index.AUTO:
-        index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension)
+        memory = parse_bytes(p.index_memory) if p.index_memory else None
+        index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension, memory)
     index = faiss_index.make_index(index_type, plan.identity.dimension)
     sampled = min(vectors, p.max_training_vectors or faiss_index.training_vectors(index))
     shape = estimate.Index(faiss_index.list_count(index), faiss_index.bytes_per_vector(index), sampled)

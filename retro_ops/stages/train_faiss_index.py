@@ -1,5 +1,6 @@
 """Embeddings of all training shards -> trained.index, without vectors."""
 
+import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from retro_ops.arrays import NpyReader
 
 HELP = "train a faiss index on a uniform sample of the embeddings"
-PARAMETERS = ("index_type", "max_training_vectors", "seed", "device", "memory_budget")
+CONTENT = ("index_type", "index_memory", "index_too_small", "max_training_vectors", "seed")
+PARAMETERS = (*CONTENT, "device", "memory_budget")
 
 STAGE = "train-faiss-index"
 BLOCK_ROWS = 16_384
@@ -60,7 +62,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     if not arguments.spec or not arguments.output:
         raise BadInputError("--spec and --output are missing", "name them, or give --plan")
     embeddings = tuple(shard.embeddings for shard in index_spec_from_json(store.read(arguments.spec), arguments.spec))
-    settings = [parameters.index_type, parameters.max_training_vectors, parameters.seed]
+    settings = [getattr(parameters, name) for name in CONTENT]
     content = [store.at(uri).fingerprint(uri) for uri in embeddings]
     return Job(
         embeddings=embeddings,
@@ -82,9 +84,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
         raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
     dimension = shards[0].shape[1]
     identity = report.check_same_identity({uri: report.read(uri) for uri in job.embeddings_reports})
-    index_type, why = parameters.index_type, "as asked for"
-    if index_type == faiss_index.AUTO:
-        index_type, why = faiss_index.choose_index_type(sum(map(len, shards)), dimension)
+    index_type, why = _index_type(parameters, sum(map(len, shards)), dimension)
     index = faiss_index.make_index(index_type, dimension)
     wanted = parameters.max_training_vectors or faiss_index.training_vectors(index)
     where = device.choose(parameters.device, "faiss")
@@ -105,6 +105,24 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
         details={"index_type": index_type, "why": why},
         device=where,
     )
+
+
+def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[str, str]:
+    """The factory string to train, and why this one."""
+    from retro_ops.core import faiss_index
+
+    asked = parameters.index_type
+    memory = parse_bytes(parameters.index_memory) if parameters.index_memory else None
+    if asked == faiss_index.AUTO:
+        return faiss_index.choose_index_type(vectors, dimension, memory)
+    trained_on = min(vectors, parameters.max_training_vectors or vectors)
+    reason = faiss_index.too_small(faiss_index.make_index(asked, dimension), trained_on)
+    if reason is None or parameters.index_too_small == "fail":
+        return asked, "as asked for"  # faiss refuses what it cannot train, and the stage says what to do.
+    # What auto chooses for the vectors that it is trained on can always be trained.
+    chosen, why = faiss_index.choose_index_type(trained_on, dimension, memory)
+    say(f"{STAGE}: {asked} becomes {chosen}: {reason}", logging.WARNING, event="downgraded")
+    return chosen, f"instead of {asked}, as {reason}; {why}"
 
 
 def _sample(shards: Sequence["NpyReader"], wanted: int, parameters: Parameters) -> "NDArray[np.float32]":

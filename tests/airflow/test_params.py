@@ -40,6 +40,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "tokenizer": "tok",
         "model": "m",
         "index-type": "auto",
+        "index-too-small": "fail",
         "chunk-size": "64",
         "token-dtype": "auto",
         "on-bad-record": "quarantine",

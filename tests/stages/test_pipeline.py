@@ -187,10 +187,19 @@ def test_validate_names_the_file_whatever_byte_is_changed(
     uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
     plan = _build(run, uri)
     validated = Path(layout.report_uri(plan, "validate"))
-    outputs = [Path(o["uri"]) for p in (tmp_path / "root").rglob("report.json") for o in report.read(str(p))["outputs"]]  # type: ignore[index]
-    assert len(outputs) > 20
+    validated.unlink()
+    runs = Path(layout.run_folder(plan.root, plan.dataset, ""))
+    artefacts = [
+        path
+        for path in (tmp_path / "root/books").rglob("*")
+        if path.is_file() and path.suffix != ".lock" and runs.parent not in path.parents
+    ]
+    artefacts.remove(Path(layout.current_uri(plan.root, plan.dataset)))
+    assert {"report.json", "describe.report.json", "card.html", "trained.index", "chunks.documents.jsonl.zst"} < {
+        p.name for p in artefacts
+    }
     rng = random.Random(1)
-    for path in outputs:
+    for path in artefacts:
         data = bytearray(path.read_bytes())
         position = rng.randrange(len(data))
         backup = shutil.copy(path, tmp_path / "backup")
@@ -392,6 +401,23 @@ def test_filters_are_applied_where_neighbours_are_retrieved(
     assert card["quality"]["val"]["recall"] > 0.95
 
 
+def test_a_corpus_too_small_for_its_index_type_fails_or_goes_on_with_another_as_asked(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", texts)
+    uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--index-type", "IVF4096,PQ8")
+    for stage in SHARD_STAGES_BEFORE:
+        for shard in read_plan(uri).shards:
+            run(stage, "--plan", uri, "--shard", shard.name)
+    run("train-faiss-index", "--plan", uri, code=65)
+    assert "too few to train index type 'IVF4096,PQ8'" in capfd.readouterr().err
+    options = ("--index-type", "IVF4096,PQ8", "--index-too-small", "downgrade")
+    plan = _build(run, _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, *options))
+    card = json.loads(store.read(layout.card_uri(plan, "json")))
+    assert card["index_type"]["type"] == "Flat"
+    assert "instead of IVF4096,PQ8, as " in card["index_type"]["why"]
+
+
 def test_recompute_finds_what_checksums_cannot(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,7 +437,8 @@ def test_recompute_finds_what_checksums_cannot(
         made = json.loads(marker.read_text())
         for output in made["outputs"]:
             output["sha256"] = store.sha256(str(marker.parent / output["uri"]))
-        marker.write_text(json.dumps(made))
+        made.pop(report.SEAL)
+        marker.write_bytes(report.sealed(made))
         Path(layout.report_uri(plan, "validate")).unlink(missing_ok=True)
         run("validate", "--plan", uri)
         capfd.readouterr()

@@ -1,5 +1,6 @@
 """Exact distances, search against brute force, and the choice of a width."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from retro_ops.core import exact, faiss_index, filters, search, tuning
 from retro_ops.core.faiss_index import searcher
 from retro_ops.core.search import Block, Effort, Index, Queries, Width
 from retro_ops.device import Device
+from retro_ops.errors import BadInputError
 
 CPU = Device("cpu", "test")
 
@@ -198,6 +200,7 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
     np.testing.assert_array_equal(exact.squared_distances(vectors[7:8], vectors[100:111]), whole[7:8, 100:111])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 4, width=32), st.integers(0, exact.MAX_CHUNKS - 1)), min_size=1, unique=True))
 def test_keys_have_the_order_of_distance_and_id(pairs: list[tuple[float, int]]) -> None:
     distances, ids = np.array([d for d, _ in pairs], np.float32), np.array([i for _, i in pairs], np.int64)
@@ -260,6 +263,7 @@ def test_more_recall_costs_more_and_what_cannot_be_had_is_said(index: tuple[Inde
     assert (hopeless.reached, hopeless.width.nprobe) == (False, 1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**9), st.sampled_from([32, 96, 384, 768, 1000, 1021]))
 def test_an_index_type_that_was_chosen_can_be_made_trained_and_merged(vectors: int, dimension: int) -> None:
     index_type, why = faiss_index.choose_index_type(vectors, dimension)
@@ -268,6 +272,45 @@ def test_an_index_type_that_was_chosen_can_be_made_trained_and_merged(vectors: i
     lists = faiss_index.list_count(made)
     assert lists == 1 or lists * faiss_index.LEAST_POINTS_PER_LIST <= vectors
     assert f"{vectors:,} vectors" in why
+
+
+def test_less_memory_gets_shorter_codes_until_none_fits() -> None:
+    chosen = [faiss_index.choose_index_type(10**6, 384, megabytes * 10**6)[0] for megabytes in (100, 70, 50, 30)]
+    assert chosen == ["IVF2048,PQ64", "IVF2048,PQ48", "IVF2048,PQ32", "IVF2048,PQ16"]
+    with pytest.raises(BadInputError, match=r"no index of 1,000,000 vectors fits into 5,000,000 bytes: the smallest"):
+        faiss_index.choose_index_type(10**6, 384, 5 * 10**6)
+    assert faiss_index.choose_index_type(10_000, 384, 2**20)[0] != "Flat"
+
+
+def test_an_index_takes_the_memory_it_was_chosen_for() -> None:
+    index_type, why = faiss_index.choose_index_type(30_000, 96)
+    vectors = np.asarray(unit_vectors(30_000, 96, 0), np.float32)
+    made = faiss_index.make_index(index_type, 96)
+    faiss_index.train(made, vectors[:5000], 0, index_type, CPU)
+    made.add(vectors)
+    said = float(re.findall(r"some ([\d.,]+) MiB", why)[0])
+    assert len(faiss.serialize_index(made)) / 2**20 == pytest.approx(said, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("index_type", "vectors", "reason"),
+    [
+        ("IVF1024,Flat", 1000, "1,000 vectors are too few to train 1,024 lists"),
+        ("IVF64,PQ8", 200, "200 vectors are too few to train codes of 256 centroids"),
+        ("IVF64,PQ8", 256, None),
+        ("Flat", 0, None),
+    ],
+)
+def test_what_is_too_small_to_train_is_what_faiss_refuses(index_type: str, vectors: int, reason: str | None) -> None:
+    made = faiss_index.make_index(index_type, 32)
+    assert faiss_index.too_small(made, vectors) == reason
+    if vectors:
+        try:
+            faiss_index.train(made, unit_vectors(vectors, 32, 0).astype(np.float32), 0, index_type, CPU)
+        except BadInputError:
+            assert reason is not None
+        else:
+            assert reason is None
 
 
 def test_more_vectors_get_more_lists() -> None:
