@@ -35,9 +35,10 @@ STAGES = (
     "validate",
     "describe",
     "publish",
+    "export",
     "show",
 )
-STAGES_WITHOUT_PLAN = ("plan", "show")
+STAGES_WITHOUT_PLAN = ("plan", "export", "show")
 
 HOW_NOT_WHAT = frozenset(
     {"batch_size", "device", "shard_index", "memory_budget"}

@@ -22,7 +22,7 @@ CODE_VERSIONS = {
     "merge-indexes": 1,
     "tune-search": 1,
     "retrieve-neighbours": 2,
-    "write-specs": 1,
+    "write-specs": 2,
     "describe": 1,
 }
 """Raised by one whenever a stage would write other bytes for the same input and parameters."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,17 @@ class IndexedChunks:
 
     def __init__(self, shards: Sequence[IndexShard]) -> None:
         self.embeddings = [open_npy(shard.embeddings, ndim=2, kind="f") for shard in shards]
-        self.chunks = [open_npy(shard.chunks, ndim=2, kind="u") for shard in shards]
+        self._chunks = [shard.chunks for shard in shards]
         self.documents = Documents([shard.chunks for shard in shards], [shard.chunk2seq for shard in shards])
         self.offsets = np.concatenate(([0], np.cumsum([len(reader) for reader in self.embeddings]))).astype(np.int64)
         self.total = int(self.offsets[-1])
         if self.total > MAX_CHUNKS:
             raise BadInputError(f"the index spec names {self.total:,} chunks, more than {MAX_CHUNKS:,}", "split it")
+
+    @cached_property
+    def chunks(self) -> list[NpyReader]:
+        """Their tokens, which only filters and cards read."""
+        return [open_npy(uri, ndim=2, kind="u") for uri in self._chunks]
 
     def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
         for position, reader in enumerate(self.embeddings):

@@ -18,6 +18,8 @@ from retro_ops.specs import (
     Plan,
     dataset_spec_to_json,
     index_spec_to_json,
+    parent,
+    relative,
 )
 
 HELP = "write the spec files that the other stages and RETRO trainers read"
@@ -53,11 +55,14 @@ def _work(plan: Plan) -> report.Outcome:
         uri = layout.dataset_spec_uri(plan, split)
         outputs.append(store.write(uri, dataset_spec_to_json(layout.dataset_spec(plan, split), uri).encode()))
     counts = {shard.name: _counts(plan, shard.name) for shard in plan.shards}
+    trained = _done(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": plan.dataset,
         "parameters": asdict(plan.parameters),
         "identity": asdict(plan.identity),
+        "trained_index": relative(layout.trained_index_uri(plan), parent(layout.manifest_uri(plan))),
+        "index_type": trained["details"]["index_type"],
         "shards": [{**asdict(shard), "counts": counts[shard.name]} for shard in plan.shards],
         "skipped": plan.skipped,
     }
@@ -69,12 +74,15 @@ def _work(plan: Plan) -> report.Outcome:
 def _counts(plan: Plan, shard: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage in ("tokenize-and-chunk", "retrieve-neighbours"):
-        uri = layout.report_uri(plan, stage, shard)
-        found = report.read(uri)
-        if found is None:
-            raise BadInputError(f"shard {shard!r} has no {stage}: {uri} does not exist", "run that stage first")
-        counts |= found["counts"]
+        counts |= _done(layout.report_uri(plan, stage, shard), f"{stage} of shard {shard!r}")["counts"]
     return counts
+
+
+def _done(uri: str, what: str) -> dict[str, Any]:
+    found = report.read(uri)
+    if found is None:
+        raise BadInputError(f"{what} is not done: {uri} does not exist", "run that stage first")
+    return found
 
 
 def _write_by_hand(arguments: Namespace) -> None:

@@ -1,0 +1,150 @@
+"""A published version -> plain files under the original's names, ready to be memory-mapped by a trainer."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.progress import Progress, say
+from retro_ops.specs import (
+    SPLITS,
+    DatasetShard,
+    DatasetSpec,
+    IndexShard,
+    Parameters,
+    Split,
+    dataset_spec_from_json,
+    dataset_spec_to_json,
+    index_spec_from_json,
+    index_spec_to_json,
+    parent,
+    resolve,
+)
+
+HELP = "copy a published version to a folder, under the original's file names"
+PARAMETERS = ()
+
+STAGE = "export"
+COPY_BYTES = 8 * 2**20
+
+RETRIEVER = "retriever_sentence_transformer"
+"""The original's folder for what a sentence-transformer made."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
+    parser.add_argument("--to", required=True, help="folder to copy to; what it holds already is not copied again")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    to = arguments.to.rstrip("/")
+    number, folder = _published(arguments.root.rstrip("/"), arguments.dataset, arguments.version)
+    version = _read(folder)
+    places = {uri: layout.join(to, name) for uri, name in version.names.items()}
+    sums = _written(folder, places)
+    progress = Progress(STAGE, sum(sums[uri]["bytes"] for uri in places), "bytes")
+    copied = 0
+    for uri, target in places.items():
+        copied += _copy(uri, target, sums[uri]["sha256"])
+        progress.advance(sums[uri]["bytes"])
+    progress.close()
+    # Last, so that whoever finds a spec finds all that it names.
+    for split, spec in version.datasets.items():
+        _write_specs(split, spec, version.indexes[split], places, to)
+    say(f"{STAGE}: version {number} of {arguments.dataset}: {len(places):,} files, {copied:,} of them new: {to}")
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What a version's own specs name, whatever code made it. ``names``: where a file lies -> its plain name."""
+
+    datasets: dict[Split, DatasetSpec]
+    indexes: dict[Split, tuple[IndexShard, ...]]
+    names: dict[str, str]
+
+
+def _published(root: str, dataset: str, wanted: int | None) -> tuple[int, str]:
+    """Number and folder of the version."""
+    uri = layout.current_uri(root, dataset)
+    if not store.exists(uri):
+        raise BadInputError(f"{uri} does not exist", f"check --root and --dataset: {dataset!r} was never published")
+    current = json.loads(store.read(uri))
+    versions = {entry["version"]: entry for entry in (*current["history"], current)}
+    number = current["version"] if wanted is None else wanted
+    if number not in versions:
+        raise BadInputError(f"{dataset} has no version {number}", f"it has {', '.join(map(str, sorted(versions)))}")
+    return number, resolve(versions[number]["path"], uri)
+
+
+def _read(folder: str) -> _Version:
+    manifest_uri = layout.join(folder, "manifest.json")
+    manifest = json.loads(store.read(manifest_uri))
+    datasets: dict[Split, DatasetSpec] = {}
+    indexes: dict[Split, tuple[IndexShard, ...]] = {}
+    names = {
+        manifest_uri: "manifest.json",
+        **{layout.join(folder, card): card for card in ("card.html", "card.json")},
+        resolve(manifest["trained_index"], manifest_uri): f"{RETRIEVER}/{manifest['index_type']}.index",
+    }
+    for split in SPLITS:
+        shards = [shard["name"] for shard in manifest["shards"] if shard["split"] == split]
+        if not shards:
+            continue
+        uri = layout.join(folder, f"{split}.data.spec.json")
+        spec = datasets[split] = dataset_spec_from_json(store.read(uri), uri)
+        indexes[split] = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
+        names[spec.faiss_index] = f"{RETRIEVER}/{split}.index"
+        embeddings = {shard.chunks: shard.embeddings for shard in indexes[split]}
+        for name, shard in zip(shards, spec.shards, strict=True):
+            for kind in ("chunks", "seq2chunk", "chunk2seq"):
+                names[getattr(shard, kind)] = f"chunk_shards/{name}.{kind}.npy"
+            names[embeddings[shard.chunks]] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
+            names[shard.neighbours] = f"{RETRIEVER}/neighbours/{name}.neighbours.npy"
+            names[layout.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
+    return _Version(datasets, indexes, names)
+
+
+def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
+    reports = {layout.join(parent(uri), layout.REPORT) for uri in uris} | {layout.join(folder, "describe.report.json")}
+    sums = {
+        output["uri"]: output for uri in sorted(reports) for output in (report.read(uri) or {"outputs": []})["outputs"]
+    }
+    for uri in uris:
+        if uri not in sums:
+            raise BadInputError(
+                f"no report speaks of {uri}, so nobody knows whether it is whole", "run its stage again"
+            )
+    return sums
+
+
+def _copy(uri: str, target: str, sha256: str) -> bool:
+    """Whether it had to be copied. BadInputError when ``uri`` is not what its stage wrote; then nothing is left."""
+    if store.exists(target) and store.sha256(target) == sha256:
+        return False
+    with store.create(target) as writer, store.open_stream(uri) as source:
+        while data := source.read(COPY_BYTES):
+            writer.write(data)
+        written = writer.close()
+    if written.sha256 != sha256:
+        store.at(target).delete(target)
+        raise BadInputError(f"{uri} is not what its stage wrote (SHA-256 differs)", "see `retro-ops validate`")
+    return True
+
+
+def _write_specs(
+    split: Split, spec: DatasetSpec, index: Sequence[IndexShard], places: Mapping[str, str], to: str
+) -> None:
+    def moved(shard: IndexShard | DatasetShard) -> dict[str, str]:
+        return {key: places[uri] for key, uri in asdict(shard).items()}
+
+    index_spec = layout.join(to, RETRIEVER, f"{split}.index.spec.json")
+    store.write(index_spec, index_spec_to_json([IndexShard(**moved(s)) for s in index], index_spec).encode())
+    uri = layout.join(to, f"{split}.data.spec.json")
+    shards = tuple(DatasetShard(**moved(shard)) for shard in spec.shards)
+    store.write(uri, dataset_spec_to_json(DatasetSpec(shards, places[spec.faiss_index], index_spec), uri).encode())
