@@ -111,6 +111,8 @@ class IndexedChunks:
 
 def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
     """What filters queries of ``split``: leakage concerns those of validation (or of nobody knows what)."""
+    if parameters.profile == "seed":
+        return filters.Limits()
     if split == "train":
         return filters.Limits(overlap=parameters.max_overlap)
     return filters.Limits(parameters.max_overlap, parameters.max_shared_run, parameters.max_shared_ngrams)
