@@ -36,9 +36,10 @@ STAGES = (
     "describe",
     "publish",
     "export",
+    "status",
     "show",
 )
-STAGES_WITHOUT_PLAN = ("plan", "export", "show")
+STAGES_WITHOUT_PLAN = ("plan", "export", "status", "show")
 
 HOW_NOT_WHAT = frozenset(
     {"batch_size", "device", "shard_index", "memory_budget"}

@@ -34,7 +34,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     uri = layout.current_uri(plan.root, plan.dataset)
     tagged = store.at(uri).read_tagged(uri)
     current = json.loads(tagged[0]) if tagged else None
-    entry = _entry(plan, uri)
+    entry = _entry(plan, arguments.plan, uri)
     if current and current["path"] == entry["path"]:
         say(f"{STAGE}: version {current['version']} of {plan.dataset} is already the current one: {uri}")
         return
@@ -80,7 +80,7 @@ def _beyond(
         yield "imbalance of the index", figures["index"]["imbalance"], f"above {limits.max_imbalance}"
 
 
-def _entry(plan: Plan, current: str) -> dict[str, Any]:
+def _entry(plan: Plan, plan_uri: str, current: str) -> dict[str, Any]:
     folder = parent(current)
     specs = {split: relative(layout.dataset_spec_uri(plan, split), folder) for split in plan.splits()}
     counts = (report.read(layout.report_uri(plan, "write-specs")) or {}).get("counts", {})
@@ -88,6 +88,7 @@ def _entry(plan: Plan, current: str) -> dict[str, Any]:
         "format": CURRENT_FORMAT,
         "path": relative(layout.stage_folder(plan, "write-specs"), folder),
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "plan": relative(plan_uri, folder),
         "specs": specs,
         "card": relative(layout.card_uri(plan, "html"), folder),
         "counts": counts,

@@ -377,16 +377,58 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
     assert f"{card['totals']['chunks']:,}" in page
 
 
+def test_status_says_what_is_done_missing_and_damaged(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, s3: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uri = _plan(run, f"{s3}/status", str(_corpus(tmp_path / "corpus", texts)), model_dir, model_dir)
+
+    def status(*arguments: str) -> tuple[dict[tuple[str, str | None], str], float]:
+        capfd.readouterr()
+        run("status", *arguments, "--json")
+        facts = json.loads(capfd.readouterr().out)
+        return {(e["stage"], e["shard"]): e["state"] for e in facts["entries"]}, facts["expected_seconds_left"]
+
+    of_run = ("--root", f"{s3}/status", "--dataset", "books", "--run", "a run: 1")
+    before, left = status(*of_run)
+    assert set(before.values()) == {"missing"}
+    assert left > 0
+    plan = _build(run, uri)
+    published = ("--root", f"{s3}/status", "--dataset", "books")
+    after, left = status(*published)
+    assert (set(after.values()), left) == ({"done"}, 0)
+    assert set(after) == set(before)
+    at = store.at(s3)
+    at.delete(layout.report_uri(plan, "embed-chunks", "01_b"))
+    at.delete(layout.neighbours_uri(plan, "val_a"))
+    trained = layout.report_uri(plan, "train-faiss-index")
+    store.write(trained, store.read(trained).replace(b"0", b"1", 1))
+    found, left = status("--plan", uri)
+    wrong = {key: state for key, state in found.items() if state != "done"}
+    assert wrong == {
+        ("embed-chunks", "01_b"): "missing",
+        ("retrieve-neighbours", "val_a"): "damaged",
+        ("train-faiss-index", None): "damaged",
+    }
+    assert left > 0
+    run("status", "--plan", uri)
+    said = capfd.readouterr().out
+    assert "(1 of 3 shards are complete)" in said
+    assert f"{layout.neighbours_uri(plan, 'val_a')} is gone or was cut off" in said
+    assert "1 missing, 2 damaged" in said
+    run("status", "--root", f"{s3}/status", "--dataset", "nobody", code=65)
+    assert "was never published" in capfd.readouterr().err
+
+
 def test_an_exported_version_is_whole_checked_and_copied_only_once(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, s3: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = _corpus(tmp_path / "corpus", texts)
-    first = _build(run, _plan(run, f"{s3}/root", str(corpus), model_dir, model_dir))
+    first = _build(run, _plan(run, f"{s3}/exported", str(corpus), model_dir, model_dir))
     write_corpus(corpus / "train/02_c.jsonl", texts[15:17])
-    second = _build(run, _plan(run, f"{s3}/root", str(corpus), model_dir, model_dir))
+    second = _build(run, _plan(run, f"{s3}/exported", str(corpus), model_dir, model_dir))
     for version, plan in ((1, first), (2, second)):
         to = tmp_path / f"v{version}"
-        run("export", "--root", f"{s3}/root", "--dataset", "books", "--version", version, "--to", to)
+        run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", version, "--to", to)
         run("validate", "--spec", to / "train.data.spec.json", to / "val.data.spec.json")
         found = _arrays(plan)
         for shard in plan.shards:
@@ -406,14 +448,14 @@ def test_an_exported_version_is_whole_checked_and_copied_only_once(
         file.seek(200)
         file.write(b"damaged")
     capfd.readouterr()
-    run("export", "--root", f"{s3}/root", "--dataset", "books", "--to", to)
+    run("export", "--root", f"{s3}/exported", "--dataset", "books", "--to", to)
     assert ", 2 of them new" in capfd.readouterr().err
     run("validate", "--spec", to / "train.data.spec.json", to / "val.data.spec.json")
-    run("export", "--root", f"{s3}/root", "--dataset", "books", "--version", 9, "--to", to, code=65)
+    run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", 9, "--to", to, code=65)
     assert "books has no version 9" in capfd.readouterr().err
     damaged = layout.embeddings_uri(first, "00_a")
     store.write(damaged, store.read(damaged)[:-1] + b"x")
-    run("export", "--root", f"{s3}/root", "--dataset", "books", "--version", 1, "--to", tmp_path / "v3", code=65)
+    run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", 1, "--to", tmp_path / "v3", code=65)
     assert f"{damaged} is not what its stage wrote" in capfd.readouterr().err
     assert not list((tmp_path / "v3").rglob("00_a.embeddings.npy"))
     assert not list((tmp_path / "v3").rglob("*.spec.json"))

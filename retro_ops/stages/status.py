@@ -1,0 +1,138 @@
+"""What of a run is done, missing or damaged, shard by shard, how long it took, and what the rest would take."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.specs import Parameters, Plan, resolve
+
+HELP = "show what of a run or a published dataset is done, missing or damaged"
+PARAMETERS = ()
+
+STAGES = (*layout.CODE_VERSIONS, "validate")
+LOOKUPS = 32
+"""At a time: each is a few small requests to the store."""
+
+State = Literal["done", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage of one shard (None: of all). ``why``: what is wrong with it."""
+
+    stage: str
+    shard: str | None
+    state: State
+    seconds: float | None
+    report: str
+    why: str = ""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--plan", help="plan of a run")
+    parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", help="name of the dataset; without --run: what is published")
+    parser.add_argument("--run", help="run of the dataset, such as an Airflow run id")
+    parser.add_argument("--all", action="store_true", help="list shards that are complete, too")
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    uri = arguments.plan or _plan_uri(arguments)
+    plan = read_plan(uri)
+    wanted = [
+        (stage, shard)
+        for stage in STAGES
+        for shard in ([s.name for s in plan.shards] if stage in layout.SHARD_STAGES else [None])
+    ]
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        entries = list(pool.map(lambda of: _look(plan, *of), wanted))
+    left = _left(plan, uri, entries)
+    if arguments.json:
+        facts = {"plan": uri, "dataset": plan.dataset, "entries": [asdict(entry) for entry in entries]}
+        print(json.dumps({**facts, "expected_seconds_left": left}, indent=1))
+        return
+    print(f"{plan.dataset}: {uri}\n")
+    print("\n".join(_table(plan, entries, show_all=arguments.all)))
+    print("\n" + _summary(entries, left))
+
+
+def _plan_uri(arguments: Namespace) -> str:
+    if not arguments.root or not arguments.dataset:
+        raise BadInputError("nothing to look at", "give --plan, or --root and --dataset")
+    root = arguments.root.rstrip("/")
+    if arguments.run:
+        return layout.plan_uri(root, arguments.dataset, arguments.run)
+    uri = layout.current_uri(root, arguments.dataset)
+    if not store.exists(uri):
+        raise BadInputError(f"{uri} does not exist: {arguments.dataset!r} was never published", "name a run with --run")
+    return resolve(json.loads(store.read(uri))["plan"], uri)
+
+
+def _look(plan: Plan, stage: str, shard: str | None) -> Entry:
+    uri = layout.report_uri(plan, stage, shard)
+    try:
+        made = report.read(uri)
+    except BadInputError as error:
+        return Entry(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
+    if made is None:
+        return Entry(stage, shard, "missing", None, uri)
+    for output in made["outputs"]:
+        where = store.at(output["uri"])
+        if not where.exists(output["uri"]) or where.size(output["uri"]) != output["bytes"]:
+            return Entry(stage, shard, "damaged", made["seconds"], uri, f"{output['uri']} is gone or was cut off")
+    return Entry(stage, shard, "done", made["seconds"], uri)
+
+
+def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
+    """Seconds of work left: a stage takes what it took for other shards, else what the plan expected."""
+    uri = layout.estimate_uri(plan_uri)
+    expected = json.loads(store.read(uri))["seconds"]["cpu"] if store.exists(uri) else {}
+    total = 0.0
+    for stage in STAGES:
+        of_stage = [entry for entry in entries if entry.stage == stage]
+        took = [entry.seconds for entry in of_stage if entry.state == "done" and entry.seconds is not None]
+        each = sum(took) / len(took) if took else expected.get(stage, 0.0) / max(1, len(of_stage))
+        total += each * sum(entry.state != "done" for entry in of_stage)
+    return round(total, 1)
+
+
+def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
+    cells = {(entry.shard, entry.stage): entry for entry in entries}
+    shards = [
+        shard.name
+        for shard in plan.shards
+        if show_all or any(cells[shard.name, stage].state != "done" for stage in layout.SHARD_STAGES)
+    ]
+    width = max([len(name) for name in shards] + [len("shard")]) + 2
+    lines = [
+        f"{'shard':{width}}" + "".join(f"{stage:>22}" for stage in layout.SHARD_STAGES),
+        *(
+            f"{name:{width}}" + "".join(f"{_cell(cells[name, stage]):>22}" for stage in layout.SHARD_STAGES)
+            for name in shards
+        ),
+    ]
+    if hidden := len(plan.shards) - len(shards):
+        lines.append(f"({hidden:,} of {len(plan.shards):,} shards are complete)")
+    lines.append("")
+    lines += [f"{stage:22}{_cell(cells[None, stage]):>12}" for stage in STAGES if stage not in layout.SHARD_STAGES]
+    damaged = [f"{entry.report}: {entry.why}" for entry in entries if entry.state == "damaged"]
+    return lines + (["", "Damaged:", *damaged] if damaged else [])
+
+
+def _cell(entry: Entry) -> str:
+    return f"{entry.seconds:,.1f} s" if entry.state == "done" and entry.seconds is not None else entry.state.upper()
+
+
+def _summary(entries: Sequence[Entry], left: float) -> str:
+    counts = {state: sum(entry.state == state for entry in entries) for state in ("done", "missing", "damaged")}
+    took = sum(entry.seconds or 0.0 for entry in entries if entry.state == "done")
+    said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    rest = f"; the rest would take about {left:,.0f} s of work" if counts["missing"] or counts["damaged"] else ""
+    return f"{said}. What is done took {took:,.0f} s of work{rest}."
