@@ -77,10 +77,9 @@ def main() -> None:
     chunks = searching.IndexedChunks(layout.index_shards(plan, "train"))
     where = choose("auto", "faiss")
     index = searching.open_index(layout.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
-    shards = [searching.QueryShard(reader, chunks, position) for position, reader in enumerate(chunks.embeddings)]
+    shards = [searching.query_shard(chunks, position, with_tokens=False) for position in range(len(plan.shards))]
     each = arguments.queries // len(shards)
-    parts = [searching.sample([shard], each, seed=1) for shard in shards]
-    queries = search.Queries(np.concatenate([p.vectors for p in parts]), np.concatenate([p.documents for p in parts]))
+    queries = searching.join([searching.sample([shard], each, seed=1) for shard in shards])
     owners = np.concatenate([block.documents for block in index.blocks(None)]).view(np.int64)
     start = time.monotonic()
     truth, _ = exact.unpack(search.exact_search(queries, K, index.blocks).keys)

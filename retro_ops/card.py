@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-GREEN, BLUE, GREY = "#2a9d8f", "#264f8c", "#b8bec8"
+GREEN, BLUE = "#2a9d8f", "#264f8c"
 
 _STYLE: Any = {
     "svg.hashsalt": "retro-ops",  # Same figures, same bytes.

@@ -9,6 +9,7 @@ the plan alone, so whoever holds the plan (Airflow too) knows every location bef
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from retro_ops.errors import BadInputError
@@ -181,10 +182,21 @@ def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
     raise BadInputError(f"unknown stage {stage!r}")
 
 
+def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """(stage, shard) of every task of ``stages``, in order; shard None where a stage runs once."""
+    for stage in stages:
+        for shard in [shard.name for shard in plan.shards] if stage in SHARD_STAGES else [None]:
+            yield stage, shard
+
+
 def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:
     """The commit marker of a stage: it is done if and only if this object exists."""
-    name = f"{stage}.{REPORT}" if stage in ("validate", "describe", "publish") else REPORT
-    return join(stage_folder(plan, stage, shard), name)
+    return report_in(stage_folder(plan, stage, shard), stage)
+
+
+def report_in(folder: str, stage: str) -> str:
+    """Report of ``stage`` in its folder; the later stages of a version share one."""
+    return join(folder, f"{stage}.{REPORT}" if stage in ("validate", "describe", "publish") else REPORT)
 
 
 def chunks_files(plan: Plan, shard: str) -> dict[str, str]:
@@ -240,16 +252,29 @@ def distances_uri(neighbours: str) -> str:
 
 
 def dataset_spec_uri(plan: Plan, split: Split) -> str:
-    return join(stage_folder(plan, "write-specs"), f"{split}.data.spec.json")
+    return dataset_spec_in(stage_folder(plan, "write-specs"), split)
+
+
+def dataset_spec_in(version: str, split: Split) -> str:
+    """Of a version by its folder, whatever code made it; likewise below."""
+    return join(version, f"{split}.data.spec.json")
 
 
 def manifest_uri(plan: Plan) -> str:
-    return join(stage_folder(plan, "write-specs"), "manifest.json")
+    return manifest_in(stage_folder(plan, "write-specs"))
+
+
+def manifest_in(version: str) -> str:
+    return join(version, "manifest.json")
 
 
 def card_uri(plan: Plan, kind: Literal["json", "html"]) -> str:
     """What describes a version: figures for programs, a page for people."""
-    return join(stage_folder(plan, "describe"), f"card.{kind}")
+    return card_in(stage_folder(plan, "describe"), kind)
+
+
+def card_in(version: str, kind: Literal["json", "html"]) -> str:
+    return join(version, f"card.{kind}")
 
 
 def index_shards(plan: Plan, split: Split) -> tuple[IndexShard, ...]:

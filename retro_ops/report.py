@@ -47,7 +47,7 @@ def run_once(
     A kill before the last line leaves no report, so nothing that counts as done. Returns the report.
     """
     done = read(uri)
-    if done is not None and done["digest"] == digest and _outputs_present(done):
+    if done is not None and done["digest"] == digest and lost_output(done) is None:
         say(f"{stage}: already done, see {uri}", event="already_done", report=uri)
         return done
     if done is not None:
@@ -109,6 +109,14 @@ def read(uri: str) -> dict[str, Any] | None:
     return report
 
 
+def require(uri: str, what: str) -> dict[str, Any]:
+    """The report at ``uri``. BadInputError when ``what`` is not done."""
+    found = read(uri)
+    if found is None:
+        raise BadInputError(f"{what} is not done: {uri} does not exist", "run that stage first")
+    return found
+
+
 def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """The identity (tokenizer, model, …) that all ``reports`` agree on; missing reports are passed over.
 
@@ -131,11 +139,13 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _outputs_present(report: dict[str, Any]) -> bool:
-    return all(
-        store.exists(output["uri"]) and store.at(output["uri"]).size(output["uri"]) == output["bytes"]
-        for output in report["outputs"]
-    )
+def lost_output(report: Mapping[str, Any]) -> str | None:
+    """The first output that is gone or has another length than its stage wrote."""
+    for output in report["outputs"]:
+        uri = str(output["uri"])
+        if not store.exists(uri) or store.at(uri).size(uri) != output["bytes"]:
+            return uri
+    return None
 
 
 def _package_versions() -> dict[str, str]:

@@ -67,17 +67,26 @@ class IndexedChunks:
         return [open_npy(uri, ndim=2, kind="u") for uri in self._chunks]
 
     def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+        if wanted is None:
+            for position, reader in enumerate(self.embeddings):
+                for start in range(0, len(reader), BLOCK_ROWS):
+                    yield self._block(position, start, min(start + BLOCK_ROWS, len(reader)))
+            return
+        for position, _, local in self._wanted(wanted):
+            yield self._block(position, int(local[0]), int(local[-1]) + 1)
+
+    def _wanted(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
+        """Of each block that holds any of the (ascending) ``ids``: shard, which of the ids, and their rows in it.
+
+        Of a block that few ask for, only the part between the first and the last of them need be read.
+        """
         for position, reader in enumerate(self.embeddings):
             offset = int(self.offsets[position])
             for start in range(0, len(reader), BLOCK_ROWS):
-                first, end = start, min(start + BLOCK_ROWS, len(reader))
-                if wanted is not None:
-                    low, high = np.searchsorted(wanted, (offset + start, offset + end))
-                    if low == high:
-                        continue
-                    # Of a block that few ask for, only the part between the first and the last of them.
-                    first, end = int(wanted[low]) - offset, int(wanted[high - 1]) - offset + 1
-                yield self._block(position, reader, first, end)
+                end = min(start + BLOCK_ROWS, len(reader))
+                low, high = np.searchsorted(ids, (offset + start, offset + end))
+                if low < high:
+                    yield position, slice(low, high), ids[low:high] - offset
 
     def tokens(self, ids: NDArray[np.int64]) -> filters.Tokens:
         """Tokens of the chunks ``ids`` ``[n]``, in any order: ``[n, chunk_size]``."""
@@ -91,22 +100,15 @@ class IndexedChunks:
     def _gather(
         self, ids: NDArray[np.int64], out: NDArray[Any], rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]
     ) -> NDArray[Any]:
-        """Rows ``ids`` into ``out``; each block is read once, from the first row wanted to the last."""
+        """Rows ``ids`` into ``out``; each block is read once."""
         order = np.argsort(ids, kind="stable")
-        wanted = ids[order]
-        for position, reader in enumerate(self.embeddings):
-            offset = int(self.offsets[position])
-            for start in range(0, len(reader), BLOCK_ROWS):
-                end = min(start + BLOCK_ROWS, len(reader))
-                low, high = np.searchsorted(wanted, (offset + start, offset + end))
-                if low < high:
-                    local = wanted[low:high] - offset
-                    out[order[low:high]] = rows_of(position)(int(local[0]), int(local[-1]) + 1)[local - local[0]]
+        for position, which, local in self._wanted(ids[order]):
+            out[order[which]] = rows_of(position)(int(local[0]), int(local[-1]) + 1)[local - local[0]]
         return out
 
-    def _block(self, position: int, reader: NpyReader, first: int, end: int) -> Block:
-        documents = self.documents.rows(position, first, end)
-        return Block(int(self.offsets[position]) + first, reader.rows(first, end).astype(np.float16), documents)
+    def _block(self, position: int, first: int, end: int) -> Block:
+        vectors = self.embeddings[position].rows(first, end).astype(np.float16)
+        return Block(int(self.offsets[position]) + first, vectors, self.documents.rows(position, first, end))
 
 
 def limits(parameters: Parameters, split: Split | None) -> filters.Limits:

@@ -14,7 +14,7 @@ RuntimeName = Literal["local", "docker", "kubernetes"]
 
 STAGES = (
     *("plan", "tokenize-and-chunk", "embed-chunks", "train-faiss-index", "build-faiss-index", "merge-indexes"),
-    *("tune-search", "retrieve-neighbours", "write-specs", "validate", "describe", "publish"),
+    *("tune-search", "retrieve-neighbours", "write-specs", "describe", "validate", "publish"),
 )
 """Stages that a DAG runs, and so the names that a table of resources may have."""
 

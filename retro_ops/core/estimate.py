@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from retro_ops.layout import SHARD_STAGES
+
 MIB = 2**20
 
 EMBEDDED_PER_SECOND = {"cpu": 98.0, "cuda": 4000.0}
@@ -76,6 +78,15 @@ class Work:
     recall_sample: int
     memory_budget: int
 
+    @property
+    def total(self) -> int:
+        return sum(self.chunks.values())
+
+    @property
+    def indexed(self) -> dict[str, int]:
+        """Vectors in the index of each split: that of validation holds the training chunks as well."""
+        return {split: count if split == "train" else self.total for split, count in self.chunks.items()}
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -92,11 +103,7 @@ class Estimate:
 
 
 def estimate(work: Work, index: Index) -> Estimate:
-    total, train = sum(work.chunks.values()), work.chunks.get("train", 0)
-    # The validation index holds the training chunks as well.
-    in_indexes = sum(train if split == "train" else total for split in work.chunks)
-    queries = work.recall_sample * len(work.chunks)
-    vector = index.bytes_per_vector
+    total, vector = work.total, index.bytes_per_vector
     return Estimate(
         chunks={**work.chunks, "all": total},
         bytes={
@@ -105,11 +112,11 @@ def estimate(work: Work, index: Index) -> Estimate:
             "embed-chunks": total * work.dimension * 2,
             "train-faiss-index": _centroids(work, index),
             "build-faiss-index": total * vector + work.shards * _centroids(work, index),
-            "merge-indexes": in_indexes * vector + len(work.chunks) * _centroids(work, index),
+            "merge-indexes": sum(work.indexed.values()) * vector + len(work.chunks) * _centroids(work, index),
             "retrieve-neighbours": total * work.num_neighbours * 12,
         },
         peak_rss_bytes={stage: base + _growing(stage, work, index) for stage, base in LIBRARIES.items()},
-        seconds={device: _seconds(work, index, rate, queries) for device, rate in EMBEDDED_PER_SECOND.items()},
+        seconds={device: _seconds(work, index, rate) for device, rate in EMBEDDED_PER_SECOND.items()},
     )
 
 
@@ -128,34 +135,32 @@ def scaled(samples: Sequence[tuple[int, float, int]], total_bytes: int) -> int:
     return round(sum(count for _, _, count in samples) * total_bytes / read) if read else 0
 
 
-def _seconds(work: Work, index: Index, embedded_per_second: float, queries: int) -> dict[str, float]:
-    total, train = sum(work.chunks.values()), work.chunks.get("train", 0)
-    in_index = {split: train if split == "train" else total for split in work.chunks}
-    pairs = {split: work.recall_sample * in_index[split] for split in work.chunks}
-    scanned = {split: in_index[split] * (PROBED_SHARE if index.lists > 1 else 1.0) for split in work.chunks}
+def _seconds(work: Work, index: Index, embedded_per_second: float) -> dict[str, float]:
+    total, in_indexes = work.total, sum(work.indexed.values())
+    pairs = work.recall_sample * in_indexes
+    scanned = sum(work.chunks[split] * held for split, held in work.indexed.items())
+    scanned_share = PROBED_SHARE if index.lists > 1 else 1.0
     took = {
         "tokenize-and-chunk": total / TOKENIZED_PER_SECOND,
         "embed-chunks": total / embedded_per_second,
         "train-faiss-index": index.training_vectors * index.lists * 10 / TRAINED_PER_SECOND if index.lists > 1 else 0,
         "build-faiss-index": total * (index.lists + 256) / ASSIGNED_PER_SECOND if index.lists > 1 else 0,
-        "merge-indexes": sum(in_index.values()) / MERGED_PER_SECOND,
+        "merge-indexes": in_indexes / MERGED_PER_SECOND,
         # Exact search, and trials of 1, 2, 4, … lists: together twice the whole index.
-        "tune-search": sum(pairs.values()) * (1 / EXACT_PER_SECOND + 2 / SCANNED_PER_SECOND),
-        "retrieve-neighbours": sum(work.chunks[s] * scanned[s] for s in work.chunks) / SCANNED_PER_SECOND,
-        "describe": sum(pairs.values()) / EXACT_PER_SECOND,
+        "tune-search": pairs * (1 / EXACT_PER_SECOND + 2 / SCANNED_PER_SECOND),
+        "retrieve-neighbours": scanned * scanned_share / SCANNED_PER_SECOND,
+        "describe": pairs / EXACT_PER_SECOND,
         "validate": total / VALIDATED_PER_SECOND,
     }
-    by_shard = {"tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours"}
     return {
-        stage: round(seconds + TASK_SECONDS.get(stage, 0.1) * (work.shards if stage in by_shard else 1), 1)
+        stage: round(seconds + TASK_SECONDS.get(stage, 0.1) * (work.shards if stage in SHARD_STAGES else 1), 1)
         for stage, seconds in took.items()
     }
 
 
 def _growing(stage: str, work: Work, index: Index) -> int:
     """Peak memory that grows with the data."""
-    total = sum(work.chunks.values())
-    whole = total * index.bytes_per_vector + _centroids(work, index)
+    whole = work.total * index.bytes_per_vector + _centroids(work, index)
     if stage == "train-faiss-index":
         return index.training_vectors * work.dimension * 4
     if stage == "build-faiss-index":

@@ -56,7 +56,7 @@ class Queries:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def take(self, rows: NDArray[np.int64]) -> "Queries":
+    def take(self, rows: NDArray[np.int64] | slice) -> "Queries":
         return Queries(self.vectors[rows], self.documents[rows], None if self.tokens is None else self.tokens[rows])
 
 
@@ -162,7 +162,7 @@ def exact_search(queries: Queries, k: int, blocks: Blocks, refuse: Refuse | None
     for block in blocks(None):
         ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
         for number, step in enumerate(steps):
-            part, known = queries.take(np.arange(len(queries))[step]), best[step]
+            part, known = queries.take(step), best[step]
             distances = squared_distances(part.vectors, block.vectors)
             # Only what is as near as the neighbours so far can matter: after the first blocks that is little.
             rows, columns = np.nonzero(distances <= unpack(known)[1][:, -1:])
@@ -207,7 +207,7 @@ def _candidates(queries: Queries, k: int, index: Index, width: Width, cells: int
     found = Found.nothing(len(queries), k)
     rows = max(1, cells // max(1, width.candidates))
     for start in range(0, len(queries), rows):
-        part = queries.take(np.arange(start, min(start + rows, len(queries))))
+        part = queries.take(slice(start, start + rows))
         keys, same = rescore(part, coarse_ids(index, part.vectors, width), index.blocks)
         best, refused = _admit(part, keys, k, index.refuse)
         removed = _joined([same, refused]).nearer_than(best)

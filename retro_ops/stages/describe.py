@@ -84,7 +84,7 @@ def _card(
     reports = _reports(plan)
     flat = [made for of_stage in reports.values() for made in of_stage]
     trained = reports["train-faiss-index"][0]["details"]
-    contents = _contents(plan)
+    contents = _contents(plan, reports)
     return {
         "format": CARD_FORMAT,
         "dataset": plan.dataset,
@@ -98,9 +98,9 @@ def _card(
         },
         "contents": contents,
         "index_type": {"type": trained["index_type"], "why": trained["why"]},
-        "search": _search(plan),
+        "search": _search(plan, reports),
         "quality": measured,
-        "removed": {split: _removed(plan, split) for split in plan.splits()},
+        "removed": {split: _removed(plan, split, reports) for split in plan.splits()},
         "stages": _stages(reports, expected),
         "expected_chunks": expected["chunks"]["all"] if expected else None,
         "parameters": asdict(plan.parameters),
@@ -119,38 +119,36 @@ def _card(
     }
 
 
-def _reports(plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Reports of the stages, in order. BadInputError names one that is missing."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for stage in UNITS:
-        shards = [shard.name for shard in plan.shards] if stage in layout.SHARD_STAGES else [None]
-        for shard in shards:
-            uri = layout.report_uri(plan, stage, shard)
-            made = report.read(uri)
-            if made is None:
-                raise BadInputError(f"{uri} does not exist, so {stage} is not done", f"run `retro-ops {stage}` first")
-            found.setdefault(stage, []).append(made)
+Reports = dict[str, list[dict[str, Any]]]
+"""Of each stage in order; those of a shard stage in the order of the plan's shards."""
+
+
+def _reports(plan: Plan) -> Reports:
+    """Each is read once. BadInputError names one that is missing."""
+    found: Reports = {}
+    for stage, shard in layout.tasks(plan, UNITS):
+        what = stage if shard is None else f"{stage} of shard {shard!r}"
+        found.setdefault(stage, []).append(report.require(layout.report_uri(plan, stage, shard), what))
     return found
 
 
-def _contents(plan: Plan) -> list[dict[str, Any]]:
+def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
     """Counts by category and split."""
     rows: dict[tuple[str, Split], dict[str, Any]] = {}
-    for shard in plan.shards:
-        made = report.read(layout.report_uri(plan, "tokenize-and-chunk", shard.name)) or {"counts": {}}
+    for shard, made in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
         key = (category(shard.name), shard.split)
         row = rows.setdefault(
             key, {"category": key[0], "split": key[1], "shards": 0, "documents": 0, "chunks": 0, "bad_records": 0}
         )
         row["shards"] += 1
         for name in ("documents", "chunks", "bad_records"):
-            row[name] += made["counts"].get(name, 0)
+            row[name] += made["counts"][name]
     return [rows[key] for key in sorted(rows)]
 
 
-def _search(plan: Plan) -> dict[str, dict[str, Any]]:
+def _search(plan: Plan, reports: Reports) -> dict[str, dict[str, Any]]:
     """How wide each split was searched, and the recall that this had on the sample it was chosen on."""
-    details = (report.read(layout.report_uri(plan, "tune-search")) or {"details": {}})["details"]
+    details = reports["tune-search"][0]["details"]
     found: dict[str, dict[str, Any]] = {}
     for split in plan.splits():
         if split in details:
@@ -161,16 +159,17 @@ def _search(plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _removed(plan: Plan, split: Split) -> dict[str, int]:
+def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:
     totals: dict[str, int] = {}
-    for shard in plan.queried(split):
-        made = report.read(layout.report_uri(plan, "retrieve-neighbours", shard.name)) or {"details": {}}
+    for shard, made in zip(plan.shards, reports["retrieve-neighbours"], strict=True):
+        if shard.split != split:
+            continue
         for reason, count in made["details"].get("removed", {}).items():
             totals[reason] = totals.get(reason, 0) + count
     return totals
 
 
-def _stages(reports: dict[str, list[dict[str, Any]]], expected: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _stages(reports: Reports, expected: dict[str, Any] | None) -> list[dict[str, Any]]:
     rows = []
     for stage, made in reports.items():
         unit = UNITS[stage]

@@ -8,6 +8,7 @@ from typing import Any
 
 from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
+from retro_ops.plans import read_current
 from retro_ops.progress import Progress, say
 from retro_ops.specs import (
     SPLITS,
@@ -70,10 +71,7 @@ class _Version:
 
 def _published(root: str, dataset: str, wanted: int | None) -> tuple[int, str]:
     """Number and folder of the version."""
-    uri = layout.current_uri(root, dataset)
-    if not store.exists(uri):
-        raise BadInputError(f"{uri} does not exist", f"check --root and --dataset: {dataset!r} was never published")
-    current = json.loads(store.read(uri))
+    uri, current = read_current(root, dataset, "check --root and --dataset")
     versions = {entry["version"]: entry for entry in (*current["history"], current)}
     number = current["version"] if wanted is None else wanted
     if number not in versions:
@@ -82,20 +80,21 @@ def _published(root: str, dataset: str, wanted: int | None) -> tuple[int, str]:
 
 
 def _read(folder: str) -> _Version:
-    manifest_uri = layout.join(folder, "manifest.json")
+    manifest_uri = layout.manifest_in(folder)
     manifest = json.loads(store.read(manifest_uri))
     datasets: dict[Split, DatasetSpec] = {}
     indexes: dict[Split, tuple[IndexShard, ...]] = {}
     names = {
         manifest_uri: "manifest.json",
-        **{layout.join(folder, card): card for card in ("card.html", "card.json")},
+        layout.card_in(folder, "html"): "card.html",
+        layout.card_in(folder, "json"): "card.json",
         resolve(manifest["trained_index"], manifest_uri): f"{RETRIEVER}/{manifest['index_type']}.index",
     }
     for split in SPLITS:
         shards = [shard["name"] for shard in manifest["shards"] if shard["split"] == split]
         if not shards:
             continue
-        uri = layout.join(folder, f"{split}.data.spec.json")
+        uri = layout.dataset_spec_in(folder, split)
         spec = datasets[split] = dataset_spec_from_json(store.read(uri), uri)
         indexes[split] = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         names[spec.faiss_index] = f"{RETRIEVER}/{split}.index"
@@ -111,7 +110,7 @@ def _read(folder: str) -> _Version:
 
 def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
-    reports = {layout.join(parent(uri), layout.REPORT) for uri in uris} | {layout.join(folder, "describe.report.json")}
+    reports = {layout.join(parent(uri), layout.REPORT) for uri in uris} | {layout.report_in(folder, "describe")}
     sums = {
         output["uri"]: output for uri in sorted(reports) for output in (report.read(uri) or {"outputs": []})["outputs"]
     }
@@ -145,6 +144,6 @@ def _write_specs(
 
     index_spec = layout.join(to, RETRIEVER, f"{split}.index.spec.json")
     store.write(index_spec, index_spec_to_json([IndexShard(**moved(s)) for s in index], index_spec).encode())
-    uri = layout.join(to, f"{split}.data.spec.json")
+    uri = layout.dataset_spec_in(to, split)
     shards = tuple(DatasetShard(**moved(shard)) for shard in spec.shards)
     store.write(uri, dataset_spec_to_json(DatasetSpec(shards, places[spec.faiss_index], index_spec), uri).encode())

@@ -35,14 +35,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
+    from retro_ops.models import Tokenizer
+
     check_name("dataset", arguments.dataset)
     shards = _shards(arguments.corpus, "train")
     if arguments.validation_corpus:
         shards += _shards(arguments.validation_corpus, "val")
     _check_names(shards)
-    identity = _identity(parameters)
+    parse_bytes(parameters.memory_budget)
+    tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
+    identity = _identity(parameters, tokenizer)
     plan = Plan(arguments.dataset, arguments.root.rstrip("/"), parameters, identity, tuple(shards))
-    expected = _expected(plan)
+    expected = _expected(plan, tokenizer)
     estimate_uri = layout.estimate_uri(arguments.output)
     store.write(estimate_uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
     write_plan(plan, arguments.output)
@@ -88,13 +92,11 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     return _Expected(sum(of_shards), max(of_shards), estimate.scaled(documents, sum(sizes)))
 
 
-def _expected(plan: Plan) -> estimate.Estimate:
+def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     from retro_ops.core import faiss_index
     from retro_ops.core.chunking import token_dtype
-    from retro_ops.models import Tokenizer
 
     p = plan.parameters
-    tokenizer = Tokenizer(p.tokenizer, p.pad_id)
     counts = {split: _expected_counts(plan, split, tokenizer) for split in plan.splits()}
     work = estimate.Work(
         chunks={split: of.chunks for split, of in counts.items()},
@@ -144,15 +146,13 @@ def _check_names(shards: list[Shard]) -> None:
         seen[shard.name] = uri
 
 
-def _identity(parameters: Parameters) -> Identity:
-    """Load tokenizer and model once, so that a run with a wrong name or type fails before any work."""
+def _identity(parameters: Parameters, tokenizer: "Tokenizer") -> Identity:
+    """Load the model once, too, so that a run with a wrong name or type fails before any work."""
     from retro_ops.core import faiss_index
     from retro_ops.core.chunking import token_dtype
     from retro_ops.device import Device
-    from retro_ops.models import Embedder, Tokenizer
+    from retro_ops.models import Embedder
 
-    parse_bytes(parameters.memory_budget)
-    tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     embedder = Embedder(parameters.model, Device("cpu", "only looked at"))
     if parameters.index_type != faiss_index.AUTO:  # Chosen once the vectors are counted, and always fit.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from retro_ops.searching import QueryShard
 
 HELP = "retrieve the nearest chunks of other documents for each chunk"
-PARAMETERS = (
+CONTENT = (
     "num_neighbours",
     "profile",
     "nprobe",
@@ -34,10 +34,8 @@ PARAMETERS = (
     "max_shared_ngrams",
     "pad_id",
     "seed",
-    "device",
-    "shard_index",
-    "memory_budget",
 )
+PARAMETERS = (*CONTENT, "device", "shard_index", "memory_budget")
 
 STAGE = "retrieve-neighbours"
 BLOCK_ROWS = 4096
@@ -138,7 +136,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         )
     shards = index_spec_from_json(store.read(arguments.index_spec), arguments.index_spec)
     fingerprint = store.at(arguments.index).fingerprint(arguments.index)
-    settings = [getattr(parameters, name) for name in PARAMETERS[: PARAMETERS.index("device")]]
+    settings = [getattr(parameters, name) for name in CONTENT]
     queries = []
     for embedding, chunk2seq, output in zip(embeddings, chunk2seqs, outputs, strict=True):
         position = _position(embedding, shards, by_content=parameters.profile != "seed")

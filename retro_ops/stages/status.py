@@ -9,7 +9,7 @@ from typing import Literal
 
 from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_plan
+from retro_ops.plans import read_current, read_plan
 from retro_ops.specs import Parameters, Plan, resolve
 
 HELP = "show what of a run or a published dataset is done, missing or damaged"
@@ -46,13 +46,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     uri = arguments.plan or _plan_uri(arguments)
     plan = read_plan(uri)
-    wanted = [
-        (stage, shard)
-        for stage in STAGES
-        for shard in ([s.name for s in plan.shards] if stage in layout.SHARD_STAGES else [None])
-    ]
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        entries = list(pool.map(lambda of: _look(plan, *of), wanted))
+        entries = list(pool.map(lambda of: _look(plan, *of), layout.tasks(plan, STAGES)))
     left = _left(plan, uri, entries)
     if arguments.json:
         facts = {"plan": uri, "dataset": plan.dataset, "entries": [asdict(entry) for entry in entries]}
@@ -69,10 +64,8 @@ def _plan_uri(arguments: Namespace) -> str:
     root = arguments.root.rstrip("/")
     if arguments.run:
         return layout.plan_uri(root, arguments.dataset, arguments.run)
-    uri = layout.current_uri(root, arguments.dataset)
-    if not store.exists(uri):
-        raise BadInputError(f"{uri} does not exist: {arguments.dataset!r} was never published", "name a run with --run")
-    return resolve(json.loads(store.read(uri))["plan"], uri)
+    uri, current = read_current(root, arguments.dataset, "check --root and --dataset, or name a run with --run")
+    return resolve(current["plan"], uri)
 
 
 def _look(plan: Plan, stage: str, shard: str | None) -> Entry:
@@ -83,10 +76,8 @@ def _look(plan: Plan, stage: str, shard: str | None) -> Entry:
         return Entry(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
     if made is None:
         return Entry(stage, shard, "missing", None, uri)
-    for output in made["outputs"]:
-        where = store.at(output["uri"])
-        if not where.exists(output["uri"]) or where.size(output["uri"]) != output["bytes"]:
-            return Entry(stage, shard, "damaged", made["seconds"], uri, f"{output['uri']} is gone or was cut off")
+    if lost := report.lost_output(made):
+        return Entry(stage, shard, "damaged", made["seconds"], uri, f"{lost} is gone or was cut off")
     return Entry(stage, shard, "done", made["seconds"], uri)
 
 

@@ -70,11 +70,9 @@ def _work(plan: Plan, specs: Sequence[str], share: float) -> report.Outcome:
 
 
 def _reports(plan: Plan) -> Iterator[str]:
-    for stage in layout.SHARD_STAGES:
-        for shard in plan.shards:
-            yield layout.report_uri(plan, stage, shard.name)
-    for stage in ("train-faiss-index", "merge-indexes", "tune-search", "write-specs", "describe"):
-        yield layout.report_uri(plan, stage)
+    once = ("train-faiss-index", "merge-indexes", "tune-search", "write-specs", "describe")
+    for stage, shard in layout.tasks(plan, (*layout.SHARD_STAGES, *once)):
+        yield layout.report_uri(plan, stage, shard)
 
 
 def _validate(specs: Sequence[str], reports: Sequence[str]) -> dict[str, int]:

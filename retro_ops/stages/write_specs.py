@@ -55,7 +55,7 @@ def _work(plan: Plan) -> report.Outcome:
         uri = layout.dataset_spec_uri(plan, split)
         outputs.append(store.write(uri, dataset_spec_to_json(layout.dataset_spec(plan, split), uri).encode()))
     counts = {shard.name: _counts(plan, shard.name) for shard in plan.shards}
-    trained = _done(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
+    trained = report.require(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": plan.dataset,
@@ -74,15 +74,8 @@ def _work(plan: Plan) -> report.Outcome:
 def _counts(plan: Plan, shard: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage in ("tokenize-and-chunk", "retrieve-neighbours"):
-        counts |= _done(layout.report_uri(plan, stage, shard), f"{stage} of shard {shard!r}")["counts"]
+        counts |= report.require(layout.report_uri(plan, stage, shard), f"{stage} of shard {shard!r}")["counts"]
     return counts
-
-
-def _done(uri: str, what: str) -> dict[str, Any]:
-    found = report.read(uri)
-    if found is None:
-        raise BadInputError(f"{what} is not done: {uri} does not exist", "run that stage first")
-    return found
 
 
 def _write_by_hand(arguments: Namespace) -> None:
