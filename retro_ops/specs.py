@@ -19,7 +19,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Dataset and shard names become folder names, so they hold no separator and cannot climb."""
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
+READABLE_PLAN_FORMATS = (1, PLAN_FORMAT)
+"""Format 1 lacks what came with refreshing: everything in it has a default."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,40 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class BaseShard:
+    """A shard as the base version has it; digests name its folders."""
+
+    name: str
+    split: Split
+    chunks: int
+    embeddings: str
+    neighbours: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """The published version that a refresh starts from: what of it may be used again, by digest.
+
+    ``version``: its folder, relative to that of the dataset. ``trained``, ``index``: its trained and its filled index.
+    ``tuning``: how wide it was searched; None: to be measured again.
+    """
+
+    version: str
+    trained: str
+    index: str
+    tuning: str | None
+    shards: tuple[BaseShard, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A run: which shards, from which files, with which parameters. Every later path follows from it."""
+    """A run: which shards, from which files, with which parameters. Every later path follows from it.
+
+    ``corpus``, ``validation_corpus``: where the shards were found. ``as_of``: day (``YYYY-MM-DD``) up to which files
+    with a date count. ``base``: None: nothing of another version is used. ``condemned``: digests of outputs that were
+    found damaged, so that they are made again elsewhere. ``supersedes``: number of the version that was current when
+    this was planned (0: none; None: nobody looked).
+    """
 
     dataset: str
     root: str
@@ -129,6 +163,12 @@ class Plan:
     identity: Identity
     shards: tuple[Shard, ...]
     skipped: tuple[str, ...] = ()
+    corpus: str | None = None
+    validation_corpus: str | None = None
+    as_of: str | None = None
+    base: Base | None = None
+    condemned: tuple[str, ...] = ()
+    supersedes: int | None = None
 
     def shard(self, name: str) -> Shard:
         for shard in self.shards:
@@ -176,8 +216,9 @@ def plan_to_json(plan: Plan) -> str:
 
 def plan_from_json(text: str | bytes, uri: str) -> Plan:
     document = _load(text, uri)
-    if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
+    if not isinstance(document, dict) or document.get("format") not in READABLE_PLAN_FORMATS:
         raise BadInputError(f"{uri} is not a plan of format {PLAN_FORMAT}", "run `retro-ops plan` again")
+    base = document.get("base")
     try:
         plan = Plan(
             dataset=check_name("dataset", document["dataset"]),
@@ -193,6 +234,9 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
                 for s in document["shards"]
             ),
             skipped=tuple(document["skipped"]),
+            **{key: document.get(key) for key in ("corpus", "validation_corpus", "as_of", "supersedes")},
+            base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
+            condemned=tuple(document.get("condemned", ())),
         )
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{uri} is not a complete plan: {error}", "run `retro-ops plan` again") from error

@@ -36,23 +36,37 @@ PQ_CENTROIDS = 256
 """Of each part of a vector: together as many numbers as 256 vectors."""
 
 
-def choose_index_type(vectors: int, dimension: int, memory: int | None = None) -> tuple[str, str]:
+def choose_index_type(
+    vectors: int, dimension: int, memory: int | None = None, trained_on: int | None = None
+) -> tuple[str, str]:
     """A factory string for so many vectors that takes ``memory`` bytes at most, and why.
+
+    ``trained_on``: how many of them it may be trained on (None: all), which limits the number of lists.
 
     Exact distances are computed from the stored embeddings whatever the codes, so the codes only have to bring the true
     neighbours among the candidates: about one byte for six dimensions does (docs/benchmarks.md). Where memory forbids
-    that, half as many bytes, and so on. BadInputError when nothing fits.
+    that, the next smaller number of bytes that divides the dimension. BadInputError when nothing fits.
     """
-    if vectors <= FLAT_VECTORS and (memory is None or vectors * dimension * 4 <= memory):
+    sample = vectors if trained_on is None else min(vectors, trained_on)
+    flat_fits = memory is None or vectors * dimension * 4 <= memory
+    if vectors <= FLAT_VECTORS and flat_fits:
         return "Flat", f"{vectors:,} vectors: brute force is cheapest up to {FLAT_VECTORS:,}"
-    wanted = max(1.0, min(LISTS_PER_ROOT * math.sqrt(vectors), vectors / LEAST_POINTS_PER_LIST))
+    if sample < PQ_CENTROIDS <= vectors:
+        if flat_fits:
+            return "Flat", f"{sample:,} training vectors are too few for codes of {PQ_CENTROIDS:,} centroids"
+        raise BadInputError(
+            f"{sample:,} training vectors are too few for codes of {PQ_CENTROIDS:,} centroids, and {vectors:,} whole "
+            f"vectors do not fit into {memory:,} bytes",
+            f"raise --max-training-vectors to {PQ_CENTROIDS:,} or more",
+        )
+    wanted = max(1.0, min(LISTS_PER_ROOT * math.sqrt(vectors), sample / LEAST_POINTS_PER_LIST))
     lists = 1 << math.floor(math.log2(wanted))
     most = max(1, dimension // DIMENSIONS_PER_BYTE)
     codes = [count for count in range(most, 0, -1) if dimension % count == 0]
     for code in codes:
         size = vectors * (code + ID_BYTES) + (lists + PQ_CENTROIDS) * dimension * 4
         if memory is None or size <= memory:
-            limit = "" if code == codes[0] else f" (more do not fit into {memory} bytes)"
+            limit = "" if code == codes[0] else f" (more do not fit into {memory:,} bytes)"
             return (
                 f"IVF{lists},PQ{code}",
                 f"{vectors:,} vectors: about {LISTS_PER_ROOT} lists for each root of their number, "

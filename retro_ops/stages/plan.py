@@ -43,6 +43,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         shards += _shards(arguments.validation_corpus, "val")
     _check_names(shards)
     parse_bytes(parameters.memory_budget)
+    if parameters.index_memory:
+        parse_bytes(parameters.index_memory)
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     identity = _identity(parameters, tokenizer)
     plan = Plan(arguments.dataset, arguments.root.rstrip("/"), parameters, identity, tuple(shards))
@@ -114,7 +116,11 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     index_type = p.index_type
     if index_type == faiss_index.AUTO:
         memory = parse_bytes(p.index_memory) if p.index_memory else None
-        index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension, memory)
+        try:
+            index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension, memory)
+        except BadInputError as error:  # The number is expected, not counted: training decides.
+            say(f"plan: {error}", logging.WARNING)
+            index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension)
     index = faiss_index.make_index(index_type, plan.identity.dimension)
     sampled = min(vectors, p.max_training_vectors or faiss_index.training_vectors(index))
     shape = estimate.Index(faiss_index.list_count(index), faiss_index.bytes_per_vector(index), sampled)

@@ -113,14 +113,13 @@ def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[s
 
     asked = parameters.index_type
     memory = parse_bytes(parameters.index_memory) if parameters.index_memory else None
-    if asked == faiss_index.AUTO:
-        return faiss_index.choose_index_type(vectors, dimension, memory)
     trained_on = min(vectors, parameters.max_training_vectors or vectors)
+    if asked == faiss_index.AUTO:
+        return faiss_index.choose_index_type(vectors, dimension, memory, trained_on)
     reason = faiss_index.too_small(faiss_index.make_index(asked, dimension), trained_on)
     if reason is None or parameters.index_too_small == "fail":
         return asked, "as asked for"  # faiss refuses what it cannot train, and the stage says what to do.
-    # What auto chooses for the vectors that it is trained on can always be trained.
-    chosen, why = faiss_index.choose_index_type(trained_on, dimension, memory)
+    chosen, why = faiss_index.choose_index_type(vectors, dimension, memory, trained_on)
     say(f"{STAGE}: {asked} becomes {chosen}: {reason}", logging.WARNING, event="downgraded")
     return chosen, f"instead of {asked}, as {reason}; {why}"
 

@@ -280,6 +280,11 @@ def test_less_memory_gets_shorter_codes_until_none_fits() -> None:
     with pytest.raises(BadInputError, match=r"no index of 1,000,000 vectors fits into 5,000,000 bytes: the smallest"):
         faiss_index.choose_index_type(10**6, 384, 5 * 10**6)
     assert faiss_index.choose_index_type(10_000, 384, 2**20)[0] != "Flat"
+    # A small training sample makes fewer lists, not an index beyond the memory.
+    few, _ = faiss_index.choose_index_type(10**6, 384, 100 * 10**6, trained_on=1000)
+    assert few == "IVF16,PQ64"
+    with pytest.raises(BadInputError, match="too few for codes"):
+        faiss_index.choose_index_type(10**6, 384, 100 * 10**6, trained_on=100)
 
 
 def test_an_index_takes_the_memory_it_was_chosen_for() -> None:
