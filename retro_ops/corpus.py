@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,42 @@ class BadRecord:
     content: str
 
 
+DATE = "{date}"
+A_DATE = r"(?=(\d{4}-\d{2}-\d{2}))"
+"""Looking ahead, so that dates which overlap are all seen."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A corpus file. ``date``: what stands in the place of ``{date}``, None when the pattern has none."""
+
+    uri: str
+    date: str | None = None
+
+
+def find_dated(pattern: str, as_of: str | None) -> list[Found]:
+    """As ``find``; with ``{date}`` in the pattern, only files of days (``YYYY-MM-DD``) up to ``as_of``."""
+    if DATE not in pattern:
+        return [Found(uri) for uri in find(pattern)]
+    found = [
+        Found(uri, date)
+        for uri in find(pattern.replace(DATE, "????-??-??"))
+        if (date := next((d for d in re.findall(A_DATE, uri) if _matches(uri, pattern.replace(DATE, d))), None))
+    ]
+    kept = [file for file in found if as_of is None or str(file.date) <= as_of]
+    if not kept:
+        raise BadInputError(
+            f"no corpus file at {pattern!r} has a date up to {as_of}",
+            f"there are {len(found):,} of other days; a date is written YYYY-MM-DD",
+        )
+    return kept
+
+
+def _matches(uri: str, pattern: str) -> bool:
+    # Compared as plain strings: "s3://bucket/key" has no special meaning to the matcher.
+    return glob.globmatch(uri, pattern, flags=glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX)
+
+
 def find(pattern: str) -> list[str]:
     """Corpus files named by one file, a folder or prefix, or a pattern (``*``, ``**``, ``{00..29}``), sorted.
 
@@ -52,9 +89,7 @@ def find(pattern: str) -> list[str]:
     if any(character in pattern for character in MAGIC_CHARACTERS):
         magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
         folder = parent(pattern[:magic])
-        # Compared as plain strings: "s3://bucket/key" has no special meaning to the matcher.
-        flags = glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX
-        found = [uri for uri in store.at(pattern).list(folder) if glob.globmatch(uri, pattern, flags=flags)]
+        found = [uri for uri in store.at(pattern).list(folder) if _matches(uri, pattern)]
     elif pattern.endswith(SUFFIXES) and store.exists(pattern):
         found = [pattern]
     else:

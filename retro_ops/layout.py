@@ -6,14 +6,25 @@ finds its output done, and a changed parameter cannot reuse an old output. The d
 the plan alone, so whoever holds the plan (Airflow too) knows every location before a stage has run.
 """
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Concatenate, Literal, ParamSpec
 
 from retro_ops.errors import BadInputError
-from retro_ops.specs import DatasetShard, DatasetSpec, IndexShard, Plan, Shard, Split, check_name, parse_bytes
+from retro_ops.specs import (
+    BaseShard,
+    DatasetShard,
+    DatasetSpec,
+    IndexShard,
+    Plan,
+    Shard,
+    Split,
+    check_name,
+    parse_bytes,
+)
 
 CODE_VERSIONS = {
     "tokenize-and-chunk": 3,
@@ -23,7 +34,7 @@ CODE_VERSIONS = {
     "merge-indexes": 1,
     "tune-search": 1,
     "retrieve-neighbours": 2,
-    "write-specs": 2,
+    "write-specs": 3,
     "describe": 1,
 }
 """Raised by one whenever a stage would write other bytes for the same input and parameters."""
@@ -31,6 +42,8 @@ CODE_VERSIONS = {
 SHARD_STAGES = ("tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours")
 
 REPORT = "report.json"
+
+P = ParamSpec("P")
 
 
 def digest(*parts: Any) -> str:
@@ -61,14 +74,39 @@ def selected_plan_uri(plan_location: str) -> str:
     return plan_location.removesuffix(".json") + ".selected.json"
 
 
+def decided_plan_uri(plan_location: str) -> str:
+    """The plan after the check for drift, beside the one it was made from."""
+    return plan_location.removesuffix(".json") + ".decided.json"
+
+
+def first_plan_uri(plan_location: str) -> str:
+    """The plan as `plan` wrote it, which knows the shards that failed later; facts about a run lie beside it."""
+    return plan_location.removesuffix(".json").removesuffix(".decided").removesuffix(".selected") + ".json"
+
+
 def estimate_uri(plan_location: str) -> str:
-    """What the plan expects of its run, beside it; a plan without the failed shards shares that of the whole."""
-    return plan_location.removesuffix(".json").removesuffix(".selected") + ".estimate.json"
+    """What the plan expects of its run."""
+    return beside(first_plan_uri(plan_location), "estimate.json")
+
+
+def changes_uri(plan_location: str) -> str:
+    """What differs from the published version, as `plan` found it."""
+    return beside(first_plan_uri(plan_location), "changes.json")
+
+
+def drift_uri(plan_location: str) -> str:
+    """Whether the trained index still fits, and the figures that say so."""
+    return beside(first_plan_uri(plan_location), "drift.json")
 
 
 def current_uri(root: str, dataset: str) -> str:
     """The object that names the published version; it changes by compare-and-swap, last of all."""
     return join(dataset_folder(root, dataset), "current.json")
+
+
+def condemned_uri(root: str, dataset: str) -> str:
+    """Digests of outputs that were found damaged. Nothing uses them again."""
+    return join(dataset_folder(root, dataset), "condemned.json")
 
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -82,6 +120,23 @@ def line_limit(memory_budget: str) -> int:
     return min(MAX_LINE_BYTES, parse_bytes(memory_budget) // BUDGET_SHARE_OF_A_LINE)
 
 
+def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concatenate[Plan, P], str]:
+    """Of an output: worked out once for a plan, and another one where the output was found damaged."""
+
+    @functools.wraps(digest_of)
+    def of(plan: Plan, /, *what: P.args, **none: P.kwargs) -> str:
+        key = (digest_of.__name__, *(entry.name if isinstance(entry, Shard) else str(entry) for entry in what))
+        if key not in plan.memo:
+            found = digest_of(plan, *what, **none)
+            while found in plan.condemned:
+                found = digest("again", found)
+            plan.memo[key] = found
+        return plan.memo[key]
+
+    return of
+
+
+@_output
 def tokenize_digest(plan: Plan, shard: Shard) -> str:
     p = plan.parameters
     return digest(
@@ -93,6 +148,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
     )
 
 
+@_output
 def embed_digest(plan: Plan, shard: Shard) -> str:
     return digest(
         CODE_VERSIONS["embed-chunks"],
@@ -101,7 +157,10 @@ def embed_digest(plan: Plan, shard: Shard) -> str:
     )
 
 
+@_output
 def train_digest(plan: Plan) -> str:
+    if plan.base:
+        return plan.base.trained
     p = plan.parameters
     return digest(
         CODE_VERSIONS["train-faiss-index"],
@@ -110,11 +169,14 @@ def train_digest(plan: Plan) -> str:
     )
 
 
+@_output
 def partial_index_digest(plan: Plan, shard: Shard) -> str:
     return digest(CODE_VERSIONS["build-faiss-index"], train_digest(plan), embed_digest(plan, shard))
 
 
+@_output
 def index_digest(plan: Plan, split: Split) -> str:
+    """Of what an index holds; it is no folder."""
     return digest(
         CODE_VERSIONS["merge-indexes"],
         train_digest(plan),
@@ -122,11 +184,15 @@ def index_digest(plan: Plan, split: Split) -> str:
     )
 
 
+@_output
 def merge_digest(plan: Plan) -> str:
     return digest([index_digest(plan, split) for split in plan.splits()])
 
 
+@_output
 def tuning_digest(plan: Plan) -> str:
+    if plan.base and plan.base.tuning:
+        return plan.base.tuning
     p = plan.parameters
     return digest(
         CODE_VERSIONS["tune-search"],
@@ -137,7 +203,12 @@ def tuning_digest(plan: Plan) -> str:
     )
 
 
+@_output
 def neighbours_digest(plan: Plan, shard: Shard) -> str:
+    former = former_shard(plan, shard)
+    start = former.neighbours if former else None
+    if start and index_is_the_same(plan, shard.split):
+        return start
     p = plan.parameters
     return digest(
         CODE_VERSIONS["retrieve-neighbours"],
@@ -147,39 +218,66 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin],
         # How wide to search is measured over all shards.
         tuning_digest(plan),
+        *([start] if start else []),
     )
 
 
+@_output
 def version_digest(plan: Plan) -> str:
     return digest(
         CODE_VERSIONS["write-specs"],
-        [[shard.name, neighbours_digest(plan, shard)] for shard in plan.shards],
+        [[shard.name, partial_index_digest(plan, shard), neighbours_digest(plan, shard)] for shard in plan.shards],
+        [merge_digest(plan), tuning_digest(plan)],
     )
+
+
+def former_shard(plan: Plan, shard: Shard) -> BaseShard | None:
+    """The shard as the base version has it, if its embeddings are the same."""
+    former = plan.base.by_name.get(shard.name) if plan.base else None
+    same = former and (former.split, former.embeddings) == (shard.split, embed_digest(plan, shard))
+    return former if same else None
+
+
+def index_is_the_same(plan: Plan, split: Split) -> bool:
+    """Whether the chunks that queries of ``split`` search are those of the base version, under the same ids."""
+    assert plan.base
+    key = ("index_is_the_same", split)
+    if key not in plan.memo:
+        former = [(shard.name, shard.embeddings) for shard in plan.base.indexed(split)]
+        now = [(shard.name, embed_digest(plan, shard)) for shard in plan.indexed(split)]
+        plan.memo[key] = "yes" if former == now else ""
+    return bool(plan.memo[key])
+
+
+SHARD_DIGESTS = {
+    "tokenize-and-chunk": tokenize_digest,
+    "embed-chunks": embed_digest,
+    "build-faiss-index": partial_index_digest,
+    "retrieve-neighbours": neighbours_digest,
+}
+INDEX_DIGESTS = {"train-faiss-index": train_digest, "tune-search": tuning_digest, "merge-indexes": merge_digest}
+VERSION_STAGES = ("write-specs", "validate", "describe", "publish")
+
+
+def output_digest(plan: Plan, stage: str, shard: str | None = None) -> str:
+    """Digest in the name of the output folder of ``stage``; the stages that map over shards need ``shard``."""
+    if stage in SHARD_DIGESTS:
+        if shard is None:
+            raise BadInputError(f"{stage} runs on one shard", "name it with --shard")
+        return SHARD_DIGESTS[stage](plan, plan.shard(shard))
+    if stage in INDEX_DIGESTS:
+        return INDEX_DIGESTS[stage](plan)
+    if stage in VERSION_STAGES:
+        return version_digest(plan)
+    raise BadInputError(f"unknown stage {stage!r}")
 
 
 def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
     """Output folder of ``stage``; the stages that map over shards need ``shard``."""
-    base = dataset_folder(plan.root, plan.dataset)
-    if stage in SHARD_STAGES:
-        if shard is None:
-            raise BadInputError(f"{stage} runs on one shard", "name it with --shard")
-        entry = plan.shard(shard)
-        of_shard = {
-            "tokenize-and-chunk": tokenize_digest,
-            "embed-chunks": embed_digest,
-            "build-faiss-index": partial_index_digest,
-            "retrieve-neighbours": neighbours_digest,
-        }[stage]
-        return join(base, "shards", entry.name, f"{stage}-{of_shard(plan, entry)}")
-    if stage == "train-faiss-index":
-        return join(base, "index", f"{stage}-{train_digest(plan)}")
-    if stage == "tune-search":
-        return join(base, "index", f"{stage}-{tuning_digest(plan)}")
-    if stage == "merge-indexes":
-        return join(base, "index", f"{stage}-{merge_digest(plan)}")
-    if stage in ("write-specs", "validate", "describe", "publish"):
-        return join(base, "versions", version_digest(plan))
-    raise BadInputError(f"unknown stage {stage!r}")
+    base, name = dataset_folder(plan.root, plan.dataset), output_digest(plan, stage, shard)
+    if stage in VERSION_STAGES:
+        return join(base, "versions", name)
+    return join(base, *(("shards", str(shard)) if stage in SHARD_DIGESTS else ("index",)), f"{stage}-{name}")
 
 
 def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]:

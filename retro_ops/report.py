@@ -148,6 +148,11 @@ def lost_output(report: Mapping[str, Any]) -> str | None:
     return None
 
 
+def changed_output(report: Mapping[str, Any]) -> str | None:
+    """The first output whose content is not what its stage wrote. Reads all of them."""
+    return next((str(o["uri"]) for o in report["outputs"] if store.sha256(str(o["uri"])) != o["sha256"]), None)
+
+
 def _package_versions() -> dict[str, str]:
     versions = {"python": sys.version.split()[0]}
     distributions = importlib.metadata.packages_distributions()

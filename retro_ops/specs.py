@@ -4,6 +4,7 @@ Standard library only, because Airflow parses it. The first two are the format t
 read; every path in them is relative to the folder of the spec file itself.
 """
 
+import functools
 import json
 import posixpath
 import re
@@ -123,28 +124,37 @@ class Identity:
 
 @dataclass(frozen=True)
 class BaseShard:
-    """A shard as the base version has it; digests name its folders."""
+    """A shard as the base version has it; digests name its folders. ``neighbours``: None if they are of no use."""
 
     name: str
     split: Split
     chunks: int
     embeddings: str
-    neighbours: str
+    neighbours: str | None
 
 
 @dataclass(frozen=True)
 class Base:
     """The published version that a refresh starts from: what of it may be used again, by digest.
 
-    ``version``: its folder, relative to that of the dataset. ``trained``, ``index``: its trained and its filled index.
-    ``tuning``: how wide it was searched; None: to be measured again.
+    ``version``: its folder, relative to that of the dataset. ``trained``: its trained index. ``index``: its filled
+    ones, None if they are of no use. ``tuning``: how wide it was searched, None: to be measured again.
     """
 
     version: str
     trained: str
-    index: str
+    index: str | None
     tuning: str | None
     shards: tuple[BaseShard, ...]
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, BaseShard]:
+        return {shard.name: shard for shard in self.shards}
+
+    def indexed(self, split: Split) -> tuple[BaseShard, ...]:
+        """As ``Plan.indexed``."""
+        train = tuple(s for s in self.shards if s.split == "train")
+        return train if split == "train" else train + tuple(s for s in self.shards if s.split == "val")
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,11 @@ class Plan:
     base: Base | None = None
     condemned: tuple[str, ...] = ()
     supersedes: int | None = None
+
+    @functools.cached_property
+    def memo(self) -> dict[tuple[str, ...], str]:
+        """What follows from a plan is worked out once: its digests, which each depend on those of many shards."""
+        return {}
 
     def shard(self, name: str) -> Shard:
         for shard in self.shards:

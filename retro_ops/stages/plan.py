@@ -1,19 +1,23 @@
-"""Corpus -> plan.json: which shards, from which files, made with which tokenizer and model."""
+"""Corpus -> plan.json: which shards, from which files, made with which tokenizer and model.
+
+``--refresh`` starts from the published version: what is not said is as it was there, and what did not change is used
+again. ``--repair`` takes the corpus as that version (or a run) knew it, and leaves out of use what is damaged.
+"""
 
 import json
 import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
-from retro_ops import corpus, layout, store
+from retro_ops import bases, corpus, damage, layout, store
 from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
-from retro_ops.plans import write_plan
+from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
-from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, check_name, parse_bytes
+from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, check_name, parse_bytes, resolve
 
 if TYPE_CHECKING:
     from retro_ops.models import Tokenizer
@@ -29,37 +33,145 @@ SAMPLED_BYTES = 2**17
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--corpus", required=True, help="training files: a file, a folder or a pattern")
+    parser.add_argument("--corpus", help="training files: a file, a folder or a pattern; {date} stands for a day")
     parser.add_argument("--validation-corpus", help="validation files, likewise")
+    parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
     parser.add_argument("--output", required=True, help="plan to write")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--refresh", action="store_true", help="start from the published version, if there is one")
+    how.add_argument("--repair", action="store_true", help="build again what is damaged or missing of it")
+    parser.add_argument("--run", help="with --repair: of this run of the dataset, instead of what is published")
+    parser.add_argument("--shards", nargs="+", default=[], help="with --repair: build these again, whatever they hold")
+    parser.add_argument("--quick", action="store_true", help="with --repair: compare lengths, not checksums")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
+    check_name("dataset", arguments.dataset)
+    current_uri, current = _current(arguments)
+    if arguments.repair:
+        plan, tokenizer = _repair(arguments, current_uri, current), None
+    else:
+        plan, tokenizer = _from_corpus(arguments, parameters, current_uri, current)
+    plan = replace(plan, supersedes=current["version"] if current else 0)
+    plan = _with_base(plan, arguments, current_uri, current)
+    changed = _changes(plan, current_uri, current)
+    store.write(layout.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
+    if tokenizer and not plan.base:
+        _write_estimate(plan, tokenizer, arguments.output)
+    write_plan(plan, arguments.output)
+    size = sum(source.bytes for shard in plan.shards for source in shard.sources)
+    say(
+        f"plan: {len(plan.shards):,} shards, {size / 1e6:,.1f} MB of {plan.corpus}: {arguments.output}",
+        event="planned",
+        shards=len(plan.shards),
+        bytes=size,
+    )
+
+
+def _current(arguments: Namespace) -> tuple[str, dict[str, Any] | None]:
+    """Where the published version is named, and what is said there; None: nothing was published yet."""
+    uri = layout.current_uri(arguments.root.rstrip("/"), arguments.dataset)
+    return uri, json.loads(store.read(uri)) if store.exists(uri) else None
+
+
+def _from_corpus(
+    arguments: Namespace, parameters: Parameters, current_uri: str, current: dict[str, Any] | None
+) -> "tuple[Plan, Tokenizer]":
     from retro_ops.models import Tokenizer
 
-    check_name("dataset", arguments.dataset)
-    shards = _shards(arguments.corpus, "train")
-    if arguments.validation_corpus:
-        shards += _shards(arguments.validation_corpus, "val")
+    places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
+    if arguments.refresh and current:
+        former = read_plan(resolve(current["plan"], current_uri))
+        parameters = replace(
+            former.parameters, **{n: getattr(arguments, n) for n in PARAMETERS if hasattr(arguments, n)}
+        )
+        places = {name: place or getattr(former, name) for name, place in places.items()}
+    if not places["corpus"]:
+        raise BadInputError("--corpus is missing", "say where the documents are")
+    as_of = _checked_day(arguments.as_of) if any(corpus.DATE in (place or "") for place in places.values()) else None
+    shards = _shards(places["corpus"], "train", as_of)
+    if places["validation_corpus"]:
+        shards += _shards(places["validation_corpus"], "val", as_of)
     _check_names(shards)
     parse_bytes(parameters.memory_budget)
     if parameters.index_memory:
         parse_bytes(parameters.index_memory)
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
-    identity = _identity(parameters, tokenizer)
-    plan = Plan(arguments.dataset, arguments.root.rstrip("/"), parameters, identity, tuple(shards))
-    expected = _expected(plan, tokenizer)
-    estimate_uri = layout.estimate_uri(arguments.output)
-    store.write(estimate_uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
-    write_plan(plan, arguments.output)
-    size = sum(source.bytes for shard in shards for source in shard.sources)
-    say(
-        f"plan: {len(shards):,} shards, {size / 1e6:,.1f} MB of {arguments.corpus}: {arguments.output}",
-        event="planned",
-        shards=len(shards),
-        bytes=size,
+    plan = Plan(
+        dataset=arguments.dataset,
+        root=arguments.root.rstrip("/"),
+        parameters=parameters,
+        identity=_identity(parameters, tokenizer),
+        shards=tuple(shards),
+        **places,
+        as_of=as_of,
+        condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
     )
-    say(f"plan: about {expected.chunks['all']:,} chunks to expect, if nothing is done yet ({estimate_uri}):")
+    return plan, tokenizer
+
+
+def _checked_day(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        raise BadInputError(f"--as-of {text!r} is not a day", "write it YYYY-MM-DD")
+    return text
+
+
+def _with_base(plan: Plan, arguments: Namespace, current_uri: str, current: dict[str, Any] | None) -> Plan:
+    if not (arguments.refresh or arguments.repair) or not current:
+        return plan
+    base, why = bases.published_base(plan, current_uri, current)
+    say(f"plan: starts from {why}" if base else f"plan: {why}", logging.INFO if base else logging.WARNING)
+    return replace(plan, base=base)
+
+
+def _repair(arguments: Namespace, current_uri: str, current: dict[str, Any] | None) -> Plan:
+    """The plan of what is to be mended, with its failed shards, and without what is damaged of it."""
+    root = arguments.root.rstrip("/")
+    if arguments.run:
+        uri = damage.last_plan_uri(layout.plan_uri(root, arguments.dataset, arguments.run))
+    elif current:
+        uri = resolve(current["plan"], current_uri)
+    else:
+        raise BadInputError(f"{arguments.dataset!r} was never published", "name a run of it with --run")
+    former = read_plan(uri)
+    whole = replace(former, shards=damage.all_shards(uri), skipped=(), base=None)
+    for name in arguments.shards:
+        whole.shard(name)
+    found = damage.of_no_use(damage.look(former, thorough=not arguments.quick), published=not arguments.run)
+    for entry in found:
+        say(
+            f"plan: {entry.report}: {entry.why}", logging.WARNING, event="damaged", stage=entry.stage, shard=entry.shard
+        )
+    built = [shard.name for shard in former.shards]
+    named = [name for name in arguments.shards if name in built]
+    condemned = bases.condemn(root, arguments.dataset, damage.digests(former, found, named))
+    plan = replace(whole, condemned=condemned)
+    damage.check_sources(plan)
+    return plan
+
+
+def _changes(plan: Plan, current_uri: str, current: dict[str, Any] | None) -> dict[str, Any]:
+    """What differs from the published version. ``nothing``: all of it would be as it is."""
+    if not current:
+        return {"nothing": False, "base": None, **asdict(bases.changes([], plan.shards))}
+    version = resolve(current["path"], current_uri)
+    manifest = json.loads(store.read(layout.manifest_in(version)))
+    found = bases.changes(manifest["shards"], plan.shards)
+    nothing = store.same_object(layout.stage_folder(plan, "write-specs"), version)
+    said = ", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
+    say(
+        f"plan: since version {current['version']}: {said}, {found.unchanged:,} unchanged"
+        + ("; nothing is to be done" if nothing else ""),
+        event="changes",
+    )
+    return {"nothing": nothing, "base": current["version"], **asdict(found)}
+
+
+def _write_estimate(plan: Plan, tokenizer: "Tokenizer", output: str) -> None:
+    expected = _expected(plan, tokenizer)
+    uri = layout.estimate_uri(output)
+    store.write(uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
+    say(f"plan: about {expected.chunks['all']:,} chunks to expect, if nothing is done yet ({uri}):")
     for line in estimate.table(expected):
         say(f"  {line}")
 
@@ -127,17 +239,19 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     return estimate.estimate(work, shape)
 
 
-def _shards(pattern: str, split: Split) -> list[Shard]:
+def _shards(pattern: str, split: Split, as_of: str | None) -> list[Shard]:
     shards = []
-    for uri in corpus.find(pattern):
-        source = Source(uri, store.at(uri).size(uri), store.at(uri).fingerprint(uri))
-        shards.append(Shard(check_name("shard", _shard_name(uri)), split, (source,)))
+    for file in corpus.find_dated(pattern, as_of):
+        where = store.at(file.uri)
+        source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
+        shards.append(Shard(check_name("shard", _shard_name(file)), split, (source,)))
     return sorted(shards, key=lambda shard: shard.name)
 
 
-def _shard_name(uri: str) -> str:
-    """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``."""
-    return re.sub(r"\.jsonl(\.gz|\.zst)?$", "", uri.rpartition("/")[2])
+def _shard_name(file: corpus.Found) -> str:
+    """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``; with the day, if a folder has it."""
+    name = re.sub(r"\.jsonl(\.gz|\.zst)?$", "", file.uri.rpartition("/")[2])
+    return name if file.date is None or file.date in name else f"{file.date}_{name}"
 
 
 def _check_names(shards: list[Shard]) -> None:

@@ -3,11 +3,10 @@
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
-from retro_ops import layout, report, store
+from retro_ops import damage, layout, store
+from retro_ops.damage import STAGES, Entry
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_current, read_plan
 from retro_ops.specs import Parameters, Plan, resolve
@@ -15,30 +14,13 @@ from retro_ops.specs import Parameters, Plan, resolve
 HELP = "show what of a run or a published dataset is done, missing or damaged"
 PARAMETERS = ()
 
-STAGES = (*layout.CODE_VERSIONS, "validate")
-LOOKUPS = 32
-"""At a time: each is a few small requests to the store."""
-
-State = Literal["done", "missing", "damaged"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stage of one shard (None: of all). ``why``: what is wrong with it."""
-
-    stage: str
-    shard: str | None
-    state: State
-    seconds: float | None
-    report: str
-    why: str = ""
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plan", help="plan of a run")
     parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", help="name of the dataset; without --run: what is published")
     parser.add_argument("--run", help="run of the dataset, such as an Airflow run id")
+    parser.add_argument("--thorough", action="store_true", help="compare checksums, which reads everything")
     parser.add_argument("--all", action="store_true", help="list shards that are complete, too")
     parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
 
@@ -46,8 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     uri = arguments.plan or _plan_uri(arguments)
     plan = read_plan(uri)
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        entries = list(pool.map(lambda of: _look(plan, *of), layout.tasks(plan, STAGES)))
+    entries = damage.look(plan, thorough=arguments.thorough)
     left = _left(plan, uri, entries)
     if arguments.json:
         facts = {"plan": uri, "dataset": plan.dataset, "entries": [asdict(entry) for entry in entries]}
@@ -66,19 +47,6 @@ def _plan_uri(arguments: Namespace) -> str:
         return layout.plan_uri(root, arguments.dataset, arguments.run)
     uri, current = read_current(root, arguments.dataset, "check --root and --dataset, or name a run with --run")
     return resolve(current["plan"], uri)
-
-
-def _look(plan: Plan, stage: str, shard: str | None) -> Entry:
-    uri = layout.report_uri(plan, stage, shard)
-    try:
-        made = report.read(uri)
-    except BadInputError as error:
-        return Entry(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
-    if made is None:
-        return Entry(stage, shard, "missing", None, uri)
-    if lost := report.lost_output(made):
-        return Entry(stage, shard, "damaged", made["seconds"], uri, f"{lost} is gone or was cut off")
-    return Entry(stage, shard, "done", made["seconds"], uri)
 
 
 def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:

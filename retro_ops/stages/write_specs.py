@@ -63,6 +63,7 @@ def _work(plan: Plan) -> report.Outcome:
         "identity": asdict(plan.identity),
         "trained_index": relative(layout.trained_index_uri(plan), parent(layout.manifest_uri(plan))),
         "index_type": trained["details"]["index_type"],
+        "tuning": layout.tuning_digest(plan),
         "shards": [{**asdict(shard), "counts": counts[shard.name]} for shard in plan.shards],
         "skipped": plan.skipped,
     }

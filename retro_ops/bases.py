@@ -1,0 +1,136 @@
+"""What a new version may use of the published one, and what is known to be damaged."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from retro_ops import layout, store
+from retro_ops.specs import (
+    Base,
+    BaseShard,
+    Parameters,
+    Plan,
+    Shard,
+    dataset_spec_from_json,
+    index_spec_from_json,
+    parent,
+    relative,
+    resolve,
+)
+
+DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
+DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model")
+DECIDE_THE_INDEX = (*DECIDE_THE_EMBEDDINGS, "index_type", "index_memory", "index_too_small", "max_training_vectors")
+DECIDE_THE_NEIGHBOURS = ("num_neighbours", "profile", "max_overlap", "max_shared_run", "max_shared_ngrams")
+DECIDE_THE_TUNING = (*DECIDE_THE_NEIGHBOURS, "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed")
+
+STANDS_FOR = {"tokenizer": "tokenizer_digest", "model": "model_digest"}
+"""Parameters that name something: what counts is the content, in the identity, not the name."""
+
+
+def published_base(plan: Plan, current_uri: str, current: Mapping[str, Any]) -> tuple[Base | None, str]:
+    """The current version as the base of ``plan``, or None and why it cannot be one.
+
+    From the version's own specs and manifest, so that it holds whatever code made them.
+    """
+    version = resolve(current["path"], current_uri)
+    manifest_uri = layout.manifest_in(version)
+    manifest = json.loads(store.read(manifest_uri))
+    if changed := _changed(plan, manifest, DECIDE_THE_INDEX):
+        return None, f"{changed} differ from version {current['version']}, so everything is built again"
+    digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
+    if digest in plan.condemned:
+        return None, f"the trained index of version {current['version']} was found damaged, so another one is trained"
+    known = {(shard["split"], shard["name"]): shard["counts"]["chunks"] for shard in manifest["shards"]}
+    same_search = not _changed(plan, manifest, DECIDE_THE_NEIGHBOURS) and plan.parameters.profile != "seed"
+    shards: list[BaseShard] = []
+    index = None
+    for split in dict.fromkeys(split for split, _ in known):
+        spec_uri = layout.dataset_spec_in(version, split)
+        spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
+        index = _digest_of_folder(spec.faiss_index)
+        embeddings = {
+            s.chunks: s.embeddings for s in index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
+        }
+        names = [name for of, name in known if of == split]
+        for name, shard in zip(names, spec.shards, strict=True):
+            neighbours = _digest_of_folder(shard.neighbours)
+            shards.append(
+                BaseShard(
+                    name=name,
+                    split=split,
+                    chunks=known[split, name],
+                    embeddings=_digest_of_folder(embeddings[shard.chunks]),
+                    neighbours=neighbours if same_search and neighbours not in plan.condemned else None,
+                )
+            )
+    former = manifest.get("tuning")
+    same_tuning = not _changed(plan, manifest, DECIDE_THE_TUNING)
+    base = Base(
+        version=relative(version, parent(current_uri)),
+        trained=digest,
+        index=None if index in plan.condemned else index,
+        tuning=former if same_tuning and former not in plan.condemned else None,
+        shards=tuple(shards),
+    )
+    return base, f"version {current['version']}"
+
+
+def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Which of the parameters ``names`` differ from those of ``manifest``; one that it does not know had its default."""
+    before = {field.name: field.default for field in fields(Parameters)} | dict(manifest["parameters"])
+    changed = [n for n in names if n not in STANDS_FOR and before[n] != getattr(plan.parameters, n)]
+    identity = [
+        n for n, key in STANDS_FOR.items() if n in names and manifest["identity"][key] != getattr(plan.identity, key)
+    ]
+    return ", ".join(identity + changed)
+
+
+def _digest_of_folder(uri: str) -> str:
+    """``…/embed-chunks-0123456789abcdef/embeddings.npy`` -> ``0123456789abcdef``."""
+    return parent(uri).rpartition("-")[2]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Names of shards, by what became of them since the published version; by content, not by name or time alone."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    unchanged: int
+
+
+def changes(former: Sequence[Mapping[str, Any]], shards: Sequence[Shard]) -> Changes:
+    """``former``: shards of a manifest."""
+
+    def content(of: Iterable[tuple[str, str, Iterable[str]]]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        return {name: (split, tuple(prints)) for name, split, prints in of}
+
+    before = content((s["name"], s["split"], (source["fingerprint"] for source in s["sources"])) for s in former)
+    now = content((s.name, s.split, (source.fingerprint for source in s.sources)) for s in shards)
+    return Changes(
+        added=tuple(name for name in now if name not in before),
+        changed=tuple(name for name in now if name in before and now[name] != before[name]),
+        removed=tuple(name for name in before if name not in now),
+        unchanged=sum(now[name] == before.get(name) for name in now),
+    )
+
+
+def read_condemned(root: str, dataset: str) -> tuple[str, ...]:
+    """Digests of outputs that were found damaged."""
+    found = store.at(root).read_tagged(layout.condemned_uri(root, dataset))
+    return tuple(json.loads(found[0])["digests"]) if found else ()
+
+
+def condemn(root: str, dataset: str, digests: Iterable[str]) -> tuple[str, ...]:
+    """Add ``digests`` to those that nothing uses again; all of them. ConflictError if somebody else was faster."""
+    uri = layout.condemned_uri(root, dataset)
+    found = store.at(uri).read_tagged(uri)
+    known = json.loads(found[0])["digests"] if found else []
+    wanted = list(dict.fromkeys([*known, *digests]))
+    if wanted != known:
+        data = json.dumps({"format": 1, "digests": wanted}, indent=1) + "\n"
+        store.at(uri).write_if(uri, data.encode(), found[1] if found else None)
+    return tuple(wanted)

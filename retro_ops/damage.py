@@ -1,0 +1,92 @@
+"""What of a plan is done, missing or damaged, task by task; and what a repair does about it."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.specs import Plan, Shard
+
+STAGES = (*layout.CODE_VERSIONS, "validate")
+LOOKUPS = 32
+"""At a time: each is a few small requests to the store."""
+
+State = Literal["done", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage of one shard (None: of all). ``why``: what is wrong with it."""
+
+    stage: str
+    shard: str | None
+    state: State
+    seconds: float | None
+    report: str
+    why: str = ""
+
+
+def look(plan: Plan, thorough: bool = False) -> list[Entry]:
+    """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        return list(pool.map(lambda of: _look(plan, *of, thorough), layout.tasks(plan, STAGES)))
+
+
+def _look(plan: Plan, stage: str, shard: str | None, thorough: bool) -> Entry:
+    uri = layout.report_uri(plan, stage, shard)
+    try:
+        made = report.read(uri)
+    except BadInputError as error:
+        return Entry(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
+    if made is None:
+        return Entry(stage, shard, "missing", None, uri, "it does not exist")
+    if lost := report.lost_output(made):
+        return Entry(stage, shard, "damaged", made["seconds"], uri, f"{lost} is gone or was cut off")
+    if thorough and (changed := report.changed_output(made)):
+        return Entry(stage, shard, "damaged", made["seconds"], uri, f"{changed} is not what its stage wrote")
+    return Entry(stage, shard, "done", made["seconds"], uri)
+
+
+def of_no_use(entries: Sequence[Entry], published: bool) -> list[Entry]:
+    """Those whose output nothing may use again. What a run has not done yet is only missing; of what was published,
+    nothing may be."""
+    states = ("damaged", "missing") if published else ("damaged",)
+    return [e for e in entries if e.state in states and not (e.stage == "validate" and e.state == "missing")]
+
+
+def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iterator[str]:
+    """Of the outputs of ``entries``, and of everything of ``shards``."""
+    for entry in entries:
+        yield layout.output_digest(plan, entry.stage, entry.shard)
+    for shard in shards:
+        for stage in layout.SHARD_STAGES:
+            yield layout.output_digest(plan, stage, shard)
+
+
+def last_plan_uri(plan_uri: str) -> str:
+    """What became of the plan of a run: without failed shards, after the check for drift."""
+    selected = layout.selected_plan_uri(plan_uri)
+    candidates = (layout.decided_plan_uri(selected), layout.decided_plan_uri(plan_uri), selected, plan_uri)
+    return next((uri for uri in candidates if store.exists(uri)), plan_uri)
+
+
+def all_shards(plan_uri: str) -> tuple[Shard, ...]:
+    """Shards of the run of a plan, those that failed included."""
+    return read_plan(layout.first_plan_uri(plan_uri)).shards
+
+
+def check_sources(plan: Plan) -> None:
+    """BadInputError when a shard must be tokenised whose file is gone or has another content than it had."""
+    for shard in plan.shards:
+        if store.exists(layout.report_uri(plan, "tokenize-and-chunk", shard.name)):
+            continue
+        for source in shard.sources:
+            there = store.exists(source.uri)
+            if not there or store.at(source.uri).fingerprint(source.uri) != source.fingerprint:
+                raise BadInputError(
+                    f"shard {shard.name!r} cannot be built again: {source.uri} {'has changed' if there else 'is gone'}",
+                    "put it back; or refresh the dataset, which takes the corpus as it is now",
+                )
