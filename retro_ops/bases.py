@@ -50,9 +50,8 @@ def published_base(plan: Plan, current_uri: str, current: Mapping[str, Any]) -> 
         spec_uri = layout.dataset_spec_in(version, split)
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
         index = _digest_of_folder(spec.faiss_index)
-        embeddings = {
-            s.chunks: s.embeddings for s in index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-        }
+        indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
+        embeddings = {shard.chunks: shard.embeddings for shard in indexed}
         names = [name for of, name in known if of == split]
         for name, shard in zip(names, spec.shards, strict=True):
             neighbours = _digest_of_folder(shard.neighbours)
@@ -78,13 +77,12 @@ def published_base(plan: Plan, current_uri: str, current: Mapping[str, Any]) -> 
 
 
 def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Which of the parameters ``names`` differ from those of ``manifest``; one that it does not know had its default."""
+    """Which of the parameters ``names`` differ from those of ``manifest``; one that is not there had its default."""
     before = {field.name: field.default for field in fields(Parameters)} | dict(manifest["parameters"])
     changed = [n for n in names if n not in STANDS_FOR and before[n] != getattr(plan.parameters, n)]
-    identity = [
-        n for n, key in STANDS_FOR.items() if n in names and manifest["identity"][key] != getattr(plan.identity, key)
-    ]
-    return ", ".join(identity + changed)
+    known = manifest["identity"]
+    changed += [n for n, key in STANDS_FOR.items() if n in names and known[key] != getattr(plan.identity, key)]
+    return ", ".join(changed)
 
 
 def _digest_of_folder(uri: str) -> str:
@@ -102,14 +100,11 @@ class Changes:
     unchanged: int
 
 
-def changes(former: Sequence[Mapping[str, Any]], shards: Sequence[Shard]) -> Changes:
-    """``former``: shards of a manifest."""
+def changes(former: Sequence[Shard], shards: Sequence[Shard]) -> Changes:
+    def content(of: Sequence[Shard]) -> dict[str, tuple[str, list[str]]]:
+        return {shard.name: (shard.split, [source.fingerprint for source in shard.sources]) for shard in of}
 
-    def content(of: Iterable[tuple[str, str, Iterable[str]]]) -> dict[str, tuple[str, tuple[str, ...]]]:
-        return {name: (split, tuple(prints)) for name, split, prints in of}
-
-    before = content((s["name"], s["split"], (source["fingerprint"] for source in s["sources"])) for s in former)
-    now = content((s.name, s.split, (source.fingerprint for source in s.sources)) for s in shards)
+    before, now = content(former), content(shards)
     return Changes(
         added=tuple(name for name in now if name not in before),
         changed=tuple(name for name in now if name in before and now[name] != before[name]),

@@ -26,6 +26,7 @@ STAGES = (
     "plan",
     "tokenize-and-chunk",
     "embed-chunks",
+    "check-drift",
     "train-faiss-index",
     "build-faiss-index",
     "merge-indexes",
@@ -43,7 +44,7 @@ STAGES_WITHOUT_PLAN = ("plan", "export", "status", "show")
 
 HOW_NOT_WHAT = frozenset(
     {"batch_size", "device", "shard_index", "memory_budget"}
-    | {"min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance"}
+    | {"min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance", "max_drift"}
 )
 """Parameters of how a stage runs or whether it refuses, not of what it writes: they may differ from the plan's."""
 
@@ -110,6 +111,10 @@ FLAGS: dict[str, dict[str, Any]] = {
     "max_duplicates": {"type": _share, "help": "share of near-duplicate neighbours above which publish refuses"},
     "max_leaked": {"type": _share, "help": "share of validation chunks with leaked text above which publish refuses"},
     "max_imbalance": {"type": float, "help": "imbalance factor of the index above which publish refuses"},
+    "max_drift": {
+        "type": float,
+        "help": "share by which quantisation error or imbalance may rise before a refresh trains the index again",
+    },
     "device": {"choices": ("auto", "cpu", "cuda"), "help": "cuda: an error when there is no GPU"},
     "shard_index": {"action": "store_true", "help": "spread the index over all GPUs"},
     "memory_budget": {"help": "memory beside model and index, such as 2GiB"},

@@ -32,10 +32,10 @@ class Entry:
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        return list(pool.map(lambda of: _look(plan, *of, thorough), layout.tasks(plan, STAGES)))
+        return list(pool.map(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, STAGES)))
 
 
-def _look(plan: Plan, stage: str, shard: str | None, thorough: bool) -> Entry:
+def _look(plan: Plan, stage: str, shard: str | None, *, thorough: bool) -> Entry:
     uri = layout.report_uri(plan, stage, shard)
     try:
         made = report.read(uri)

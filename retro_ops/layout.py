@@ -337,6 +337,18 @@ def neighbours_uri(plan: Plan, shard: str) -> str:
     return join(stage_folder(plan, "retrieve-neighbours", shard), "neighbours.npy")
 
 
+def former_neighbours_uri(plan: Plan, former: BaseShard) -> str:
+    """Of a shard in the base version."""
+    folder = join(dataset_folder(plan.root, plan.dataset), "shards", former.name)
+    return join(folder, f"retrieve-neighbours-{former.neighbours}", "neighbours.npy")
+
+
+def former_index_uri(plan: Plan, split: Split) -> str:
+    assert plan.base
+    folder = join(dataset_folder(plan.root, plan.dataset), "index", f"merge-indexes-{plan.base.index}")
+    return join(folder, f"{split}.index")
+
+
 def index_spec_uri(plan: Plan, split: Split) -> str:
     return join(stage_folder(plan, "write-specs"), f"{split}.index.spec.json")
 

@@ -1,6 +1,6 @@
 """A filled index together with the chunks it was filled from, as the search reads them; and how wide to search it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -13,7 +13,7 @@ from retro_ops.arrays import NpyReader, open_npy
 from retro_ops.core import faiss_index, filters, tuning
 from retro_ops.core.exact import MAX_CHUNKS
 from retro_ops.core.sampling import sample_rows
-from retro_ops.core.search import Block, Index, Queries, Refuse, Width, exact_search
+from retro_ops.core.search import Block, Blocks, Index, Queries, Refuse, Width, exact_search
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.indexes import load_index
@@ -67,13 +67,22 @@ class IndexedChunks:
         return [open_npy(uri, ndim=2, kind="u") for uri in self._chunks]
 
     def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
-        if wanted is None:
-            for position, reader in enumerate(self.embeddings):
-                for start in range(0, len(reader), BLOCK_ROWS):
-                    yield self._block(position, start, min(start + BLOCK_ROWS, len(reader)))
-            return
-        for position, _, local in self._wanted(wanted):
-            yield self._block(position, int(local[0]), int(local[-1]) + 1)
+        return self.blocks_of(range(len(self.embeddings)))(wanted)
+
+    def blocks_of(self, positions: Iterable[int]) -> Blocks:
+        """The blocks of some shards, ``positions`` ascending."""
+        kept = list(positions)
+
+        def blocks(wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+            if wanted is None:
+                for position in kept:
+                    for start in range(0, len(self.embeddings[position]), BLOCK_ROWS):
+                        yield self._block(position, start, min(start + BLOCK_ROWS, len(self.embeddings[position])))
+                return
+            for position, _, local in self._wanted(wanted):
+                yield self._block(position, int(local[0]), int(local[-1]) + 1)
+
+        return blocks
 
     def _wanted(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
         """Of each block that holds any of the (ascending) ``ids``: shard, which of the ids, and their rows in it.
@@ -150,9 +159,10 @@ def open_index(
 
 @dataclass(frozen=True)
 class Tuned:
-    """How wide to search, and the recall that it gave on ``sample`` queries; width None: exact search."""
+    """How wide to search ``vectors`` for the recall that ``sample`` queries had; width None: exact search."""
 
     width: Width | None
+    vectors: int
     sample: int
     recall: float
     lower_bound: float
@@ -176,7 +186,7 @@ def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
     """Measure on ``queries`` (a sample) what reaches ``target_recall``; a width that was given is only measured."""
     k, target = parameters.num_neighbours, parameters.target_recall
     if target >= 1:
-        return Tuned(None, len(queries), 1.0, 1.0, target, reached=True, table=[])
+        return Tuned(None, index.total, len(queries), 1.0, 1.0, target, reached=True, table=[])
     truth = exact_search(queries, k, index.blocks, index.refuse).keys
     made = tuning.trials(queries, truth, index, parameters.nprobe)
     if parameters.retrieval_margin is None:
@@ -193,7 +203,9 @@ def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
         f"recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target {target}) on "
         f"{len(queries):,} queries with nprobe {choice.width.nprobe} and {choice.width.candidates} candidates{said}"
     )
-    return Tuned(choice.width, len(queries), choice.recall, choice.lower_bound, target, choice.reached, table)
+    return Tuned(
+        choice.width, index.total, len(queries), choice.recall, choice.lower_bound, target, choice.reached, table
+    )
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class Parameters:
     max_duplicates: float = 1.0
     max_leaked: float = 1.0
     max_imbalance: float | None = None
+    max_drift: float = 0.25
     device: str = "auto"
     shard_index: bool = False
     memory_budget: str = "2GiB"

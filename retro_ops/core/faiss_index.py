@@ -137,18 +137,26 @@ def list_figures(index: Any) -> dict[str, Any]:
     ``imbalance``: expected cost of probing a list, as a multiple of that with equal lists (faiss' imbalance factor).
     """
     inner: Any = inner_index(index)
-    if not isinstance(inner, faiss.IndexIVF):
+    sizes = list_sizes(index)
+    if list_count(index) == 1:
         return {"lists": 1, "imbalance": 1.0, "empty_lists": 0, "largest_list": int(index.ntotal)}
-    lists: Any = inner.invlists
-    sizes = np.array([lists.list_size(number) for number in range(inner.nlist)], np.int64)
     counts, bins = np.histogram(sizes, LIST_BINS)
     return {
         "lists": int(inner.nlist),
-        "imbalance": float(lists.imbalance_factor()) if inner.ntotal else 1.0,
+        "imbalance": float(inner.invlists.imbalance_factor()) if inner.ntotal else 1.0,
         "empty_lists": int((sizes == 0).sum()),
         "largest_list": int(sizes.max()),
         "list_sizes": {"bins": bins.round(2).tolist(), "lists": counts.tolist()},
     }
+
+
+def list_sizes(index: Any) -> NDArray[np.int64]:
+    """Vectors in each inverted list, ``[lists]``; one list for an index without any."""
+    inner: Any = inner_index(index)
+    if not isinstance(inner, faiss.IndexIVF):
+        return np.array([index.ntotal], np.int64)
+    lists: Any = inner.invlists
+    return np.array([lists.list_size(number) for number in range(inner.nlist)], np.int64)
 
 
 def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None:

@@ -139,13 +139,13 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
     index holds no more. ``cells`` bounds rows x candidates held at a time (some 50 bytes each).
     """
     width = index.clip(width)
-    found = _candidates(queries, k, index, width, cells)
+    found = candidates(queries, k, index, width, cells)
     short = _short(found.keys)
     effort.widened_rows += len(short)
     while len(short) and (wider := index.clip(Width(width.nprobe * WIDEN, width.candidates * WIDEN))) != width:
         width = wider
         effort.by_round.append(len(short))
-        found.put(short, _candidates(queries.take(short), k, index, width, cells))
+        found.put(short, candidates(queries.take(short), k, index, width, cells))
         short = short[_short(found.keys[short])]
     # Nothing is left to find where every list was probed for every chunk.
     if len(short) and width != Width(index.lists, index.total):
@@ -154,23 +154,26 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
     return found
 
 
-def exact_search(queries: Queries, k: int, blocks: Blocks, refuse: Refuse | None = None) -> Found:
-    """Brute force over all blocks, in one pass."""
-    best = np.full((len(queries), k), NOTHING)
+def exact_search(
+    queries: Queries, k: int, blocks: Blocks, refuse: Refuse | None = None, known: Keys | None = None
+) -> Found:
+    """Brute force over all blocks, in one pass. ``known`` uint64 ``[m, k]``: neighbours that are known already, of
+    chunks that are in none of the blocks."""
+    best = np.full((len(queries), k), NOTHING) if known is None else known.copy()
     steps = [slice(start, start + QUERIES_PER_STEP) for start in range(0, len(queries), QUERIES_PER_STEP)]
     refused = [NOBODY for _ in steps]
     for block in blocks(None):
         ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
         for number, step in enumerate(steps):
-            part, known = queries.take(step), best[step]
+            part, nearest = queries.take(step), best[step]
             distances = squared_distances(part.vectors, block.vectors)
             # Only what is as near as the neighbours so far can matter: after the first blocks that is little.
-            rows, columns = np.nonzero(distances <= unpack(known)[1][:, -1:])
+            rows, columns = np.nonzero(distances <= unpack(nearest)[1][:, -1:])
             hits = pack(distances[rows, columns], ids[columns], EVERYONE)
             same = part.documents[rows] == block.documents[columns]
             own = Refused.of_same_document(rows[same], hits[same])
             counted, others = _admit(part, _by_row(rows[~same], hits[~same], len(part)), k, refuse)
-            best[step] = smallest(np.concatenate((known, counted), axis=1), k)
+            best[step] = smallest(np.concatenate((nearest, counted), axis=1), k)
             refused[number] = _joined([refused[number], own, others]).nearer_than(best[step])
     found = Found(best, Found.nothing(len(best), k).removed)
     for step, of_step in zip(steps, refused, strict=True):
@@ -203,7 +206,8 @@ def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[K
     return keys.reshape(ids.shape), Refused.of_same_document(np.concatenate(same_rows), np.concatenate(same_keys))
 
 
-def _candidates(queries: Queries, k: int, index: Index, width: Width, cells: int) -> Found:
+def candidates(queries: Queries, k: int, index: Index, width: Width, cells: int) -> Found:
+    """The ``k`` best of one look at the index; rows may stay short."""
     found = Found.nothing(len(queries), k)
     rows = max(1, cells // max(1, width.candidates))
     for start in range(0, len(queries), rows):

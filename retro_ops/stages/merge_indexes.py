@@ -7,7 +7,7 @@ from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
-from retro_ops.specs import Parameters
+from retro_ops.specs import Parameters, Plan
 
 HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
 PARAMETERS = ("memory_budget",)
@@ -47,20 +47,31 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _planned_job(plan_uri: str) -> Job:
     plan = read_plan(plan_uri)
+    known = _extended(plan)
     steps = tuple(
         Step(
-            tuple(layout.partial_index_uri(plan, shard.name) for shard in plan.queried(split)),
+            tuple(
+                layout.partial_index_uri(plan, shard.name) for shard in plan.queried(split) if shard.name not in known
+            ),
             layout.index_uri(plan, split),
         )
         for split in plan.splits()
     )
     return Job(
-        base=layout.trained_index_uri(plan),
+        base=layout.former_index_uri(plan, "train") if known else layout.trained_index_uri(plan),
         steps=steps,
         reports=tuple(layout.report_uri(plan, "build-faiss-index", shard.name) for shard in plan.shards),
         report=layout.report_uri(plan, STAGE),
         digest=layout.merge_digest(plan),
     )
+
+
+def _extended(plan: Plan) -> set[str]:
+    """Training shards that the base version's index holds, if it holds the first of this plan's and no others."""
+    former = plan.base.indexed("train") if plan.base and plan.base.index else ()
+    first = plan.indexed("train")[: len(former)]
+    same = [shard.name for shard in former] == [shard.name for shard in first]
+    return {shard.name for shard in first} if same and all(layout.former_shard(plan, s) for s in first) else set()
 
 
 def _job(arguments: Namespace) -> Job:

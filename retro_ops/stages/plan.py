@@ -53,7 +53,6 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     else:
         plan, tokenizer = _from_corpus(arguments, parameters, current_uri, current)
     plan = replace(plan, supersedes=current["version"] if current else 0)
-    plan = _with_base(plan, arguments, current_uri, current)
     changed = _changes(plan, current_uri, current)
     store.write(layout.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
     if tokenizer and not plan.base:
@@ -82,9 +81,8 @@ def _from_corpus(
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
     if arguments.refresh and current:
         former = read_plan(resolve(current["plan"], current_uri))
-        parameters = replace(
-            former.parameters, **{n: getattr(arguments, n) for n in PARAMETERS if hasattr(arguments, n)}
-        )
+        given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
+        parameters = replace(former.parameters, **given)
         places = {name: place or getattr(former, name) for name, place in places.items()}
     if not places["corpus"]:
         raise BadInputError("--corpus is missing", "say where the documents are")
@@ -107,7 +105,7 @@ def _from_corpus(
         as_of=as_of,
         condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
     )
-    return plan, tokenizer
+    return _with_base(plan, current_uri, current) if arguments.refresh else plan, tokenizer
 
 
 def _checked_day(text: str | None) -> str | None:
@@ -116,8 +114,8 @@ def _checked_day(text: str | None) -> str | None:
     return text
 
 
-def _with_base(plan: Plan, arguments: Namespace, current_uri: str, current: dict[str, Any] | None) -> Plan:
-    if not (arguments.refresh or arguments.repair) or not current:
+def _with_base(plan: Plan, current_uri: str, current: dict[str, Any] | None) -> Plan:
+    if not current:
         return plan
     base, why = bases.published_base(plan, current_uri, current)
     say(f"plan: starts from {why}" if base else f"plan: {why}", logging.INFO if base else logging.WARNING)
@@ -134,18 +132,20 @@ def _repair(arguments: Namespace, current_uri: str, current: dict[str, Any] | No
     else:
         raise BadInputError(f"{arguments.dataset!r} was never published", "name a run of it with --run")
     former = read_plan(uri)
-    whole = replace(former, shards=damage.all_shards(uri), skipped=(), base=None)
+    whole = replace(former, shards=damage.all_shards(uri), skipped=())
     for name in arguments.shards:
         whole.shard(name)
     found = damage.of_no_use(damage.look(former, thorough=not arguments.quick), published=not arguments.run)
     for entry in found:
-        say(
-            f"plan: {entry.report}: {entry.why}", logging.WARNING, event="damaged", stage=entry.stage, shard=entry.shard
-        )
+        said = f"plan: {entry.report}: {entry.why}"
+        say(said, logging.WARNING, event="damaged", stage=entry.stage, shard=entry.shard)
     built = [shard.name for shard in former.shards]
     named = [name for name in arguments.shards if name in built]
     condemned = bases.condemn(root, arguments.dataset, damage.digests(former, found, named))
     plan = replace(whole, condemned=condemned)
+    # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
+    if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
+        plan = _with_base(plan, current_uri, current)
     damage.check_sources(plan)
     return plan
 
@@ -155,8 +155,7 @@ def _changes(plan: Plan, current_uri: str, current: dict[str, Any] | None) -> di
     if not current:
         return {"nothing": False, "base": None, **asdict(bases.changes([], plan.shards))}
     version = resolve(current["path"], current_uri)
-    manifest = json.loads(store.read(layout.manifest_in(version)))
-    found = bases.changes(manifest["shards"], plan.shards)
+    found = bases.changes(read_plan(resolve(current["plan"], current_uri)).shards, plan.shards)
     nothing = store.same_object(layout.stage_folder(plan, "write-specs"), version)
     said = ", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
     say(

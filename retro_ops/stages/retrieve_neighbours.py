@@ -10,16 +10,17 @@ from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import IndexShard, Parameters, Split, index_spec_from_json, parse_bytes
+from retro_ops.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json, parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from retro_ops.arrays import NpyReader
-    from retro_ops.core.search import Index
+    from retro_ops.core.search import Found, Index, Queries
     from retro_ops.device import Device
-    from retro_ops.searching import QueryShard
+    from retro_ops.searching import IndexedChunks, QueryShard
+    from retro_ops.updating import Former
 
 HELP = "retrieve the nearest chunks of other documents for each chunk"
 CONTENT = (
@@ -64,7 +65,8 @@ class Query:
 
 @dataclass(frozen=True)
 class Job:
-    """``tuning``: report that says how wide to search, None when it is measured here."""
+    """``tuning``: report that says how wide to search, None when it is measured here. ``former``: neighbours in the
+    base version, if they only need to be brought up to date."""
 
     index: str
     index_report: str
@@ -73,6 +75,7 @@ class Job:
     queries: tuple[Query, ...]
     tuning: str | None = None
     pad_id: int | None = None
+    former: "Former | None" = None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -116,6 +119,25 @@ def _planned_job(plan_uri: str, name: str) -> Job:
         ),
         tuning=layout.report_uri(plan, "tune-search"),
         pad_id=plan.identity.pad_id,
+        former=_former(plan, shard),
+    )
+
+
+def _former(plan: Plan, shard: Shard) -> "Former | None":
+    from retro_ops.updating import Former
+
+    former = layout.former_shard(plan, shard)
+    if not plan.base or not former or former.neighbours in (None, layout.neighbours_digest(plan, shard)):
+        return None
+    now = plan.indexed(shard.split)
+    places = {s.name: at for at, s in enumerate(now) if layout.former_shard(plan, s)}
+    numbered = plan.base.indexed(shard.split)
+    return Former(
+        neighbours=layout.former_neighbours_uri(plan, former),
+        counts=tuple(s.chunks for s in numbered),
+        positions=tuple(places.get(s.name) for s in numbered),
+        trained=layout.trained_index_uri(plan),
+        partials=tuple(layout.partial_index_uri(plan, s.name) for s in now if s.name not in places),
     )
 
 
@@ -224,28 +246,22 @@ def _search(
     """Wide search, exact distances, widening; see core/search.py."""
     import numpy as np
 
-    from retro_ops import searching
+    from retro_ops import searching, updating
     from retro_ops.core import exact, search
     from retro_ops.core.filters import REASONS
 
-    embeddings, _ = _open(query)
-    if not loaded:
+    if "chunks" not in loaded:
         loaded["chunks"] = searching.IndexedChunks(job.shards)
-        _check_dimension(embeddings, loaded["chunks"].embeddings[0], query, job)
-        pad_id = _pad_id(job, parameters)
-        loaded["index"] = searching.open_index(job.index, loaded["chunks"], where, parameters, query.split, pad_id)
-    chunks, index = loaded["chunks"], loaded["index"]
-    _check_dimension(embeddings, chunks.embeddings[0], query, job)
-    filtered = bool(searching.limits(parameters, query.split))
-    if query.position is not None:
-        shard = searching.query_shard(chunks, query.position, filtered)
-    elif not filtered:
-        shard = searching.QueryShard(embeddings, chunks, None)
-    else:
-        raise BadInputError(
-            f"{query.embeddings} is not in {job.index_spec}, so nobody knows the text of its chunks",
-            "name its shard in the index spec, or leave out --max-overlap, --max-shared-run and --max-shared-ngrams",
-        )
+    chunks: IndexedChunks = loaded["chunks"]
+    shard = _query_shard(job, query, parameters, chunks)
+    pad_id = _pad_id(job, parameters)
+
+    def index() -> "Index":
+        """Loaded when it is first needed: where little changed, nobody asks it."""
+        if "index" not in loaded:
+            loaded["index"] = searching.open_index(job.index, chunks, where, parameters, query.split, pad_id)
+        return loaded["index"]  # type: ignore[no-any-return]
+
     tuned = _tuned(job, query, parameters, shard, index)
     width = searching.width_from_json(tuned)
     effort, k = search.Effort(), parameters.num_neighbours
@@ -253,19 +269,25 @@ def _search(
     # A block that is read anew for every few rows would cost more than the search: many rows at a time.
     budget = parse_bytes(parameters.memory_budget) // 2
     cells = budget // CELL_BYTES
-    row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 2 * embeddings.row_bytes
+    row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 2 * shard.embeddings.row_bytes
     row_bytes += 2 * shard.tokens.row_bytes if shard.tokens else 0
     rows = max(BLOCK_ROWS, budget // row_bytes // BLOCK_ROWS * BLOCK_ROWS)
+    refuse = searching.refuser(chunks, searching.limits(parameters, query.split), pad_id)
+
+    def seek(queries: "Queries") -> "Found":
+        if width:
+            return search.find(queries, k, index(), width, cells, effort)
+        return search.exact_search(queries, k, chunks.blocks, refuse)
+
+    update = None
+    if job.former:
+        update = updating.update(job.former, shard, chunks, k, width, cells, where, refuse, seek)
     state: dict[str, Any] = {"start": 0, "keys": None}
     removed = np.zeros(len(REASONS), np.int64)
 
     def find(start: int, stop: int) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
         if state["keys"] is None or start >= state["start"] + len(state["keys"]):
-            queries = shard.rows(start, start + rows)
-            if width:
-                found = search.find(queries, k, index, width, cells, effort)
-            else:
-                found = search.exact_search(queries, k, index.blocks, index.refuse)
+            found = update(start, start + rows) if update else seek(shard.rows(start, start + rows))
             removed[:] += found.removed.sum(axis=0)
             state["start"], state["keys"] = start, found.keys
         return exact.unpack(state["keys"][start - state["start"] : stop - state["start"]])
@@ -275,9 +297,26 @@ def _search(
             "search": tuned,
             "effort": asdict(effort),
             "removed": dict(zip(REASONS, removed.tolist(), strict=True)),
+            **({"updated": asdict(update.done)} if update else {}),
         }
 
     return find, details
+
+
+def _query_shard(job: Job, query: Query, parameters: Parameters, chunks: "IndexedChunks") -> "QueryShard":
+    from retro_ops import searching
+
+    embeddings, _ = _open(query)
+    _check_dimension(embeddings, chunks.embeddings[0], query, job)
+    filtered = bool(searching.limits(parameters, query.split))
+    if query.position is not None:
+        return searching.query_shard(chunks, query.position, filtered)
+    if not filtered:
+        return searching.QueryShard(embeddings, chunks, None)
+    raise BadInputError(
+        f"{query.embeddings} is not in {job.index_spec}, so nobody knows the text of its chunks",
+        "name its shard in the index spec, or leave out --max-overlap, --max-shared-run and --max-shared-ngrams",
+    )
 
 
 def _pad_id(job: Job, parameters: Parameters) -> int:
@@ -290,12 +329,14 @@ def _pad_id(job: Job, parameters: Parameters) -> int:
     return int(found["identity"]["pad_id"]) if found else 0
 
 
-def _tuned(job: Job, query: Query, parameters: Parameters, shard: "QueryShard", index: "Index") -> dict[str, Any]:
+def _tuned(
+    job: Job, query: Query, parameters: Parameters, shard: "QueryShard", index: "Callable[[], Index]"
+) -> dict[str, Any]:
     from retro_ops import searching
 
     if job.tuning is None:
         queries = searching.sample([shard], parameters.recall_sample, parameters.seed)
-        return searching.tune(queries, index, parameters).as_json()
+        return searching.tune(queries, index(), parameters).as_json()
     found = report.read(job.tuning)
     if found is None:
         raise BadInputError(f"{job.tuning} does not exist", "run `retro-ops tune-search` with the same plan first")

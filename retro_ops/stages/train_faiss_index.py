@@ -33,6 +33,7 @@ class Job:
     output: str
     report: str
     digest: str
+    pinned: bool = False
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -55,6 +56,7 @@ def _planned_job(plan_uri: str) -> Job:
         output=layout.trained_index_uri(plan),
         report=layout.report_uri(plan, STAGE),
         digest=layout.train_digest(plan),
+        pinned=plan.base is not None,
     )
 
 
@@ -74,11 +76,13 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
-    from retro_ops import device
+    from retro_ops import device, fits
     from retro_ops.arrays import open_npy
     from retro_ops.core import faiss_index
     from retro_ops.indexes import save_index
 
+    if job.pinned:  # What is trained now would be another index than the one whose codes are stored.
+        raise BadInputError(f"the trained index of the base version is not there: {job.output}", "repair the dataset")
     shards = [open_npy(uri, ndim=2, kind="f") for uri in job.embeddings]
     if not sum(map(len, shards)):
         raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
@@ -98,11 +102,13 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
         )
     say(f"{STAGE}: training {index_type} ({why}) on {len(vectors):,} vectors, {where.chosen} ({where.why})")
     faiss_index.train(index, vectors, parameters.seed, index_type, where)
+    outputs = [save_index(index, job.output)]
+    fit = fits.measure(index, shards, parameters.seed)  # Which fills it, so it is saved by then.
     return report.Outcome(
         counts={"training_vectors": len(vectors), "vectors": sum(map(len, shards)), "lists": lists},
-        outputs=[save_index(index, job.output)],
+        outputs=outputs,
         identity={**identity, "dimension": dimension},
-        details={"index_type": index_type, "why": why},
+        details={"index_type": index_type, "why": why, "fit": fit.as_json()},
         device=where,
     )
 

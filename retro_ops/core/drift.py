@@ -1,0 +1,78 @@
+"""Whether an index that was trained on earlier chunks still fits those of today."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.core import faiss_index
+from retro_ops.core.sampling import sample_rows
+
+MOST_GROWTH = 2.0
+"""Lists go with the root of the number of chunks, so up to here there are nearly as many as auto would choose."""
+
+RETUNE_GROWTH = 1.1
+"""With more chunks the same width finds a smaller share of the neighbours."""
+
+RUN_ROWS = 64
+SAMPLED_RUNS = 256
+"""Rows are sampled in runs, since each is a request to the store: as many whatever the size of the corpus."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well the codes and lists of a trained index suit ``vectors`` chunks, measured on ``sample`` of them.
+
+    ``quantisation_error``: mean squared distance from what the codes say, in shares of the squared length; None if
+    faiss cannot decode them. ``imbalance``: cost of probing a list, as a multiple of that with equal lists.
+    """
+
+    vectors: int
+    sample: int
+    quantisation_error: float | None
+    imbalance: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sample_runs(counts: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+    """First rows of the runs to read, for each shard with ``counts`` rows: uniform over all runs."""
+    runs = sample_rows(-(-counts // RUN_ROWS), SAMPLED_RUNS, seed)
+    return [numbers * RUN_ROWS for numbers in runs]
+
+
+def fit(trained: Any, sample: NDArray[np.float16], vectors: int) -> Fit:
+    """Of ``trained``, which is empty and is filled here; ``sample`` ``[n, d]`` stands for ``vectors`` chunks."""
+    error = faiss_index.quantisation_error(trained, sample)
+    trained.add(np.ascontiguousarray(sample, np.float32))
+    return Fit(vectors, len(sample), error, imbalance(faiss_index.list_sizes(trained)))
+
+
+def imbalance(sizes: NDArray[np.int64]) -> float:
+    """Of the lists that a sample of ``sizes`` was drawn from; int64 ``[lists]``.
+
+    ``lists * sum(p_i^2)``, where the chance that two of the sample lie in one list stands for the sum, as the plain
+    imbalance factor of a small sample is too high.
+    """
+    total = int(sizes.sum())
+    if total < 2:
+        return 1.0
+    pairs = float((sizes.astype(np.float64) * (sizes - 1)).sum())
+    return len(sizes) * pairs / (total * (total - 1.0))
+
+
+def reason_to_retrain(then: Fit, now: Fit, most: float) -> str | None:
+    """Why the index should be trained again; None when it need not. ``most``: share by which a figure may rise."""
+    if now.vectors > MOST_GROWTH * then.vectors:
+        return f"it was trained for {then.vectors:,} chunks, and there are {now.vectors:,}"
+    if (
+        then.quantisation_error
+        and now.quantisation_error
+        and now.quantisation_error > (1 + most) * then.quantisation_error
+    ):
+        return f"its quantisation error has risen from {then.quantisation_error:.4f} to {now.quantisation_error:.4f}"
+    if now.imbalance > (1 + most) * max(1.0, then.imbalance):
+        return f"the imbalance of its lists has risen from {then.imbalance:.2f} to {now.imbalance:.2f}"
+    return None

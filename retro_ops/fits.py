@@ -1,0 +1,21 @@
+"""How well a trained index fits embeddings in the store."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from retro_ops.arrays import NpyReader
+from retro_ops.core import drift
+
+
+def measure(trained: Any, shards: Sequence[NpyReader], seed: int) -> drift.Fit:
+    """Of ``trained``, which is empty and is filled with a sample of the embeddings ``shards``."""
+    counts = np.array([len(shard) for shard in shards], np.int64)
+    firsts = drift.sample_runs(counts, seed)
+    parts = [
+        shard.rows(first, first + drift.RUN_ROWS)
+        for shard, of in zip(shards, firsts, strict=True)
+        for first in of.tolist()
+    ]
+    return drift.fit(trained, np.concatenate(parts).astype(np.float16), int(counts.sum()))

@@ -1,0 +1,66 @@
+"""Trained index of the base version + embeddings of today -> the plan that uses that index, or trains another."""
+
+import json
+import logging
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from typing import Any
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan, write_plan
+from retro_ops.progress import say
+from retro_ops.specs import Parameters, Plan
+
+HELP = "decide whether the trained index of the published version still fits"
+PARAMETERS = ("max_drift", "seed")
+
+STAGE = "check-drift"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Only --plan."""
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not arguments.plan:
+        raise BadInputError("--plan is missing")
+    plan = read_plan(arguments.plan)
+    decided, facts = _decide(plan, parameters)
+    level = logging.WARNING if facts["retrain"] else logging.INFO
+    say(f"{STAGE}: {facts['why']}", level, event="drift", **facts)
+    uri = layout.drift_uri(arguments.plan)
+    store.write(uri, (json.dumps(facts, indent=1) + "\n").encode())
+    write_plan(decided, layout.decided_plan_uri(arguments.plan))
+
+
+def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
+    if plan.base is None:
+        return plan, {"retrain": True, "retune": True, "why": "no trained index may be used again, so one is trained"}
+    from retro_ops import fits
+    from retro_ops.arrays import open_npy
+    from retro_ops.core import drift
+    from retro_ops.indexes import load_index
+
+    trained = report.require(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
+    before = trained["details"].get("fit")
+    then = drift.Fit(**before) if before else None
+    shards = [open_npy(layout.embeddings_uri(plan, s.name), ndim=2, kind="f") for s in plan.indexed("train")]
+    now = fits.measure(load_index(layout.trained_index_uri(plan)), shards, parameters.seed)
+    reason = drift.reason_to_retrain(then, now, parameters.max_drift) if then else "its fit was never measured"
+    figures = {"then": before, "now": now.as_json()}
+    if reason:
+        why = f"the index is trained anew and every neighbour searched again: {reason}"
+        return replace(plan, base=None), {"retrain": True, "retune": True, "why": why, **figures}
+    retune = _tuned_for(plan) * drift.RETUNE_GROWTH < now.vectors
+    decided = replace(plan, base=replace(plan.base, tuning=None)) if retune else plan
+    why = "the trained index still fits" + ("; how wide to search it is measured again" if retune else "")
+    return decided, {"retrain": False, "retune": retune, "why": why, **figures}
+
+
+def _tuned_for(plan: Plan) -> int:
+    """Chunks that the base version's width was measured on; 0 when nobody knows."""
+    if plan.base is None or plan.base.tuning is None:
+        return 0
+    tuned = report.read(layout.report_uri(plan, "tune-search"))
+    return int(((tuned or {}).get("details", {}).get("train") or {}).get("vectors", 0))
