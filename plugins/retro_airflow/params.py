@@ -3,14 +3,15 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
+from zoneinfo import ZoneInfo
 
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException
 
-from retro_airflow import failures
-from retro_airflow.deployment import RuntimeName, check_resources
-from retro_airflow.settings import Settings
+from retro_airflow import failures, form_fields, object_store
+from retro_airflow.deployment import check_resources
+from retro_airflow.settings import Settings, load
 from retro_ops import layout
 from retro_ops.errors import BadInputError
 from retro_ops.specs import NAME_PATTERN, Parameters, parse_bytes
@@ -21,35 +22,27 @@ PRESETS: dict[str, dict[str, str]] = {
 }
 """What a field left empty on the form means, where it is not the default of ``Parameters``."""
 
-MEMORY_PATTERN = r"^\d+(\.\d+)? ?([kKMGT]i?B?|B)?$"
-
-_DEFAULT = Parameters()
-
-_CHUNKS = "Documents and chunks"
-_EMBEDDING = "Embedding"
-_INDEX = "Index and neighbours"
-_RUN = "How it runs"
-
 _PARAMETER_FIELDS = tuple(field.name for field in fields(Parameters))
+_HOW_IT_RUNS = ("runtime", "resources", "allow_partial")
 
 
 def form(settings: Settings) -> dict[str, Param]:
     """Fields of the trigger form. Those without a section stay open at the top."""
     return {
-        "dataset": _text(settings.dataset, "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
-        "root": _text(settings.root, "Root", "Where datasets live: a folder or `s3://bucket/prefix`."),
-        "corpus": _text(
+        "dataset": form_fields.text(settings.dataset, "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
+        "root": form_fields.text(settings.root, "Root", "Where datasets live: a folder or `s3://bucket/prefix`."),
+        "corpus": form_fields.text(
             settings.corpus,
             "Corpus",
             "Documents to train on: a folder, a glob or a prefix of `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files. "
             "Each file becomes a shard of its own.",
         ),
-        "validation_corpus": _optional_text(
+        "validation_corpus": form_fields.optional_text(
             settings.validation_corpus,
             "Validation corpus",
             "Documents to validate on. They search the training chunks as well; training never sees them.",
         ),
-        "preset": _choice(
+        "preset": form_fields.choice(
             "standard",
             list(PRESETS),
             "Preset",
@@ -60,10 +53,76 @@ def form(settings: Settings) -> dict[str, Param]:
             )
             + ".",
         ),
-        **_chunk_fields(settings),
-        **_embedding_fields(settings),
-        **_index_fields(),
-        **_run_fields(),
+        **form_fields.chunk_fields(settings),
+        **form_fields.embedding_fields(settings),
+        **form_fields.index_fields(),
+        **form_fields.run_fields(),
+    }
+
+
+def refresh_form(settings: Settings) -> dict[str, Param]:
+    """Fields of the form of a refresh: what is left empty is as in the published version."""
+    whole = form(settings)
+    return {
+        "dataset": whole["dataset"],
+        "root": whole["root"],
+        "corpus": form_fields.optional_text(
+            settings.corpus,
+            "Corpus",
+            "As for a new dataset; `{date}` in it stands for a day, as in `s3://bucket/corpus/{date}/*.jsonl.zst`, and "
+            "a run for a day leaves later files out. Empty: where the published version has it from.",
+        ),
+        "validation_corpus": form_fields.optional_text(
+            settings.validation_corpus, "Validation corpus", "Likewise. Empty: as in the published version."
+        ),
+        "as_of": Param(
+            None,
+            type=["null", "string"],
+            pattern=r"^\d{4}-\d{2}-\d{2}$",
+            title="As of",
+            description_md="Leave out files of later days. Empty: the day of a scheduled run or a backfill, else none.",
+        ),
+        **{name: form_fields.left_open(whole[name]) for name in _PARAMETER_FIELDS if name in whole},
+        "max_drift": Param(
+            None,
+            type=["null", "number"],
+            minimum=0,
+            title="Most drift",
+            description_md="Share by which the quantisation error of the index, or the imbalance of its lists, may "
+            "have risen since it was trained; above it the index is trained anew. Empty: as in the published version "
+            f"({form_fields.DEFAULT.max_drift} at first).",
+            section=form_fields.INDEX,
+        ),
+        **{name: whole[name] for name in _HOW_IT_RUNS},
+    }
+
+
+def repair_form(settings: Settings) -> dict[str, Param]:
+    """Fields of the form of a repair."""
+    whole = form(settings)
+    return {
+        "dataset": whole["dataset"],
+        "root": whole["root"],
+        "shards": Param(
+            None,
+            type=["null", "array"],
+            items={"type": "string", "pattern": f"^{NAME_PATTERN}$"},
+            title="Shards",
+            description_md="Shards to build again whatever their files hold, one a line. Empty: whatever failed, is "
+            "missing or damaged.",
+        ),
+        "run": form_fields.optional_text(
+            None,
+            "Run",
+            "Run id of a run that failed, such as `scheduled__2026-01-01T03:00:00+00:00`. Empty: what is published.",
+        ),
+        "quick": Param(
+            False,
+            type="boolean",
+            title="Compare lengths only",
+            description_md="Off: every file is read and compared with its checksum.",
+        ),
+        **{name: whole[name] for name in _HOW_IT_RUNS},
     }
 
 
@@ -76,13 +135,69 @@ def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | N
         return arguments(dict(context["params"]), run.run_id)
 
 
+def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
+    """Arguments of ``plan`` for a refresh: only what the form says, and the day that the run is for."""
+    from retro_ops import store
+
+    run, params = context["dag_run"], context["params"]
+    check_names(run.conf or {}, context["dag"].params)
+    with failures.airflow_errors():
+        check_resources(params["resources"] or {}, "the trigger form")
+        object_store.use_connection(load().deployment.object_store.connection)
+        root, dataset = _place(params)
+        if store.exists(layout.current_uri(root, dataset)):
+            chosen = {
+                name.replace("_", "-"): str(params[name]) for name in _PARAMETER_FIELDS if params.get(name) is not None
+            }
+            chosen |= {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"]}
+        else:  # The first version: what is empty is as on the form of a new dataset.
+            blank = {name: param.value for name, param in form(load()).items()}
+            given = {name: value for name, value in params.items() if value is not None}
+            chosen = arguments(blank | given, run.run_id)
+        output = layout.plan_uri(root, dataset, run.run_id)
+        as_of = params["as_of"] or _day(context)
+        return {**chosen, "root": root, "dataset": dataset, "as-of": as_of, "output": output, "refresh": True}
+
+
+def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
+    """Arguments of ``plan`` for a repair."""
+    run, params = context["dag_run"], context["params"]
+    check_names(run.conf or {}, context["dag"].params)
+    with failures.airflow_errors():
+        check_resources(params["resources"] or {}, "the trigger form")
+        root, dataset = _place(params)
+    return {
+        "root": root,
+        "dataset": dataset,
+        "output": layout.plan_uri(root, dataset, run.run_id),
+        "repair": True,
+        "run": params["run"],
+        "shards": ",".join(params["shards"] or []) or None,
+        "quick": params["quick"],
+    }
+
+
+def _day(context: Context) -> str | None:
+    """The day whose files a scheduled run or a backfill is for: that in which its interval begins."""
+    run = context["dag_run"]
+    if run.run_type not in ("scheduled", "backfill") or not run.data_interval_start:
+        return None
+    return str(run.data_interval_start.astimezone(ZoneInfo(load().timezone)).date())
+
+
+def _place(params: Mapping[str, Any]) -> tuple[str, str]:
+    """Root and dataset. BadInputError for a root that depends on where a worker was started."""
+    root = str(params["root"]).rstrip("/")
+    if not root.startswith("/") and "://" not in root:
+        raise BadInputError(f"root {root!r} depends on where a worker was started", "give a full path or s3://…")
+    return root, str(params["dataset"])
+
+
 def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
     """Form values -> flags of ``plan``. An empty field is the preset's, else that of ``Parameters``."""
     parse_bytes(params["memory_budget"])
     preset = PRESETS[params["preset"]]
-    root, dataset = str(params["root"]).rstrip("/"), str(params["dataset"])
-    if not root.startswith("/") and "://" not in root:
-        raise BadInputError(f"root {root!r} depends on where a worker was started", "give a full path or s3://…")
+    root, dataset = _place(params)
     chosen: dict[str, str | None] = {
         "root": root,
         "dataset": dataset,
@@ -93,7 +208,7 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
     for name in _PARAMETER_FIELDS:
         value = params.get(name)
         if value is None:
-            value = preset.get(name, getattr(_DEFAULT, name))
+            value = preset.get(name, getattr(form_fields.DEFAULT, name))
         if value is not None and not isinstance(value, bool):
             chosen[name.replace("_", "-")] = str(value)
     return chosen
@@ -106,221 +221,3 @@ def check_names(conf: Mapping[str, Any], known: Any) -> None:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
             meant = f"did you mean {near[0]!r}?" if near else f"the form has: {', '.join(known)}"
             raise AirflowFailException(f"unknown parameter {name!r}: {meant} Trigger the run again with it mended")
-
-
-def _chunk_fields(settings: Settings) -> dict[str, Param]:
-    return {
-        "tokenizer": _text(
-            settings.tokenizer, "Tokenizer", "Hub name or local folder of the tokenizer that the trainer uses.", _CHUNKS
-        ),
-        "chunk_size": _integer(_DEFAULT.chunk_size, "Chunk size", "Tokens in a chunk.", _CHUNKS, maximum=4096),
-        "max_chunks": _optional_integer("Most chunks", "Stop each shard after so many chunks. Empty: all.", _CHUNKS),
-        "on_bad_record": _choice(
-            _DEFAULT.on_bad_record,
-            ["quarantine", "fail"],
-            "Bad records",
-            "`quarantine` sets a record that cannot be read aside, with its line and the reason; `fail` stops.",
-            _CHUNKS,
-        ),
-        "max_bad_share": _share(
-            "max_bad_share",
-            "Most bad records",
-            "A shard fails when a larger share of its records than this is bad (0 to 1).",
-            _CHUNKS,
-        ),
-    }
-
-
-def _embedding_fields(settings: Settings) -> dict[str, Param]:
-    return {
-        "model": _text(settings.model, "Model", "Sentence-transformers model: hub name or local folder.", _EMBEDDING),
-        "batch_size": _integer(
-            _DEFAULT.batch_size, "Batch size", "Chunks embedded at once. Less needs less memory.", _EMBEDDING
-        ),
-        "device": _choice(
-            _DEFAULT.device,
-            ["auto", "cpu", "cuda"],
-            "Device",
-            "`auto` takes a GPU if there is one and says so in the log; `cuda` fails without one.",
-            _EMBEDDING,
-        ),
-    }
-
-
-def _index_fields() -> dict[str, Param]:
-    return {
-        "index_type": _optional_text(
-            None,
-            "Index type",
-            "A faiss factory string, or `auto`: by the number of vectors. Empty: the preset's.",
-            _INDEX,
-        ),
-        "index_memory": Param(
-            None,
-            type=["null", "string"],
-            pattern=MEMORY_PATTERN,
-            title="Index memory",
-            description_md="Most memory that an index of type `auto` may take, such as `8GiB`. Empty: any.",
-            section=_INDEX,
-        ),
-        "index_too_small": _choice(
-            _DEFAULT.index_too_small,
-            ["fail", "downgrade"],
-            "Corpus too small",
-            "What happens when the corpus is too small to train the index type: `fail`, or `downgrade` to what `auto` "
-            "chooses, which the report says.",
-            _INDEX,
-        ),
-        "num_neighbours": _integer(
-            _DEFAULT.num_neighbours, "Neighbours", "Neighbours stored for each chunk.", _INDEX, maximum=1024
-        ),
-        "profile": _choice(
-            _DEFAULT.profile,
-            ["default", "seed"],
-            "Search profile",
-            "`seed` searches exactly as the original scripts did; `default` reaches the target recall.",
-            _INDEX,
-        ),
-        "nprobe": _optional_integer("Lists probed", "Index lists searched for a query. Empty: chosen.", _INDEX),
-        "retrieval_margin": _optional_integer(
-            "Retrieval margin",
-            "Candidates searched beyond the neighbours, as some come from the chunk's own document. Empty: chosen.",
-            _INDEX,
-            minimum=0,
-        ),
-        "target_recall": _share(
-            "target_recall",
-            "Target recall",
-            "Share of the true nearest neighbours to find, measured on a sample. 1 searches exactly.",
-        ),
-        "recall_sample": _integer(
-            _DEFAULT.recall_sample, "Recall sample", "Queries that the recall is measured on.", _INDEX
-        ),
-        "max_overlap": _optional_share(
-            "Most overlap",
-            "Drop neighbours that share more of their tokens with the chunk (near-duplicates). Empty: keep them.",
-        ),
-        "max_shared_run": _optional_integer(
-            "Longest shared run",
-            "Drop neighbours of validation chunks that have a longer run of tokens in common (leakage). "
-            "Empty: keep them.",
-            _INDEX,
-            minimum=0,
-        ),
-        "max_shared_ngrams": _optional_share(
-            "Most shared 13-grams",
-            "Drop neighbours of validation chunks whose 13-grams are more alike (Jaccard). Empty: keep them.",
-        ),
-        "min_recall": _share(
-            "min_recall", "Least recall", "Below it nothing is published (not asked of the seed profile)."
-        ),
-        "max_duplicates": _share(
-            "max_duplicates",
-            "Most near-duplicates",
-            "Share of near-duplicate neighbours; above it nothing is published.",
-        ),
-        "max_leaked": _share(
-            "max_leaked",
-            "Most leaked rows",
-            "Share of validation chunks with half their tokens in a neighbour; above it nothing is published.",
-        ),
-        "max_imbalance": Param(
-            None,
-            type=["null", "number"],
-            minimum=1,
-            title="Most imbalance",
-            description_md="Imbalance factor of the index; above it nothing is published. Empty: any.",
-            section=_INDEX,
-        ),
-        "min_full_rows": _share(
-            "min_full_rows", "Least full rows", "Share of rows with all neighbours; below it nothing is published."
-        ),
-        "max_training_vectors": _optional_integer(
-            "Most training vectors",
-            "Vectors that the index is trained on. Empty: all, or what the stage chooses.",
-            _INDEX,
-        ),
-    }
-
-
-def _run_fields() -> dict[str, Param]:
-    return {
-        "memory_budget": Param(
-            _DEFAULT.memory_budget,
-            type="string",
-            pattern=MEMORY_PATTERN,
-            title="Memory budget",
-            description_md="Memory that a stage may use beside its model and index, such as `2GiB`.",
-            section=_RUN,
-        ),
-        "seed": _integer(_DEFAULT.seed, "Random seed", "Same seed and input, same dataset.", _RUN, minimum=0),
-        "runtime": Param(
-            None,
-            type=["null", "string"],
-            enum=[None, *get_args(RuntimeName)],
-            title="Runtime",
-            description_md="Where the stages of this run are run. Empty: as the deployment says (`runtime.toml`).",
-            section=_RUN,
-        ),
-        "resources": Param(
-            None,
-            type=["null", "object"],
-            title="Resources",
-            description_md="Changes to the deployment's resources, by stage or for `default`, such as "
-            '`{"embed-chunks": {"gpus": 1, "memory": "16GiB"}}`.',
-            section=_RUN,
-        ),
-        "allow_partial": Param(
-            False,
-            type="boolean",
-            title="Go on without failed shards",
-            description_md="Off: a failed shard stops the run at the `gate`, which says how to mend it.",
-            section=_RUN,
-        ),
-    }
-
-
-def _text(default: str | None, title: str, help_text: str, section: str | None = None, **schema: Any) -> Param:
-    """A text that must not be empty; without a default the form asks for one before it can be sent."""
-    value: dict[str, Any] = {} if default is None else {"default": default}
-    return Param(
-        **value, type="string", minLength=1, title=title, description_md=help_text, **_section(section), **schema
-    )
-
-
-def _optional_text(default: str | None, title: str, help_text: str, section: str | None = None) -> Param:
-    # Not "" for nothing: an empty string greys out the Trigger button.
-    return Param(default, type=["null", "string"], title=title, description_md=help_text, **_section(section))
-
-
-def _choice(default: str, of: list[str], title: str, help_text: str, section: str | None = None) -> Param:
-    return Param(default, type="string", enum=of, title=title, description_md=help_text, **_section(section))
-
-
-def _integer(
-    default: int, title: str, help_text: str, section: str, minimum: int = 1, maximum: int | None = None
-) -> Param:
-    bounds: dict[str, Any] = {"minimum": minimum} if maximum is None else {"minimum": minimum, "maximum": maximum}
-    return Param(default, type="integer", title=title, description_md=help_text, section=section, **bounds)
-
-
-def _share(name: str, title: str, help_text: str, section: str = _INDEX) -> Param:
-    bounds: dict[str, Any] = {"minimum": 0, "maximum": 1}
-    default = getattr(_DEFAULT, name)
-    return Param(default, type="number", title=title, description_md=help_text, section=section, **bounds)
-
-
-def _optional_share(title: str, help_text: str, section: str = _INDEX) -> Param:
-    return Param(
-        None, type=["null", "number"], minimum=0, maximum=1, title=title, description_md=help_text, section=section
-    )
-
-
-def _optional_integer(title: str, help_text: str, section: str, minimum: int = 1) -> Param:
-    return Param(
-        None, type=["null", "integer"], minimum=minimum, title=title, description_md=help_text, section=section
-    )
-
-
-def _section(section: str | None) -> dict[str, Any]:
-    return {} if section is None else {"section": section}

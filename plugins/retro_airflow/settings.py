@@ -30,6 +30,8 @@ class Settings:
     validation_corpus: str | None
     tokenizer: str
     model: str
+    refresh_schedule: str | None
+    timezone: str
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -48,6 +50,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         validation_corpus=env.get("RETRO_VALIDATION_CORPUS"),
         tokenizer=env.get("RETRO_TOKENIZER", Parameters.tokenizer),
         model=env.get("RETRO_MODEL", Parameters.model),
+        refresh_schedule=env.get("RETRO_REFRESH_SCHEDULE"),
+        timezone=env.get("RETRO_REFRESH_TIMEZONE", "UTC"),
     )
 
 

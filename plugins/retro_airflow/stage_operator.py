@@ -224,6 +224,9 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
         if self.stage == "plan":
             result, marker = {"plan": given["output"]}, given["output"]
+        elif self.stage == "check-drift":
+            marker = layout.decided_plan_uri(given["plan"])
+            result = {"plan": marker}
         else:
             plan = specs.plan_from_json(store.read(given["plan"]), given["plan"])
             if self.stage == "publish":  # Its commit is the object that it swaps.

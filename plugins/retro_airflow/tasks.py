@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow.sdk import Asset, AssetAlias, Context
@@ -13,6 +14,12 @@ from retro_airflow import failures, object_store, runtimes, settings, task_state
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops import layout, specs
+
+LOOKUPS = 32
+"""Requests to the store at a time."""
+
+MOST_NAMES = 100
+"""Shards of each kind that an event names; it counts them all."""
 
 DATASETS = AssetAlias("retro-datasets")
 """Every published dataset becomes an asset of its own through this alias."""
@@ -28,6 +35,31 @@ def list_shards(plan_uri: str) -> list[dict[str, str]]:
             f"Raise AIRFLOW__CORE__MAX_MAP_LENGTH, or join corpus files into fewer shards"
         )
     return [{"plan": plan_uri, "shard": shard.name} for shard in shards]
+
+
+def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
+    """As ``list_shards``, but only shards whose ``stage`` is still to be done: often few of many."""
+    from retro_ops import store
+
+    plan = read_plan(plan_uri)
+    entries = list_shards(plan_uri)
+    with failures.airflow_errors(), ThreadPoolExecutor(LOOKUPS) as pool:
+        done = list(pool.map(lambda e: store.exists(layout.report_uri(plan, stage, e["shard"])), entries))
+    unfinished = [entry for entry, is_done in zip(entries, done, strict=True) if not is_done]
+    print(f"{stage}: {len(unfinished)} of {len(entries)} shards are to be done")
+    return unfinished
+
+
+def anything_to_do(plan_uri: str) -> bool:
+    """Whether a version would differ from the published one; if not, everything after this is skipped."""
+    from retro_ops import store
+
+    plan = read_plan(plan_uri)
+    with failures.airflow_errors():
+        changes = json.loads(store.read(layout.changes_uri(plan_uri)))
+    kinds = ", ".join(f"{kind}: {', '.join(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
+    print(f"{plan.dataset}: {kinds}; unchanged: {changes['unchanged']}")
+    return not changes["nothing"]
 
 
 def gate(plan_uri: str, params: Mapping[str, Any]) -> str:
@@ -89,6 +121,11 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     folder = layout.dataset_folder(plan.root, plan.dataset)
     uri = folder if "://" in folder else f"file://{folder}"
     extra = {key: published[key] for key in ("version", "path", "published_at")} | published["counts"]
+    changes = layout.changes_uri(result["plan"])
+    if store.exists(changes):
+        found = json.loads(store.read(changes))
+        extra |= {kind: found[kind][:MOST_NAMES] for kind in ("added", "changed", "removed")}
+        extra |= {f"{kind}_shards": len(found[kind]) for kind in ("added", "changed", "removed")}
     context["outlet_events"][DATASETS].add(Asset(name=uri, uri=uri), extra=extra)
 
 

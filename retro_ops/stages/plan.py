@@ -41,8 +41,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     how.add_argument("--refresh", action="store_true", help="start from the published version, if there is one")
     how.add_argument("--repair", action="store_true", help="build again what is damaged or missing of it")
     parser.add_argument("--run", help="with --repair: of this run of the dataset, instead of what is published")
-    parser.add_argument("--shards", nargs="+", default=[], help="with --repair: build these again, whatever they hold")
+    parser.add_argument(
+        "--shards", type=_names, default=[], metavar="A,B", help="with --repair: build these again, whatever they hold"
+    )
     parser.add_argument("--quick", action="store_true", help="with --repair: compare lengths, not checksums")
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:

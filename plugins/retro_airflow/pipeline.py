@@ -1,0 +1,151 @@
+"""From a plan to a published version: the tasks that every DAG of this package shares, and how they hang together."""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
+from airflow.sdk import TriggerRule, task_group
+
+from retro_airflow import tasks
+from retro_airflow.settings import Settings
+from retro_airflow.stage_operator import StageOperator
+
+SHARD_LABEL = "shard {{ task.arguments['shard'] }}"
+
+# The gate runs even if there is no plan, and says so.
+PLAN_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
+
+
+def dag_arguments(config: Settings) -> dict[str, Any]:
+    """What the DAGs have in common."""
+    return {
+        "catchup": False,
+        # The default of 16 would serialise the shards; pools and the executor's parallelism are the limits.
+        "max_active_tasks": 128,
+        "default_args": {
+            "owner": "retro",
+            "retries": 3,
+            "retry_delay": config.retry_delay,
+            "retry_exponential_backoff": 2.0,
+            "max_retry_delay": timedelta(minutes=10),
+        },
+        "render_template_as_native_obj": False,
+        "tags": ["retro"],
+    }
+
+
+def build(plan: StageOperator, config: Settings) -> None:
+    """Every shard of the plan, from its documents on."""
+    list_shards = PythonOperator(
+        task_id="list_shards", python_callable=tasks.list_shards, op_kwargs={"plan_uri": PLAN_URI}
+    )
+    gate = _gate()
+    kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
+    list_kept_shards = PythonOperator(
+        task_id="list_kept_shards", python_callable=tasks.list_shards, op_kwargs={"plan_uri": kept["plan"]}
+    )
+    train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
+        config, kept, list_kept_shards.output, list_kept_shards.output
+    )
+    plan >> list_shards
+    _shards(config).expand(arguments=list_shards.output) >> gate
+    gate >> list_kept_shards
+    gate >> train >> build_index >> merge >> tune >> retrieve >> write_specs
+    _publish(write_specs, kept, {})
+
+
+def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
+    """Only what is not done yet; nothing at all if the plan finds nothing to do."""
+    anything_to_do = ShortCircuitOperator(
+        task_id="anything_to_do", python_callable=tasks.anything_to_do, op_kwargs={"plan_uri": PLAN_URI}
+    )
+    list_shards = _unfinished("list_shards", PLAN_URI, "embed-chunks")
+    gate = _gate()
+    kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
+    decide: PythonOperator | StageOperator = gate
+    if check_drift:
+        decide = StageOperator(task_id="check_drift", stage="check-drift", arguments=kept)
+        gate >> decide
+        kept = {"plan": "{{ ti.xcom_pull(task_ids='check_drift')['plan'] }}"}
+    to_index = _unfinished("list_shards_to_index", kept["plan"], "build-faiss-index")
+    to_query = _unfinished("list_shards_to_query", kept["plan"], "retrieve-neighbours")
+    train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
+        config, kept, to_index.output, to_query.output
+    )
+    # A list of shards may be empty, and the tasks that map over it are then skipped.
+    merge.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
+    plan >> anything_to_do >> list_shards
+    _shards(config).expand(arguments=list_shards.output) >> gate
+    decide >> [to_index, to_query, train]
+    train >> build_index >> merge >> tune >> retrieve >> write_specs
+    _publish(write_specs, kept, {"changed-only": True} if check_drift else {})
+
+
+def _shards(config: Settings) -> Any:
+    @task_group(group_id="shards")
+    def shards(arguments: dict[str, str]) -> None:
+        """From documents to embeddings; each shard goes its own pace."""
+        chunks = StageOperator(
+            task_id="tokenize_and_chunk",
+            stage="tokenize-and-chunk",
+            arguments=arguments,
+            map_index_template=SHARD_LABEL,
+        )
+        embeddings = StageOperator(
+            task_id="embed_chunks",
+            stage="embed-chunks",
+            arguments=arguments,
+            pool=config.gpu_pool,
+            map_index_template=SHARD_LABEL,
+        )
+        chunks >> embeddings
+
+    return shards
+
+
+def _unfinished(task_id: str, plan_uri: str, stage: str) -> PythonOperator:
+    return PythonOperator(
+        task_id=task_id,
+        python_callable=tasks.list_unfinished_shards,
+        op_kwargs={"plan_uri": plan_uri, "stage": stage},
+    )
+
+
+def _gate() -> PythonOperator:
+    return PythonOperator(
+        task_id="gate",
+        python_callable=tasks.gate,
+        op_kwargs={"plan_uri": PLAN_URI},
+        trigger_rule=TriggerRule.ALL_DONE,
+    )
+
+
+def _index_tasks(config: Settings, kept: dict[str, str], to_index: Any, to_query: Any) -> tuple[Any, ...]:
+    """From embeddings to specs, not linked yet."""
+    train = StageOperator(task_id="train_faiss_index", stage="train-faiss-index", arguments=kept, pool=config.gpu_pool)
+    build_index = StageOperator.partial(
+        task_id="build_faiss_index", stage="build-faiss-index", pool=config.gpu_pool, map_index_template=SHARD_LABEL
+    ).expand(arguments=to_index)
+    merge = StageOperator(task_id="merge_indexes", stage="merge-indexes", arguments=kept)
+    tune = StageOperator(task_id="tune_search", stage="tune-search", arguments=kept, pool=config.gpu_pool)
+    retrieve = StageOperator.partial(
+        task_id="retrieve_neighbours",
+        stage="retrieve-neighbours",
+        pool=config.gpu_pool,
+        map_index_template=SHARD_LABEL,
+    ).expand(arguments=to_query)
+    write_specs = StageOperator(task_id="write_specs", stage="write-specs", arguments=kept)
+    return train, build_index, merge, tune, retrieve, write_specs
+
+
+def _publish(write_specs: Any, kept: dict[str, str], of_validation: dict[str, bool]) -> None:
+    describe = StageOperator(task_id="describe", stage="describe", arguments=kept)
+    validate = StageOperator(task_id="validate", stage="validate", arguments={**kept, **of_validation})
+    publish = StageOperator(
+        task_id="publish",
+        stage="publish",
+        arguments=kept,
+        outlets=[tasks.DATASETS],
+        post_execute=tasks.announce_dataset,
+    )
+    write_specs >> describe >> validate >> publish
