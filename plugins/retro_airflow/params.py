@@ -145,15 +145,14 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
         check_resources(params["resources"] or {}, "the trigger form")
         object_store.use_connection(load().deployment.object_store.connection)
         root, dataset = _place(params)
+        chosen: dict[str, str | None]
         if store.exists(layout.current_uri(root, dataset)):
-            chosen = {
-                name.replace("_", "-"): str(params[name]) for name in _PARAMETER_FIELDS if params.get(name) is not None
-            }
+            given = {name: params[name] for name in _PARAMETER_FIELDS if params.get(name) is not None}
+            chosen = {name.replace("_", "-"): str(value) for name, value in given.items()}
             chosen |= {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"]}
         else:  # The first version: what is empty is as on the form of a new dataset.
             blank = {name: param.value for name, param in form(load()).items()}
-            given = {name: value for name, value in params.items() if value is not None}
-            chosen = arguments(blank | given, run.run_id)
+            chosen = arguments(blank | {name: value for name, value in params.items() if value is not None}, run.run_id)
         output = layout.plan_uri(root, dataset, run.run_id)
         as_of = params["as_of"] or _day(context)
         return {**chosen, "root": root, "dataset": dataset, "as-of": as_of, "output": output, "refresh": True}

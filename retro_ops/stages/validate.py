@@ -2,7 +2,7 @@
 
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import astuple
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from retro_ops.specs import (
     Plan,
     dataset_spec_from_json,
     index_spec_from_json,
+    parent,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ Finding = tuple[str, str]
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--spec", nargs="+", default=[], help="dataset specs or index specs")
+    parser.add_argument(
+        "--changed-only",
+        action="store_true",
+        help="of files shared with the base version, which was validated, check only presence and length",
+    )
     parser.add_argument("--recompute", type=float, default=0.0, help="share of blocks to compute again (with --plan)")
 
 
@@ -45,20 +51,41 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             raise BadInputError("--recompute needs --plan", "only a plan says which model and tokenizer made the files")
         if not arguments.spec:
             raise BadInputError("--spec is missing", "name a dataset spec or an index spec, or give --plan")
-        counts = _validate(arguments.spec, [])
+        counts = _validate(arguments.spec, [], frozenset())
         say(f"{STAGE}: sound: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
         return
     plan = read_plan(arguments.plan)
     specs = [layout.dataset_spec_uri(plan, split) for split in plan.splits()]
-    uri, digest = layout.report_uri(plan, STAGE), layout.version_digest(plan)
+    # A report on what changed does not stand for one on everything.
+    of = ["changed only"] if arguments.changed_only else []
+    uri, digest = layout.report_uri(plan, STAGE), layout.digest(layout.version_digest(plan), *of)
+    trusted = frozenset(_shared(plan)) if arguments.changed_only else frozenset()
     if arguments.recompute:  # Asked for by hand, so what was found sound before is looked at again.
         store.at(uri).delete(uri)
-    work = partial(_work, plan, specs, arguments.recompute)
-    report.run_once(STAGE, uri, digest, {"recompute": arguments.recompute}, specs, work)
+    work = partial(_work, plan, specs, arguments.recompute, trusted)
+    chosen = {"recompute": arguments.recompute, "changed_only": arguments.changed_only}
+    report.run_once(STAGE, uri, digest, chosen, specs, work)
 
 
-def _work(plan: Plan, specs: Sequence[str], share: float) -> report.Outcome:
-    counts = _validate(specs, list(_reports(plan)))
+Folders = Set[str]
+"""Folders of outputs that were validated with the base version."""
+
+
+def _shared(plan: Plan) -> Iterator[str]:
+    if not plan.base:
+        return
+    yield layout.stage_folder(plan, "train-faiss-index")
+    for shard in plan.shards:
+        former = layout.former_shard(plan, shard)
+        if former:
+            for stage in ("tokenize-and-chunk", "embed-chunks", "build-faiss-index"):
+                yield layout.stage_folder(plan, stage, shard.name)
+            if former.neighbours == layout.neighbours_digest(plan, shard):
+                yield layout.stage_folder(plan, "retrieve-neighbours", shard.name)
+
+
+def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> report.Outcome:
+    counts = _validate(specs, list(_reports(plan)), trusted)
     if share:
         from retro_ops import recompute
 
@@ -75,17 +102,17 @@ def _reports(plan: Plan) -> Iterator[str]:
         yield layout.report_uri(plan, stage, shard)
 
 
-def _validate(specs: Sequence[str], reports: Sequence[str]) -> dict[str, int]:
+def _validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) -> dict[str, int]:
     """Counts of what was checked. Raises BadInputError after naming every finding."""
     findings: list[Finding] = []
     checked: dict[str, None] = {}
     totals = {"chunks": 0, "neighbour rows": 0, "files": 0}
     for uri in specs:
-        findings += _guard(uri, partial(_check_spec, uri, checked, totals))
+        findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted))
     # Specs without a plan: the reports beside the artefacts, where there are any.
     beside = {layout.beside(name, layout.REPORT) for name in checked}
     for uri in reports or sorted(name for name in beside if store.exists(name)):
-        findings += _check_checksums(uri, required=bool(reports))
+        findings += _check_checksums(uri, required=bool(reports), trusted=trusted)
     _raise_findings(findings)
     return {**totals, "files": len(checked)}
 
@@ -100,36 +127,39 @@ def _raise_findings(findings: Sequence[Finding]) -> None:
         )
 
 
-def _check_spec(uri: str, checked: dict[str, None], totals: dict[str, int]) -> Iterator[Finding]:
+def _check_spec(uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders) -> Iterator[Finding]:
     text = store.read(uri)
     if text.lstrip().startswith(b"["):
-        yield from _check_index_shards(index_spec_from_json(text, uri), checked, totals)
+        yield from _check_index_shards(index_spec_from_json(text, uri), checked, totals, trusted)
     else:
-        yield from _check_dataset(uri, checked, totals)
+        yield from _check_dataset(uri, checked, totals, trusted)
 
 
-def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int]) -> Iterator[Finding]:
+def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders) -> Iterator[Finding]:
     spec = dataset_spec_from_json(store.read(uri), uri)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-    yield from _check_index_shards(shards, checked, totals)
+    yield from _check_index_shards(shards, checked, totals, trusted)
     counts = [size for shard in shards if (size := _rows(shard.embeddings)) is not None]
     if len(counts) != len(shards):
         return
     yield from _guard(spec.faiss_index, partial(_check_index, spec.faiss_index, sum(counts)))
     checked[spec.faiss_index] = None
     for shard in spec.shards:
-        yield from _guard(shard.neighbours, partial(_check_shard_neighbours, shard, shards, counts))
+        if parent(shard.neighbours) not in trusted:
+            yield from _guard(shard.neighbours, partial(_check_shard_neighbours, shard, shards, counts))
         checked[shard.neighbours] = None
         totals["neighbour rows"] += _rows(shard.neighbours) or 0
 
 
 def _check_index_shards(
-    shards: Sequence[IndexShard], checked: dict[str, None], totals: dict[str, int]
+    shards: Sequence[IndexShard], checked: dict[str, None], totals: dict[str, int], trusted: Folders
 ) -> Iterator[Finding]:
     for shard in shards:
         if shard.embeddings not in checked:
-            yield from _guard(shard.chunks, partial(_check_chunks, shard))
-            yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard))
+            if parent(shard.chunks) not in trusted:
+                yield from _guard(shard.chunks, partial(_check_chunks, shard))
+            if parent(shard.embeddings) not in trusted:
+                yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard))
             totals["chunks"] += _rows(shard.chunks) or 0
             checked |= dict.fromkeys(astuple(shard))
 
@@ -240,11 +270,15 @@ def _open_if_there(uri: str) -> "NpyReader | None":
     return open_npy(uri, ndim=2, kind="f") if store.exists(uri) else None
 
 
-def _check_checksums(uri: str, required: bool) -> Iterator[Finding]:
+def _check_checksums(uri: str, required: bool, trusted: Folders) -> Iterator[Finding]:
     found = report.read(uri)
     if found is None:
         if required:
             yield uri, "does not exist, so its stage is not done"
+        return
+    if parent(uri) in trusted:
+        if lost := report.lost_output(found):
+            yield lost, "is gone or was cut off"
         return
     for output in found["outputs"]:
         if not store.exists(output["uri"]):
