@@ -18,6 +18,7 @@ from retro_ops.specs import (
     relative,
     resolve,
 )
+from retro_ops.versions import Series
 
 DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
 DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model")
@@ -29,19 +30,19 @@ STANDS_FOR = {"tokenizer": "tokenizer_digest", "model": "model_digest"}
 """Parameters that name something: what counts is the content, in the identity, not the name."""
 
 
-def published_base(plan: Plan, current_uri: str, current: Mapping[str, Any]) -> tuple[Base | None, str]:
+def published_base(plan: Plan, series: Series) -> tuple[Base | None, str]:
     """The current version as the base of ``plan``, or None and why it cannot be one.
 
     From the version's own specs and manifest, so that it holds whatever code made them.
     """
-    version = resolve(current["path"], current_uri)
+    version, number = series.folder(), series.current
     manifest_uri = layout.manifest_in(version)
     manifest = json.loads(store.read(manifest_uri))
     if changed := _changed(plan, manifest, DECIDE_THE_INDEX):
-        return None, f"{changed} differ from version {current['version']}, so everything is built again"
+        return None, f"{changed} differ from version {number}, so everything is built again"
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
-        return None, f"the trained index of version {current['version']} was found damaged, so another one is trained"
+        return None, f"the trained index of version {number} was found damaged, so another one is trained"
     known = {(shard["split"], shard["name"]): shard["counts"]["chunks"] for shard in manifest["shards"]}
     same_search = not _changed(plan, manifest, DECIDE_THE_NEIGHBOURS) and plan.parameters.profile != "seed"
     shards: list[BaseShard] = []
@@ -67,13 +68,13 @@ def published_base(plan: Plan, current_uri: str, current: Mapping[str, Any]) -> 
     former = manifest.get("tuning")
     same_tuning = not _changed(plan, manifest, DECIDE_THE_TUNING)
     base = Base(
-        version=relative(version, parent(current_uri)),
+        version=relative(version, parent(series.uri)),
         trained=digest,
         index=None if index in plan.condemned else index,
         tuning=former if same_tuning and former not in plan.condemned else None,
         shards=tuple(shards),
     )
-    return base, f"version {current['version']}"
+    return base, f"version {number}"
 
 
 def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> str:

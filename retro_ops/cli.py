@@ -36,11 +36,15 @@ STAGES = (
     "validate",
     "describe",
     "publish",
+    "list",
+    "diff",
+    "rollback",
+    "prune",
     "export",
     "status",
     "show",
 )
-STAGES_WITHOUT_PLAN = ("plan", "export", "status", "show")
+STAGES_WITHOUT_PLAN = ("plan", "list", "diff", "rollback", "prune", "export", "status", "show")
 
 HOW_NOT_WHAT = frozenset(
     {"batch_size", "device", "shard_index", "memory_budget"}

@@ -89,6 +89,14 @@ def estimate_uri(plan_location: str) -> str:
     return beside(first_plan_uri(plan_location), "estimate.json")
 
 
+def is_plan(uri: str) -> bool:
+    """Whether ``uri`` is a plan of a run: the first, or what became of it."""
+    return uri.rpartition("/")[2] in ("plan.json", *PLANS_AFTER_PLAN)
+
+
+PLANS_AFTER_PLAN = ("plan.selected.json", "plan.decided.json", "plan.selected.decided.json")
+
+
 def changes_uri(plan_location: str) -> str:
     """What differs from the published version, as `plan` found it."""
     return beside(first_plan_uri(plan_location), "changes.json")

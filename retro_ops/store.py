@@ -4,6 +4,7 @@ Writes are atomic: an object is either there in full or not at all. S3 goes thro
 reads credentials and ``AWS_ENDPOINT_URL`` from the environment, so no secret passes through here.
 """
 
+import builtins
 import contextlib
 import errno
 import fcntl
@@ -44,6 +45,15 @@ class Written:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Stored:
+    """An object that is there. ``modified``: seconds since 1970, by the store's clock."""
+
+    uri: str
+    bytes: int
+    modified: float
+
+
 class Writer(Protocol):
     """Streams one object into the store; nothing is visible before ``close``."""
 
@@ -78,8 +88,11 @@ class Store(Protocol):
 
     def delete(self, uri: str) -> None: ...
 
-    def list(self, folder: str) -> list[str]:
-        """URIs of all objects below ``folder``, sorted."""
+    def objects(self, folder: str) -> builtins.list[Stored]:
+        """All objects below ``folder``, sorted by URI."""
+
+    def list(self, folder: str) -> builtins.list[str]:
+        """Their URIs."""
 
     def fingerprint(self, uri: str) -> str:
         """Identifies the content of the object, whatever its name and time."""
@@ -204,7 +217,15 @@ class LocalStore:
         with _local_errors(uri):
             Path(uri).unlink(missing_ok=True)
 
-    def list(self, folder: str) -> list[str]:
+    def objects(self, folder: str) -> builtins.list[Stored]:
+        found = []
+        for uri in self.list(folder):
+            with contextlib.suppress(FileNotFoundError):  # Removed meanwhile.
+                stat = os.stat(uri)
+                found.append(Stored(uri, stat.st_size, stat.st_mtime))
+        return found
+
+    def list(self, folder: str) -> builtins.list[str]:
         return sorted(
             os.path.join(base, name)
             for base, _, names in os.walk(folder)
@@ -301,11 +322,18 @@ class S3Store:
         with _s3_errors(uri):
             _client().delete_object(**_bucket_key(uri))
 
-    def list(self, folder: str) -> list[str]:
+    def objects(self, folder: str) -> builtins.list[Stored]:
         bucket, prefix = _bucket_key(folder.rstrip("/") + "/").values()
         with _s3_errors(folder):
             pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-            return sorted(f"s3://{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", ()))
+            found = (entry for page in pages for entry in page.get("Contents", ()))
+            return sorted(
+                (Stored(f"s3://{bucket}/{e['Key']}", int(e["Size"]), e["LastModified"].timestamp()) for e in found),
+                key=lambda stored: stored.uri,
+            )
+
+    def list(self, folder: str) -> builtins.list[str]:
+        return [stored.uri for stored in self.objects(folder)]
 
     def fingerprint(self, uri: str) -> str:
         head = self._head(uri)

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report, store, versions
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_current
 from retro_ops.progress import Progress, say
 from retro_ops.specs import (
     SPLITS,
@@ -44,7 +43,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     to = arguments.to.rstrip("/")
-    number, folder = _published(arguments.root.rstrip("/"), arguments.dataset, arguments.version)
+    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    number, folder = series.entry(arguments.version)["version"], series.folder(arguments.version)
     version = _read(folder)
     places = {uri: layout.join(to, name) for uri, name in version.names.items()}
     sums = _written(folder, places)
@@ -67,16 +67,6 @@ class _Version:
     datasets: dict[Split, DatasetSpec]
     indexes: dict[Split, tuple[IndexShard, ...]]
     names: dict[str, str]
-
-
-def _published(root: str, dataset: str, wanted: int | None) -> tuple[int, str]:
-    """Number and folder of the version."""
-    uri, current = read_current(root, dataset, "check --root and --dataset")
-    versions = {entry["version"]: entry for entry in (*current["history"], current)}
-    number = current["version"] if wanted is None else wanted
-    if number not in versions:
-        raise BadInputError(f"{dataset} has no version {number}", f"it has {', '.join(map(str, sorted(versions)))}")
-    return number, resolve(versions[number]["path"], uri)
 
 
 def _read(folder: str) -> _Version:

@@ -12,12 +12,12 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, layout, store
+from retro_ops import bases, corpus, damage, layout, store, versions
 from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
-from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, check_name, parse_bytes, resolve
+from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, check_name, parse_bytes
 
 if TYPE_CHECKING:
     from retro_ops.models import Tokenizer
@@ -53,13 +53,13 @@ def _names(text: str) -> list[str]:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     check_name("dataset", arguments.dataset)
-    current_uri, current = _current(arguments)
+    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
     if arguments.repair:
-        plan, tokenizer = _repair(arguments, current_uri, current), None
+        plan, tokenizer = _repair(arguments, series), None
     else:
-        plan, tokenizer = _from_corpus(arguments, parameters, current_uri, current)
-    plan = replace(plan, supersedes=current["version"] if current else 0)
-    changed = _changes(plan, current_uri, current)
+        plan, tokenizer = _from_corpus(arguments, parameters, series)
+    plan = replace(plan, supersedes=series.current)
+    changed = _changes(plan, series)
     store.write(layout.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
     if tokenizer and not plan.base:
         _write_estimate(plan, tokenizer, arguments.output)
@@ -73,20 +73,12 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     )
 
 
-def _current(arguments: Namespace) -> tuple[str, dict[str, Any] | None]:
-    """Where the published version is named, and what is said there; None: nothing was published yet."""
-    uri = layout.current_uri(arguments.root.rstrip("/"), arguments.dataset)
-    return uri, json.loads(store.read(uri)) if store.exists(uri) else None
-
-
-def _from_corpus(
-    arguments: Namespace, parameters: Parameters, current_uri: str, current: dict[str, Any] | None
-) -> "tuple[Plan, Tokenizer]":
+def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.Series) -> "tuple[Plan, Tokenizer]":
     from retro_ops.models import Tokenizer
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
-    if arguments.refresh and current:
-        former = read_plan(resolve(current["plan"], current_uri))
+    if arguments.refresh and series.current:
+        former = read_plan(series.plan_uri())
         given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
         parameters = replace(former.parameters, **given)
         places = {name: place or getattr(former, name) for name, place in places.items()}
@@ -111,7 +103,7 @@ def _from_corpus(
         as_of=as_of,
         condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
     )
-    return _with_base(plan, current_uri, current) if arguments.refresh else plan, tokenizer
+    return _with_base(plan, series) if arguments.refresh else plan, tokenizer
 
 
 def _checked_day(text: str | None) -> str | None:
@@ -120,23 +112,21 @@ def _checked_day(text: str | None) -> str | None:
     return text
 
 
-def _with_base(plan: Plan, current_uri: str, current: dict[str, Any] | None) -> Plan:
-    if not current:
+def _with_base(plan: Plan, series: versions.Series) -> Plan:
+    if not series.current:
         return plan
-    base, why = bases.published_base(plan, current_uri, current)
+    base, why = bases.published_base(plan, series)
     say(f"plan: starts from {why}" if base else f"plan: {why}", logging.INFO if base else logging.WARNING)
     return replace(plan, base=base)
 
 
-def _repair(arguments: Namespace, current_uri: str, current: dict[str, Any] | None) -> Plan:
+def _repair(arguments: Namespace, series: versions.Series) -> Plan:
     """The plan of what is to be mended, with its failed shards, and without what is damaged of it."""
     root = arguments.root.rstrip("/")
     if arguments.run:
         uri = damage.last_plan_uri(layout.plan_uri(root, arguments.dataset, arguments.run))
-    elif current:
-        uri = resolve(current["plan"], current_uri)
     else:
-        raise BadInputError(f"{arguments.dataset!r} was never published", "name a run of it with --run")
+        uri = series.plan_uri()
     former = read_plan(uri)
     whole = replace(former, shards=damage.all_shards(uri), skipped=())
     for name in arguments.shards:
@@ -151,25 +141,24 @@ def _repair(arguments: Namespace, current_uri: str, current: dict[str, Any] | No
     plan = replace(whole, condemned=condemned)
     # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
     if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
-        plan = _with_base(plan, current_uri, current)
+        plan = _with_base(plan, series)
     damage.check_sources(plan)
     return plan
 
 
-def _changes(plan: Plan, current_uri: str, current: dict[str, Any] | None) -> dict[str, Any]:
+def _changes(plan: Plan, series: versions.Series) -> dict[str, Any]:
     """What differs from the published version. ``nothing``: all of it would be as it is."""
-    if not current:
+    if not series.current:
         return {"nothing": False, "base": None, **asdict(bases.changes([], plan.shards))}
-    version = resolve(current["path"], current_uri)
-    found = bases.changes(read_plan(resolve(current["plan"], current_uri)).shards, plan.shards)
-    nothing = store.same_object(layout.stage_folder(plan, "write-specs"), version)
+    found = bases.changes(read_plan(series.plan_uri()).shards, plan.shards)
+    nothing = store.same_object(layout.stage_folder(plan, "write-specs"), series.folder())
     said = ", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
     say(
-        f"plan: since version {current['version']}: {said}, {found.unchanged:,} unchanged"
+        f"plan: since version {series.current}: {said}, {found.unchanged:,} unchanged"
         + ("; nothing is to be done" if nothing else ""),
         event="changes",
     )
-    return {"nothing": nothing, "base": current["version"], **asdict(found)}
+    return {"nothing": nothing, "base": series.current, **asdict(found)}
 
 
 def _write_estimate(plan: Plan, tokenizer: "Tokenizer", output: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report, store, versions
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
@@ -31,18 +31,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if report.read(validated) is None:
         raise BadInputError(f"this version is not validated: {validated} does not exist", "run `retro-ops validate`")
     _check_floors(plan, parameters)
-    uri = layout.current_uri(plan.root, plan.dataset)
-    tagged = store.at(uri).read_tagged(uri)
-    current = json.loads(tagged[0]) if tagged else None
-    entry = _entry(plan, arguments.plan, uri)
-    if current and current["path"] == entry["path"]:
-        say(f"{STAGE}: version {current['version']} of {plan.dataset} is already the current one: {uri}")
-        return
-    history = [*current["history"], {k: v for k, v in current.items() if k != "history"}] if current else []
-    published = {"version": current["version"] + 1 if current else 1, **entry, "history": history}
-    data = (json.dumps(published, indent=1) + "\n").encode()
-    store.at(uri).write_if(uri, data, tagged[1] if tagged else None)
-    say(f"{STAGE}: version {published['version']} of {plan.dataset} is published: {uri}", event="published")
+    before = versions.read(plan.root, plan.dataset)
+    after, said = versions.published(before, _entry(plan, arguments.plan, before.uri), plan)
+    if after != before:
+        versions.write(after)
+    say(f"{STAGE}: {plan.dataset}: {said}: {before.uri}", event="published", version=after.current)
 
 
 def _check_floors(plan: Plan, parameters: Parameters) -> None:
@@ -93,4 +86,6 @@ def _entry(plan: Plan, plan_uri: str, current: str) -> dict[str, Any]:
         "card": relative(layout.card_uri(plan, "html"), folder),
         "counts": counts,
         "skipped": list(plan.skipped),
+        "as_of": plan.as_of,
+        "base": plan.base.version if plan.base else None,
     }

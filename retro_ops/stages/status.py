@@ -5,11 +5,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from retro_ops import damage, layout, store
+from retro_ops import damage, layout, store, versions
 from retro_ops.damage import STAGES, Entry
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_current, read_plan
-from retro_ops.specs import Parameters, Plan, resolve
+from retro_ops.plans import read_plan
+from retro_ops.specs import Parameters, Plan
 
 HELP = "show what of a run or a published dataset is done, missing or damaged"
 PARAMETERS = ()
@@ -45,8 +45,7 @@ def _plan_uri(arguments: Namespace) -> str:
     root = arguments.root.rstrip("/")
     if arguments.run:
         return layout.plan_uri(root, arguments.dataset, arguments.run)
-    uri, current = read_current(root, arguments.dataset, "check --root and --dataset, or name a run with --run")
-    return resolve(current["plan"], uri)
+    return versions.read(root, arguments.dataset).plan_uri()
 
 
 def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:

@@ -1,0 +1,201 @@
+"""A month of nights on real text: every night the dataset is refreshed, and built from scratch beside it.
+
+Files come, change and go; some nights bring nothing, a broken file, a kill -9 in the middle of the refresh, or so much
+that the index is trained anew. After each night every array of the refreshed dataset is compared with that of the full
+build. With --exact (a flat index, exact search) all must be equal; else chunks and embeddings, and the recall is shown.
+"""
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.whole_run import Run, StageFailedError, run
+from demo.make_corpus import documents
+from retro_ops import layout, versions
+
+DATASET = "nights"
+DOCUMENTS_A_SHARD = 12
+
+KINDS = ("add", "change", "idle", "remove", "add", "killed", "change", "broken", "mended", "add")
+"""Ten nights; the month has them three times. ``mended`` puts right what ``broken`` brought."""
+
+GROWTH_NIGHTS = (14,)
+"""Nights that bring more than there was: the index is trained anew."""
+
+
+@dataclass
+class Corpus:
+    """A folder of JSON lines, one file a shard, filled from a stock of documents."""
+
+    folder: Path
+    texts: Iterator[str]
+    random: random.Random
+    made: int = 0
+
+    def write(self, name: str, texts: list[str]) -> None:
+        path = self.folder / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def take(self, count: int) -> list[str]:
+        return [next(self.texts) for _ in range(count)]
+
+    def add(self, count: int = DOCUMENTS_A_SHARD) -> None:
+        # Sometimes before the others, so that all ids move.
+        self.write(f"train/{self.random.choice('amz')}{self.made:02}", self.take(count))
+        self.made += 1
+
+    def night(self, kind: str) -> None:
+        shards = sorted((self.folder / "train").glob("*.jsonl"))
+        if kind in ("add", "killed"):
+            self.add()
+        elif kind == "change":
+            self.write(f"train/{self.random.choice(shards).stem}", self.take(DOCUMENTS_A_SHARD))
+        elif kind == "remove":
+            self.random.choice(shards).unlink()
+        elif kind == "growth":
+            for _ in range(len(shards) + 2):
+                self.add()
+        elif kind == "broken":
+            data = gzip.compress(b"".join(json.dumps({"text": t}).encode() + b"\n" for t in self.take(4)))
+            (self.folder / "train/n_broken.jsonl.gz").write_bytes(data[: len(data) // 2])
+        elif kind == "mended":
+            self.folder.joinpath("train/n_broken.jsonl.gz").unlink()
+            self.write("train/n_mended", self.take(4))
+
+
+def nights(work: Path, corpus: Corpus, count: int, flags: list[object], exact: bool) -> int:
+    """Prints a line a night; the number of nights whose arrays were not as they must be."""
+    root, wrong = str(work / "refreshed"), 0
+    print(
+        f"{'night':>5} {'kind':8} {'shards':>6} {'chunks':>6} {'version':>7}  {'done':44}{'refresh':>8}{'full':>8}  arrays"
+    )
+    for number in range(count + 1):
+        kind = "first" if not number else "growth" if number in GROWTH_NIGHTS else KINDS[(number - 1) % len(KINDS)]
+        corpus.night(kind)
+        name = f"night-{number:02}"
+        first = [] if number else flags
+        said = ""
+        if kind == "killed":
+            said = _killed(root, name, corpus.random)
+        try:
+            refreshed = run(root, DATASET, name, "--refresh", *first)
+        except StageFailedError as error:
+            print(
+                f"{number:5} {kind:8} {'':6} {'':6} {_version(root):7}  a shard failed with exit code {error.code}: nothing published"
+            )
+            continue
+        scratch = run(str(work / f"full-{number:02}"), DATASET, name, *flags)
+        equal, counts = _compare(refreshed, scratch)
+        must = [*ARRAYS, "neighbours", "distances"] if exact else ARRAYS
+        wrong += not all(equal[what] == 1 for what in must)
+        shown = "all equal" if all(value == 1 for value in equal.values()) else _shown(equal, refreshed, scratch)
+        print(
+            f"{number:5} {kind:8} {len(scratch.plan.shards):6} {counts:6} {_version(root):7}  {said + _done(refreshed):44}"
+            f"{refreshed.total:7.1f}s{scratch.total:7.1f}s  {shown}",
+            flush=True,
+        )
+    return wrong
+
+
+ARRAYS = ["chunks", "seq2chunk", "chunk2seq", "embeddings"]
+
+
+def _killed(root: str, name: str, randomness: random.Random) -> str:
+    """A worker that dies somewhere in the night's work; what it left stays as it is."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            run(root, DATASET, name, "--refresh")
+        os._exit(0)
+    time.sleep(randomness.uniform(2, 9))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "kill -9, then "
+
+
+def _done(refreshed: Run) -> str:
+    if refreshed.changes["nothing"]:
+        return "nothing to do"
+    decision = json.loads(Path(layout.drift_uri(refreshed.plan_uri)).read_text())
+    kinds = [f"{len(refreshed.changes[k])} {k}" for k in ("added", "changed", "removed") if refreshed.changes[k]]
+    return ", ".join(kinds) + (
+        ", trained anew" if decision["retrain"] else ", width anew" if decision["retune"] else ""
+    )
+
+
+def _version(root: str) -> int:
+    return versions.read(root, DATASET).current
+
+
+def _compare(refreshed: Run, scratch: Run) -> tuple[dict[str, float], int]:
+    """Share of equal rows of each kind of array (0 where the shapes differ), and the chunks in all."""
+    one, other = refreshed.plan, scratch.plan
+    assert [shard.name for shard in one.shards] == [shard.name for shard in other.shards]
+    equal: dict[str, list[float]] = {}
+    chunks = 0
+    for shard in one.shards:
+        files = []
+        for plan in (one, other):
+            of_plan = layout.chunks_files(plan, shard.name)
+            of_plan["embeddings"] = layout.embeddings_uri(plan, shard.name)
+            of_plan["neighbours"] = layout.neighbours_uri(plan, shard.name)
+            of_plan["distances"] = layout.distances_uri(of_plan["neighbours"])
+            files.append(of_plan)
+        for what in files[0]:
+            a, b = (np.load(of_plan[what]) for of_plan in files)
+            equal.setdefault(what, []).append(float((a == b).mean()) if a.shape == b.shape else 0.0)
+            chunks += len(a) if what == "chunks" else 0
+    return {what: min(values) for what, values in equal.items()}, chunks
+
+
+def _shown(equal: dict[str, float], refreshed: Run, scratch: Run) -> str:
+    recall = [_recall(done) for done in (refreshed, scratch)]
+    differ = ", ".join(f"{what} {value:.3f}" for what, value in equal.items() if value != 1)
+    return f"equal but {differ}; recall {recall[0]:.3f}, full build {recall[1]:.3f}"
+
+
+def _recall(done: Run) -> float:
+    card: dict[str, Any] = json.loads(Path(layout.card_uri(done.plan, "json")).read_text())
+    return float(card["quality"]["train"]["recall"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder to work in; it must not exist yet")
+    parser.add_argument("--model", required=True, help="sentence-transformer with its tokenizer: a folder")
+    parser.add_argument("--nights", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--exact", action="store_true", help="flat index and exact search: all arrays must be equal")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True)
+    texts = (record["text"] for category in ("docs", "code") for record in documents(category))
+    corpus = Corpus(arguments.folder / "corpus", texts, random.Random(arguments.seed))
+    for _ in range(5):
+        corpus.add()
+    corpus.write("val/val_a", corpus.take(4))
+    flags: list[object] = ["--corpus", corpus.folder / "train", "--validation-corpus", corpus.folder / "val"]
+    flags += ["--tokenizer", arguments.model, "--model", arguments.model]
+    flags += ["--index-type", "Flat", "--target-recall", 1] if arguments.exact else ["--index-type", "IVF32,PQ48"]
+    # The stages' own lines go to a file; the table stays readable.
+    log = (arguments.folder / "log").open("w")
+    os.dup2(log.fileno(), 2)
+    wrong = nights(arguments.folder, corpus, arguments.nights, flags, arguments.exact)
+    sys.exit(f"{wrong} nights are not as they must be" if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

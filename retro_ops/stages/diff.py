@@ -1,0 +1,75 @@
+"""What differs between two versions of a dataset: shards by content, parameters, counts, figures of the cards."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from retro_ops import bases, layout, store, versions
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.specs import Parameters
+
+HELP = "show what differs between two versions"
+PARAMETERS = ()
+
+FIGURES = ("recall", "fill_rate", "near_duplicate", "leaked")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    parser.add_argument("--from", type=int, dest="before", help="version (default: the one before the other)")
+    parser.add_argument("--to", type=int, dest="after", help="version (default: the current one)")
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    after = series.entry(arguments.after)["version"]
+    before = arguments.before or max((number for number in series.entries if number < after), default=None)
+    if before is None:
+        raise BadInputError(f"{arguments.dataset} has no version before {after}", "name one with --from")
+    facts = _facts(series, before, after)
+    print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
+
+
+def _facts(series: versions.Series, before: int, after: int) -> dict[str, Any]:
+    one, other = (read_plan(series.plan_uri(number)) for number in (before, after))
+    changes = bases.changes(one.shards, other.shards)
+    parameters = {
+        key: [value, getattr(other.parameters, key)]
+        for key, value in asdict(one.parameters).items()
+        if value != getattr(other.parameters, key)
+    }
+    counts = [series.entry(number)["counts"] for number in (before, after)]
+    cards = [_figures(series.folder(number)) for number in (before, after)]
+    return {
+        "from": before,
+        "to": after,
+        "shards": asdict(changes),
+        "parameters": parameters,
+        "counts": {key: [counts[0].get(key), counts[1].get(key)] for key in counts[1]},
+        "figures": {key: [cards[0].get(key), cards[1][key]] for key in cards[1]},
+    }
+
+
+def _figures(folder: str) -> dict[str, float]:
+    card: Mapping[str, Any] = json.loads(store.read(layout.card_in(folder, "json")))
+    return {f"{split} {name}": round(of[name], 4) for split, of in card["quality"].items() for name in FIGURES}
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    lines = [f"version {facts['from']} -> {facts['to']}"]
+    for kind in ("added", "changed", "removed"):
+        names = facts["shards"][kind]
+        lines.append(f"{len(names):,} shards {kind}" + (f": {', '.join(names)}" if names else ""))
+    lines.append(f"{facts['shards']['unchanged']:,} shards unchanged")
+    for what in ("parameters", "counts", "figures"):
+        lines += [f"{key}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in facts[what].items() if a != b]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

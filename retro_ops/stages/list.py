@@ -1,0 +1,32 @@
+"""The published versions of a dataset, as a table."""
+
+import json
+from argparse import ArgumentParser, Namespace
+
+from retro_ops import versions
+from retro_ops.specs import Parameters
+
+HELP = "list the published versions of a dataset"
+PARAMETERS = ()
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    series.entry()
+    if arguments.json:
+        print(json.dumps({"current": series.current, "versions": list(series.entries.values())}, indent=1))
+        return
+    print(f"{'version':>8}  {'published':25}  {'as of':10}  {'shards':>7}  {'chunks':>12}  path")
+    for number, entry in series.entries.items():
+        counts, as_of = entry["counts"], entry.get("as_of") or ""
+        print(
+            f"{'*' if number == series.current else '':1}{number:>7}  {entry['published_at']:25}  "
+            f"{as_of:10}  {counts.get('shards', 0):>7,}  {counts.get('chunks', 0):>12,}  {entry['path']}"
+        )
+    print("* is the current one")

@@ -1,0 +1,159 @@
+"""Versions and files that nobody needs any more -> removed. Without --yes it only shows them."""
+
+import json
+import logging
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from retro_ops import layout, store, versions
+from retro_ops.damage import STAGES
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import say
+from retro_ops.specs import Parameters, Plan, parent
+from retro_ops.store import Stored
+
+HELP = "remove old versions and what only they, or runs that ended, use"
+PARAMETERS = ()
+
+STAGE = "prune"
+UNITS = {"m": 60, "h": 3600, "d": 86_400}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    parser.add_argument("--keep", type=int, required=True, help="newest versions to keep, besides the current one")
+    parser.add_argument("--keep-version", type=int, action="append", default=[], help="another version to keep")
+    parser.add_argument(
+        "--grace", type=_seconds, default=2 * UNITS["d"], metavar="2d",
+        help="a run that wrote nothing for so long is over (such as 90m, 12h, 2d; default 2d)",
+    )  # fmt: skip
+    parser.add_argument("--yes", action="store_true", help="remove what would only be shown")
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+
+
+def _seconds(text: str) -> float:
+    if text[-1:] not in UNITS or not text[:-1].isdigit():
+        raise ArgumentTypeError(f"{text!r} is not a time such as 12h or 2d")
+    return int(text[:-1]) * float(UNITS[text[-1]])
+
+
+@dataclass(frozen=True)
+class _Unused:
+    """Folder that nothing kept uses, with its objects."""
+
+    folder: str
+    objects: tuple[Stored, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.objects)
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if arguments.keep < 0:
+        raise BadInputError(f"--keep {arguments.keep} is negative", "say how many versions to keep")
+    root = arguments.root.rstrip("/")
+    dataset = layout.dataset_folder(root, arguments.dataset)
+    series = versions.read(root, arguments.dataset)
+    series.entry()
+    kept = _kept(series, arguments.keep, arguments.keep_version)
+    dropped = [number for number in series.entries if number not in kept.entries]
+    oldest = time.time() - arguments.grace
+    unused = _unused(dataset, kept, oldest)
+    _show(unused, dropped, arguments)
+    if not arguments.yes:
+        return
+    if dropped:
+        versions.write(kept)  # First, so that nobody goes back to what is being removed.
+    # Looked at again: a run may have been planned since.
+    for entry in _unused(dataset, kept, oldest):
+        _remove(entry)
+    say(f"{STAGE}: done: {len(unused):,} folders of {arguments.dataset}", event="pruned")
+
+
+def _kept(series: versions.Series, newest: int, named: Sequence[int]) -> versions.Series:
+    for number in named:
+        series.entry(number)
+    last = sorted(series.entries)[len(series.entries) - min(newest, len(series.entries)) :]
+    wanted = {series.current, *last, *named}
+    return replace(series, entries={n: entry for n, entry in series.entries.items() if n in wanted})
+
+
+def _unused(dataset: str, kept: versions.Series, oldest: float) -> list[_Unused]:
+    """Folders that no kept version and no running run uses, and in which nothing is new."""
+    there = dict(_folders(dataset))
+    used = {parent(kept.uri)}
+    for number in kept.entries:
+        uri = kept.plan_uri(number)
+        used |= {*_of_plan(read_plan(uri)), *versions.folders(kept.folder(number)), parent(uri)}
+    for folder, plan in _runs(dataset, there):
+        of_run = {folder, *_of_plan(plan), *_of_base(plan)}
+        if any(entry.modified >= oldest for of in of_run for entry in there.get(of, ())):
+            used |= of_run
+    return [
+        _Unused(folder, objects)
+        for folder, objects in sorted(there.items())
+        if folder not in used and all(entry.modified < oldest for entry in objects)
+    ]
+
+
+def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:
+    """Objects of the dataset by the folder that is kept or goes as a whole."""
+    found: dict[str, list[Stored]] = {}
+    for room, depth in (("shards", 2), ("index", 1), ("versions", 1), ("runs", 1)):
+        base = layout.join(dataset, room)
+        for entry in store.at(base).objects(base):
+            names = entry.uri[len(base) + 1 :].split("/")
+            if len(names) > depth:
+                found.setdefault(layout.join(base, *names[:depth]), []).append(entry)
+    for folder, objects in found.items():
+        yield folder, tuple(objects)
+
+
+def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tuple[str, Plan]]:
+    """Every plan of every run: as it was made, without failed shards, after the check for drift."""
+    for folder, objects in there.items():
+        if parent(folder) == layout.join(dataset, "runs"):
+            for uri in (entry.uri for entry in objects if layout.is_plan(entry.uri)):
+                try:
+                    yield folder, read_plan(uri)
+                except BadInputError as error:  # Nothing could go on with it.
+                    say(f"{STAGE}: {error}", logging.WARNING)
+
+
+def _of_plan(plan: Plan) -> set[str]:
+    return {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, STAGES)}
+
+
+def _of_base(plan: Plan) -> Iterable[str]:
+    """What a run that starts from a version may still read of it."""
+    if plan.base is None:
+        return
+    yield parent(layout.former_index_uri(plan, "train"))
+    yield from (parent(layout.former_neighbours_uri(plan, shard)) for shard in plan.base.shards)
+
+
+def _remove(unused: _Unused) -> None:
+    """Reports go first: what is half removed must not count as done."""
+    for entry in sorted(unused.objects, key=lambda entry: not entry.uri.endswith(layout.REPORT)):
+        store.at(entry.uri).delete(entry.uri)
+
+
+def _show(unused: Sequence[_Unused], dropped: Sequence[int], arguments: Namespace) -> None:
+    size = sum(entry.bytes for entry in unused)
+    if arguments.json:
+        folders = [{"folder": entry.folder, "bytes": entry.bytes} for entry in unused]
+        print(
+            json.dumps(
+                {"versions": list(dropped), "folders": folders, "bytes": size, "removed": arguments.yes}, indent=1
+            )
+        )
+        return
+    for entry in unused:
+        print(f"{entry.bytes / 1e6:12,.1f} MB  {entry.folder}")
+    would = "removes" if arguments.yes else "would remove (say --yes to do it)"
+    print(f"{would}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {size / 1e6:,.1f} MB")

@@ -1,0 +1,40 @@
+"""An earlier version -> the current one again, by compare-and-swap on one object."""
+
+from argparse import ArgumentParser, Namespace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from retro_ops import store, versions
+from retro_ops.errors import BadInputError
+from retro_ops.progress import say
+from retro_ops.specs import Parameters
+
+HELP = "make an earlier version the current one"
+PARAMETERS = ()
+
+STAGE = "rollback"
+LOOKUPS = 32
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    parser.add_argument("--to", type=int, required=True, help="version to go back (or forth) to")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    files = sorted(set(versions.files(series.folder(arguments.to))))
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        gone = [uri for uri, there in zip(files, pool.map(store.exists, files), strict=True) if not there]
+    if gone:
+        raise BadInputError(
+            f"version {arguments.to} is not whole: {len(gone):,} of its files are gone, the first: {gone[0]}",
+            "choose another version (`retro-ops list`)",
+        )
+    if series.current == arguments.to:
+        say(f"{STAGE}: version {arguments.to} of {arguments.dataset} is the current one already")
+        return
+    versions.write(replace(series, current=arguments.to))
+    said = f"{STAGE}: version {arguments.to} of {arguments.dataset} is the current one, instead of {series.current}"
+    say(said, event="rolled_back", version=arguments.to, before=series.current)

@@ -1,0 +1,125 @@
+"""The published versions of a dataset: a series in one object, which changes by compare-and-swap alone.
+
+``current.json`` holds the fields of the current version, which is what readers need, and under ``history`` all others.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from retro_ops import layout, store
+from retro_ops.errors import BadInputError
+from retro_ops.specs import (
+    SPLITS,
+    Plan,
+    dataset_spec_from_json,
+    index_spec_from_json,
+    parent,
+    resolve,
+)
+
+Entry = Mapping[str, Any]
+"""A version: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""
+
+
+@dataclass(frozen=True)
+class Series:
+    """``entries`` by number, ascending; ``current``: 0 when nothing was published; ``tag``: for compare-and-swap."""
+
+    uri: str
+    tag: str | None
+    current: int
+    entries: Mapping[int, Entry]
+
+    def entry(self, number: int | None = None) -> Entry:
+        """Version ``number``, or the current one. BadInputError when there is none."""
+        wanted = self.current if number is None else number
+        if not self.entries:
+            raise BadInputError(f"{self.uri} does not exist: nothing was published", "check --root and --dataset")
+        if wanted not in self.entries:
+            raise BadInputError(
+                f"{self.uri} has no version {wanted}", f"it has {', '.join(str(number) for number in self.entries)}"
+            )
+        return self.entries[wanted]
+
+    def folder(self, number: int | None = None) -> str:
+        return resolve(self.entry(number)["path"], self.uri)
+
+    def plan_uri(self, number: int | None = None) -> str:
+        return resolve(self.entry(number)["plan"], self.uri)
+
+
+def read(root: str, dataset: str) -> Series:
+    uri = layout.current_uri(root, dataset)
+    found = store.at(uri).read_tagged(uri)
+    if found is None:
+        return Series(uri, None, 0, {})
+    current = json.loads(found[0])
+    entries = sorted([*current.pop("history"), current], key=lambda entry: entry["version"])
+    return Series(uri, found[1], current["version"], {entry["version"]: entry for entry in entries})
+
+
+def write(series: Series) -> None:
+    """ConflictError when somebody else changed it since it was read."""
+    others = [entry for number, entry in series.entries.items() if number != series.current]
+    data = json.dumps({**series.entry(), "history": others}, indent=1) + "\n"
+    store.at(series.uri).write_if(series.uri, data.encode(), series.tag)
+
+
+def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
+    """``series`` with the version ``entry`` (without a number) that was made by ``plan``, and what to say of it.
+
+    BadInputError when another run published meanwhile, and nothing says which of the two is newer.
+    """
+    for number, known in series.entries.items():
+        if known["path"] == entry["path"]:
+            if number == series.current:
+                return series, f"version {number} is already the current one"
+            if _is_older(plan, series):
+                return series, f"version {number} is already there, and version {series.current} is of a later day"
+            return replace(series, current=number), f"version {number} is the current one again"
+    number = max(series.entries, default=0) + 1
+    grown = replace(series, entries={**series.entries, number: {"version": number, **entry}})
+    if _is_older(plan, series):
+        later = series.entry()["as_of"]
+        return grown, f"version {number} is of {plan.as_of}; version {series.current} of {later} stays the current one"
+    if plan.supersedes not in (None, series.current) and not _is_newer(plan, series):
+        meanwhile = series.entry()
+        raise BadInputError(
+            f"version {series.current} was published meanwhile, at {meanwhile['published_at']} by {meanwhile['plan']}",
+            f"run it again: it starts from version {series.current}, and what this run built is used again",
+        )
+    return replace(grown, current=number), f"version {number} is published"
+
+
+def _is_older(plan: Plan, series: Series) -> bool:
+    current = series.entries.get(series.current, {}).get("as_of")
+    return bool(plan.as_of and current and plan.as_of < current)
+
+
+def _is_newer(plan: Plan, series: Series) -> bool:
+    current = series.entries.get(series.current, {}).get("as_of")
+    return bool(plan.as_of and current and plan.as_of > current)
+
+
+def files(folder: str) -> Iterator[str]:
+    """Every file that the specs and the manifest of the version in ``folder`` name, whatever code made it."""
+    manifest_uri = layout.manifest_in(folder)
+    manifest = json.loads(store.read(manifest_uri))
+    yield manifest_uri
+    yield resolve(manifest["trained_index"], manifest_uri)
+    splits = {shard["split"] for shard in manifest["shards"]}
+    for split in (split for split in SPLITS if split in splits):
+        uri = layout.dataset_spec_in(folder, split)
+        spec = dataset_spec_from_json(store.read(uri), uri)
+        yield from (uri, spec.index_spec, spec.faiss_index)
+        for entry in index_spec_from_json(store.read(spec.index_spec), spec.index_spec):
+            yield from (entry.chunks, entry.seq2chunk, entry.chunk2seq, entry.embeddings)
+        for shard in spec.shards:
+            yield from (shard.neighbours, layout.distances_uri(shard.neighbours))
+
+
+def folders(folder: str) -> set[str]:
+    """Folders of all files of a version, its own included."""
+    return {folder, *(parent(uri) for uri in files(folder))}
