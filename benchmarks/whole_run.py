@@ -1,4 +1,4 @@
-"""Every stage of a run in this process, one after the other, with the time of each: what the DAGs do, without Airflow."""
+"""Every stage of a run in this process, one after the other, each timed: what the DAGs do, without Airflow."""
 
 import json
 import time

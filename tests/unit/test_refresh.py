@@ -1,4 +1,4 @@
-"""Ids renumbered, neighbours updated, drift, the series of versions, dated corpora: pure, and against plain restatements."""
+"""Ids renumbered, neighbours updated, drift, the series of versions, dated corpora."""
 
 from pathlib import Path
 from typing import Any
@@ -153,9 +153,8 @@ def entry(path: str, as_of: str | None = None) -> dict[str, Any]:
 
 
 def series(current: int, *entries: dict[str, Any]) -> versions.Series:
-    return versions.Series(
-        "/d/current.json", "tag", current, {n: {"version": n, **e} for n, e in enumerate(entries, 1)}
-    )
+    numbered = {number: {"version": number, **of} for number, of in enumerate(entries, 1)}
+    return versions.Series("/d/current.json", "tag", current, numbered)
 
 
 @pytest.mark.parametrize(
