@@ -1,32 +1,32 @@
 """A month of nights on real text: every night the dataset is refreshed, and built from scratch beside it.
 
 Files come, change and go; some nights bring nothing, a broken file, a kill -9 in the middle of the refresh, or so much
-in all that the index is trained anew. After each night every array of the refreshed dataset is compared with that of the full
-build. With --exact (a flat index, exact search) all must be equal; else chunks and embeddings, and the recall is shown.
+in all that the index is trained anew. After each night every array of the refreshed dataset is compared with that of
+the full build. With --exact (a flat index, exact search) all must be equal; else chunks and embeddings, and the recall
+is shown.
 """
 
 import argparse
-import contextlib
 import gzip
 import json
 import os
 import random
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.whole_run import Run, StageFailedError, run
+from benchmarks.whole_run import Run, StageFailedError, in_child, run, warm
 from demo.make_corpus import documents
 from retro_ops import layout, versions
 from retro_ops.arrays import open_npy
 
 DATASET = "nights"
-DOCUMENTS_A_SHARD = 8
+DOCUMENTS_A_SHARD = 12
+LONGEST_TEXT = 4000
 
 KINDS = ("add", "change", "idle", "remove", "add", "killed", "change", "broken", "mended", "add")
 """Ten nights; the month has them three times. ``mended`` puts right what ``broken`` brought."""
@@ -40,6 +40,7 @@ class Corpus:
     texts: Iterator[str]
     random: random.Random
     made: int = 0
+    documents_a_shard: int = DOCUMENTS_A_SHARD
 
     def write(self, name: str, texts: list[str]) -> None:
         path = self.folder / f"{name}.jsonl"
@@ -49,9 +50,9 @@ class Corpus:
     def take(self, count: int) -> list[str]:
         return [next(self.texts) for _ in range(count)]
 
-    def add(self, count: int = DOCUMENTS_A_SHARD) -> None:
+    def add(self) -> None:
         # Sometimes before the others, so that all ids move.
-        self.write(f"train/{self.random.choice('amz')}{self.made:02}", self.take(count))
+        self.write(f"train/{self.random.choice('amz')}{self.made:02}", self.take(self.documents_a_shard))
         self.made += 1
 
     def night(self, kind: str) -> None:
@@ -59,7 +60,7 @@ class Corpus:
         if kind in ("add", "killed"):
             self.add()
         elif kind == "change":
-            self.write(f"train/{self.random.choice(shards).stem}", self.take(DOCUMENTS_A_SHARD))
+            self.write(f"train/{self.random.choice(shards).stem}", self.take(self.documents_a_shard))
         elif kind == "remove":
             self.random.choice(shards).unlink()
         elif kind == "broken":
@@ -82,15 +83,16 @@ def nights(work: Path, corpus: Corpus, count: int, flags: list[object], exact: b
         name = f"night-{number:02}"
         first = [] if number else flags
         said = ""
-        if kind == "killed":
-            said = _killed(root, name, corpus.random)
+        refresh = partial(run, root, DATASET, name, "--refresh", *first)
+        if kind == "killed" and in_child(refresh, corpus.random.uniform(1, 5)) is None:
+            said = "kill -9, then "
         try:
-            refreshed = run(root, DATASET, name, "--refresh", *first)
+            refreshed = _answered(in_child(refresh))
         except StageFailedError as error:
             said = f"a shard failed with exit code {error.code}: nothing published"
             print(f"{number:5} {kind:8} {'':6} {'':6} {_version(root):7}  {said}")
             continue
-        scratch = run(str(work / f"full-{number:02}"), DATASET, name, *flags)
+        scratch = _answered(in_child(partial(run, str(work / f"full-{number:02}"), DATASET, name, *flags)))
         equal, counts = compare(refreshed, scratch)
         must = [*ARRAYS, "neighbours", "distances"] if exact else ARRAYS
         wrong += not all(equal[what] == 1 for what in must)
@@ -104,17 +106,9 @@ def nights(work: Path, corpus: Corpus, count: int, flags: list[object], exact: b
 ARRAYS = ["chunks", "seq2chunk", "chunk2seq", "embeddings"]
 
 
-def _killed(root: str, name: str, randomness: random.Random) -> str:
-    """A worker that dies somewhere in the night's work; what it left stays as it is."""
-    child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            run(root, DATASET, name, "--refresh")
-        os._exit(0)
-    time.sleep(randomness.uniform(2, 9))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "kill -9, then "
+def _answered(done: Run | None) -> Run:
+    assert done is not None
+    return done
 
 
 def _done(refreshed: Run) -> str:
@@ -172,7 +166,8 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true", help="flat index and exact search: all arrays must be equal")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True)
-    texts = (record["text"] for category in ("docs", "code") for record in documents(category))
+    # Twice, as a month needs more than there is; real corpora have copies, too.
+    texts = (r["text"][:LONGEST_TEXT] for _ in range(2) for kind in ("docs", "code") for r in documents(kind))
     corpus = Corpus(arguments.folder / "corpus", texts, random.Random(arguments.seed))
     for _ in range(5):
         corpus.add()
@@ -183,6 +178,7 @@ def main() -> None:
     # The stages' own lines go to a file; the table stays readable.
     log = (arguments.folder / "log").open("w")
     os.dup2(log.fileno(), 2)
+    warm()
     wrong = nights(arguments.folder, corpus, arguments.nights, flags, arguments.exact)
     sys.exit(f"{wrong} nights are not as they must be" if wrong else 0)
 

@@ -1,10 +1,13 @@
 """Every stage of a run in this process, one after the other, each timed: what the DAGs do, without Airflow."""
 
+import importlib
 import json
+import multiprocessing
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from retro_ops import layout, store
 from retro_ops.cli import main
@@ -20,8 +23,11 @@ class StageFailedError(Exception):
     """A stage ended with an exit code other than 0."""
 
     def __init__(self, arguments: list[str], code: int) -> None:
-        super().__init__(f"{' '.join(arguments)}: exit code {code}")
+        super().__init__(arguments, code)
         self.code = code
+
+    def __str__(self) -> str:
+        return f"{' '.join(self.args[0])}: exit code {self.code}"
 
 
 @dataclass
@@ -76,3 +82,42 @@ def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:
         if incremental and store.exists(layout.report_uri(plan, stage, shard)):
             continue
         done.stage(stage, "--plan", done.plan_uri, *(["--shard", shard] if shard else []))
+
+
+T = TypeVar("T")
+
+
+def in_child(work: Callable[[], T], kill_after_s: float | None = None) -> T | None:
+    """``work`` in a process of its own; None if it was killed (-9) before it was done.
+
+    The caller must not compute itself: threads of numerical libraries do not survive a fork.
+    """
+    parent, child = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_answer, args=(work, child))
+    process.start()
+    child.close()
+    try:
+        if not parent.poll(kill_after_s):
+            process.kill()
+            return None
+        answer = parent.recv()
+    except EOFError as error:
+        raise RuntimeError("the child ended without an answer") from error
+    finally:
+        process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer  # type: ignore[no-any-return]
+
+
+def _answer(work: Callable[[], Any], to: Any) -> None:
+    try:
+        to.send(work())
+    except Exception as error:
+        to.send(error)
+
+
+def warm() -> None:
+    """Import what the stages import, so that a child does not spend its life on that."""
+    for name in ("boto3", "faiss", "matplotlib", "sentence_transformers", "torch", "transformers", "retro_ops.card"):
+        importlib.import_module(name)

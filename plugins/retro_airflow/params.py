@@ -13,7 +13,7 @@ from retro_airflow import failures, form_fields, object_store
 from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
 from retro_ops import layout
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.specs import NAME_PATTERN, Parameters, parse_bytes
 
 PRESETS: dict[str, dict[str, str]] = {
@@ -62,6 +62,11 @@ def form(settings: Settings) -> dict[str, Param]:
 
 def refresh_form(settings: Settings) -> dict[str, Param]:
     """Fields of the form of a refresh: what is left empty is as in the published version."""
+    if settings.refresh_schedule and not (settings.root and settings.dataset):
+        raise ConfigurationError(
+            "RETRO_REFRESH_SCHEDULE is set, but a scheduled run has no form to say which dataset",
+            "set RETRO_ROOT and RETRO_DATASET as well",
+        )
     whole = form(settings)
     return {
         "dataset": whole["dataset"],

@@ -16,18 +16,28 @@ def main() -> None:
     parser.add_argument("stage")
     parser.add_argument("--plan")
     parser.add_argument("--shard")
-    for name in ("root", "dataset", "corpus", "validation-corpus", "output"):
+    for name in ("root", "dataset", "corpus", "validation-corpus", "output", "as-of", "run", "shards"):
         parser.add_argument(f"--{name}")
+    for name in ("refresh", "repair", "quick", "changed-only"):
+        parser.add_argument(f"--{name}", action="store_true")
     for field in dataclasses.fields(specs.Parameters):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
     arguments = parser.parse_args()
     if arguments.stage == "plan":
-        write(arguments.output, specs.plan_to_json(plan(arguments)))
+        planned = plan(arguments)
+        write(arguments.output, specs.plan_to_json(planned))
+        current = Path(layout.current_uri(planned.root, planned.dataset))
+        nothing = current.exists() and json.loads(current.read_text())["path"] == layout.version_digest(planned)
+        changes = {"nothing": nothing, "base": None, "added": ["x"], "changed": [], "removed": [], "unchanged": 0}
+        write(layout.changes_uri(arguments.output), json.dumps(changes))
     else:
         the_plan = specs.plan_from_json(Path(arguments.plan).read_text(), arguments.plan)
         if arguments.stage == "publish":
-            current = {"version": 1, "path": "p", "published_at": "t", "counts": {"chunks": 4}}
+            path = layout.version_digest(the_plan)
+            current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
             write(layout.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
+        elif arguments.stage == "check-drift":
+            write(layout.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
         else:
             marker = layout.report_uri(the_plan, arguments.stage, arguments.shard)
             write(marker, json.dumps({"stage": arguments.stage, "shard": arguments.shard, "counts": {"chunks": 1}}))
@@ -35,6 +45,9 @@ def main() -> None:
 
 
 def plan(arguments: argparse.Namespace) -> specs.Plan:
+    if not arguments.corpus:  # As it was.
+        current = json.loads(Path(layout.current_uri(arguments.root, arguments.dataset)).read_text())
+        return specs.plan_from_json(Path(current["plan"]).read_text(), current["plan"])
     folders: list[tuple[specs.Split, str | None]] = [
         ("train", arguments.corpus),
         ("val", arguments.validation_corpus),
@@ -48,7 +61,7 @@ def plan(arguments: argparse.Namespace) -> specs.Plan:
     return specs.Plan(
         dataset=arguments.dataset,
         root=arguments.root,
-        parameters=specs.Parameters(index_type=arguments.index_type),
+        parameters=specs.Parameters(index_type=arguments.index_type or "auto"),
         identity=specs.Identity("t", 100, 0, "m", 8),
         shards=tuple(shards),
     )

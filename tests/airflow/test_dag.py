@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
-from airflow.sdk import DAG
+from airflow.sdk import DAG, CronDataIntervalTimetable
 from live_airflow import REPOSITORY
 
 from retro_ops import layout, specs
+from retro_ops.errors import ConfigurationError
 
 HEAVY = ("numpy", "torch", "faiss", "transformers", "sentence_transformers", "boto3", "botocore")
 
@@ -23,18 +24,18 @@ sys.path[:0] = {paths!r}
 import airflow.sdk, airflow.providers.standard.operators.python
 before = set(sys.modules)
 started = time.perf_counter()
-import retro_dataset
+import retro_dataset, retro_refresh, retro_repair
 seconds = time.perf_counter() - started
 import json
 print(json.dumps([seconds, [name for name in {heavy!r} if name in sys.modules and name not in before]]))
 """
 
 
-def load() -> DAG:
+def load(name: str = "retro_dataset") -> DAG:
     folder = str(REPOSITORY / "dags")
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    module = importlib.reload(importlib.import_module("retro_dataset"))
+    module = importlib.reload(importlib.import_module(name))
     dag: DAG = module.dag
     return dag
 
@@ -53,18 +54,20 @@ def test_parsing_is_quick_and_imports_no_heavy_library() -> None:
 def test_no_import_errors(airflow_database: None) -> None:
     bag = DagBag(str(REPOSITORY / "dags"))
     assert bag.import_errors == {}
-    assert "retro_dataset" in bag.dags
+    assert {"retro_dataset", "retro_refresh", "retro_repair"} <= set(bag.dags)
 
 
-def test_tasks_are_named_like_their_stages() -> None:
-    dag = load()
+DAGS = ("retro_dataset", "retro_refresh", "retro_repair")
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_tasks_are_named_like_their_stages(name: str) -> None:
+    dag = load(name)
     staged = {task.task_id: task.stage for task in map(operator_of, dag.tasks) if hasattr(task, "stage")}
-    assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == {
-        "plan",
-        *layout.CODE_VERSIONS,
-        "validate",
-        "publish",
-    }
+    stages = {"plan", *layout.CODE_VERSIONS, "validate", "publish"}
+    stages |= {"check-drift"} if name == "retro_refresh" else set()
+    assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == stages
+    assert {stage.replace("-", "_") for stage in staged.values()} == {t.removeprefix("shards.") for t in staged}
 
 
 def operator_of(task: Any) -> Any:
@@ -72,15 +75,17 @@ def operator_of(task: Any) -> Any:
     return SimpleNamespace(task_id=task.task_id, **task.partial_kwargs) if task.is_mapped else task
 
 
-def test_stages_retry_with_back_off() -> None:
-    for task in load().tasks:
+@pytest.mark.parametrize("name", DAGS)
+def test_stages_retry_with_back_off(name: str) -> None:
+    for task in load(name).tasks:
         assert (task.retries or 0) >= 2
         assert task.retry_exponential_backoff
 
 
-def test_gpu_stages_share_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", DAGS)
+def test_gpu_stages_share_the_pool(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_GPU_POOL", "gpus")
-    pooled = {task.task_id for task in load().tasks if task.pool == "gpus"}
+    pooled = {task.task_id for task in load(name).tasks if task.pool == "gpus"}
     of_one_index = {"train_faiss_index", "build_faiss_index", "tune_search", "retrieve_neighbours"}
     assert pooled == {"shards.embed_chunks"} | of_one_index
 
@@ -94,6 +99,61 @@ def run(tmp_path: Path, corpus: Path, **conf: Any) -> Any:
         "preset": "tiny",
     } | conf
     return load().test(run_conf=conf)
+
+
+def test_a_schedule_processes_the_day_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load("retro_refresh").schedule is None
+    monkeypatch.setenv("RETRO_REFRESH_SCHEDULE", "0 3 * * *")
+    with pytest.raises(ConfigurationError, match="RETRO_ROOT and RETRO_DATASET"):
+        load("retro_refresh")
+    monkeypatch.setenv("RETRO_ROOT", "/data")
+    monkeypatch.setenv("RETRO_DATASET", "demo")
+    dag = load("retro_refresh")
+    assert isinstance(dag.schedule, CronDataIntervalTimetable)
+    assert dag.schedule.expression == "0 3 * * *"
+    assert dag.max_active_runs == 1
+    monkeypatch.undo()
+    load("retro_refresh")
+
+
+@pytest.mark.usefixtures("airflow_database", "stub_command")
+def test_a_refresh_builds_what_came_and_then_nothing(tmp_path: Path, corpus: Path) -> None:
+    place = {"root": str(tmp_path / "root"), "dataset": "demo"}
+    first = load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
+    assert states(first)["publish", -1] == "success"
+    assert {index for task, index in states(first) if task == "shards.embed_chunks"} == {0, 1, 2}
+    (corpus / "train/e.jsonl").write_text('{"text": "one more"}\n')
+    more = load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
+    state = states(more)
+    assert str(more.state) == "success"
+    assert {index for task, index in state if task == "shards.embed_chunks"} == {0}
+    assert state["check_drift", -1] == state["publish", -1] == "success"
+    labels = {ti.rendered_map_index for ti in more.get_task_instances() if ti.task_id == "shards.embed_chunks"}
+    assert labels == {"shard e"}
+    idle = load("retro_refresh").test(run_conf=place)
+    assert str(idle.state) == "success"
+    expected = {"plan": "success", "anything_to_do": "success"}
+    assert {task: state for (task, _), state in states(idle).items()} == {
+        task.task_id: expected.get(task.task_id, "skipped") for task in load("retro_refresh").tasks
+    }
+
+
+@pytest.mark.usefixtures("airflow_database", "stub_command")
+def test_a_repair_runs_what_is_missing_and_what_depends_on_it(tmp_path: Path, corpus: Path) -> None:
+    place = {"root": str(tmp_path / "root"), "dataset": "demo"}
+    load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
+    current = json.loads(Path(layout.current_uri(place["root"], "demo")).read_text())
+    plan = specs.plan_from_json(Path(current["plan"]).read_text(), "plan")
+    Path(layout.report_uri(plan, "embed-chunks", "b")).unlink()
+    # The stub does not look for damage, so the version must be another one for it to go on.
+    Path(layout.current_uri(place["root"], "demo")).write_text(json.dumps(current | {"path": "another"}))
+    done = load("retro_repair").test(run_conf=place)
+    state = states(done)
+    assert str(done.state) == "success"
+    assert state["shards.embed_chunks", 0] == "success"
+    assert ("shards.embed_chunks", 1) not in state
+    assert state["retrieve_neighbours", -1] == "skipped"
+    assert state["merge_indexes", -1] == state["publish", -1] == "success"
 
 
 def states(run: Any) -> dict[tuple[str, int], str]:

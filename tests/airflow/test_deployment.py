@@ -32,7 +32,7 @@ def test_the_files_of_the_compose_stack_are_sound() -> None:
 
 
 def test_every_stage_that_a_dag_runs_may_have_resources() -> None:
-    assert {*deployment.STAGES, "export", "status", "show"} == set(cli.STAGES)
+    assert {*deployment.STAGES, "list", "diff", "rollback", "prune", "export", "status", "show"} == set(cli.STAGES)
 
 
 def test_the_most_specific_entry_wins_and_then_the_form(tmp_path: Path) -> None:

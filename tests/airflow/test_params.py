@@ -1,6 +1,8 @@
 """The trigger form and the flags of ``plan`` that follow from it."""
 
 from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, ParamValidationError
 from retro_airflow import params, settings
 
+from retro_ops import layout
 from retro_ops.specs import Parameters
 
 CONFIG = settings.load(
@@ -55,6 +58,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "min-full-rows": "0.0",
         "max-duplicates": "1.0",
         "max-leaked": "1.0",
+        "max-drift": "0.25",
         "device": "auto",
         "memory-budget": "2GiB",
     }
@@ -105,12 +109,17 @@ def test_a_field_that_must_be_filled_has_no_default_when_the_deployment_gives_no
     ]
 
 
-def test_no_field_greys_out_the_trigger_button() -> None:
-    assert all(param.value != "" for param in params.form(settings.load({})).values())
+FORMS = (params.form, params.refresh_form, params.repair_form)
 
 
-def test_every_field_has_a_title_and_help() -> None:
-    for name, param in params.form(CONFIG).items():
+@pytest.mark.parametrize("form", FORMS)
+def test_no_field_greys_out_the_trigger_button(form: Any) -> None:
+    assert all(param.value != "" for param in form(settings.load({})).values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_field_has_a_title_and_help(form: Any) -> None:
+    for name, param in form(CONFIG).items():
         assert param.schema["title"], name
         assert param.schema["description_md"].endswith("."), name
 
@@ -129,6 +138,87 @@ def test_a_relative_root_is_refused() -> None:
 
 def test_plan_arguments_follow_the_conf() -> None:
     assert params.plan_arguments(context({"num_neighbours": 2}))["num-neighbours"] == "2"
+
+
+def of_form(form: dict[str, Any], conf: dict[str, Any], tmp_path: Path, **run: Any) -> Context:
+    conf = {"root": str(tmp_path), **conf}
+    known = ParamsDict(form)
+    known.update(conf)
+    of_run = {"conf": conf, "run_id": "r", "run_type": "manual", "data_interval_start": None, **run}
+    return cast(
+        Context,
+        {"dag_run": SimpleNamespace(**of_run), "dag": SimpleNamespace(params=form), "params": known.validate()},
+    )
+
+
+def refreshed(tmp_path: Path, conf: dict[str, Any], **run: Any) -> dict[str, Any]:
+    return params.refresh_arguments(of_form(params.refresh_form(CONFIG), conf, tmp_path, **run))
+
+
+def test_a_refresh_says_only_what_the_form_says(tmp_path: Path) -> None:
+    Path(layout.current_uri(str(tmp_path), "d")).parent.mkdir()
+    Path(layout.current_uri(str(tmp_path), "d")).write_text("{}")
+    expected = {
+        "root": str(tmp_path),
+        "dataset": "d",
+        "corpus": "/c",
+        "validation-corpus": None,
+        "as-of": None,
+        "output": f"{tmp_path}/d/runs/r/plan.json",
+        "refresh": True,
+    }
+    assert refreshed(tmp_path, {}) == expected
+    more = refreshed(tmp_path, {"num_neighbours": 2, "max_drift": 0, "corpus": "/e", "as_of": "2026-01-02"})
+    assert more == expected | {"num-neighbours": "2", "max-drift": "0", "corpus": "/e", "as-of": "2026-01-02"}
+
+
+def test_a_refresh_of_nothing_is_a_first_build(tmp_path: Path) -> None:
+    arguments = refreshed(tmp_path, {"chunk_size": 32})
+    assert arguments["refresh"] is True
+    assert (arguments["tokenizer"], arguments["index-type"], arguments["chunk-size"]) == (
+        Parameters.tokenizer,
+        "auto",
+        "32",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "zone", "day"),
+    [("scheduled", "UTC", "2026-01-02"), ("backfill", "Asia/Tokyo", "2026-01-03"), ("manual", "UTC", None)],
+)
+def test_the_day_of_a_run(
+    tmp_path: Path, kind: str, zone: str, day: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRO_REFRESH_TIMEZONE", zone)
+    start = datetime(2026, 1, 2, 18, tzinfo=UTC)
+    assert refreshed(tmp_path, {}, run_type=kind, data_interval_start=start)["as-of"] == day
+
+
+@pytest.mark.parametrize("change", [{"as_of": "2026-1-2"}, {"max_drift": -1}, {"device": "tpu"}, {"chunk_size": 0}])
+def test_the_form_of_a_refresh_refuses(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(ParamValidationError):
+        refreshed(tmp_path, change)
+
+
+def test_what_a_repair_is_told(tmp_path: Path) -> None:
+    def told(conf: dict[str, Any]) -> dict[str, Any]:
+        return params.repair_arguments(of_form(params.repair_form(CONFIG), conf, tmp_path))
+
+    arguments = told({"shards": ["a", "b"], "run": "x"})
+    assert arguments == {
+        "root": str(tmp_path),
+        "dataset": "d",
+        "output": f"{tmp_path}/d/runs/r/plan.json",
+        "repair": True,
+        "run": "x",
+        "shards": "a,b",
+        "quick": False,
+    }
+    assert told({})["shards"] is None
+    with pytest.raises(ParamValidationError):
+        told({"shards": ["a,b"]})
+    with pytest.raises(AirflowFailException, match="unknown parameter 'shard'"):
+        told({"shard": "a"})
 
 
 def test_settings_say_what_is_wrong() -> None:

@@ -1,0 +1,134 @@
+"""kill -9 at random points of refreshes and repairs, while a reader looks at the published version all the time.
+
+Each round brings new files, or asks for a shard to be built again. An undisturbed twin does the same once; the dataset
+itself is killed again and again before it may end. At the end of a round both must hold the same bytes, and at every
+moment the reader must find a version of which everything validates.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.nights import Corpus, compare
+from benchmarks.whole_run import in_child, run, warm
+from demo.make_corpus import documents
+from retro_ops import layout, store, versions
+from retro_ops.cli import main as retro_ops
+from retro_ops.plans import read_plan
+
+DATASET = "kills"
+KINDS = ("add", "repair", "change", "remove")
+LONGEST_TEXT = 1500
+MOST_ATTEMPTS = 12
+"""Kills before a run may end: each gets a little further, as what is done stays done."""
+
+
+def read_on(root: str, answers: Any, stop: Any) -> None:
+    """A reader: which versions it saw, how often, and what was wrong with them."""
+    seen: dict[int, int] = {}
+    wrong: list[str] = []
+    while not stop.is_set():
+        series = versions.read(root, DATASET)
+        plan = read_plan(series.plan_uri())
+        specs = [layout.dataset_spec_in(series.folder(), split) for split in plan.splits()]
+        if retro_ops(["validate", "--spec", *specs]):
+            wrong.append(f"version {series.current} does not validate")
+        seen[series.current] = seen.get(series.current, 0) + 1
+        time.sleep(0.05)
+    answers.send((seen, wrong))
+
+
+def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, int, list[str]]:
+    """Number of rounds and of kills, and what was wrong."""
+    root, twin = str(work / "killed"), str(work / "twin")
+    randomness, kills, number, wrong = corpus.random, 0, 0, []
+    while kills < wanted:
+        number += 1
+        kind = KINDS[number % len(KINDS)]
+        flags: list[object] = ["--refresh"]
+        if kind == "repair":
+            shards = [shard.name for shard in read_plan(versions.read(root, DATASET).plan_uri()).shards]
+            flags = ["--repair", "--shards", randomness.choice(shards)]
+        else:
+            corpus.night(kind)
+        name = f"round-{number:03}"
+        started = time.monotonic()
+        undisturbed = in_child(partial(run, twin, DATASET, name, *flags))
+        took = time.monotonic() - started
+        of_round = 0
+        for _ in range(min(MOST_ATTEMPTS, wanted - kills)):
+            if in_child(partial(run, root, DATASET, name, *flags), randomness.uniform(0.05, took / 2)) is None:
+                of_round += 1
+            else:
+                break
+        kills += of_round
+        done = in_child(partial(run, root, DATASET, name, *flags))
+        assert undisturbed is not None
+        assert done is not None
+        if done.changes["nothing"]:  # The run before was killed after it had published.
+            done.plan_uri = versions.read(root, DATASET).plan_uri()
+        equal, chunks = compare(done, undisturbed)
+        if set(equal.values()) != {1.0}:
+            wrong.append(f"round {number} ({kind}): not as without kills: {equal}")
+        if _published(root) != _published(twin):
+            wrong.append(f"round {number} ({kind}): other specs are published than without kills")
+        print(f"round {number:3} {kind:7} {chunks:5} chunks: {of_round:3} kills, {took:4.1f} s undisturbed", flush=True)
+    return number, kills, wrong
+
+
+def _published(root: str) -> dict[str, Any]:
+    """Shards of the published specs and the bytes of the indexes; folders may differ where a repair was begun twice."""
+    series = versions.read(root, DATASET)
+    plan = read_plan(series.plan_uri())
+    indexes = {split: store.sha256(layout.index_uri(plan, split)) for split in plan.splits()}
+    return {"shards": [shard.name for shard in plan.shards], **indexes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder to work in; it must not exist yet")
+    parser.add_argument("--model", required=True, help="sentence-transformer with its tokenizer: a folder")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True)
+    texts = (r["text"][:LONGEST_TEXT] for _ in range(99) for kind in ("docs", "code") for r in documents(kind))
+    corpus = Corpus(arguments.folder / "corpus", texts, random.Random(arguments.seed), documents_a_shard=3)
+    for _ in range(3):
+        corpus.add()
+    corpus.write("val/val_a", corpus.take(2))
+    flags: list[object] = ["--corpus", corpus.folder / "train", "--validation-corpus", corpus.folder / "val"]
+    flags += ["--tokenizer", arguments.model, "--model", arguments.model, "--index-type", "Flat", "--target-recall", 1]
+    log = (arguments.folder / "log").open("w")
+    os.dup2(log.fileno(), 2)
+    warm()
+    for name in ("killed", "twin"):
+        in_child(partial(run, str(arguments.folder / name), DATASET, "first", *flags))
+    processes = multiprocessing.get_context("fork")
+    answers, of_reader = processes.Pipe()
+    stop = processes.Event()
+    reader = processes.Process(target=read_on, args=(str(arguments.folder / "killed"), of_reader, stop))
+    reader.start()
+    try:
+        number, kills, wrong = rounds(arguments.folder, corpus, arguments.kills)
+    finally:
+        stop.set()
+    seen, broken = answers.recv()
+    reader.join()
+    print(f"{kills} kills in {number} rounds; the reader validated {sum(seen.values()):,} times {len(seen)} versions")
+    for finding in [*wrong, *broken]:
+        print(finding)
+    print(json.dumps({"kills": kills, "rounds": number, "reads": sum(seen.values()), "wrong": len(wrong + broken)}))
+    sys.exit(bool(wrong or broken))
+
+
+if __name__ == "__main__":
+    main()
