@@ -46,9 +46,9 @@ class NpyReader:
         data = store.at(self.uri).read_range(self.uri, self.offset + start * self.row_bytes, count * self.row_bytes)
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
-    def blocks(self, rows: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(first row, at most ``rows`` rows), in order."""
-        for start in range(0, len(self), rows):
+    def blocks(self, rows: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(first row, at most ``rows`` rows), in order, from row ``first`` on."""
+        for start in range(first, len(self), rows):
             yield start, self.rows(start, start + rows)
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -101,11 +101,15 @@ def find(pattern: str) -> list[str]:
     return found
 
 
-def records(sources: Sequence[str], max_line_bytes: int) -> Iterator[Document | BadRecord]:
-    """Every line of every source as a document or a bad record, in order, streamed."""
+def records(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[Document | BadRecord]:
+    """Every line of every source as a document or a bad record, in order, streamed; without the ``first`` lines."""
+    passed = 0
     for source in sources:
         with _open(source) as stream:
             for number, line in enumerate(_lines(stream, source, max_line_bytes), 1):
+                if passed < first:
+                    passed += 1
+                    continue
                 yield _parse(line, source, number, max_line_bytes)
 
 
@@ -255,16 +259,22 @@ def _parse(line: bytes | None, source: str, number: int, max_line_bytes: int) ->
     return Document(text, record, source, number, len(line))
 
 
+def json_lines(entries: Iterable[dict[str, Any]]) -> bytes:
+    lines = (json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n" for entry in entries)
+    return "".join(lines).encode("utf-8", "backslashreplace")
+
+
 class JsonLinesWriter:
-    """Appends JSON objects, one a line, zstd-compressed when the name ends so."""
+    """Appends lines of JSON, zstd-compressed when the name ends so."""
 
     def __init__(self, writer: Writer, uri: str) -> None:
         self._writer = writer
         self._compressor = zstandard.ZstdCompressor().compressobj() if uri.endswith(".zst") else None
 
-    def append(self, entry: dict[str, Any]) -> None:
-        line = (json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
-        self._writer.write(self._compressor.compress(line) if self._compressor else line)
+    def append(self, lines: bytes) -> None:
+        # Line by line, whatever came together: nobody promises that the compressor gives the same bytes otherwise.
+        for line in lines.splitlines(keepends=True):
+            self._writer.write(self._compressor.compress(line) if self._compressor else line)
 
     def close(self) -> Written:
         if self._compressor:

@@ -37,7 +37,8 @@ CODE_VERSIONS = {
     "write-specs": 3,
     "describe": 1,
 }
-"""Raised by one whenever a stage would write other bytes for the same input and parameters."""
+"""Raised by one whenever a stage would write other bytes for the same input and parameters, or other blocks of
+what is unfinished."""
 
 SHARD_STAGES = ("tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours")
 
@@ -323,6 +324,15 @@ def document_ids_uri(chunks: str) -> str:
 def quarantine_uri(chunks: str) -> str:
     """Records that could not be read, beside the chunks; absent when there were none."""
     return beside(chunks, "quarantine.jsonl")
+
+
+def unfinished_folder(output: str, digest: str) -> str:
+    """Finished blocks of an output that is being made, beside it; they go when its report is written."""
+    return beside(output, f"unfinished-{digest}")
+
+
+def block_uri(folder: str, number: int) -> str:
+    return join(folder, f"{number:05}.npz")
 
 
 def embeddings_uri(plan: Plan, shard: str) -> str:

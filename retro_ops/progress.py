@@ -39,11 +39,11 @@ def say(message: str, level: int = logging.INFO, **fields: Any) -> None:
 
 
 class Progress:
-    """Counts work done. ``total`` None: unknown, so no ETA."""
+    """Counts work done. ``total`` None: unknown, so no ETA. ``found``: done by a run before this one."""
 
-    def __init__(self, stage: str, total: int | None, unit: str) -> None:
+    def __init__(self, stage: str, total: int | None, unit: str, found: int = 0) -> None:
         self._stage, self._total, self._unit = stage, total, unit
-        self._done = 0
+        self._done = self._found = found
         self._said_done: int | None = None
         self._started = time.monotonic()
         self._said = self._started
@@ -51,7 +51,7 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit=f" {unit}", desc=stage)
+            self._bar = tqdm(total=total, initial=found, unit=f" {unit}", desc=stage)
 
     def advance(self, count: int) -> None:
         self._done += count
@@ -68,7 +68,7 @@ class Progress:
 
     def _say(self) -> None:
         self._said, self._said_done = time.monotonic(), self._done
-        rate = self._done / max(self._said - self._started, 1e-9)
+        rate = (self._done - self._found) / max(self._said - self._started, 1e-9)
         fields: dict[str, Any] = {"event": "progress", "stage": self._stage, "unit": self._unit}
         fields |= {"done": self._done, "total": self._total, "rate_per_s": round(rate, 3)}
         text = f"{self._stage}: {self._done:,}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import retro_ops
 from retro_ops import store
+from retro_ops.blocks import Unfinished
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
@@ -41,14 +42,18 @@ def run_once(
     parameters: Mapping[str, Any],
     inputs: Sequence[str],
     work: Callable[[], Outcome],
+    unfinished: Unfinished | None = None,
 ) -> dict[str, Any]:
     """Do ``work`` unless the report at ``uri`` says it was done for the same ``digest``.
 
-    A kill before the last line leaves no report, so nothing that counts as done. Returns the report.
+    A kill before the report is written leaves nothing that counts as done, but maybe blocks to go on from, which are
+    ``unfinished``; they are deleted after it. Returns the report.
     """
     done = read(uri)
     if done is not None and done["digest"] == digest and lost_output(done) is None:
         say(f"{stage}: already done, see {uri}", event="already_done", report=uri)
+        if unfinished:
+            unfinished.delete()  # For a run that was killed just after its report.
         return done
     if done is not None:
         store.at(uri).delete(uri)
@@ -76,6 +81,8 @@ def run_once(
     store.write(uri, sealed(report))
     figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in outcome.counts.items())
     say(f"{stage}: done in {report['seconds']:.1f} s: {figures}", event="done", report=uri)
+    if unfinished:
+        unfinished.delete()
     return report
 
 

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import io
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ class Store(Protocol):
     def create(self, uri: str) -> Writer: ...
 
     def delete(self, uri: str) -> None: ...
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete all objects below ``folder``."""
 
     def objects(self, folder: str) -> builtins.list[Stored]:
         """All objects below ``folder``, sorted by URI."""
@@ -217,6 +221,10 @@ class LocalStore:
         with _local_errors(uri):
             Path(uri).unlink(missing_ok=True)
 
+    def delete_folder(self, folder: str) -> None:
+        # Somebody may be writing into it; what stays is litter, not an error.
+        shutil.rmtree(folder, ignore_errors=True)
+
     def objects(self, folder: str) -> builtins.list[Stored]:
         found = []
         for uri in self.list(folder):
@@ -321,6 +329,10 @@ class S3Store:
     def delete(self, uri: str) -> None:
         with _s3_errors(uri):
             _client().delete_object(**_bucket_key(uri))
+
+    def delete_folder(self, folder: str) -> None:
+        for uri in self.list(folder):
+            self.delete(uri)
 
     def objects(self, folder: str) -> builtins.list[Stored]:
         bucket, prefix = _bucket_key(folder.rstrip("/") + "/").values()

@@ -2,9 +2,11 @@
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from retro_ops import layout, report, store
+from retro_ops.blocks import Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
@@ -35,7 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments, parameters)
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
-    report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], lambda: _work(job, parameters))
+    unfinished = Unfinished(layout.unfinished_folder(job.embeddings, job.digest))
+    work = partial(_work, job, parameters, unfinished)
+    report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)
 
 
 def _planned_job(plan_uri: str, shard: str) -> Job:
@@ -67,7 +71,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters) -> report.Outcome:
+def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
     import numpy as np
 
     from retro_ops import device
@@ -81,18 +85,23 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
     where = device.choose(parameters.device, "torch")
     embedder = Embedder(parameters.model, where)
-    progress = Progress(STAGE, len(chunks), "chunks")
     with NpyWriter(job.embeddings, np.float16, (embedder.dimension,), rows=len(chunks)) as out:
-        for _, block in chunks.blocks(BLOCK_ROWS):
-            out.append(embedder.embed(tokenizer.decode(block), parameters.batch_size))
+        for part in unfinished.parts():
+            out.append(part["embeddings"])
+        progress = Progress(STAGE, len(chunks), "chunks", unfinished.end)
+        for start, block in chunks.blocks(BLOCK_ROWS, unfinished.end):
+            embeddings = embedder.embed(tokenizer.decode(block), parameters.batch_size)
+            out.append(embeddings)
             progress.advance(len(block))
+            unfinished.add({"embeddings": embeddings}, start + len(block))
+            unfinished.commit_when_due()
         progress.close()
         written = out.close()
     return report.Outcome(
         counts={"chunks": len(chunks)},
         outputs=[written],
         identity={**identity, "model": embedder.digest, "dimension": embedder.dimension},
-        details={"model": parameters.model},
+        details={"model": parameters.model, **unfinished.details()},
         device=where,
     )
 

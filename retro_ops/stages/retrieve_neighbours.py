@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retro_ops import layout, report, store
+from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
@@ -93,8 +94,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     loaded: dict[str, Any] = {}
     for query in job.queries:
         inputs = [query.embeddings, query.chunk2seq, job.index]
-        work = partial(_work, job, query, parameters, loaded)
-        report.run_once(STAGE, query.report, query.digest, chosen, inputs, work)
+        unfinished = Unfinished(layout.unfinished_folder(query.neighbours, query.digest))
+        work = partial(_work, job, query, parameters, loaded, unfinished)
+        report.run_once(STAGE, query.report, query.digest, chosen, inputs, work, unfinished)
 
 
 def _planned_job(plan_uri: str, name: str) -> Job:
@@ -196,20 +198,28 @@ def _position(embeddings: str, shards: tuple[IndexShard, ...], by_content: bool)
     return None
 
 
-def _work(job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
+def _work(
+    job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], unfinished: Unfinished
+) -> report.Outcome:
     from retro_ops import device
 
     identity = report.check_same_identity(
         {uri: report.read(uri) for uri in (query.embeddings_report, job.index_report)}
     )
     where = device.choose(parameters.device, "faiss")
-    find, details = (_seed_search if parameters.profile == "seed" else _search)(job, query, parameters, loaded, where)
-    counts, outputs = _write(query, parameters.num_neighbours, find)
+    search = (_seed_search if parameters.profile == "seed" else _search)(job, query, parameters, loaded, where)
+    counts, outputs, tally = _write(query, parameters.num_neighbours, search, unfinished)
     return report.Outcome(
         counts=counts,
         outputs=outputs,
         identity=identity,
-        details={"profile": parameters.profile, "same_document_filter": query.position is not None, **details()},
+        details={
+            "profile": parameters.profile,
+            "same_document_filter": query.position is not None,
+            **search.details,
+            **tally,
+            **unfinished.details(),
+        },
         device=where,
     )
 
@@ -218,31 +228,67 @@ Find = Callable[[int, int], "tuple[NDArray[np.int64], NDArray[np.float32]]"]
 """(start, stop) -> ids int64 [rows, k] and distances float32 [rows, k] of these rows."""
 
 
-def _write(query: Query, k: int, find: Find) -> tuple[dict[str, int], list[store.Written]]:
+@dataclass(frozen=True)
+class Search:
+    """``find`` computes ``rows`` rows at a time, ahead of what it hands out. ``tally``: what was counted so far of all
+    that it computed, as JSON whose numbers add up."""
+
+    find: Find
+    rows: int
+    details: dict[str, Any]
+    tally: Callable[[], dict[str, Any]]
+
+
+def _write(
+    query: Query, k: int, search: Search, unfinished: Unfinished
+) -> tuple[dict[str, int], list[store.Written], dict[str, Any]]:
+    """Counts, what was written, and the tally of all rows, those found done included."""
     import numpy as np
 
     from retro_ops.arrays import NpyWriter, open_npy
 
     total, distances_uri = len(open_npy(query.embeddings)), layout.distances_uri(query.neighbours)
-    progress = Progress(STAGE, total, "chunks")
     full = 0
     with (
         NpyWriter(query.neighbours, np.int64, (k,), rows=total) as neighbours_out,
         NpyWriter(distances_uri, np.float32, (k,), rows=total) as distances_out,
     ):
-        for start in range(0, total, BLOCK_ROWS):
-            ids, distances = find(start, min(start + BLOCK_ROWS, total))
-            neighbours_out.append(ids)
-            distances_out.append(distances)
-            full += int((ids >= 0).all(axis=1).sum())
+
+        def append(part: Part) -> int:
+            neighbours_out.append(part["neighbours"])
+            distances_out.append(part["distances"])
+            return int((part["neighbours"] >= 0).all(axis=1).sum())
+
+        for part in unfinished.parts():
+            full += append(part)
+        first, before = unfinished.end, unfinished.state
+        progress = Progress(STAGE, total, "chunks", first)
+        for start in range(first, total, BLOCK_ROWS):
+            end = min(start + BLOCK_ROWS, total)
+            ids, distances = search.find(start, end)
+            part = {"neighbours": ids, "distances": distances}
+            full += append(part)
             progress.advance(len(ids))
+            unfinished.add(part, end)
+            # Only where `find` is no further than the block, as the tally is of all that it computed.
+            if (end - first) % search.rows == 0:
+                unfinished.commit_when_due(_sum(before, search.tally()))
         progress.close()
-        return {"rows": total, "full_rows": full}, [neighbours_out.close(), distances_out.close()]
+        written = [neighbours_out.close(), distances_out.close()]
+    return {"rows": total, "full_rows": full}, written, _sum(before, search.tally())
 
 
-def _search(
-    job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device"
-) -> tuple[Find, Callable[[], dict[str, Any]]]:
+def _sum(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Two tallies as one: numbers are added, lists joined."""
+    if not before:
+        return now
+    return {
+        name: _sum(before[name], value) if isinstance(value, dict) else before[name] + value
+        for name, value in now.items()
+    }
+
+
+def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device") -> Search:
     """Wide search, exact distances, widening; see core/search.py."""
     import numpy as np
 
@@ -292,15 +338,14 @@ def _search(
             state["start"], state["keys"] = start, found.keys
         return exact.unpack(state["keys"][start - state["start"] : stop - state["start"]])
 
-    def details() -> dict[str, Any]:
+    def tally() -> dict[str, Any]:
         return {
-            "search": tuned,
             "effort": asdict(effort),
             "removed": dict(zip(REASONS, removed.tolist(), strict=True)),
             **({"updated": asdict(update.done)} if update else {}),
         }
 
-    return find, details
+    return Search(find, rows, {"search": tuned}, tally)
 
 
 def _query_shard(job: Job, query: Query, parameters: Parameters, chunks: "IndexedChunks") -> "QueryShard":
@@ -343,9 +388,7 @@ def _tuned(
     return dict(found["details"][query.split])
 
 
-def _seed_search(
-    job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device"
-) -> tuple[Find, Callable[[], dict[str, Any]]]:
+def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device") -> Search:
     """The original's search: one look, the index's own order and distances, short rows stay short."""
     import numpy as np
 
@@ -377,7 +420,7 @@ def _seed_search(
         found = seed_neighbours(loaded["search"], queries, first, end, k, margin, nprobe)
         return found.ids, found.distances
 
-    return find, lambda: {"nprobe": nprobe, "retrieval_margin": margin}
+    return Search(find, BLOCK_ROWS, {"nprobe": nprobe, "retrieval_margin": margin}, dict)
 
 
 def _open(query: Query) -> "tuple[NpyReader, NpyReader]":

@@ -4,14 +4,20 @@ import contextlib
 import uuid
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from retro_ops import corpus, layout, report, store
+from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 from retro_ops.specs import Parameters
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 HELP = "tokenise documents (JSON lines) and cut them into chunks"
 PARAMETERS = (
@@ -30,7 +36,7 @@ BATCH_BYTES = 2**21
 """Text tokenised at a time: enough for all cores, and the encodings (some 60 times the text) stay small."""
 
 BATCH_DOCUMENTS = 4096
-"""Bounds a batch of short or empty documents, whose objects cost far more than their text."""
+"""Bounds a batch of short or empty documents, whose objects cost far more than their text; bad records likewise."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments, parameters)
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
-    report.run_once(STAGE, job.report, job.digest, chosen, job.sources, lambda: _work(job, parameters))
+    # Standard input cannot be read again.
+    folder = None if corpus.STDIN in job.sources else layout.unfinished_folder(job.chunks, job.digest)
+    unfinished = Unfinished(folder)
+    work = partial(_work, job, parameters, unfinished)
+    report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
 
 
 def _planned_job(plan_uri: str, shard: str) -> Job:
@@ -106,113 +116,164 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters) -> report.Outcome:
-    from retro_ops.arrays import NpyWriter
-    from retro_ops.core.chunking import chunk_counts, chunk_documents, token_dtype
+def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
+    from retro_ops.core.chunking import token_dtype
     from retro_ops.models import Tokenizer
 
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks
-    documents = chunks = 0
     full = False
-    progress = Progress(STAGE, None, "documents")
     store.at(job.quarantine).delete(job.quarantine)
-    with (
-        _Quarantine(job.quarantine, parameters) as quarantine,
-        NpyWriter(job.chunks, dtype, (size,)) as chunks_out,
-        NpyWriter(job.seq2chunk, "int64") as seq2chunk_out,
-        NpyWriter(job.chunk2seq, "int32") as chunk2seq_out,
-        NpyWriter(layout.document_ids_uri(job.chunks), "uint64") as document_ids_out,
-        store.create(job.documents) as documents_writer,
-    ):
-        documents_out = corpus.JsonLinesWriter(documents_writer, job.documents)
-        good = quarantine.pass_good(corpus.records(job.sources, job.line_bytes))
-        for batch in _batches(good):
-            ids = tokenizer.encode([document.text for document in batch])
-            if limit is not None:
-                fits = int((chunks + chunk_counts([len(i) for i in ids], size).cumsum() <= limit).sum())
-                full = fits < len(batch)
-                batch, ids = batch[:fits], ids[:fits]
-            part = chunk_documents(ids, size, tokenizer.pad_id, dtype, first_document=documents, first_chunk=chunks)
-            chunks_out.append(part.chunks)
-            seq2chunk_out.append(part.seq2chunk)
-            chunk2seq_out.append(part.chunk2seq)
-            document_ids_out.append(part.document_ids)
-            for document in batch:
-                documents_out.append({"source": document.source, "line": document.line, "record": document.extra})
-            documents, chunks = documents + len(batch), chunks + len(part.chunks)
-            progress.advance(len(batch))
+    with _outputs(job, dtype, size) as out:
+        for part in unfinished.parts():
+            out.append(part)
+        progress = Progress(STAGE, None, "documents", out.documents)
+        records = corpus.records(job.sources, job.line_bytes, first=unfinished.end)
+        for batch in _batches(records, parameters.on_bad_record):
+            ids = tokenizer.encode([document.text for document in batch.documents])
+            fits = len(ids) if limit is None else _fitting(ids, size, limit - out.chunks)
+            full = fits < len(ids)
+            part = _part(batch, ids[:fits], size, tokenizer.pad_id, dtype, out)
+            out.append(part)
+            progress.advance(fits)
             if full:
                 say(
                     f"{STAGE}: stopped before the first document that passes --max-chunks {limit:,}", event="max_chunks"
                 )
                 break
+            unfinished.add(part, out.documents + out.bad_records)
+            unfinished.commit_when_due()
         progress.close()
-        quarantine.check_share(documents)
-        arrays = (chunks_out, seq2chunk_out, chunk2seq_out, document_ids_out)
-        outputs = [*(array.close() for array in arrays), documents_out.close()]
-        outputs += quarantine.close_file()
+        out.check_share(parameters.max_bad_share)
+        written = out.close()
     return report.Outcome(
-        counts={"documents": documents, "chunks": chunks, "bad_records": quarantine.count},
-        outputs=outputs,
+        counts={"documents": out.documents, "chunks": out.chunks, "bad_records": out.bad_records},
+        outputs=written,
         identity={"tokenizer": tokenizer.digest, "chunk_size": size, "pad_id": tokenizer.pad_id},
-        details={"tokenizer": parameters.tokenizer, "token_dtype": str(dtype), "stopped_at_max_chunks": full},
+        details={
+            "tokenizer": parameters.tokenizer,
+            "token_dtype": str(dtype),
+            "stopped_at_max_chunks": full,
+            **unfinished.details(),
+        },
     )
 
 
-def _batches(documents: Iterator[corpus.Document]) -> Iterator[list[corpus.Document]]:
-    batch: list[corpus.Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += document.bytes
-        if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+@dataclass(frozen=True)
+class _Batch:
+    """Documents that are tokenised together, and the bad records among them."""
+
+    documents: list[corpus.Document]
+    bad: list[corpus.BadRecord]
 
 
-class _Quarantine(contextlib.ExitStack):
-    """Takes bad records aside into a file that is made for the first of them."""
-
-    def __init__(self, uri: str, parameters: Parameters) -> None:
-        super().__init__()
-        self.count = 0
-        self._uri = uri
-        self._parameters = parameters
-        self._out: corpus.JsonLinesWriter | None = None
-
-    def pass_good(self, records: Iterator[corpus.Document | corpus.BadRecord]) -> Iterator[corpus.Document]:
-        for record in records:
-            if isinstance(record, corpus.Document):
-                yield record
-            else:
-                self._add(record)
-
-    def _add(self, record: corpus.BadRecord) -> None:
-        if self._parameters.on_bad_record == "fail":
+def _batches(records: Iterator[corpus.Document | corpus.BadRecord], on_bad_record: str) -> Iterator[_Batch]:
+    batch, size = _Batch([], []), 0
+    for record in records:
+        if isinstance(record, corpus.Document):
+            batch.documents.append(record)
+            size += record.bytes
+        elif on_bad_record == "fail":
             raise BadInputError(
                 f"{record.source}, line {record.line}: {record.reason}",
                 "mend the record, or set bad records aside with --on-bad-record quarantine",
             )
-        if self._out is None:
-            self._out = corpus.JsonLinesWriter(self.enter_context(store.create(self._uri)), self._uri)
-        entry: dict[str, Any] = asdict(record)
-        entry["content"] = entry["content"][:200]
-        self._out.append(entry)
-        self.count += 1
+        else:
+            batch.bad.append(replace(record, content=record.content[:200]))
+        if size >= BATCH_BYTES or BATCH_DOCUMENTS in (len(batch.documents), len(batch.bad)):
+            yield batch
+            batch, size = _Batch([], []), 0
+    if batch.documents or batch.bad:
+        yield batch
 
-    def check_share(self, documents: int) -> None:
-        share = self.count / max(1, documents + self.count)
-        if share > self._parameters.max_bad_share:
-            self.close_file()
+
+def _fitting(ids: list[list[int]], chunk_size: int, most_chunks: int) -> int:
+    """How many of the documents ``ids``, from the first on, have no more than ``most_chunks`` chunks together."""
+    from retro_ops.core.chunking import chunk_counts
+
+    return int((chunk_counts([len(i) for i in ids], chunk_size).cumsum() <= most_chunks).sum())
+
+
+def _part(
+    batch: _Batch, ids: list[list[int]], size: int, pad_id: int, dtype: "np.dtype[Any]", before: "_Outputs"
+) -> Part:
+    """What the first documents of ``batch``, those of ``ids``, add to each output; lines as their bytes."""
+    from retro_ops.core.chunking import chunk_documents
+
+    made = chunk_documents(ids, size, pad_id, dtype, first_document=before.documents, first_chunk=before.chunks)
+    sidecar = (
+        {"source": document.source, "line": document.line, "record": document.extra}
+        for document in batch.documents[: len(ids)]
+    )
+    return {
+        "chunks": made.chunks,
+        "seq2chunk": made.seq2chunk,
+        "chunk2seq": made.chunk2seq,
+        "document_ids": made.document_ids,
+        "documents": _as_array(corpus.json_lines(sidecar)),
+        "quarantine": _as_array(corpus.json_lines(asdict(record) for record in batch.bad)),
+    }
+
+
+def _as_array(data: bytes) -> "NDArray[np.uint8]":
+    import numpy as np
+
+    return np.frombuffer(data, np.uint8)
+
+
+@contextlib.contextmanager
+def _outputs(job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> Iterator["_Outputs"]:
+    with contextlib.ExitStack() as stack:
+        yield _Outputs(stack, job, dtype, chunk_size)
+
+
+class _Outputs:
+    """The files of a shard, filled part by part. The one for bad records is made for the first of them."""
+
+    def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> None:
+        from retro_ops.arrays import NpyWriter
+
+        self.documents = self.chunks = self.bad_records = 0
+        self._stack = stack
+        self._arrays = {
+            "chunks": stack.enter_context(NpyWriter(job.chunks, dtype, (chunk_size,))),
+            "seq2chunk": stack.enter_context(NpyWriter(job.seq2chunk, "int64")),
+            "chunk2seq": stack.enter_context(NpyWriter(job.chunk2seq, "int32")),
+            "document_ids": stack.enter_context(NpyWriter(layout.document_ids_uri(job.chunks), "uint64")),
+        }
+        self._sidecar = self._lines_at(job.documents)
+        self._quarantine: corpus.JsonLinesWriter | None = None
+        self._quarantine_uri = job.quarantine
+
+    def append(self, part: Part) -> None:
+        for name, writer in self._arrays.items():
+            writer.append(part[name])
+        self._sidecar.append(part["documents"].tobytes())
+        bad = part["quarantine"].tobytes()
+        if bad:
+            self._quarantine = self._quarantine or self._lines_at(self._quarantine_uri)
+            self._quarantine.append(bad)
+        self.documents += len(part["seq2chunk"])
+        self.chunks += len(part["chunks"])
+        self.bad_records += bad.count(b"\n")
+
+    def check_share(self, limit: float) -> None:
+        records = self.documents + self.bad_records
+        share = self.bad_records / max(1, records)
+        if share > limit:
+            self._close_quarantine()
             raise BadInputError(
-                f"{self.count:,} of {documents + self.count:,} records ({share:.1%}) are bad, more than the limit of "
-                f"{self._parameters.max_bad_share:.1%}; file, line and reason of each: {self._uri}",
+                f"{self.bad_records:,} of {records:,} records ({share:.1%}) are bad, more than the limit of "
+                f"{limit:.1%}; file, line and reason of each: {self._quarantine_uri}",
                 "mend the file, or raise --max-bad-share",
             )
 
-    def close_file(self) -> list[Any]:
-        return [self._out.close()] if self._out else []
+    def close(self) -> list[store.Written]:
+        return [*(a.close() for a in self._arrays.values()), self._sidecar.close(), *self._close_quarantine()]
+
+    def _close_quarantine(self) -> list[store.Written]:
+        return [self._quarantine.close()] if self._quarantine else []
+
+    def _lines_at(self, uri: str) -> corpus.JsonLinesWriter:
+        return corpus.JsonLinesWriter(self._stack.enter_context(store.create(uri)), uri)

@@ -1,0 +1,143 @@
+"""Finished blocks of an output that is not finished: what a stage that was killed need not do again.
+
+A block is one object, so the store commits it whole or not at all: an .npz of parts, as its stage made them one after
+the other, with the rows (or records) it covers and whatever the stage counted up to its end, and its SHA-256 behind.
+Two runs of one stage may overwrite each other's blocks. Each is right by itself and names its first row, so those that
+do not follow on are passed over, and all that is lost is time.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from retro_ops import layout, store
+from retro_ops.errors import BadInputError
+from retro_ops.progress import say
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COMMIT_SECONDS = 10.0
+COMMIT_BYTES = 12 * 2**20
+"""A block is committed after so much work or output, whichever comes first. Less than a part of the store's uploads,
+so a block is one request, and a kill leaves no upload behind that nobody sees."""
+
+ABOUT = "about"
+SEAL_BYTES = hashlib.sha256().digest_size
+
+Part: TypeAlias = "Mapping[str, NDArray[Any]]"
+"""Arrays of some rows, by name."""
+
+
+class Unfinished:
+    """The blocks of one output. ``folder`` None: nothing is kept, so nothing is resumed.
+
+    First take all ``parts``; then ``add`` what comes after them, from row ``end`` on.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._left_behind = folder is not None  # Until somebody has looked.
+        self._number = 0
+        self.resumed_at = self.end = 0
+        self.state: dict[str, Any] = {}
+        """What was counted in the blocks that were found."""
+        self._begin()
+
+    def parts(self) -> Iterator[Part]:
+        """Parts of the blocks that are whole and follow one another, from row 0 on."""
+        if self._folder is None:
+            return
+        there = set(store.at(self._folder).list(self._folder))
+        self._left_behind = bool(there)
+        while (uri := layout.block_uri(self._folder, self._number)) in there:
+            block = _read(uri)
+            if block is None or block.first != self.end:
+                break  # It and what comes after it will be overwritten.
+            yield from block.parts()
+            self.end, self.state = block.end, block.state
+            self._number += 1
+        self.resumed_at = self.end
+        if self._number:
+            say(f"goes on at {self.end:,}, after {self._number:,} finished blocks", event="resumed", done=self.end)
+        self._begin()
+
+    def details(self) -> dict[str, int]:
+        """For the report: rows or records that were found done, if any were."""
+        return {"resumed_at": self.resumed_at} if self.resumed_at else {}
+
+    def add(self, part: Part, end: int) -> None:
+        """``part`` holds what comes next, up to row ``end``."""
+        if self._folder is not None:
+            for name, rows in part.items():
+                self._write(f"{self._parts}/{name}", rows)
+        self._parts += 1
+        self.end = end
+
+    def commit_when_due(self, state: Mapping[str, Any] | None = None) -> None:
+        """A block of what was added since the last one, if that is enough. ``state``: JSON, counted up to ``end``."""
+        enough = time.monotonic() - self._began >= COMMIT_SECONDS or self._buffer.tell() >= COMMIT_BYTES
+        if self._folder is None or not enough or not self._parts:
+            return
+        about = json.dumps({"first": self._first, "end": self.end, "state": dict(state or {})}).encode()
+        self._zip.writestr(ABOUT, about)
+        self._zip.close()
+        self._left_behind = True
+        with store.create(layout.block_uri(self._folder, self._number)) as writer, self._buffer.getbuffer() as data:
+            writer.write(data)
+            writer.write(hashlib.sha256(data).digest())
+            writer.close()
+        self._number += 1
+        self._begin()
+
+    def delete(self) -> None:
+        """All blocks, once the output counts without them."""
+        if self._folder is not None and self._left_behind:
+            store.at(self._folder).delete_folder(self._folder)
+
+    def _begin(self) -> None:
+        self._first, self._parts, self._began = self.end, 0, time.monotonic()
+        # Written as it comes: one copy in memory, not one of arrays and one of bytes.
+        self._buffer = io.BytesIO()
+        self._zip = zipfile.ZipFile(self._buffer, "w")
+
+    def _write(self, name: str, rows: "NDArray[Any]") -> None:
+        from numpy.lib import format as npy_format
+
+        with self._zip.open(f"{name}.npy", "w") as member:
+            npy_format.write_array(member, rows, allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class _Block:
+    first: int
+    end: int
+    state: dict[str, Any]
+    contents: "Mapping[str, NDArray[Any]]"
+    """Arrays by number of the part and name, in order; read when asked for."""
+
+    def parts(self) -> Iterator[Part]:
+        names = (name for name in self.contents if name != ABOUT)
+        for number, of_part in itertools.groupby(names, key=lambda name: name.partition("/")[0]):
+            yield {name.removeprefix(f"{number}/"): self.contents[name] for name in of_part}
+
+
+def _read(uri: str) -> _Block | None:
+    """None for a block that is damaged, or gone since it was listed."""
+    import numpy as np
+
+    try:
+        data = memoryview(store.read(uri))
+    except BadInputError:
+        return None
+    if hashlib.sha256(data[:-SEAL_BYTES]).digest() != data[-SEAL_BYTES:]:
+        return None
+    contents = np.load(io.BytesIO(data[:-SEAL_BYTES]), allow_pickle=False)
+    about = json.loads(contents[ABOUT])
+    return _Block(about["first"], about["end"], about["state"], contents)
