@@ -22,10 +22,14 @@ Task = tuple[str, int]
 
 
 class LiveAirflow:
-    """Binds 127.0.0.1 only. Every process it starts leads a session, so that all its children can be found."""
+    """Binds 127.0.0.1 only. Every process it starts leads a session, so that all its children can be found.
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    What it is asked concerns ``dag``.
+    """
+
+    def __init__(self, home: Path, environment: Mapping[str, str], dag: str = "retro_dataset") -> None:
         self.home = home
+        self.dag = dag
         self._port = free_port()
         self._environment = self._configuration() | dict(environment)
         self._sessions: list[subprocess.Popen[bytes]] = []
@@ -38,8 +42,8 @@ class LiveAirflow:
         self._airflow("dag-processor")
         self.start_scheduler()
         wait_for(self._authenticate, 120)
-        wait_for(lambda: self._client.get("/api/v2/dags/retro_dataset").status_code == 200, 120)
-        self.call("PATCH", "dags/retro_dataset", {"is_paused": False})
+        wait_for(lambda: self._client.get(f"/api/v2/dags/{self.dag}").status_code == 200, 120)
+        self.call("PATCH", f"dags/{self.dag}", {"is_paused": False})
 
     def start_scheduler(self) -> None:
         # The server for task logs outlives a killed scheduler, so that each needs a port of its own.
@@ -54,7 +58,7 @@ class LiveAirflow:
             process.wait()
 
     def trigger(self, **conf: Any) -> str:
-        run = self.call("POST", "dags/retro_dataset/dagRuns", {"logical_date": None, "conf": conf})
+        run = self.call("POST", f"dags/{self.dag}/dagRuns", {"logical_date": None, "conf": conf})
         return str(run["dag_run_id"])
 
     def finish(self, run_id: str, timeout_s: float = 240) -> str:
@@ -63,10 +67,10 @@ class LiveAirflow:
         return self.run_state(run_id)
 
     def run_state(self, run_id: str) -> str:
-        return str(self.call("GET", f"dags/retro_dataset/dagRuns/{run_id}")["state"])
+        return str(self.call("GET", f"dags/{self.dag}/dagRuns/{run_id}")["state"])
 
     def tasks(self, run_id: str) -> dict[Task, dict[str, Any]]:
-        rows = self.call("GET", f"dags/retro_dataset/dagRuns/{run_id}/taskInstances?limit=1000")["task_instances"]
+        rows = self.call("GET", f"dags/{self.dag}/dagRuns/{run_id}/taskInstances?limit=1000")["task_instances"]
         return {(row["task_id"], row["map_index"]): row for row in rows}
 
     def states(self, run_id: str) -> dict[Task, str | None]:
@@ -74,14 +78,26 @@ class LiveAirflow:
 
     def log(self, run_id: str, task: Task, try_number: int) -> str:
         task_id, map_index = task
-        path = f"dags/retro_dataset/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}?map_index={map_index}"
+        path = f"dags/{self.dag}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}?map_index={map_index}"
         # Whole entries: what an exception said is beside the event.
         return "\n".join(json.dumps(line) for line in self.call("GET", path)["content"])
 
     def clear(self, run_id: str, task: Task) -> None:
         """Clear one map index and what is downstream of it."""
         body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [list(task)], "include_downstream": True}
-        self.call("POST", "dags/retro_dataset/clearTaskInstances", body | {"only_failed": True})
+        self.call("POST", f"dags/{self.dag}/clearTaskInstances", body | {"only_failed": True})
+
+    def backfill(self, first: str, last: str, reprocess: str, conf: Mapping[str, Any]) -> None:
+        """`airflow backfill create`, one run after the other."""
+        arguments = ["--dag-id", self.dag, "--from-date", first, "--to-date", last, "--max-active-runs", "1"]
+        arguments += ["--reprocess-behavior", reprocess, "--dag-run-conf", json.dumps(conf)]
+        done = self._airflow("backfill", "create", *arguments)
+        assert done.wait(120) == 0, (self.home / "backfill.log").read_text()
+
+    def runs(self) -> dict[str, str]:
+        """State by logical day, in order."""
+        rows = self.call("GET", f"dags/{self.dag}/dagRuns?limit=1000")["dag_runs"]
+        return dict(sorted((str(row["logical_date"])[:10], str(row["state"])) for row in rows))
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         response = self._request(method, path, body)
