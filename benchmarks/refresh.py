@@ -1,4 +1,4 @@
-"""What one more hundredth of a corpus costs: a refresh, a build of the new corpus that uses stored embeddings, a full one.
+"""What one more hundredth of a corpus costs: a refresh, a build that uses stored embeddings, a full one.
 
 Real text (see real_text.py) is cut into shards of equal size, and one more of a hundredth of them all comes later.
 Seconds of each stage, summed over shards, in this process: no Airflow, no start of containers.

@@ -88,11 +88,19 @@ class LiveAirflow:
         self.call("POST", f"dags/{self.dag}/clearTaskInstances", body | {"only_failed": True})
 
     def backfill(self, first: str, last: str, reprocess: str, conf: Mapping[str, Any]) -> None:
-        """`airflow backfill create`, one run after the other."""
+        """`airflow backfill create`, one run after the other.
+
+        Without a scheduler meanwhile: the command writes many rows in one go, and SQLite has one writer.
+        """
+        assert self.scheduler
+        for pid in session_members(self.scheduler.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.scheduler.wait()
         arguments = ["--dag-id", self.dag, "--from-date", first, "--to-date", last, "--max-active-runs", "1"]
         arguments += ["--reprocess-behavior", reprocess, "--dag-run-conf", json.dumps(conf)]
         done = self._airflow("backfill", "create", *arguments)
         assert done.wait(120) == 0, (self.home / "backfill.log").read_text()
+        self.start_scheduler()
 
     def runs(self) -> dict[str, str]:
         """State by logical day, in order."""
