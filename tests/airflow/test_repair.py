@@ -1,0 +1,89 @@
+"""A file damaged in the store, found and repaired by the DAG with real stages; what was run is counted."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_dag import load
+from test_scheduler import HERE, REAL_STAGES, stage_settings
+
+from retro_ops import layout, specs
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: None) -> dict[str, Any]:
+    """Published by a refresh; a journal beside it has a line for every stage that was called."""
+    from pydoc_data.topics import topics
+
+    assert REAL_STAGES.exists(), f"{REAL_STAGES} is missing: make the stage environment first"
+    door = tmp_path / "door"
+    door.mkdir()
+    settings = {
+        "RETRO_STAGE_COMMAND": f"{sys.executable} {HERE / 'door_stage.py'}",
+        "RETRO_TEST_DOOR": str(door),
+        "RETRO_TEST_STAGE": str(REAL_STAGES),
+        "RETRO_JOBS_DIR": str(tmp_path / "jobs"),
+        **stage_settings(),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    texts = [text[:1500] for _, text in sorted(topics.items())]
+    (tmp_path / "corpus").mkdir()
+    for number, name in enumerate("abc"):
+        lines = (json.dumps({"text": text}) + "\n" for text in texts[number * 3 : number * 3 + 3])
+        (tmp_path / f"corpus/{name}.jsonl").write_text("".join(lines))
+    place = {"root": str(tmp_path / "root"), "dataset": "d"}
+    done = load("retro_refresh").test(run_conf={**place, "corpus": str(tmp_path / "corpus"), "index_type": "Flat"})
+    assert str(done.state) == "success"
+    (door / "journal").unlink()
+    return place
+
+
+def published(place: dict[str, Any]) -> tuple[int, specs.Plan]:
+    folder = Path(layout.dataset_folder(place["root"], place["dataset"]))
+    current = json.loads((folder / "current.json").read_text())
+    uri = str(folder / current["plan"])
+    return int(current["version"]), specs.plan_from_json(Path(uri).read_text(), uri)
+
+
+def test_a_damaged_shard_is_found_and_repaired_with_what_depends_on_it(dataset: dict[str, Any], tmp_path: Path) -> None:
+    _, before = published(dataset)
+    damaged = Path(layout.embeddings_uri(before, "b"))
+    data = bytearray(damaged.read_bytes())
+    data[-100] ^= 1
+    damaged.write_bytes(bytes(data))
+    place = ["--root", dataset["root"], "--dataset", "d"]
+    status = subprocess.run([REAL_STAGES, "status", *place, "--thorough"], capture_output=True, text=True, check=True)
+    assert f"{damaged} is not what its stage wrote" in status.stdout
+
+    done = load("retro_repair").test(run_conf=dataset)
+    assert str(done.state) == "success"
+    version, after = published(dataset)
+    assert version == 2
+    calls = [line.split()[1:] for line in (tmp_path / "door/journal").read_text().splitlines()]
+    of_shards = Counter((stage, shard) for stage, shard in calls if shard != "-")
+    assert of_shards == {
+        ("tokenize-and-chunk", "b"): 1,  # Which finds its chunks done.
+        ("embed-chunks", "b"): 1,
+        ("build-faiss-index", "b"): 1,
+        **{("retrieve-neighbours", shard): 1 for shard in "abc"},
+    }
+    for shard in "abc":
+        same = layout.embeddings_uri(after, shard) == layout.embeddings_uri(before, shard)
+        assert same == (shard != "b")
+        chunks = (layout.chunks_files(plan, shard)["chunks"] for plan in (before, after))
+        assert len(set(chunks)) == 1
+        one, other = (Path(layout.neighbours_uri(plan, shard)).read_bytes() for plan in (before, after))
+        assert one == other
+    status = subprocess.run([REAL_STAGES, "status", *place, "--thorough"], capture_output=True, text=True, check=True)
+    assert "0 missing, 0 damaged" in status.stdout
+
+    (tmp_path / "door/journal").unlink()
+    again = load("retro_repair").test(run_conf=dataset)
+    assert str(again.state) == "success"
+    assert [line.split()[1] for line in (tmp_path / "door/journal").read_text().splitlines()] == ["plan"]
+    assert published(dataset)[0] == 2
