@@ -36,12 +36,19 @@ class Series:
         """Version ``number``, or the current one. BadInputError when there is none."""
         wanted = self.current if number is None else number
         if not self.entries:
-            raise BadInputError(f"{self.uri} does not exist: nothing was published", "check --root and --dataset")
+            raise BadInputError(
+                f"{self.uri} does not exist: {self.dataset!r} was never published",
+                "check --root and --dataset, or name a run",
+            )
         if wanted not in self.entries:
             raise BadInputError(
-                f"{self.uri} has no version {wanted}", f"it has {', '.join(str(number) for number in self.entries)}"
+                f"{self.dataset} has no version {wanted}", f"it has {', '.join(str(number) for number in self.entries)}"
             )
         return self.entries[wanted]
+
+    @property
+    def dataset(self) -> str:
+        return parent(self.uri).rpartition("/")[2]
 
     def folder(self, number: int | None = None) -> str:
         return resolve(self.entry(number)["path"], self.uri)

@@ -1,10 +1,16 @@
 """Tokenizers, real text and a way to call the command line."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from nightly import First, Nights
 
+from benchmarks.whole_run import Run as Done
+from benchmarks.whole_run import run as whole_run
 from retro_ops.cli import main
 
 Run = Callable[..., None]
@@ -52,3 +58,42 @@ def t5_dir(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
 @pytest.fixture(params=["wordpiece", "t5"])
 def tokenizer_dir(request: pytest.FixtureRequest, model_dir: str, t5_dir: str) -> str:
     return model_dir if request.param == "wordpiece" else t5_dir
+
+
+@pytest.fixture
+def nights(tmp_path: Path, texts: list[str], model_dir: str) -> Nights:
+    """Not built yet."""
+    # Cut short, so that one more document is little against what there is.
+    made = Nights(tmp_path / "corpus", str(tmp_path / "root"), [text[:1500] for text in texts[3:]], model_dir)
+    for name in ("train/b", "train/d", "train/f", "val/v"):
+        made.put(name)
+    return made
+
+
+@pytest.fixture(scope="session")
+def first_version(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str) -> First:
+    folder = tmp_path_factory.mktemp("first")
+    made = Nights(folder / "work/corpus", str(folder / "work/root"), [text[:1500] for text in texts[3:]], model_dir)
+    for name in ("train/b", "train/d", "train/f", "val/v"):
+        made.put(name)
+    made.first()
+    shutil.copytree(folder / "work", folder / "saved")
+    return First(made, folder / "saved")
+
+
+@pytest.fixture
+def built(first_version: First) -> Nights:
+    """With its first version published."""
+    work = Path(first_version.nights.root).parent
+    shutil.rmtree(work)
+    shutil.copytree(first_version.saved, work)
+    return replace(first_version.nights, runs=list(first_version.nights.runs))
+
+
+@pytest.fixture(scope="session")
+def pristine(first_version: First, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The same dataset elsewhere, which no test touches."""
+    settings = first_version.nights.settings
+    corpus = first_version.saved / "corpus"
+    flags = ("--corpus", f"{corpus}/train", "--validation-corpus", f"{corpus}/val", *settings[4:])
+    return whole_run(str(tmp_path_factory.mktemp("pristine")), "d", "x", *flags)

@@ -4,17 +4,16 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import Run, write_corpus
+from nightly import EXACT, Nights
+from samples import Run
 
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
@@ -25,104 +24,8 @@ from retro_ops.core import faiss_index
 from retro_ops.damage import look
 from retro_ops.plans import read_plan
 
-EXACT = ("--index-type", "Flat", "--target-recall", "1")
 ALL_LISTS = ("--index-type", "IVF4,Flat", "--nprobe", "4", "--retrieval-margin", "4000", "--max-drift", "9")
 """An approximate index that misses nothing."""
-
-
-@dataclass
-class Nights:
-    """A dataset that is refreshed from a folder of JSON lines."""
-
-    folder: Path
-    root: str
-    texts: list[str]
-    model: str
-    flags: tuple[str, ...] = EXACT
-    number: int = 0
-    used: int = 0
-    runs: list[Done] = field(default_factory=list)
-
-    def put(self, name: str, documents: int = 3) -> None:
-        texts = [self.texts[(self.used + i) % len(self.texts)] for i in range(documents)]
-        self.used += documents
-        write_corpus(self.folder / f"{name}.jsonl", texts)
-
-    def remove(self, name: str) -> None:
-        (self.folder / f"{name}.jsonl").unlink()
-
-    @property
-    def corpus(self) -> tuple[str, ...]:
-        return ("--corpus", f"{self.folder}/train", "--validation-corpus", f"{self.folder}/val")
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        return (*self.corpus, "--tokenizer", self.model, "--model", self.model, *self.flags)
-
-    def first(self) -> Done:
-        return self.refresh(*self.settings)
-
-    def refresh(self, *flags: str) -> Done:
-        self.number += 1
-        self.runs.append(whole_run(self.root, "d", f"night {self.number}", "--refresh", *flags))
-        return self.runs[-1]
-
-    def repair(self, *flags: str) -> Done:
-        self.number += 1
-        return whole_run(self.root, "d", f"repair {self.number}", "--repair", *flags)
-
-    def scratch(self) -> Done:
-        return whole_run(f"{self.root}-scratch-{self.number}", "d", "x", *self.settings)
-
-    def series(self) -> versions.Series:
-        return versions.read(self.root, "d")
-
-
-@pytest.fixture
-def nights(tmp_path: Path, texts: list[str], model_dir: str) -> Nights:
-    """Not built yet."""
-    # Cut short, so that one more document is little against what there is.
-    made = Nights(tmp_path / "corpus", str(tmp_path / "root"), [text[:1500] for text in texts[3:]], model_dir)
-    for name in ("train/b", "train/d", "train/f", "val/v"):
-        made.put(name)
-    return made
-
-
-@dataclass(frozen=True)
-class First:
-    """A first version, and a copy of it with which every test begins."""
-
-    nights: Nights
-    saved: Path
-
-
-@pytest.fixture(scope="module")
-def first_version(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str) -> First:
-    folder = tmp_path_factory.mktemp("first")
-    made = Nights(folder / "work/corpus", str(folder / "work/root"), [text[:1500] for text in texts[3:]], model_dir)
-    for name in ("train/b", "train/d", "train/f", "val/v"):
-        made.put(name)
-    made.first()
-    shutil.copytree(folder / "work", folder / "saved")
-    return First(made, folder / "saved")
-
-
-@pytest.fixture
-def built(first_version: First) -> Nights:
-    """With its first version published."""
-    work = Path(first_version.nights.root).parent
-    shutil.rmtree(work)
-    shutil.copytree(first_version.saved, work)
-    return replace(first_version.nights, runs=list(first_version.nights.runs))
-
-
-@pytest.fixture(scope="module")
-def pristine(first_version: First, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The same dataset elsewhere, which no test touches."""
-    settings = first_version.nights.settings
-    corpus = first_version.saved / "corpus"
-    flags = ("--corpus", f"{corpus}/train", "--validation-corpus", f"{corpus}/val", *settings[4:])
-    return whole_run(str(tmp_path_factory.mktemp("pristine")), "d", "x", *flags)
 
 
 CHANGES: list[Callable[[Nights], None]] = [

@@ -1,0 +1,68 @@
+"""A small dataset of real text that changes from night to night."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samples import write_corpus
+
+from benchmarks.whole_run import Run as Done
+from benchmarks.whole_run import run as whole_run
+from retro_ops import versions
+
+EXACT = ("--index-type", "Flat", "--target-recall", "1")
+
+
+@dataclass
+class Nights:
+    """A dataset that is refreshed from a folder of JSON lines."""
+
+    folder: Path
+    root: str
+    texts: list[str]
+    model: str
+    flags: tuple[str, ...] = EXACT
+    number: int = 0
+    used: int = 0
+    runs: list[Done] = field(default_factory=list)
+
+    def put(self, name: str, documents: int = 3) -> None:
+        texts = [self.texts[(self.used + i) % len(self.texts)] for i in range(documents)]
+        self.used += documents
+        write_corpus(self.folder / f"{name}.jsonl", texts)
+
+    def remove(self, name: str) -> None:
+        (self.folder / f"{name}.jsonl").unlink()
+
+    @property
+    def corpus(self) -> tuple[str, ...]:
+        return ("--corpus", f"{self.folder}/train", "--validation-corpus", f"{self.folder}/val")
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return (*self.corpus, "--tokenizer", self.model, "--model", self.model, *self.flags)
+
+    def first(self) -> Done:
+        return self.refresh(*self.settings)
+
+    def refresh(self, *flags: str) -> Done:
+        self.number += 1
+        self.runs.append(whole_run(self.root, "d", f"night {self.number}", "--refresh", *flags))
+        return self.runs[-1]
+
+    def repair(self, *flags: str) -> Done:
+        self.number += 1
+        return whole_run(self.root, "d", f"repair {self.number}", "--repair", *flags)
+
+    def scratch(self) -> Done:
+        return whole_run(f"{self.root}-scratch-{self.number}", "d", "x", *self.settings)
+
+    def series(self) -> versions.Series:
+        return versions.read(self.root, "d")
+
+
+@dataclass(frozen=True)
+class First:
+    """A first version, and a copy of it with which every test begins."""
+
+    nights: Nights
+    saved: Path

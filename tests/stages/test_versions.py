@@ -1,0 +1,184 @@
+"""The series of versions: list, diff, rollback, prune; on local files and S3, and under kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nightly import Nights
+from samples import Run
+
+from benchmarks.whole_run import Run as Done
+from benchmarks.whole_run import StageFailedError
+from benchmarks.whole_run import run as whole_run
+from retro_ops import layout, report, store, versions
+from retro_ops.damage import look
+
+
+def three_versions(built: Nights) -> None:
+    """The second has one shard more, the third one less and another in its place."""
+    built.put("train/e")
+    built.refresh()
+    built.remove("train/b")
+    built.put("train/d")
+    built.refresh()
+
+
+def place(of: Nights) -> list[str]:
+    return ["--root", of.root, "--dataset", "d"]
+
+
+def objects(root: str) -> dict[str, bytes]:
+    return {uri: store.read(uri) for uri in store.at(root).list(root) if not uri.endswith(".lock")}
+
+
+def aged(root: str) -> None:
+    """As if nothing had been written for a week."""
+    for path in Path(root).rglob("*"):
+        os.utime(path, (time.time() - 7 * 86_400,) * 2)
+
+
+def sound(of: Nights, number: int) -> bool:
+    plan_uri = of.series().plan_uri(number)
+    return {entry.state for entry in look(Done(plan_uri).plan, thorough=True)} == {"done"}
+
+
+def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    three_versions(built)
+    capfd.readouterr()
+    run("list", *place(built))
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "*"]
+    run("diff", *place(built))
+    shown = capfd.readouterr().out
+    assert "version 2 -> 3" in shown
+    assert "1 shards changed: d" in shown
+    assert "1 shards removed: b" in shown
+    run("diff", *place(built), "--from", 1, "--to", 2, "--json")
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["shards"] == {"added": ["e"], "changed": [], "removed": [], "unchanged": 4}
+    assert facts["counts"]["shards"] == [4, 5]
+    assert facts["parameters"] == {}
+    before = objects(built.root)
+    run("rollback", *place(built), "--to", 1)
+    assert built.series().current == 1
+    assert set(built.series().entries) == {1, 2, 3}
+    changed = {uri for uri, data in objects(built.root).items() if before.get(uri) != data}
+    assert changed == {layout.current_uri(built.root, "d")}
+    run("validate", "--spec", layout.dataset_spec_in(built.series().folder(), "train"))
+    # The next night starts from there, finds the same news, and the version that has them is current again.
+    capfd.readouterr()
+    built.refresh()
+    assert built.series().current in (3, 4)
+    for arguments in (["rollback", "--to", 9], ["diff", "--from", 9], ["list", "--dataset", "nothing"]):
+        run(arguments[0], *place(built), *arguments[1:], code=65)
+
+
+def test_a_version_that_is_not_whole_is_not_gone_back_to(built: Nights, run: Run, capfd: Any) -> None:
+    three_versions(built)
+    store.at(built.root).delete(layout.neighbours_uri(built.runs[0].plan, "b"))
+    run("rollback", *place(built), "--to", 1, code=65)
+    assert "version 1 is not whole" in capfd.readouterr().err
+    assert built.series().current == 3
+
+
+def test_prune_shows_and_then_removes_what_nothing_kept_uses(built: Nights, run: Run, capfd: Any) -> None:
+    three_versions(built)
+    aged(built.root)
+    # A run that is on its way: planned, one shard embedded.
+    built.put("train/g")
+    ongoing = layout.plan_uri(built.root, "d", "ongoing")
+    Done().stage("plan", *place(built), "--output", ongoing, "--refresh")
+    for stage in ("tokenize-and-chunk", "embed-chunks"):
+        Done().stage(stage, "--plan", ongoing, "--shard", "g")
+    # And one that nobody will finish.
+    dead = layout.plan_uri(built.root, "d", "dead")
+    Done().stage("plan", *place(built), "--output", dead, "--refresh", "--chunk-size", "32")
+    Done().stage("tokenize-and-chunk", "--plan", dead, "--shard", "f")
+    gone = layout.stage_folder(Done(dead).plan, "tokenize-and-chunk", "f")
+    for path in [*Path(gone).iterdir(), *Path(dead).parent.iterdir()]:
+        os.utime(path, (0, 0))
+    before = objects(built.root)
+    capfd.readouterr()
+    run("prune", *place(built), "--keep", 1, "--json")
+    facts = json.loads(capfd.readouterr().out)
+    only_before = layout.embeddings_uri(built.runs[0].plan, "b")
+    assert facts["versions"] == [1, 2]
+    assert objects(built.root) == before
+    run("prune", *place(built), "--keep", 1, "--yes")
+    assert set(built.series().entries) == {3}
+    assert sound(built, 3)
+    left = objects(built.root)
+    removed = {uri for uri in before if uri not in left}
+    assert {uri for uri in removed if not any(uri.startswith(f["folder"] + "/") for f in facts["folders"])} == set()
+    assert sum(len(before[uri]) for uri in removed) == facts["bytes"]
+    assert any(uri.startswith(gone) for uri in removed)
+    assert only_before in removed
+    # The run that was on its way ends as if nothing had happened.
+    done = whole_run(built.root, "d", "ongoing", "--refresh")
+    assert done.calls["embed-chunks"] == 0
+    assert built.series().current == 4
+    assert sound(built, 4)
+    run("prune", *place(built), "--keep", 5)
+    assert "0 folders" in capfd.readouterr().out.splitlines()[-1]
+
+
+def test_prune_keeps_versions_by_number_and_refuses_what_it_does_not_understand(
+    built: Nights, run: Run, capfd: Any
+) -> None:
+    three_versions(built)
+    aged(built.root)
+    run("prune", *place(built), "--keep", 0, "--keep-version", 1, "--yes")
+    assert set(built.series().entries) == {1, 3}
+    assert sound(built, 1)
+    assert sound(built, 3)
+    Path(built.series().plan_uri(1)).write_text("{}")
+    before = objects(built.root)
+    run("prune", *place(built), "--keep", 5, "--yes", code=65)
+    assert objects(built.root) == before
+    run("prune", *place(built), "--keep", -1, code=65)
+
+
+def test_prune_on_s3(nights: Nights, run: Run, s3: str, capfd: Any) -> None:
+    nights.root = f"{s3}/pruned"
+    nights.first()
+    nights.put("train/e")
+    nights.refresh()
+    run("prune", *place(nights), "--keep", 1)
+    assert "0 folders" in capfd.readouterr().out.splitlines()[-1]  # All of it is new.
+    only_before = layout.neighbours_uri(nights.runs[0].plan, "b")
+    time.sleep(1.1)
+    run("prune", *place(nights), "--keep", 1, "--grace", "0m", "--yes")
+    assert set(nights.series().entries) == {2}
+    assert sound(nights, 2)
+    assert not store.exists(only_before)
+
+
+PRUNE = "import sys; from retro_ops.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_a_prune_that_is_killed_leaves_all_that_is_kept(built: Nights) -> None:
+    three_versions(built)
+    aged(built.root)
+    only_before = layout.embeddings_uri(built.runs[0].plan, "b")
+    for delay_s in (0.25, 0.3, 0.35, 0.4, 0.5):
+        command = [sys.executable, "-c", PRUNE, "prune", *place(built), "--keep", "1", "--yes"]
+        pruning = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay_s)
+        pruning.send_signal(signal.SIGKILL)
+        pruning.wait()
+        assert sound(built, 3)
+        for number in built.series().entries:  # Whatever is still listed is whole, or nothing of it was touched.
+            reports = [layout.join(folder, layout.REPORT) for folder in versions.folders(built.series().folder(number))]
+            assert all(report.read(uri) for uri in reports)
+    Done().stage("prune", *place(built), "--keep", 1, "--yes")
+    assert set(built.series().entries) == {3}
+    assert sound(built, 3)
+    assert not store.exists(only_before)
+    with pytest.raises(StageFailedError):
+        Done().stage("rollback", *place(built), "--to", 1)
