@@ -119,5 +119,5 @@ def _answer(work: Callable[[], Any], to: Any) -> None:
 
 def warm() -> None:
     """Import what the stages import, so that a child does not spend its life on that."""
-    for name in ("boto3", "faiss", "matplotlib", "sentence_transformers", "torch", "transformers", "retro_ops.card"):
+    for name in ("faiss", "matplotlib", "sentence_transformers", "torch", "transformers", "retro_ops.card"):
         importlib.import_module(name)

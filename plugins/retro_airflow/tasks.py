@@ -117,10 +117,15 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     plan = read_plan(result["plan"])
     current = layout.current_uri(plan.root, plan.dataset)
     with failures.airflow_errors():
-        published: Mapping[str, Any] = json.loads(store.read(current))
+        newest: dict[str, Any] = json.loads(store.read(current))
+    # A version of an earlier day is there, but is not the current one.
+    ours = layout.stage_folder(plan, "publish")
+    others = (entry for entry in newest.get("history", ()) if specs.resolve(entry["path"], current) == ours)
+    published = newest if specs.resolve(newest["path"], current) == ours else next(others, newest)
     folder = layout.dataset_folder(plan.root, plan.dataset)
     uri = folder if "://" in folder else f"file://{folder}"
     extra = {key: published[key] for key in ("version", "path", "published_at")} | published["counts"]
+    extra |= {"as_of": published.get("as_of"), "is_current": published is newest}
     changes = layout.changes_uri(result["plan"])
     if store.exists(changes):
         found = json.loads(store.read(changes))

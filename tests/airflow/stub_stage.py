@@ -27,13 +27,13 @@ def main() -> None:
         planned = plan(arguments)
         write(arguments.output, specs.plan_to_json(planned))
         current = Path(layout.current_uri(planned.root, planned.dataset))
-        nothing = current.exists() and json.loads(current.read_text())["path"] == layout.version_digest(planned)
+        nothing = current.exists() and json.loads(current.read_text())["path"] == version_of(planned)
         changes = {"nothing": nothing, "base": None, "added": ["x"], "changed": [], "removed": [], "unchanged": 0}
         write(layout.changes_uri(arguments.output), json.dumps(changes))
     else:
         the_plan = specs.plan_from_json(Path(arguments.plan).read_text(), arguments.plan)
         if arguments.stage == "publish":
-            path = layout.version_digest(the_plan)
+            path = version_of(the_plan)
             current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
             write(layout.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
         elif arguments.stage == "check-drift":
@@ -65,6 +65,10 @@ def plan(arguments: argparse.Namespace) -> specs.Plan:
         identity=specs.Identity("t", 100, 0, "m", 8),
         shards=tuple(shards),
     )
+
+
+def version_of(of: specs.Plan) -> str:
+    return f"versions/{layout.version_digest(of)}"
 
 
 def write(uri: str, text: str) -> None:

@@ -78,12 +78,30 @@ def test_a_plan_that_is_none_fails_without_retry(uri: str) -> None:
         tasks.list_shards(uri)
 
 
-def test_announce_dataset(plan: specs.Plan, uri: str) -> None:
-    published = {"version": 3, "path": "versions/x", "published_at": "then", "counts": {"chunks": 7}, "history": [{}]}
-    write(layout.current_uri(plan.root, plan.dataset), json.dumps(published))
+@pytest.mark.parametrize("is_current", [True, False])
+def test_announce_dataset(plan: specs.Plan, uri: str, is_current: bool) -> None:
+    ours = {
+        "version": 3,
+        "path": f"versions/{layout.version_digest(plan)}",
+        "published_at": "then",
+        "as_of": "2026-01-02",
+    }
+    ours["counts"] = {"chunks": 7}
+    other = {"version": 2, "path": "versions/x", "published_at": "before", "as_of": "2026-01-03", "counts": {}}
+    newest, history = (ours, other) if is_current else (other, ours)
+    write(layout.current_uri(plan.root, plan.dataset), json.dumps({**newest, "history": [history]}))
+    changes = {"added": ["a"], "changed": [], "removed": ["x", "y"], "unchanged": 1, "nothing": False}
+    write(layout.changes_uri(uri), json.dumps(changes))
     added: list[tuple[Any, Any]] = []
     events = {tasks.DATASETS: SimpleNamespace(add=lambda asset, extra: added.append((asset, extra)))}
     tasks.announce_dataset(cast(Context, {"outlet_events": events}), {"plan": uri})
     ((asset, extra),) = added
     assert asset.uri == f"file://{plan.root}/d"
-    assert extra == {"version": 3, "path": "versions/x", "published_at": "then", "chunks": 7}
+    assert extra == {key: ours[key] for key in ("version", "path", "published_at", "as_of")} | {
+        "chunks": 7,
+        "is_current": is_current,
+        **{kind: changes[kind] for kind in ("added", "changed", "removed")},
+        "added_shards": 1,
+        "changed_shards": 0,
+        "removed_shards": 2,
+    }
