@@ -57,7 +57,7 @@ def airflow(tmp_path: Path) -> Iterator[LiveAirflow]:
         live.stop()
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_a_week_gives_the_versions_of_seven_nights(airflow: LiveAirflow, corpus: Path, tmp_path: Path) -> None:
     door = Door(tmp_path / "door")
     # No night runs by itself while the days are filled in.
@@ -69,7 +69,7 @@ def test_a_week_gives_the_versions_of_seven_nights(airflow: LiveAirflow, corpus:
     held = door.fail("describe", "-")
     wait_for(lambda: airflow.runs()[FAILS] == "failed", 300, lambda: str(airflow.runs()))
     held.unlink()
-    wait_for(lambda: ended(airflow, DAYS[-1]), 900, lambda: str(airflow.runs()))
+    wait_for(lambda: ended(airflow, DAYS[-1]), 1500, lambda: str(airflow.runs()))
     days = {day: state for day, state in airflow.runs().items() if day in DAYS}
     assert days == {day: "failed" if day == FAILS else "success" for day in DAYS}
     assert [entry["as_of"] for entry in published(tmp_path / "root")] == [day for day in DAYS if day != FAILS]
