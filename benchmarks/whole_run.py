@@ -1,5 +1,6 @@
 """Every stage of a run in this process, one after the other, each timed: what the DAGs do, without Airflow."""
 
+import ctypes
 import importlib
 import json
 import multiprocessing
@@ -17,6 +18,9 @@ from retro_ops.specs import Plan
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
 FROM_INDEX = ("train-faiss-index", "build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours")
 TO_PUBLISH = ("write-specs", "describe", "validate", "publish")
+
+NOW = multiprocessing.get_context("fork").Array(ctypes.c_char, 64)
+"""Name of the stage that a child is at, for whoever kills it."""
 
 
 class StageFailedError(Exception):
@@ -49,6 +53,7 @@ class Run:
 
     def stage(self, name: str, *arguments: object) -> None:
         argv = [name, *map(str, arguments)]
+        NOW.value = name.encode()
         started = time.monotonic()
         code = main(argv)
         self.seconds[name] += time.monotonic() - started
@@ -87,16 +92,20 @@ def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:
 T = TypeVar("T")
 
 
-def in_child(work: Callable[[], T], kill_after_s: float | None = None) -> T | None:
+def in_child(work: Callable[[], T], kill_after_s: float | None = None, stage: str | None = None) -> T | None:
     """``work`` in a process of its own; None if it was killed (-9) before it was done.
 
-    The caller must not compute itself: threads of numerical libraries do not survive a fork.
+    ``stage``: the clock for the kill starts when it begins. The caller must not compute itself: threads of numerical
+    libraries do not survive a fork.
     """
     parent, child = multiprocessing.get_context("fork").Pipe()
+    NOW.value = b""
     process = multiprocessing.get_context("fork").Process(target=_answer, args=(work, child))
     process.start()
     child.close()
     try:
+        while stage and NOW.value != stage.encode() and not parent.poll(0.002):
+            pass
         if not parent.poll(kill_after_s):
             process.kill()
             return None
