@@ -16,7 +16,7 @@ from wcmatch import glob
 
 from retro_ops import store
 from retro_ops.errors import BadInputError
-from retro_ops.specs import parent
+from retro_ops.specs import Source, parent
 from retro_ops.store import Writer, Written
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -99,6 +99,16 @@ def find(pattern: str) -> list[str]:
             f"no corpus file at {pattern!r}", f"name a file, a folder or a pattern of {', '.join(SUFFIXES)} files"
         )
     return found
+
+
+def changed_source(sources: Iterable[Source]) -> str | None:
+    """The first file that is no longer what was planned, and what became of it; None if all are."""
+    for source in sources:
+        if not store.exists(source.uri):
+            return f"{source.uri} is gone"
+        if store.at(source.uri).fingerprint(source.uri) != source.fingerprint:
+            return f"{source.uri} has changed"
+    return None
 
 
 def records(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[Document | BadRecord]:

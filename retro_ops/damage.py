@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from retro_ops import layout, report, store
+from retro_ops import corpus, layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan, Shard
@@ -83,10 +83,8 @@ def check_sources(plan: Plan) -> None:
     for shard in plan.shards:
         if store.exists(layout.report_uri(plan, "tokenize-and-chunk", shard.name)):
             continue
-        for source in shard.sources:
-            there = store.exists(source.uri)
-            if not there or store.at(source.uri).fingerprint(source.uri) != source.fingerprint:
-                raise BadInputError(
-                    f"shard {shard.name!r} cannot be built again: {source.uri} {'has changed' if there else 'is gone'}",
-                    "put it back; or refresh the dataset, which takes the corpus as it is now",
-                )
+        if changed := corpus.changed_source(shard.sources):
+            raise BadInputError(
+                f"shard {shard.name!r} cannot be built again: {changed}",
+                "put it back; or refresh the dataset, which takes the corpus as it is now",
+            )

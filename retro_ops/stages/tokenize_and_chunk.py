@@ -13,7 +13,7 @@ from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import Parameters
+from retro_ops.specs import Parameters, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +50,8 @@ class Job:
     report: str
     digest: str
     line_bytes: int
+    planned: tuple[Source, ...] = ()
+    """The sources as the plan found them, whose content the digest stands for."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -73,15 +75,17 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _planned_job(plan_uri: str, shard: str) -> Job:
     plan = read_plan(plan_uri)
+    sources = plan.shard(shard).sources
     files = layout.chunks_files(plan, shard)
     return Job(
-        tuple(source.uri for source in plan.shard(shard).sources),
+        tuple(source.uri for source in sources),
         **files,
         documents=layout.documents_uri(files["chunks"]),
         quarantine=layout.quarantine_uri(files["chunks"]),
         report=layout.report_uri(plan, STAGE, shard),
         digest=layout.tokenize_digest(plan, plan.shard(shard)),
         line_bytes=layout.line_limit(plan.parameters.memory_budget),
+        planned=sources,
     )
 
 
@@ -124,6 +128,7 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks
     full = False
+    _check_unchanged(job, unfinished)
     store.at(job.quarantine).delete(job.quarantine)
     with _outputs(job, dtype, size) as out:
         for part in unfinished.parts():
@@ -145,6 +150,7 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
             unfinished.add(part, out.documents + out.bad_records)
             unfinished.commit_when_due()
         progress.close()
+        _check_unchanged(job, unfinished)
         out.check_share(parameters.max_bad_share)
         written = out.close()
     return report.Outcome(
@@ -158,6 +164,16 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
             **unfinished.details(),
         },
     )
+
+
+def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
+    """What is read must be what was planned, before and after: the output would go by the name of another content."""
+    if changed := corpus.changed_source(job.planned):
+        unfinished.delete()
+        raise BadInputError(
+            f"{changed} since the run was planned",
+            "start another run, or clear the task `plan` with all after it: it takes the corpus as it is now",
+        )
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,25 @@ def test_a_shard_whose_file_is_gone_or_changed_is_not_made_of_another(built: Nig
     assert "is gone" in capfd.readouterr().err
 
 
+def test_a_file_that_changes_after_the_plan_is_not_taken_for_what_was_planned(built: Nights, capfd: Any) -> None:
+    built.put("train/e")
+    planned = layout.plan_uri(built.root, "d", "planned")
+    Done().stage("plan", "--root", built.root, "--dataset", "d", "--output", planned, "--refresh")
+    path = built.folder / "train/e.jsonl"
+    before = path.read_bytes()
+    built.put("train/e")
+    with pytest.raises(StageFailedError) as failed:
+        Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
+    assert failed.value.code == 65
+    assert "e.jsonl has changed since the run was planned" in capfd.readouterr().err
+    path.unlink()
+    with pytest.raises(StageFailedError):
+        Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
+    assert not store.exists(layout.report_uri(read_plan(planned), "tokenize-and-chunk", "e"))
+    path.write_bytes(before)
+    Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
+
+
 def test_a_run_that_failed_is_finished(built: Nights) -> None:
     broken = built.folder / "train/e.jsonl"
     broken.write_text("no JSON\n" * 3)
