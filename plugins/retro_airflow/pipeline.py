@@ -39,7 +39,7 @@ def build(plan: StageOperator, config: Settings) -> None:
     list_shards = PythonOperator(
         task_id="list_shards", python_callable=tasks.list_shards, op_kwargs={"plan_uri": PLAN_URI}
     )
-    gate = _gate()
+    gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     list_kept_shards = PythonOperator(
         task_id="list_kept_shards", python_callable=tasks.list_shards, op_kwargs={"plan_uri": kept["plan"]}
@@ -60,7 +60,7 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
         task_id="anything_to_do", python_callable=tasks.anything_to_do, op_kwargs={"plan_uri": PLAN_URI}
     )
     list_shards = _unfinished("list_shards", PLAN_URI, "embed-chunks")
-    gate = _gate()
+    gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     decide: PythonOperator | StageOperator = gate
     if check_drift:
@@ -111,11 +111,11 @@ def _unfinished(task_id: str, plan_uri: str, stage: str) -> PythonOperator:
     )
 
 
-def _gate() -> PythonOperator:
+def _gate(list_shards: PythonOperator) -> PythonOperator:
     return PythonOperator(
         task_id="gate",
         python_callable=tasks.gate,
-        op_kwargs={"plan_uri": PLAN_URI},
+        op_kwargs={"plan_uri": PLAN_URI, "listed": list_shards.output},
         trigger_rule=TriggerRule.ALL_DONE,
     )
 

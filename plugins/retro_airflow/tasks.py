@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,8 +62,10 @@ def anything_to_do(plan_uri: str) -> bool:
     return not changes["nothing"]
 
 
-def gate(plan_uri: str, params: Mapping[str, Any]) -> str:
+def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapping[str, Any]) -> str:
     """Location of the plan to go on with: the plan itself, or one without the shards that failed.
+
+    ``listed``: what the tasks of the shards were mapped over, so that a map index can be named.
 
     It runs after the shards whatever became of them, and believes the reports in the store alone:
     the list that Airflow hands a reducer leaves failed shards out and shifts the rest.
@@ -76,16 +78,14 @@ def gate(plan_uri: str, params: Mapping[str, Any]) -> str:
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
-        missing = [
-            (index, shard)
-            for index, shard in enumerate(plan.shards)
-            if not store.exists(layout.report_uri(plan, "embed-chunks", shard.name))
-        ]
-        if not missing:
+        gone = {
+            shard.name for shard in plan.shards if not store.exists(layout.report_uri(plan, "embed-chunks", shard.name))
+        }
+        if not gone:
             return plan_uri
-        gone = {shard.name for _, shard in missing}
         kept = tuple(shard for shard in plan.shards if shard.name not in gone)
         if not params["allow_partial"] or not any(shard.split == "train" for shard in kept):
+            missing = {entry["shard"]: index for index, entry in enumerate(listed or ()) if entry["shard"] in gone}
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = layout.selected_plan_uri(plan_uri)
@@ -142,11 +142,14 @@ def read_plan(uri: str) -> specs.Plan:
         return specs.plan_from_json(store.read(uri), uri)
 
 
-def _missing_message(missing: list[tuple[int, specs.Shard]], total: int, some_kept: bool) -> str:
-    shown = ", ".join(f"{shard.name} (map index {index})" for index, shard in missing[:20])
+def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) -> str:
+    """``missing``: map index of each shard that is not there."""
+    if not missing:
+        return "the shards were not listed. Look into the log of task `list_shards`, mend what it says, and clear it"
+    shown = ", ".join(f"{shard} (map index {index})" for shard, index in list(missing.items())[:20])
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
     message = f"{len(missing)} of {total} shards are not embedded: {shown}{more}.\n  What to do: "
-    first = missing[0][0]
+    first = next(iter(missing.values()))
     message += f"read the log of the shard's failed task in group `shards`, then clear map index {first} of it"
     message += " with its downstream tasks, for each shard named above"
     return message + ("; or trigger a run with allow_partial to go on without them" if some_kept else "")

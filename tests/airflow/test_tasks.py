@@ -38,13 +38,13 @@ def test_list_shards_says_what_to_do_about_too_many(uri: str, monkeypatch: pytes
 
 def test_gate_lets_a_whole_plan_through(plan: specs.Plan, uri: str) -> None:
     embed(plan, "a", "b", "v")
-    assert tasks.gate(uri, {"allow_partial": False}) == uri
+    assert tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": False}) == uri
 
 
 def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str) -> None:
     embed(plan, "a")
     with pytest.raises(AirflowFailException) as caught:
-        tasks.gate(uri, {"allow_partial": False})
+        tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": False})
     message = str(caught.value)
     assert "2 of 3 shards" in message
     assert "b (map index 1), v (map index 2)" in message
@@ -54,7 +54,7 @@ def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str
 
 def test_gate_selects_what_is_there(plan: specs.Plan, uri: str) -> None:
     embed(plan, "b", "v")
-    selected = tasks.gate(uri, {"allow_partial": True})
+    selected = tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": True})
     assert selected == layout.selected_plan_uri(uri)
     expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
     assert specs.plan_from_json(Path(selected).read_text(), selected) == expected
@@ -64,12 +64,25 @@ def test_gate_selects_what_is_there(plan: specs.Plan, uri: str) -> None:
 def test_gate_needs_a_training_shard(plan: specs.Plan, uri: str, embedded: tuple[str, ...]) -> None:
     embed(plan, *embedded)
     with pytest.raises(AirflowFailException, match=r"a .map index 0., b .map index 1."):
-        tasks.gate(uri, {"allow_partial": True})
+        tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": True})
 
 
 def test_gate_without_a_plan() -> None:
     with pytest.raises(AirflowFailException, match="task `plan`"):
-        tasks.gate("", {"allow_partial": True})
+        tasks.gate("", None, {"allow_partial": True})
+
+
+def test_gate_names_the_map_index_in_a_list_of_what_was_to_be_done(plan: specs.Plan, uri: str) -> None:
+    embed(plan, "a")
+    listed = tasks.list_unfinished_shards(uri, "embed-chunks")
+    embed(plan, "b")
+    with pytest.raises(AirflowFailException, match=r"1 of 3 shards are not embedded: v .map index 1."):
+        tasks.gate(uri, listed, {"allow_partial": False})
+
+
+def test_gate_without_a_list(uri: str) -> None:
+    with pytest.raises(AirflowFailException, match="task `list_shards`"):
+        tasks.gate(uri, None, {"allow_partial": False})
 
 
 def test_a_plan_that_is_none_fails_without_retry(uri: str) -> None:
