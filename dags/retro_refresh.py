@@ -17,7 +17,7 @@ everything after `anything_to_do` is skipped and nothing is published.
 and unpause this DAG. Without a published version the first run builds one from `RETRO_CORPUS`.
 
 **Days:** with `{date}` in the corpus, a run takes the files up to its day, so days can be backfilled:
-`airflow backfill create --dag-id retro_refresh --from-date … --to-date … --max-active-runs 1`.
+`airflow backfill create --dag-id retro_refresh --from-date 2026-03-02 --to-date 2026-03-08T23:59 --max-active-runs 1`.
 
 **If a shard fails:** as for `retro_dataset`: mend the cause, clear its map index with downstream tasks.
 """

@@ -88,19 +88,26 @@ class LiveAirflow:
         self.call("POST", f"dags/{self.dag}/clearTaskInstances", body | {"only_failed": True})
 
     def backfill(self, first: str, last: str, reprocess: str, conf: Mapping[str, Any]) -> None:
-        """`airflow backfill create`, one run after the other.
+        """`airflow backfill create` for the days from ``first`` to ``last``, one run after the other.
 
         Without a scheduler meanwhile: the command writes many rows in one go, and SQLite has one writer.
         """
         assert self.scheduler
+        # A DAG has one at a time, and the scheduler closes it a while after its last run.
+        wait_for(self._no_backfill, 120, lambda: "the last backfill is not complete")
         for pid in session_members(self.scheduler.pid):
             os.kill(pid, signal.SIGKILL)
         self.scheduler.wait()
-        arguments = ["--dag-id", self.dag, "--from-date", first, "--to-date", last, "--max-active-runs", "1"]
+        # A date alone is its first minute, and the interval of the last day begins later.
+        arguments = ["--dag-id", self.dag, "--from-date", first, "--to-date", f"{last}T23:59", "--max-active-runs", "1"]
         arguments += ["--reprocess-behavior", reprocess, "--dag-run-conf", json.dumps(conf)]
         done = self._airflow("backfill", "create", *arguments)
         assert done.wait(120) == 0, (self.home / "backfill.log").read_text()
         self.start_scheduler()
+
+    def _no_backfill(self) -> bool:
+        rows = self.call("GET", f"backfills?dag_id={self.dag}")["backfills"]
+        return all(row["completed_at"] for row in rows)
 
     def runs(self) -> dict[str, str]:
         """State by logical day, in order."""
