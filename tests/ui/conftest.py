@@ -2,16 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from demo_stack import REPOSITORY, Demo
+from playwright.sync_api import Browser, Page, sync_playwright
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-STAGES_PYTHON = REPOSITORY / ".venv/stages/bin/python"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Quiet: without these Chromium talks to its maker's servers.
 FLAGS = [
@@ -25,21 +22,15 @@ FLAGS = [
 ]
 
 
-def _demo(script: str, *arguments: str) -> None:
-    subprocess.run([STAGES_PYTHON, REPOSITORY / "demo" / script, *arguments], check=True, stdout=sys.stderr)
-
-
 @pytest.fixture(scope="session")
-def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an Airflow in which the demo has run once."""
-    run_dir = tmp_path_factory.mktemp("stack")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    demo = Demo(tmp_path_factory.mktemp("stack"))
     try:
-        _demo("stack.py", "up", "--run-dir", str(run_dir))
-        _demo("run.py", "--run-dir", str(run_dir))
-        settings = dict(line.split("=", 1) for line in (run_dir / "env").read_text().splitlines())
-        yield f"http://127.0.0.1:{settings['AIRFLOW_PORT']}"
+        demo.script("stack.py", "up")
+        demo.script("run.py")
+        yield demo
     finally:
-        _demo("stack.py", "down", "--run-dir", str(run_dir))
+        demo.script("stack.py", "down")
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +42,13 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Page:
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.set_default_timeout(60_000)
+    return page
 
 
 @pytest.fixture(scope="session")

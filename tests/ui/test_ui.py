@@ -4,21 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-from playwright.sync_api import Browser, Page, expect
+from demo_stack import Demo
+from playwright.sync_api import Page, expect
 
 DAG = "retro_dataset"
 SECTIONS = ("Documents and chunks", "Embedding", "Index and neighbours", "How it runs")
 TASKS = ("plan", "tokenize_and_chunk", "embed_chunks", "gate", "train_faiss_index", "retrieve_neighbours", "publish")
 RUN_TIMEOUT_S = 240
 SHARDS = 8
-
-
-@pytest.fixture
-def page(browser: Browser) -> Page:
-    page = browser.new_page(viewport={"width": 1500, "height": 1000})
-    page.set_default_timeout(60_000)
-    return page
 
 
 def _runs(page: Page, ui: str) -> list[dict[str, Any]]:
@@ -33,9 +26,9 @@ def _open_graph(page: Page, ui: str, run_id: str) -> None:
     page.get_by_role("button", name="Expand all task groups").click()
 
 
-def test_the_form_explains_itself_and_starts_a_run(page: Page, demo_run: str, screenshots: Path) -> None:
-    before = {run["dag_run_id"] for run in _runs(page, demo_run)}
-    page.goto(f"{demo_run}/dags/{DAG}")
+def test_the_form_explains_itself_and_starts_a_run(page: Page, demo: Demo, screenshots: Path) -> None:
+    before = {run["dag_run_id"] for run in _runs(page, demo.ui)}
+    page.goto(f"{demo.ui}/dags/{DAG}")
     page.get_by_role("button", name="Trigger Dag").click()
     form = page.get_by_role("dialog")
     for section in SECTIONS:
@@ -52,17 +45,17 @@ def test_the_form_explains_itself_and_starts_a_run(page: Page, demo_run: str, sc
     states: list[str] = []
     while time.monotonic() < deadline and states not in (["success"], ["failed"]):
         time.sleep(2)
-        states = [run["state"] for run in _runs(page, demo_run) if run["dag_run_id"] not in before]
+        states = [run["state"] for run in _runs(page, demo.ui) if run["dag_run_id"] not in before]
     assert states == ["success"]
 
 
-def test_grid_and_graph_show_every_shard_by_name(page: Page, demo_run: str, screenshots: Path) -> None:
-    run_id = min(run["dag_run_id"] for run in _runs(page, demo_run) if run["dag_run_id"].startswith("demo-"))
-    page.goto(f"{demo_run}/dags/{DAG}/runs/{run_id}")
+def test_grid_and_graph_show_every_shard_by_name(page: Page, demo: Demo, screenshots: Path) -> None:
+    run_id = min(run["dag_run_id"] for run in _runs(page, demo.ui) if run["dag_run_id"].startswith("demo-"))
+    page.goto(f"{demo.ui}/dags/{DAG}/runs/{run_id}")
     expect(page.get_by_text("shard val_docs").first).to_be_visible()
     expect(page.get_by_text("Success").first).to_be_visible()
     page.screenshot(path=screenshots / "grid.png")
-    _open_graph(page, demo_run, run_id)
+    _open_graph(page, demo.ui, run_id)
     for task in TASKS:
         expect(page.locator(".react-flow__node").get_by_text(task).first).to_be_attached()
     expect(page.locator(".react-flow__node").get_by_text(f"retrieve_neighbours [{SHARDS}]").first).to_be_attached()
