@@ -148,8 +148,11 @@ def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) ->
         return "the shards were not listed. Look into the log of task `list_shards`, mend what it says, and clear it"
     shown = ", ".join(f"{shard} (map index {index})" for shard, index in list(missing.items())[:20])
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-    message = f"{len(missing)} of {total} shards are not embedded: {shown}{more}.\n  What to do: "
-    first = next(iter(missing.values()))
-    message += f"read the log of the shard's failed task in group `shards`, then clear map index {first} of it"
-    message += " with its downstream tasks, for each shard named above"
-    return message + ("; or trigger a run with allow_partial to go on without them" if some_kept else "")
+    lines = [
+        f"{len(missing)} of {total} shards are not embedded: {shown}{more}.",
+        "  What to do: read the log of the shard's failed task in group `shards`, and mend the cause. Then",
+        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, likewise for the others;",
+        "  or, if a corpus file was mended, clear the task `plan` with its downstream tasks",
+    ]
+    # One line for each step: the UI does not wrap them.
+    return "\n".join([*lines, *(["  or trigger a run with allow_partial to go on without them"] if some_kept else [])])

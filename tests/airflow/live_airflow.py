@@ -35,11 +35,12 @@ class LiveAirflow:
         self._sessions: list[subprocess.Popen[bytes]] = []
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30)
         self.scheduler: subprocess.Popen[bytes] | None = None
+        self._dag_processor: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._airflow("db", "migrate").wait()
         self._airflow("api-server", "--host", "127.0.0.1", "--port", str(self._port))
-        self._airflow("dag-processor")
+        self._dag_processor = self._airflow("dag-processor")
         self.start_scheduler()
         wait_for(self._authenticate, 120)
         wait_for(lambda: self._client.get(f"/api/v2/dags/{self.dag}").status_code == 200, 120)
@@ -53,9 +54,7 @@ class LiveAirflow:
     def stop(self) -> None:
         self._client.close()
         for process in self._sessions:
-            for pid in session_members(process.pid):
-                os.kill(pid, signal.SIGKILL)
-            process.wait()
+            kill_session(process)
 
     def trigger(self, **conf: Any) -> str:
         run = self.call("POST", f"dags/{self.dag}/dagRuns", {"logical_date": None, "conf": conf})
@@ -90,19 +89,20 @@ class LiveAirflow:
     def backfill(self, first: str, last: str, reprocess: str, conf: Mapping[str, Any]) -> None:
         """`airflow backfill create` for the days from ``first`` to ``last``, one run after the other.
 
-        Without a scheduler meanwhile: the command writes many rows in one go, and SQLite has one writer.
+        Nothing else writes meanwhile: the command writes many rows in one go, and SQLite has one writer.
         """
         assert self.scheduler
+        assert self._dag_processor
         # A DAG has one at a time, and the scheduler closes it a while after its last run.
         wait_for(self._no_backfill, 120, lambda: "the last backfill is not complete")
-        for pid in session_members(self.scheduler.pid):
-            os.kill(pid, signal.SIGKILL)
-        self.scheduler.wait()
+        for process in (self.scheduler, self._dag_processor):
+            kill_session(process)
         # A date alone is its first minute, and the interval of the last day begins later.
         arguments = ["--dag-id", self.dag, "--from-date", first, "--to-date", f"{last}T23:59", "--max-active-runs", "1"]
         arguments += ["--reprocess-behavior", reprocess, "--dag-run-conf", json.dumps(conf)]
         done = self._airflow("backfill", "create", *arguments)
         assert done.wait(120) == 0, (self.home / "backfill.log").read_text()
+        self._dag_processor = self._airflow("dag-processor")
         self.start_scheduler()
 
     def _no_backfill(self) -> bool:
@@ -190,6 +190,12 @@ def session_members(leader: int) -> list[int]:
             if int(fields[3]) == leader and fields[0] != "Z":
                 members.append(int(entry.name))
     return members
+
+
+def kill_session(leader: subprocess.Popen[bytes]) -> None:
+    for pid in session_members(leader.pid):
+        os.kill(pid, signal.SIGKILL)
+    leader.wait()
 
 
 def free_port() -> int:

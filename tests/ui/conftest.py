@@ -45,10 +45,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Page:
+def page(browser: Browser) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
     page.set_default_timeout(60_000)
-    return page
+    yield page
+    page.close()  # It would go on asking Airflow for news.
 
 
 @pytest.fixture(scope="session")
