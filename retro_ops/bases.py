@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from retro_ops import layout, store
+from retro_ops import layout, store, versions
 from retro_ops.specs import (
     Base,
     BaseShard,
@@ -18,33 +18,40 @@ from retro_ops.specs import (
     relative,
     resolve,
 )
-from retro_ops.versions import Series
 
 DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
 DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model")
 DECIDE_THE_INDEX = (*DECIDE_THE_EMBEDDINGS, "index_type", "index_memory", "index_too_small", "max_training_vectors")
-DECIDE_THE_NEIGHBOURS = ("num_neighbours", "profile", "max_overlap", "max_shared_run", "max_shared_ngrams")
-DECIDE_THE_TUNING = (*DECIDE_THE_NEIGHBOURS, "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed")
+HOW_WIDE = ("nprobe", "retrieval_margin", "target_recall")
+DECIDE_THE_NEIGHBOURS = ("num_neighbours", "profile", "max_overlap", "max_shared_run", "max_shared_ngrams", *HOW_WIDE)
+DECIDE_THE_TUNING = (*DECIDE_THE_NEIGHBOURS, "recall_sample", "seed")
+
+MAKE_THE_INDEX = ("tokenize-and-chunk", "embed-chunks", "train-faiss-index", "build-faiss-index", "merge-indexes")
+"""Stages whose code decides whether the index of a version may be used again."""
 
 STANDS_FOR = {"tokenizer": "tokenizer_digest", "model": "model_digest"}
 """Parameters that name something: what counts is the content, in the identity, not the name."""
 
 
-def published_base(plan: Plan, series: Series) -> tuple[Base | None, str]:
+def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, str]:
     """The current version as the base of ``plan``, or None and why it cannot be one.
 
     From the version's own specs and manifest, so that it holds whatever code made them.
     """
     version, number = series.folder(), series.current
     manifest_uri = layout.manifest_in(version)
-    manifest = json.loads(store.read(manifest_uri))
-    if changed := _changed(plan, manifest, DECIDE_THE_INDEX):
+    manifest = versions.manifest(version)
+    if changed := _changed(plan, manifest, DECIDE_THE_INDEX) or _other_code(manifest, MAKE_THE_INDEX):
         return None, f"{changed} differ from version {number}, so everything is built again"
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so another one is trained"
     known = {(shard["split"], shard["name"]): shard["counts"]["chunks"] for shard in manifest["shards"]}
-    same_search = not _changed(plan, manifest, DECIDE_THE_NEIGHBOURS) and plan.parameters.profile != "seed"
+    same_search = not (
+        plan.parameters.profile == "seed"
+        or _changed(plan, manifest, DECIDE_THE_NEIGHBOURS)
+        or _other_code(manifest, ("retrieve-neighbours",))
+    )
     shards: list[BaseShard] = []
     index = None
     for split in dict.fromkeys(split for split, _ in known):
@@ -66,7 +73,8 @@ def published_base(plan: Plan, series: Series) -> tuple[Base | None, str]:
                 )
             )
     former = manifest.get("tuning")
-    same_tuning = not _changed(plan, manifest, DECIDE_THE_TUNING)
+    same_tuning = not (_changed(plan, manifest, DECIDE_THE_TUNING) or _other_code(manifest, ("tune-search",)))
+    same_tuning &= set(plan.splits()) <= {split for split, _ in known}  # Each split has a width of its own.
     base = Base(
         version=relative(version, parent(series.uri)),
         trained=digest,
@@ -84,6 +92,12 @@ def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> s
     known = manifest["identity"]
     changed += [n for n, key in STANDS_FOR.items() if n in names and known[key] != getattr(plan.identity, key)]
     return ", ".join(changed)
+
+
+def _other_code(manifest: Mapping[str, Any], stages: Iterable[str]) -> str:
+    """Which of ``stages`` made other bytes when the version was made; one that is not there was as it is now."""
+    known = manifest.get("code_versions") or {}
+    return ", ".join(stage for stage in stages if known.get(stage) not in (None, layout.CODE_VERSIONS[stage]))
 
 
 def _digest_of_folder(uri: str) -> str:
@@ -120,8 +134,8 @@ def read_condemned(root: str, dataset: str) -> tuple[str, ...]:
     return tuple(json.loads(found[0])["digests"]) if found else ()
 
 
-def condemn(root: str, dataset: str, digests: Iterable[str]) -> tuple[str, ...]:
-    """Add ``digests`` to those that nothing uses again; all of them. ConflictError if somebody else was faster."""
+def condemn(root: str, dataset: str, digests: Iterable[str]) -> None:
+    """Add ``digests`` to those that nothing uses again. ConflictError if somebody else was faster."""
     uri = layout.condemned_uri(root, dataset)
     found = store.at(uri).read_tagged(uri)
     known = json.loads(found[0])["digests"] if found else []
@@ -129,4 +143,3 @@ def condemn(root: str, dataset: str, digests: Iterable[str]) -> tuple[str, ...]:
     if wanted != known:
         data = json.dumps({"format": 1, "digests": wanted}, indent=1) + "\n"
         store.at(uri).write_if(uri, data.encode(), found[1] if found else None)
-    return tuple(wanted)

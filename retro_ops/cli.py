@@ -17,6 +17,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
+from retro_ops import layout
 from retro_ops.errors import EXIT_OK, BadInputError, RetroError
 from retro_ops.plans import read_plan
 from retro_ops.progress import configure_logging, logger, say
@@ -169,7 +170,13 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
     if fixed:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise BadInputError(f"{flags}: fixed by the plan", "make another plan, or leave --plan out and name the files")
-    return replace(read_plan(plan_uri).parameters, **given)
+    plan = read_plan(plan_uri)
+    if arguments.stage in layout.CODE_VERSIONS and (other := layout.other_code(plan)):
+        raise BadInputError(
+            f"{plan_uri} was made by another version of this package, whose {', '.join(other)} writes other bytes",
+            "make the plan again: clear the task `plan` with all after it, or run `retro-ops plan`",
+        )
+    return replace(plan.parameters, **given)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

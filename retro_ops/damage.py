@@ -68,9 +68,7 @@ def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iter
 
 def last_plan_uri(plan_uri: str) -> str:
     """What became of the plan of a run: without failed shards, after the check for drift."""
-    selected = layout.selected_plan_uri(plan_uri)
-    candidates = (layout.decided_plan_uri(selected), layout.decided_plan_uri(plan_uri), selected, plan_uri)
-    return next((uri for uri in candidates if store.exists(uri)), plan_uri)
+    return next((uri for uri in layout.plans_after(plan_uri) if store.exists(uri)), plan_uri)
 
 
 def all_shards(plan_uri: str) -> tuple[Shard, ...]:

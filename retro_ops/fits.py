@@ -18,4 +18,4 @@ def measure(trained: Any, shards: Sequence[NpyReader], seed: int) -> drift.Fit:
         for shard, of in zip(shards, firsts, strict=True)
         for first in of.tolist()
     ]
-    return drift.fit(trained, np.concatenate(parts).astype(np.float16), int(counts.sum()))
+    return drift.fit(trained, [part.astype(np.float16) for part in parts], int(counts.sum()))

@@ -85,6 +85,12 @@ def first_plan_uri(plan_location: str) -> str:
     return plan_location.removesuffix(".json").removesuffix(".decided").removesuffix(".selected") + ".json"
 
 
+def plans_after(plan_location: str) -> list[str]:
+    """Whatever a plan may become: without failed shards, after the check for drift, both; the last first."""
+    selected = selected_plan_uri(plan_location)
+    return [decided_plan_uri(selected), decided_plan_uri(plan_location), selected]
+
+
 def estimate_uri(plan_location: str) -> str:
     """What the plan expects of its run."""
     return beside(first_plan_uri(plan_location), "estimate.json")
@@ -123,6 +129,16 @@ BUDGET_SHARE_OF_A_LINE = 256
 """A document of 1/256 of the budget costs about half of it while it is tokenised."""
 
 
+def code_version(plan: Plan, stage: str) -> int:
+    """Of ``stage`` when ``plan`` was made, so that what was published is found after the code has moved on."""
+    return (plan.code_versions or CODE_VERSIONS).get(stage, CODE_VERSIONS[stage])
+
+
+def other_code(plan: Plan) -> list[str]:
+    """Stages that would write other bytes now than when ``plan`` was made."""
+    return [stage for stage in CODE_VERSIONS if code_version(plan, stage) != CODE_VERSIONS[stage]]
+
+
 def line_limit(memory_budget: str) -> int:
     """Longest line that is a document; longer ones are bad records. So a small budget decides content,
     and the limit belongs to the digest; budgets of 2 GiB and more all give the same."""
@@ -149,7 +165,7 @@ def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concaten
 def tokenize_digest(plan: Plan, shard: Shard) -> str:
     p = plan.parameters
     return digest(
-        CODE_VERSIONS["tokenize-and-chunk"],
+        code_version(plan, "tokenize-and-chunk"),
         [source.fingerprint for source in shard.sources],
         plan.identity.tokenizer_digest,
         [plan.identity.pad_id, p.chunk_size, p.max_chunks, p.token_dtype],
@@ -160,7 +176,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
 @_output
 def embed_digest(plan: Plan, shard: Shard) -> str:
     return digest(
-        CODE_VERSIONS["embed-chunks"],
+        code_version(plan, "embed-chunks"),
         tokenize_digest(plan, shard),
         plan.identity.model_digest,
     )
@@ -172,7 +188,7 @@ def train_digest(plan: Plan) -> str:
         return plan.base.trained
     p = plan.parameters
     return digest(
-        CODE_VERSIONS["train-faiss-index"],
+        code_version(plan, "train-faiss-index"),
         [embed_digest(plan, shard) for shard in plan.indexed("train")],
         [p.index_type, p.index_memory, p.index_too_small, p.max_training_vectors, p.seed],
     )
@@ -180,14 +196,14 @@ def train_digest(plan: Plan) -> str:
 
 @_output
 def partial_index_digest(plan: Plan, shard: Shard) -> str:
-    return digest(CODE_VERSIONS["build-faiss-index"], train_digest(plan), embed_digest(plan, shard))
+    return digest(code_version(plan, "build-faiss-index"), train_digest(plan), embed_digest(plan, shard))
 
 
 @_output
 def index_digest(plan: Plan, split: Split) -> str:
     """Of what an index holds; it is no folder."""
     return digest(
-        CODE_VERSIONS["merge-indexes"],
+        code_version(plan, "merge-indexes"),
         train_digest(plan),
         [embed_digest(plan, shard) for shard in plan.indexed(split)],
     )
@@ -195,7 +211,11 @@ def index_digest(plan: Plan, split: Split) -> str:
 
 @_output
 def merge_digest(plan: Plan) -> str:
-    return digest([index_digest(plan, split) for split in plan.splits()])
+    # The partial indexes as well, which follow from the same, unless one was found damaged.
+    return digest(
+        [index_digest(plan, split) for split in plan.splits()],
+        [partial_index_digest(plan, shard) for shard in plan.shards],
+    )
 
 
 @_output
@@ -204,7 +224,7 @@ def tuning_digest(plan: Plan) -> str:
         return plan.base.tuning
     p = plan.parameters
     return digest(
-        CODE_VERSIONS["tune-search"],
+        code_version(plan, "tune-search"),
         [index_digest(plan, split) for split in plan.splits()],
         [embed_digest(plan, shard) for shard in plan.shards],
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin, p.target_recall, p.recall_sample, p.seed],
@@ -220,7 +240,7 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
         return start
     p = plan.parameters
     return digest(
-        CODE_VERSIONS["retrieve-neighbours"],
+        code_version(plan, "retrieve-neighbours"),
         # The name, since the neighbours of a shard depend on its place in the index.
         [shard.name, embed_digest(plan, shard)],
         index_digest(plan, shard.split),
@@ -234,7 +254,7 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
 @_output
 def version_digest(plan: Plan) -> str:
     return digest(
-        CODE_VERSIONS["write-specs"],
+        code_version(plan, "write-specs"),
         [[shard.name, partial_index_digest(plan, shard), neighbours_digest(plan, shard)] for shard in plan.shards],
         [merge_digest(plan), tuning_digest(plan)],
     )
@@ -394,6 +414,11 @@ def manifest_uri(plan: Plan) -> str:
 
 def manifest_in(version: str) -> str:
     return join(version, "manifest.json")
+
+
+def version_plan_uri(plan: Plan) -> str:
+    """What the version was made by, in its own folder: a run may be planned again."""
+    return join(stage_folder(plan, "publish"), "plan.json")
 
 
 def card_uri(plan: Plan, kind: Literal["json", "html"]) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import retro_ops
-from retro_ops import store
+from retro_ops import layout, store
 from retro_ops.blocks import Unfinished
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
@@ -122,6 +122,21 @@ def require(uri: str, what: str) -> dict[str, Any]:
     if found is None:
         raise BadInputError(f"{what} is not done: {uri} does not exist", "run that stage first")
     return found
+
+
+def check_unchanged(uri: str) -> None:
+    """BadInputError unless ``uri`` is what its stage wrote, as the report in its folder says. Reads all of it.
+
+    For what goes into outputs of another name: their own checksums would vouch for damage that they took over.
+    """
+    made = require(layout.join(parent(uri), layout.REPORT), f"the stage that writes {uri}")
+    name = uri.rpartition("/")[2]
+    expected = [output["sha256"] for output in made["outputs"] if output["uri"].rpartition("/")[2] == name]
+    if not store.exists(uri) or expected != [store.sha256(uri)]:
+        raise BadInputError(
+            f"{uri} is not what its stage wrote",
+            "repair the dataset: trigger retro_repair, or `retro-ops plan --repair`",
+        )
 
 
 def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:

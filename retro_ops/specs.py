@@ -165,7 +165,8 @@ class Plan:
     ``corpus``, ``validation_corpus``: where the shards were found. ``as_of``: day (``YYYY-MM-DD``) up to which files
     with a date count. ``base``: None: nothing of another version is used. ``condemned``: digests of outputs that were
     found damaged, so that they are made again elsewhere. ``supersedes``: number of the version that was current when
-    this was planned (0: none; None: nobody looked).
+    this was planned (0: none; None: nobody looked). ``code_versions``: of the stages, when this was planned; what it
+    names stays where it is when the code moves on. None: those of now.
     """
 
     dataset: str
@@ -180,6 +181,7 @@ class Plan:
     base: Base | None = None
     condemned: tuple[str, ...] = ()
     supersedes: int | None = None
+    code_versions: Mapping[str, int] | None = None
 
     @functools.cached_property
     def memo(self) -> dict[tuple[str, ...], str]:
@@ -250,10 +252,16 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
                 for s in document["shards"]
             ),
             skipped=tuple(document["skipped"]),
-            **{key: document.get(key) for key in ("corpus", "validation_corpus", "as_of", "supersedes")},
+            **{
+                key: document.get(key)
+                for key in ("corpus", "validation_corpus", "as_of", "supersedes", "code_versions")
+            },
             base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
             condemned=tuple(document.get("condemned", ())),
         )
+        for former in plan.base.shards if plan.base else ():
+            check_name("shard", former.name)
+            check_name("digest", former.neighbours or former.embeddings)
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{uri} is not a complete plan: {error}", "run `retro-ops plan` again") from error
     return plan

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops import report
 from retro_ops.arrays import open_npy
 from retro_ops.core import faiss_index, search
 from retro_ops.core.exact import Keys, pack, smallest
@@ -94,7 +95,12 @@ def update(
     refuse: Refuse | None,
     seek: Seek,
 ) -> Update:
-    """What is new is searched exactly if it is little or ``width`` is None, else by an index of its own."""
+    """What is new is searched exactly if it is little or ``width`` is None, else by an index of its own.
+
+    BadInputError when the former neighbours are damaged: they would go on as part of a sound file.
+    """
+    for uri in (former.neighbours, distances_uri(former.neighbours)):
+        report.check_unchanged(uri)
     offsets = np.array([-1 if at is None else chunks.offsets[at] for at in former.positions], np.int64)
     new = [at for at in range(len(chunks.embeddings)) if at not in former.positions]
     count = sum(len(chunks.embeddings[at]) for at in new)

@@ -25,12 +25,14 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Series:
-    """``entries`` by number, ascending; ``current``: 0 when nothing was published; ``tag``: for compare-and-swap."""
+    """``entries`` by number, ascending; ``current``: 0 when nothing was published; ``tag``: for compare-and-swap;
+    ``last``: the highest number ever given."""
 
     uri: str
     tag: str | None
     current: int
     entries: Mapping[int, Entry]
+    last: int = 0
 
     def entry(self, number: int | None = None) -> Entry:
         """Version ``number``, or the current one. BadInputError when there is none."""
@@ -63,14 +65,16 @@ def read(root: str, dataset: str) -> Series:
     if found is None:
         return Series(uri, None, 0, {})
     current = json.loads(found[0])
+    last = current.pop("last", 0)
     entries = sorted([*current.pop("history"), current], key=lambda entry: entry["version"])
-    return Series(uri, found[1], current["version"], {entry["version"]: entry for entry in entries})
+    by_number = {entry["version"]: entry for entry in entries}
+    return Series(uri, found[1], current["version"], by_number, max(last, *by_number))
 
 
 def write(series: Series) -> None:
     """ConflictError when somebody else changed it since it was read."""
     others = [entry for number, entry in series.entries.items() if number != series.current]
-    data = json.dumps({**series.entry(), "history": others}, indent=1) + "\n"
+    data = json.dumps({**series.entry(), "last": series.last, "history": others}, indent=1) + "\n"
     store.at(series.uri).write_if(series.uri, data.encode(), series.tag)
 
 
@@ -79,25 +83,27 @@ def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
 
     BadInputError when another run published meanwhile, and nothing says which of the two is newer.
     """
-    for number, known in series.entries.items():
-        if known["path"] == entry["path"]:
-            if number == series.current:
-                return series, f"version {number} is already the current one"
-            if _is_older(plan, series):
-                return series, f"version {number} is already there, and version {series.current} is of a later day"
-            return replace(series, current=number), f"version {number} is the current one again"
-    number = max(series.entries, default=0) + 1
-    grown = replace(series, entries={**series.entries, number: {"version": number, **entry}})
+    number = next((known for known, e in series.entries.items() if e["path"] == entry["path"]), 0)
+    if number and number == series.current:
+        return series, f"version {number} is already the current one"
+    overtaken = plan.supersedes not in (None, series.current)
+    if overtaken and number > (plan.supersedes or 0):  # By this run, or one that came to the same.
+        return series, f"version {number} was published before, and version {series.current} came after it"
+    grown, said = series, "the current one again"
+    if not number:
+        number, said = series.last + 1, "published"
+        grown = replace(series, entries={**series.entries, number: {"version": number, **entry}}, last=number)
     if _is_older(plan, series):
         later = series.entry()["as_of"]
         return grown, f"version {number} is of {plan.as_of}; version {series.current} of {later} stays the current one"
-    if plan.supersedes not in (None, series.current) and not _is_newer(plan, series):
+    if overtaken and not _is_newer(plan, series):
         meanwhile = series.entry()
+        by = meanwhile.get("run", meanwhile["plan"])
         raise BadInputError(
-            f"version {series.current} was published meanwhile, at {meanwhile['published_at']} by {meanwhile['plan']}",
+            f"version {series.current} was published meanwhile, at {meanwhile['published_at']} by {by}",
             f"run it again: it starts from version {series.current}, and what this run built is used again",
         )
-    return replace(grown, current=number), f"version {number} is published"
+    return replace(grown, current=number), f"version {number} is {said}"
 
 
 def _is_older(plan: Plan, series: Series) -> bool:
@@ -110,13 +116,21 @@ def _is_newer(plan: Plan, series: Series) -> bool:
     return bool(plan.as_of and current and plan.as_of > current)
 
 
+def manifest(folder: str) -> dict[str, Any]:
+    """Of the version in ``folder``. BadInputError when it is damaged."""
+    uri = layout.manifest_in(folder)
+    try:
+        return dict(json.loads(store.read(uri)))
+    except ValueError as error:
+        raise BadInputError(f"{uri} is damaged: {error}", "repair the dataset: trigger retro_repair") from error
+
+
 def files(folder: str) -> Iterator[str]:
     """Every file that the specs and the manifest of the version in ``folder`` name, whatever code made it."""
-    manifest_uri = layout.manifest_in(folder)
-    manifest = json.loads(store.read(manifest_uri))
+    manifest_uri, of_version = layout.manifest_in(folder), manifest(folder)
     yield manifest_uri
-    yield resolve(manifest["trained_index"], manifest_uri)
-    splits = {shard["split"] for shard in manifest["shards"]}
+    yield resolve(of_version["trained_index"], manifest_uri)
+    splits = {shard["split"] for shard in of_version["shards"]}
     for split in (split for split in SPLITS if split in splits):
         uri = layout.dataset_spec_in(folder, split)
         spec = dataset_spec_from_json(store.read(uri), uri)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -71,14 +72,15 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
     return {
         "dataset": whole["dataset"],
         "root": whole["root"],
+        # Not the deployment's: another dataset would be filled with it.
         "corpus": form_fields.optional_text(
-            settings.corpus,
+            None,
             "Corpus",
             "As for a new dataset; `{date}` in it stands for a day, as in `s3://bucket/corpus/{date}/*.jsonl.zst`, and "
             "a run for a day leaves later files out. Empty: where the published version has it from.",
         ),
         "validation_corpus": form_fields.optional_text(
-            settings.validation_corpus, "Validation corpus", "Likewise. Empty: as in the published version."
+            None, "Validation corpus", "Likewise. Empty: as in the published version."
         ),
         "as_of": Param(
             None,
@@ -156,7 +158,10 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             chosen = {name.replace("_", "-"): str(value) for name, value in given.items()}
             chosen |= {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"]}
         else:  # The first version: what is empty is as on the form of a new dataset.
-            blank = {name: param.value for name, param in form(load()).items()}
+            settings = load()
+            blank = {name: param.value for name, param in form(settings).items()}
+            if (root, dataset) != ((settings.root or "").rstrip("/"), settings.dataset):
+                blank |= {"corpus": None, "validation_corpus": None}
             chosen = arguments(blank | {name: value for name, value in params.items() if value is not None}, run.run_id)
         output = layout.plan_uri(root, dataset, run.run_id)
         as_of = params["as_of"] or _day(context)
@@ -182,11 +187,11 @@ def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str |
 
 
 def _day(context: Context) -> str | None:
-    """The day whose files a scheduled run or a backfill is for: that in which its interval begins."""
+    """The day whose files a scheduled run or a backfill is for: the last whole one of its interval."""
     run = context["dag_run"]
-    if run.run_type not in ("scheduled", "backfill") or not run.data_interval_start:
+    if run.run_type not in ("scheduled", "backfill") or not run.data_interval_end:
         return None
-    return str(run.data_interval_start.astimezone(ZoneInfo(load().timezone)).date())
+    return str(run.data_interval_end.astimezone(ZoneInfo(load().timezone)).date() - timedelta(days=1))
 
 
 def _place(params: Mapping[str, Any]) -> tuple[str, str]:

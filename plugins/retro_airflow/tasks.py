@@ -27,14 +27,7 @@ DATASETS = AssetAlias("retro-datasets")
 
 def list_shards(plan_uri: str) -> list[dict[str, str]]:
     """Arguments of a shard stage, one entry per shard of the plan, in the plan's order."""
-    shards = read_plan(plan_uri).shards
-    limit = conf.getint("core", "max_map_length")
-    if len(shards) > limit:
-        raise AirflowFailException(
-            f"the plan has {len(shards)} shards, but Airflow maps over {limit} at most. "
-            f"Raise AIRFLOW__CORE__MAX_MAP_LENGTH, or join corpus files into fewer shards"
-        )
-    return [{"plan": plan_uri, "shard": shard.name} for shard in shards]
+    return _mapped(plan_uri, read_plan(plan_uri).shards)
 
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
@@ -42,12 +35,21 @@ def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     from retro_ops import store
 
     plan = read_plan(plan_uri)
-    entries = list_shards(plan_uri)
     with failures.airflow_errors(), ThreadPoolExecutor(LOOKUPS) as pool:
-        done = list(pool.map(lambda e: store.exists(layout.report_uri(plan, stage, e["shard"])), entries))
-    unfinished = [entry for entry, is_done in zip(entries, done, strict=True) if not is_done]
-    print(f"{stage}: {len(unfinished)} of {len(entries)} shards are to be done")
-    return unfinished
+        done = list(pool.map(lambda shard: store.exists(layout.report_uri(plan, stage, shard.name)), plan.shards))
+    unfinished = [shard for shard, is_done in zip(plan.shards, done, strict=True) if not is_done]
+    print(f"{stage}: {len(unfinished)} of {len(plan.shards)} shards are to be done")
+    return _mapped(plan_uri, unfinished)
+
+
+def _mapped(plan_uri: str, shards: Sequence[specs.Shard]) -> list[dict[str, str]]:
+    limit = conf.getint("core", "max_map_length")
+    if len(shards) > limit:
+        raise AirflowFailException(
+            f"there are {len(shards)} shards, but Airflow maps over {limit} at most. "
+            f"Raise AIRFLOW__CORE__MAX_MAP_LENGTH, or join corpus files into fewer shards"
+        )
+    return [{"plan": plan_uri, "shard": shard.name} for shard in shards]
 
 
 def anything_to_do(plan_uri: str) -> bool:

@@ -1,5 +1,6 @@
 """Whether an index that was trained on earlier chunks still fits those of today."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,24 +44,32 @@ def sample_runs(counts: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]
     return [numbers * RUN_ROWS for numbers in runs]
 
 
-def fit(trained: Any, sample: NDArray[np.float16], vectors: int) -> Fit:
-    """Of ``trained``, which is empty and is filled here; ``sample`` ``[n, d]`` stands for ``vectors`` chunks."""
+def fit(trained: Any, runs: Sequence[NDArray[np.float16]], vectors: int) -> Fit:
+    """Of ``trained``, which is empty and is filled here; ``runs``, each ``[n, d]``, stand for ``vectors`` chunks."""
+    sample = np.concatenate(runs)
     error = faiss_index.quantisation_error(trained, sample)
     trained.add(np.ascontiguousarray(sample, np.float32))
-    return Fit(vectors, len(sample), error, imbalance(faiss_index.list_sizes(trained)))
+    run = np.repeat(np.arange(len(runs)), [len(rows) for rows in runs])
+    spread = imbalance(faiss_index.list_numbers(trained), run, faiss_index.list_count(trained))
+    return Fit(vectors, len(sample), error, spread)
 
 
-def imbalance(sizes: NDArray[np.int64]) -> float:
-    """Of the lists that a sample of ``sizes`` was drawn from; int64 ``[lists]``.
+def imbalance(numbers: NDArray[np.int64], runs: NDArray[np.int64], lists: int) -> float:
+    """Of the ``lists`` lists that a sample was drawn from: int64 ``[n]`` the list and the run of each of it.
 
     ``lists * sum(p_i^2)``, where the chance that two of the sample lie in one list stands for the sum, as the plain
-    imbalance factor of a small sample is too high.
+    imbalance factor of a small sample is too high. Only two of different runs count: neighbours in a document lie
+    in one list whatever the others do.
     """
-    total = int(sizes.sum())
-    if total < 2:
-        return 1.0
-    pairs = float((sizes.astype(np.float64) * (sizes - 1)).sum())
-    return len(sizes) * pairs / (total * (total - 1.0))
+    pairs = _pairs(numbers) - _pairs(runs * lists + numbers)
+    among = float(len(numbers)) * (len(numbers) - 1) - _pairs(runs)
+    return lists * pairs / among if among else 1.0
+
+
+def _pairs(of: NDArray[np.int64]) -> float:
+    """Ordered pairs of equal values."""
+    counts = np.unique(of, return_counts=True)[1].astype(np.float64)
+    return float((counts * (counts - 1)).sum())
 
 
 def reason_to_retrain(then: Fit, now: Fit, most: float) -> str | None:

@@ -159,6 +159,17 @@ def list_sizes(index: Any) -> NDArray[np.int64]:
     return np.array([lists.list_size(number) for number in range(inner.nlist)], np.int64)
 
 
+def list_numbers(index: Any) -> NDArray[np.int64]:
+    """Which list each vector of a filled index is in, ``[ntotal]``; all in list 0 where there are none."""
+    inner: Any = inner_index(index)
+    numbers = np.zeros(index.ntotal, np.int64)
+    if isinstance(inner, faiss.IndexIVF):
+        lists: Any = inner.invlists
+        for number in np.flatnonzero(list_sizes(index)).tolist():
+            numbers[faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number))] = number
+    return numbers
+
+
 def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None:
     """Mean squared distance of ``vectors`` ``[n, d]`` from what their codes say, in shares of their squared length.
 

@@ -30,6 +30,8 @@ class Job:
     reports: tuple[str, ...]
     report: str
     digest: str
+    planned: bool = False
+    """Then each index lies in a folder with its report."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -63,6 +65,7 @@ def _planned_job(plan_uri: str) -> Job:
         reports=tuple(layout.report_uri(plan, "build-faiss-index", shard.name) for shard in plan.shards),
         report=layout.report_uri(plan, STAGE),
         digest=layout.merge_digest(plan),
+        planned=True,
     )
 
 
@@ -92,6 +95,9 @@ def _work(job: Job) -> report.Outcome:
     from retro_ops.indexes import load_index, save_index
 
     identity = report.check_same_identity({uri: report.read(uri) for uri in job.reports})
+    if job.planned:
+        for uri in (job.base, *(uri for step in job.steps for uri in step.partials)):
+            report.check_unchanged(uri)
     index = load_index(job.base)
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
     outputs = []

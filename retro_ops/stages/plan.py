@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 HELP = "read the corpus, name its shards, check the parameters, and write the plan of a run"
 PARAMETERS = tuple(field.name for field in fields(Parameters))
+OF_ONE_RUN = ("batch_size", "device", "shard_index")
+"""Not taken over from the published version: they suit the machines of a run, not the dataset."""
 
 SAMPLED_SHARDS = 8
 SAMPLED_BYTES = 2**17
@@ -58,7 +61,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         plan, tokenizer = _repair(arguments, series), None
     else:
         plan, tokenizer = _from_corpus(arguments, parameters, series)
-    plan = replace(plan, supersedes=series.current)
+    for uri in layout.plans_after(arguments.output):  # Of an earlier try.
+        store.at(uri).delete(uri)
     changed = _changes(plan, series)
     store.write(layout.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
     if tokenizer and not plan.base:
@@ -80,14 +84,19 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
     if arguments.refresh and series.current:
         former = read_plan(series.plan_uri())
         given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
-        parameters = replace(former.parameters, **given)
+        of_this_run = {name: getattr(parameters, name) for name in OF_ONE_RUN}
+        parameters = replace(former.parameters, **{**given, **of_this_run})
         places = {name: place or getattr(former, name) for name, place in places.items()}
     if not places["corpus"]:
         raise BadInputError("--corpus is missing", "say where the documents are")
-    as_of = _checked_day(arguments.as_of) if any(corpus.DATE in (place or "") for place in places.values()) else None
-    shards = _shards(places["corpus"], "train", as_of)
+    as_of = _checked_day(arguments.as_of)
+    files = {"train": corpus.find_dated(places["corpus"], as_of)}
     if places["validation_corpus"]:
-        shards += _shards(places["validation_corpus"], "val", as_of)
+        files["val"] = corpus.find_dated(places["validation_corpus"], as_of)
+    days = [file.date for of_split in files.values() for file in of_split if file.date]
+    if as_of and not days:
+        say(f"plan: {places['corpus']} has no {corpus.DATE}, so the files of today are taken for {as_of}")
+    shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
     _check_names(shards)
     parse_bytes(parameters.memory_budget)
     if parameters.index_memory:
@@ -100,8 +109,10 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         identity=_identity(parameters, tokenizer),
         shards=tuple(shards),
         **places,
-        as_of=as_of,
+        as_of=(as_of or max(days)) if days else None,
         condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
+        supersedes=series.current,
+        code_versions=dict(layout.CODE_VERSIONS),
     )
     return _with_base(plan, series) if arguments.refresh else plan, tokenizer
 
@@ -125,10 +136,11 @@ def _repair(arguments: Namespace, series: versions.Series) -> Plan:
     root = arguments.root.rstrip("/")
     if arguments.run:
         uri = damage.last_plan_uri(layout.plan_uri(root, arguments.dataset, arguments.run))
+        former = read_plan(uri)
+        # It starts from the version that the run started from, and gives way to one that came since.
+        whole = replace(former, shards=damage.all_shards(uri), skipped=(), supersedes=former.supersedes or 0)
     else:
-        uri = series.plan_uri()
-    former = read_plan(uri)
-    whole = replace(former, shards=damage.all_shards(uri), skipped=())
+        whole = former = replace(read_plan(series.plan_uri()), supersedes=series.current)
     for name in arguments.shards:
         whole.shard(name)
     found = damage.of_no_use(damage.look(former, thorough=not arguments.quick), published=not arguments.run)
@@ -137,12 +149,16 @@ def _repair(arguments: Namespace, series: versions.Series) -> Plan:
         say(said, logging.WARNING, event="damaged", stage=entry.stage, shard=entry.shard)
     built = [shard.name for shard in former.shards]
     named = [name for name in arguments.shards if name in built]
-    condemned = bases.condemn(root, arguments.dataset, damage.digests(former, found, named))
-    plan = replace(whole, condemned=condemned)
+    if not (found or named or arguments.run):
+        return whole
+    useless = tuple(damage.digests(former, found, named))
+    condemned = tuple(dict.fromkeys((*bases.read_condemned(root, arguments.dataset), *useless)))
+    plan = replace(whole, condemned=condemned, code_versions=dict(layout.CODE_VERSIONS))
     # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
     if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
         plan = _with_base(plan, series)
     damage.check_sources(plan)
+    bases.condemn(root, arguments.dataset, useless)
     return plan
 
 
@@ -233,9 +249,9 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     return estimate.estimate(work, shape)
 
 
-def _shards(pattern: str, split: Split, as_of: str | None) -> list[Shard]:
+def _shards(files: Sequence[corpus.Found], split: Split) -> list[Shard]:
     shards = []
-    for file in corpus.find_dated(pattern, as_of):
+    for file in files:
         where = store.at(file.uri)
         source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
         shards.append(Shard(check_name("shard", _shard_name(file)), split, (source,)))

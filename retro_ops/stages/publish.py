@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops import layout, report, store, versions
+from retro_ops import bases, layout, report, store, versions
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_plan
+from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan, parent, relative
 
@@ -31,11 +31,26 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if report.read(validated) is None:
         raise BadInputError(f"this version is not validated: {validated} does not exist", "run `retro-ops validate`")
     _check_floors(plan, parameters)
+    _check_condemned(plan)
+    uri = layout.version_plan_uri(plan)
+    if not store.exists(uri):
+        write_plan(plan, uri)
     before = versions.read(plan.root, plan.dataset)
     after, said = versions.published(before, _entry(plan, arguments.plan, before.uri), plan)
     if after != before:
         versions.write(after)
     say(f"{STAGE}: {plan.dataset}: {said}: {before.uri}", event="published", version=after.current)
+
+
+def _check_condemned(plan: Plan) -> None:
+    """BadInputError when something of this version was found damaged after the run was planned."""
+    condemned = set(bases.read_condemned(plan.root, plan.dataset))
+    for stage, shard in layout.tasks(plan, layout.CODE_VERSIONS):
+        if layout.output_digest(plan, stage, shard) in condemned:
+            raise BadInputError(
+                f"not published: {layout.stage_folder(plan, stage, shard)} was found damaged meanwhile",
+                "run it again: it builds what was damaged, and what this run built besides is used again",
+            )
 
 
 def _check_floors(plan: Plan, parameters: Parameters) -> None:
@@ -81,7 +96,8 @@ def _entry(plan: Plan, plan_uri: str, current: str) -> dict[str, Any]:
         "format": CURRENT_FORMAT,
         "path": relative(layout.stage_folder(plan, "write-specs"), folder),
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "plan": relative(plan_uri, folder),
+        "plan": relative(layout.version_plan_uri(plan), folder),
+        "run": relative(plan_uri, folder),
         "specs": specs,
         "card": relative(layout.card_uri(plan, "html"), folder),
         "counts": counts,

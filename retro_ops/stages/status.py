@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    uri = arguments.plan or _plan_uri(arguments)
+    uri = arguments.plan or damage.last_plan_uri(_plan_uri(arguments))
     plan = read_plan(uri)
     entries = damage.look(plan, thorough=arguments.thorough)
     left = _left(plan, uri, entries)

@@ -3,7 +3,7 @@
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +75,16 @@ def _shared(plan: Plan) -> Iterator[str]:
     if not plan.base:
         return
     yield layout.stage_folder(plan, "train-faiss-index")
+    undamaged = replace(plan, condemned=())
     for shard in plan.shards:
         former = layout.former_shard(plan, shard)
         if former:
-            for stage in ("tokenize-and-chunk", "embed-chunks", "build-faiss-index"):
+            for stage in ("tokenize-and-chunk", "embed-chunks"):
                 yield layout.stage_folder(plan, stage, shard.name)
+            # The base does not say which partial index it had: one in the place of a damaged one may be new.
+            partial_index = layout.stage_folder(plan, "build-faiss-index", shard.name)
+            if partial_index == layout.stage_folder(undamaged, "build-faiss-index", shard.name):
+                yield partial_index
             if former.neighbours == layout.neighbours_digest(plan, shard):
                 yield layout.stage_folder(plan, "retrieve-neighbours", shard.name)
 

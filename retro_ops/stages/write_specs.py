@@ -61,6 +61,7 @@ def _work(plan: Plan) -> report.Outcome:
         "dataset": plan.dataset,
         "parameters": asdict(plan.parameters),
         "identity": asdict(plan.identity),
+        "code_versions": dict(layout.CODE_VERSIONS),
         "trained_index": relative(layout.trained_index_uri(plan), parent(layout.manifest_uri(plan))),
         "index_type": trained["details"]["index_type"],
         "tuning": layout.tuning_digest(plan),

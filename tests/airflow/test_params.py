@@ -1,7 +1,7 @@
 """The trigger form and the flags of ``plan`` that follow from it."""
 
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -144,7 +144,7 @@ def of_form(form: dict[str, Any], conf: dict[str, Any], tmp_path: Path, **run: A
     conf = {"root": str(tmp_path), **conf}
     known = ParamsDict(form)
     known.update(conf)
-    of_run = {"conf": conf, "run_id": "r", "run_type": "manual", "data_interval_start": None, **run}
+    of_run = {"conf": conf, "run_id": "r", "run_type": "manual", "data_interval_end": None, **run}
     return cast(
         Context,
         {"dag_run": SimpleNamespace(**of_run), "dag": SimpleNamespace(params=form), "params": known.validate()},
@@ -161,7 +161,7 @@ def test_a_refresh_says_only_what_the_form_says(tmp_path: Path) -> None:
     expected = {
         "root": str(tmp_path),
         "dataset": "d",
-        "corpus": "/c",
+        "corpus": None,
         "validation-corpus": None,
         "as-of": None,
         "output": f"{tmp_path}/d/runs/r/plan.json",
@@ -170,6 +170,18 @@ def test_a_refresh_says_only_what_the_form_says(tmp_path: Path) -> None:
     assert refreshed(tmp_path, {}) == expected
     more = refreshed(tmp_path, {"num_neighbours": 2, "max_drift": 0, "corpus": "/e", "as_of": "2026-01-02"})
     assert more == expected | {"num-neighbours": "2", "max-drift": "0", "corpus": "/e", "as-of": "2026-01-02"}
+
+
+def test_only_the_dataset_of_the_deployment_starts_from_its_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("ROOT", f"{tmp_path}/"), ("DATASET", "d"), ("CORPUS", "/wiki"), ("VALIDATION_CORPUS", "/val")):
+        monkeypatch.setenv(f"RETRO_{name}", value)
+    own = refreshed(tmp_path, {})
+    assert (own["corpus"], own["validation-corpus"]) == ("/wiki", "/val")
+    other = refreshed(tmp_path, {"dataset": "news"})
+    assert (other["corpus"], other["validation-corpus"]) == (None, None)
+    assert refreshed(tmp_path, {"dataset": "news", "corpus": "/news"})["corpus"] == "/news"
 
 
 def test_a_refresh_of_nothing_is_a_first_build(tmp_path: Path) -> None:
@@ -183,15 +195,21 @@ def test_a_refresh_of_nothing_is_a_first_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "zone", "day"),
-    [("scheduled", "UTC", "2026-01-02"), ("backfill", "Asia/Tokyo", "2026-01-03"), ("manual", "UTC", None)],
+    ("kind", "zone", "days", "day"),
+    [
+        ("scheduled", "UTC", 1, "2026-01-02"),
+        ("backfill", "Asia/Tokyo", 1, "2026-01-03"),
+        ("manual", "UTC", 1, None),
+        # A week, or a weekend that nobody runs on: up to the last whole day.
+        ("scheduled", "UTC", 7, "2026-01-08"),
+    ],
 )
 def test_the_day_of_a_run(
-    tmp_path: Path, kind: str, zone: str, day: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: str, zone: str, days: int, day: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RETRO_REFRESH_TIMEZONE", zone)
-    start = datetime(2026, 1, 2, 18, tzinfo=UTC)
-    assert refreshed(tmp_path, {}, run_type=kind, data_interval_start=start)["as-of"] == day
+    end = datetime(2026, 1, 2, 18, tzinfo=UTC) + timedelta(days=days)
+    assert refreshed(tmp_path, {}, run_type=kind, data_interval_end=end)["as-of"] == day
 
 
 @pytest.mark.parametrize("change", [{"as_of": "2026-1-2"}, {"max_drift": -1}, {"device": "tpu"}, {"chunk_size": 0}])

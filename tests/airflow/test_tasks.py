@@ -36,6 +36,12 @@ def test_list_shards_says_what_to_do_about_too_many(uri: str, monkeypatch: pytes
         tasks.list_shards(uri)
 
 
+def test_only_what_is_to_be_done_must_fit(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    embed(plan, "a")
+    assert len(tasks.list_unfinished_shards(uri, "embed-chunks")) == 2
+
+
 def test_gate_lets_a_whole_plan_through(plan: specs.Plan, uri: str) -> None:
     embed(plan, "a", "b", "v")
     assert tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": False}) == uri
