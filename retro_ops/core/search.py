@@ -41,6 +41,9 @@ class Width:
     nprobe: int
     candidates: int
 
+    def widened(self) -> "Width":
+        return Width(self.nprobe * WIDEN, self.candidates * WIDEN)
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -142,7 +145,7 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
     found = candidates(queries, k, index, width, cells)
     short = _short(found.keys)
     effort.widened_rows += len(short)
-    while len(short) and (wider := index.clip(Width(width.nprobe * WIDEN, width.candidates * WIDEN))) != width:
+    while len(short) and (wider := index.clip(width.widened())) != width:
         width = wider
         effort.by_round.append(len(short))
         found.put(short, candidates(queries.take(short), k, index, width, cells))

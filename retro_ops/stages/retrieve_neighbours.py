@@ -67,7 +67,7 @@ class Query:
 @dataclass(frozen=True)
 class Job:
     """``tuning``: report that says how wide to search, None when it is measured here. ``former``: neighbours in the
-    base version, if they only need to be brought up to date."""
+    base version, if they only need to be brought up to date. ``few``: most rows have theirs from the base version."""
 
     index: str
     index_report: str
@@ -77,6 +77,7 @@ class Job:
     tuning: str | None = None
     pad_id: int | None = None
     former: "Former | None" = None
+    few: bool = False
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -122,6 +123,7 @@ def _planned_job(plan_uri: str, name: str) -> Job:
         tuning=layout.report_uri(plan, "tune-search"),
         pad_id=plan.identity.pad_id,
         former=_former(plan, shard),
+        few=plan.base is not None and any(of_base.neighbours for of_base in plan.base.shards),
     )
 
 
@@ -310,6 +312,9 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
 
     tuned = _tuned(job, query, parameters, shard, index)
     width = searching.width_from_json(tuned)
+    if width and job.few:
+        # It may have been chosen for other chunks, and what few rows are searched is cheap: better too wide.
+        width = width.widened()
     effort, k = search.Effort(), parameters.num_neighbours
     say(f"{STAGE}: {width or 'exact search'}, {where.chosen} ({where.why})")
     # A block that is read anew for every few rows would cost more than the search: many rows at a time.
