@@ -1,7 +1,8 @@
-"""What one more hundredth of a corpus costs: a refresh, a build that uses stored embeddings, a full one.
+"""What one more hundredth of a corpus costs: a refresh, and a build that uses stored embeddings, against a full build.
 
 Real text (see real_text.py) is cut into shards of equal size, and one more of a hundredth of them all comes later.
-Seconds of each stage, summed over shards, in this process: no Airflow, no start of containers.
+The full build is the one before it comes. Seconds of each stage, summed over shards, in this process: no Airflow, no
+start of containers.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.whole_run import Run, in_child, run, warm
 from retro_ops import layout
 
 DATASET = "growing"
+FULL = "full build"
 
 
 def documents(folder: Path, most_bytes: int) -> Iterator[str]:
@@ -50,7 +52,7 @@ def recall(done: Run) -> float:
 
 
 def table(runs: dict[str, Run]) -> None:
-    full = runs["full build"]
+    full = runs[FULL]
     print(f"{'stage':22}" + "".join(f"{name:>20}" for name in runs))
     for stage in dict.fromkeys(stage for done in runs.values() for stage in done.seconds):
         print(f"{stage:22}" + "".join(f"{done.seconds[stage]:18.1f} s" for done in runs.values()))
@@ -74,23 +76,20 @@ def main() -> None:
     log = (arguments.folder / "log").open("w")
     os.dup2(log.fileno(), 2)
     warm()
-    root, other = str(arguments.folder / "root"), str(arguments.folder / "other")
 
-    def done(at: str, name: str, *more: object) -> Run:
-        finished = in_child(partial(run, at, DATASET, name, *more))
+    def done(name: str, *more: object) -> Run:
+        finished = in_child(partial(run, str(arguments.folder / "root"), DATASET, name, *more))
         assert finished is not None
         return finished
 
-    first = done(root, "first", *flags)
+    made = {FULL: done("full", *flags)}
     (corpus / "50_new.jsonl").write_text("".join(left))
-    made = {"refresh": done(root, "refresh", "--refresh")}
-    again = done(root, "idle", "--refresh")
+    made["refresh"] = done("refresh", "--refresh")
+    again = done("idle", "--refresh")
     (corpus / "50_new.jsonl").unlink()
-    made["one shard less"] = done(root, "less", "--refresh")
+    made["one shard less"] = done("less", "--refresh")
     (corpus / "50_new.jsonl").write_text("".join(left))
-    made["stored embeddings"] = done(root, "rebuilt", *flags)
-    made["full build"] = done(other, "full", *flags)
-    del first
+    made["stored embeddings"] = done("rebuilt", *flags)
     counts = json.loads(Path(layout.manifest_uri(made["refresh"].plan)).read_text())["shards"]
     chunks = {shard["name"]: shard["counts"]["chunks"] for shard in counts}
     total = sum(chunks.values())
