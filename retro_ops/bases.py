@@ -21,7 +21,7 @@ from retro_ops.specs import (
 from retro_ops.versions import Series
 
 DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
-DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model")
+DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model", "embed_input")
 DECIDE_THE_INDEX = (*DECIDE_THE_EMBEDDINGS, "index_type", "index_memory", "index_too_small", "max_training_vectors")
 DECIDE_THE_NEIGHBOURS = ("num_neighbours", "profile", "max_overlap", "max_shared_run", "max_shared_ngrams")
 DECIDE_THE_TUNING = (*DECIDE_THE_NEIGHBOURS, "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed")

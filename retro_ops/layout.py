@@ -19,6 +19,7 @@ from retro_ops.specs import (
     DatasetShard,
     DatasetSpec,
     IndexShard,
+    Parameters,
     Plan,
     Shard,
     Split,
@@ -163,7 +164,13 @@ def embed_digest(plan: Plan, shard: Shard) -> str:
         CODE_VERSIONS["embed-chunks"],
         tokenize_digest(plan, shard),
         plan.identity.model_digest,
+        *embed_input(plan.parameters.embed_input),
     )
+
+
+def embed_input(of: str) -> list[str]:
+    """What the parameter adds to a digest: nothing where it is the default, which came before it."""
+    return [] if of == Parameters().embed_input else [of]
 
 
 @_output
