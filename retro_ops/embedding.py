@@ -6,6 +6,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -172,19 +173,29 @@ def _least_cosine(way: Way, sample: packing.Rows, wanted: NDArray[np.float32]) -
 
 def _padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
     """Rows of like length together, padded to the longest. One array for each of ``parts``, whose rows alone decide
-    which ones come together."""
+    which ones come together.
+
+    On a CPU each core has batches of its own: cores that share one wait for each other at every product, and vectors
+    would depend on their number.
+    """
     import torch
 
-    for part in parts:
-        vectors = np.empty((len(part), module.config.hidden_size), np.float16)
-        for chosen in packing.batches(part.lengths, tokens):
-            ids, mask = (torch.from_numpy(array).to(where) for array in packing.padded(part, chosen, pad_id))
-            with torch.inference_mode():
-                hidden = module(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
-                sums = (hidden.float() * mask[:, :, None]).sum(dim=1)
-                unit = torch.nn.functional.normalize(sums, dim=1)  # A mean points where the sum does.
-            vectors[chosen] = unit.half().cpu().numpy()
-        yield vectors
+    def embed(part: packing.Rows, chosen: NDArray[np.int64]) -> Vectors:
+        ids, mask = (torch.from_numpy(array).to(where) for array in packing.padded(part, chosen, pad_id))
+        with torch.inference_mode():
+            hidden = module(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            sums = (hidden.float() * mask[:, :, None]).sum(dim=1)
+            unit = torch.nn.functional.normalize(sums, dim=1)  # A mean points where the sum does.
+        return np.asarray(unit.half().cpu().numpy())
+
+    threads = device.cores() if where == "cpu" else 1
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for part in parts:
+            vectors = np.empty((len(part), module.config.hidden_size), np.float16)
+            batches = list(packing.batches(part.lengths, tokens))
+            for chosen, found in zip(batches, pool.map(partial(embed, part), batches), strict=True):
+                vectors[chosen] = found
+            yield vectors
 
 
 def _packed_ways(module: Any, longest: int, tokens: int, compiled: bool) -> Iterator[tuple[str, Way]]:

@@ -94,7 +94,7 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
     embedder.prepare(len(chunks))
     prepare = embedder.inputs(tokenizer, parameters.embed_input)
     # A CPU has nothing to spare for processes beside the model, and they nothing to save.
-    rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, device.cores())
+    rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, device.cores() - 2))
     with NpyWriter(job.embeddings, np.float16, (embedder.dimension,), rows=len(chunks)) as out:
         for part in unfinished.parts():
             out.append(part["embeddings"])
