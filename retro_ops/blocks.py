@@ -105,6 +105,13 @@ class Unfinished:
             self._writing.result()
             self._writing = None
 
+    def restart(self) -> None:
+        """Nothing of it is of use."""
+        self.delete()
+        self._number = self.resumed_at = self.end = 0
+        self.state = {}
+        self._begin()
+
     def delete(self) -> None:
         """All blocks, once the output counts without them."""
         if self._folder is not None and self._left_behind:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retro_ops import device, model_inputs
 from retro_ops.core import packing
+from retro_ops.encoders import Encoding, exact
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.models import LOADING_HINT, Tokenizer
 from retro_ops.progress import say
@@ -73,7 +74,7 @@ class Embedder:
         odd = _odd(self._model)
         precision = device.precision(self._where.chosen)
         if odd is None:
-            sample = model_inputs.encoder(self._encoding)(list(SAMPLE))
+            sample = exact(self._encoding)(list(SAMPLE))
             wanted = self._model.encode(list(SAMPLE), normalize_embeddings=True, show_progress_bar=False)
             for name, way in self._ways(precision, rows):
                 cosine = _least_cosine(way, sample, np.asarray(wanted, np.float32))
@@ -116,8 +117,8 @@ class Embedder:
         return hashlib.sha256(_backend(self._model).to_str().encode()).hexdigest()[:16]
 
     @property
-    def _encoding(self) -> model_inputs.Encoding:
-        return model_inputs.Encoding(_backend(self._model).to_str(), int(self._model.max_seq_length))
+    def _encoding(self) -> Encoding:
+        return Encoding(_backend(self._model).to_str(), int(self._model.max_seq_length))
 
     def _ways(self, precision: device.Precision, rows: int) -> Iterator[tuple[str, Way]]:
         """Fastest first."""

@@ -155,7 +155,13 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
         plan.identity.tokenizer_digest,
         [plan.identity.pad_id, p.chunk_size, p.max_chunks, p.token_dtype],
         [p.on_bad_record, p.max_bad_share, line_limit(p.memory_budget)],
+        *cut_shard(p.max_chunks),
     )
+
+
+def cut_shard(max_chunks: int | None) -> list[str]:
+    """What a limit adds to a digest: since version 3 the bad records of a shard that was cut end where it was cut."""
+    return [] if max_chunks is None else ["bad records up to the cut"]
 
 
 @_output

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.core import packing
+from retro_ops.encoders import Encoding, exact
 
 Chunks: TypeAlias = NDArray[Any]
 """Token ids ``[n, chunk_size]``."""
@@ -19,14 +20,6 @@ class Decoding:
 
     json: str
     cleans_up: bool
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """A tokenizer that encodes: its ``tokenizer.json``; rows are cut to ``longest`` ids, special ones included."""
-
-    json: str
-    longest: int
 
 
 def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
@@ -42,24 +35,9 @@ def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
     return decode
 
 
-def encoder(encoding: Encoding) -> Callable[[list[str]], packing.Rows]:
-    """Ids of each text, special tokens included."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(encoding.json)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(encoding.longest)
-
-    def encode(of: list[str]) -> packing.Rows:
-        found = tokenizer.encode_batch_fast(of, add_special_tokens=True)
-        return packing.from_lists((entry.ids for entry in found), len(of))
-
-    return encode
-
-
 def reencoder(decoding: Decoding, encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
     """Ids of the text of each chunk: what a sentence-transformer would make of it."""
-    decode, encode = texts(decoding), encoder(encoding)
+    decode, encode = texts(decoding), exact(encoding)
     return lambda chunks: encode(decode(chunks))
 
 
@@ -68,6 +46,8 @@ def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
     skip them too), and between those that the tokenizer puts around a text."""
     from tokenizers import Tokenizer
 
+    assert encoding.longest
+    longest = encoding.longest
     tokenizer = Tokenizer.from_str(encoding.json)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -79,7 +59,7 @@ def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
     dropped[special] = True
 
     def wrap(chunks: Chunks) -> packing.Rows:
-        return packing.wrap(chunks, dropped, whole[:start], whole[start + len(plain) :], encoding.longest)
+        return packing.wrap(chunks, dropped, whole[:start], whole[start + len(plain) :], longest)
 
     return wrap
 

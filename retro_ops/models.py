@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from retro_ops import model_inputs
+from retro_ops import encoders, model_inputs
 from retro_ops.errors import BadInputError, ConfigurationError
 
 LOADING_HINT = "name a model of the hub, or a local folder (then HF_HUB_OFFLINE=1 keeps it offline)"
@@ -49,6 +49,11 @@ class Tokenizer:
     def decode(self, chunks: NDArray[Any]) -> list[str]:
         """Text of each chunk ``[n, chunk_size]``, special tokens (padding too) skipped."""
         return model_inputs.texts(self.decoding)(chunks)
+
+    @property
+    def encoding(self) -> encoders.Encoding:
+        """What another process needs to encode as this tokenizer does."""
+        return encoders.Encoding(self.backend.to_str())
 
     @property
     def decoding(self) -> model_inputs.Decoding:

@@ -98,7 +98,8 @@ def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _function
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # The processes are what runs in parallel.
+    # The processes are what runs in parallel.
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _function = make()
 
