@@ -122,7 +122,7 @@ def write_repeated(chunks: Array, rows: int, uri: str) -> None:
 def steady(said: list[dict[str, Any]]) -> float | None:
     """Chunks a second between the first and the last line of progress, without loading and compiling."""
     lines = [line for line in said if line.get("event") == "progress"]
-    if len(lines) < 3:
+    if len(lines) < 2:
         return None
     times = [np.datetime64(line["time"].removesuffix("+00:00")) for line in (lines[0], lines[-1])]
     return float((lines[-1]["done"] - lines[0]["done"]) / ((times[1] - times[0]) / np.timedelta64(1, "s")))
