@@ -1,9 +1,7 @@
 """Sentence-transformers: their own modules, fed without waiting; or, where these are others, their own ``encode``."""
 
-import contextlib
 import copy
 import hashlib
-import importlib
 import json
 import logging
 from collections import deque
@@ -22,7 +20,7 @@ from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.models import LOADING_HINT, Tokenizer
 from retro_ops.progress import say
 
-BATCH_ROWS = {"cpu": 16, "cuda": 4096}
+BATCH_ROWS = {"cpu": 16, "cuda": 8192}
 """Chunks at a time, of ROW_TOKENS ids each, that were fastest: they stay in a core's cache, or fill a GPU."""
 
 ROW_TOKENS = 64
@@ -30,7 +28,7 @@ LEAST_ROW_TOKENS = 32
 """Rows of a packed batch are at most so many that they would fill it with so few ids each."""
 
 COMPILED_ROWS = 4_000_000
-"""From so many chunks on compiling, which takes half a minute, saves more than it takes."""
+"""From so many chunks on compiling, which takes some ten seconds a GPU, saves more than it takes."""
 
 LEAST_COSINE = 0.999
 """Of our way with sentence-transformers' own in float32, on ``SAMPLE``."""
@@ -138,7 +136,7 @@ class Embedder:
         if getattr(module, "pooler", None) is not None:
             module.pooler = None  # What it makes of the first token, nobody reads.
         if self._where.chosen == "cuda":
-            yield from _packed_ways(module, int(self._model.max_seq_length), tokens, rows >= COMPILED_ROWS)
+            yield _packed_way(module, int(self._model.max_seq_length), tokens, rows >= COMPILED_ROWS)
         module.to(self._where.chosen)
         pad_id = int(_tokenizer(self._model).pad_token_id or 0)
         yield "padded", partial(_padded, module, self._where.chosen, tokens, pad_id)
@@ -203,28 +201,21 @@ def _padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[p
             yield vectors
 
 
-def _packed_ways(module: Any, longest: int, tokens: int, compiled: bool) -> Iterator[tuple[str, Way]]:
-    """With kernels of our own for short rows, else with torch's. Each GPU has a copy of the model."""
+def _packed_way(module: Any, longest: int, tokens: int, compiled: bool) -> tuple[str, Way]:
+    """Each GPU has a copy of the model."""
     import torch
     from transformers import AttentionInterface
 
-    with contextlib.suppress(ImportError):  # Where there is no triton, the first way fails and the second is taken.
-        importlib.import_module("retro_ops.gpu_kernels")
-    for name, attend, mean in ((PACKED, _attend_short, _mean_short), (f"{PACKED}_torch", _attend, _mean)):
-        AttentionInterface.register(name, attend)
-        module.set_attn_implementation(name)
-        replicas = []
-        for number in range(torch.cuda.device_count()):
-            replica = copy.deepcopy(module).to(f"cuda:{number}")
-            run = torch.compile(replica, dynamic=False) if compiled else replica
-            replicas.append(partial(_submit, run, mean, f"cuda:{number}", longest))
-        kernels = "own" if attend is _attend_short else "torch's"
-        counted = f"{len(replicas)} GPU{'s' if len(replicas) > 1 else ''}"
-        yield (
-            f"packed, {kernels} kernels{', compiled' if compiled else ''}, {counted}",
-            partial(_packed, replicas, tokens),
-        )
+    AttentionInterface.register(PACKED, _attend_packed)
+    module.set_attn_implementation(PACKED)
+    replicas = []
+    for number in range(torch.cuda.device_count()):
+        replica = copy.deepcopy(module).to(f"cuda:{number}")
+        run = torch.compile(replica, dynamic=False) if compiled else replica
+        replicas.append(partial(_submit, run, f"cuda:{number}", longest))
     module.set_attn_implementation("sdpa")
+    name = f"packed{', compiled' if compiled else ''}, {len(replicas)} GPU{'s' if len(replicas) > 1 else ''}"
+    return name, partial(_packed, replicas, tokens)
 
 
 def _packed(
@@ -241,9 +232,7 @@ def _packed(
         yield waiting.popleft()()
 
 
-def _submit(
-    module: Any, mean: Callable[[Any, Any], Any], where: str, longest: int, batch: packing.Packed
-) -> Callable[[], Vectors]:
+def _submit(module: Any, where: str, longest: int, batch: packing.Packed) -> Callable[[], Vectors]:
     """Start on ``batch``; the function that is returned waits for its vectors."""
     import torch
 
@@ -260,7 +249,9 @@ def _submit(
             max_length_q=longest,
             return_dict=True,
         ).last_hidden_state[0]
-        unit = mean(hidden, starts)[: batch.rows]
+        every = torch.arange(len(ids), dtype=torch.int32, device=where)
+        means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
+        unit = torch.nn.functional.normalize(means[: batch.rows].float(), dim=1).half()
         found = torch.empty(unit.shape, dtype=torch.float16, pin_memory=True)
         found.copy_(unit, non_blocking=True)
         done = torch.cuda.Event()
@@ -274,39 +265,16 @@ def _submit(
     return wait
 
 
-# Attention within each row of a packed batch, as transformers calls it: ``[1, heads, tokens, width]`` ->
-# ``[1, tokens, heads, width]``. The mean of each row of ``[tokens, width]``, of length 1: float16 ``[rows, width]``.
-
-
-def _attend_short(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, scaling: float, **of_batch: Any
+def _attend_packed(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **of_batch: Any
 ) -> tuple[Any, None]:
-    from retro_ops.gpu_kernels import attend
-
-    rows = (array[0].transpose(0, 1) for array in (query, key, value))
-    return attend(*rows, of_batch["cu_seq_lens_q"], scaling)[None], None
-
-
-def _mean_short(hidden: Any, starts: Any) -> Any:
-    from retro_ops.gpu_kernels import mean_direction
-
-    return mean_direction(hidden, starts)
-
-
-def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **of_batch: Any) -> tuple[Any, None]:
+    """Attention within each row of a packed batch; as transformers calls it: ``[1, heads, tokens, width]`` ->
+    ``[1, tokens, heads, width]``."""
     from torch.nn.attention.varlen import varlen_attn
 
     starts, longest = of_batch["cu_seq_lens_q"], of_batch["max_length_q"]
     rows = (array[0].transpose(0, 1) for array in (query, key, value))
     return varlen_attn(*rows, starts, starts, longest, longest)[None], None
-
-
-def _mean(hidden: Any, starts: Any) -> Any:
-    import torch
-
-    every = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
-    means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
-    return torch.nn.functional.normalize(means.float(), dim=1).half()
 
 
 def _weights_digest(model: Any) -> str:
