@@ -20,7 +20,7 @@ from retro_ops.specs import (
 )
 
 DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
-DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model")
+DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model", "embed_input")
 DECIDE_THE_INDEX = (*DECIDE_THE_EMBEDDINGS, "index_type", "index_memory", "index_too_small", "max_training_vectors")
 HOW_WIDE = ("nprobe", "retrieval_margin", "target_recall")
 DECIDE_THE_NEIGHBOURS = ("num_neighbours", "profile", "max_overlap", "max_shared_run", "max_shared_ngrams", *HOW_WIDE)

@@ -13,6 +13,7 @@ import json
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,6 +46,8 @@ class Unfinished:
         self._folder = folder
         self._left_behind = folder is not None  # Until somebody has looked.
         self._number = 0
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self.resumed_at = self.end = 0
         self.state: dict[str, Any] = {}
         """What was counted in the blocks that were found."""
@@ -82,23 +85,37 @@ class Unfinished:
 
     def commit_when_due(self, state: Mapping[str, Any] | None = None) -> None:
         """A block of what was added since the last one, if that is enough. ``state``: JSON, counted up to ``end``."""
-        enough = time.monotonic() - self._began >= COMMIT_SECONDS or self._buffer.tell() >= COMMIT_BYTES
-        if self._folder is None or not enough or not self._parts:
+        in_time = time.monotonic() - self._began >= COMMIT_SECONDS
+        if self._folder is None or not self._parts or not (in_time or self._buffer.tell() >= COMMIT_BYTES):
             return
         about = json.dumps({"first": self._first, "end": self.end, "state": dict(state or {})}).encode()
         self._zip.writestr(ABOUT, about)
         self._zip.close()
         self._left_behind = True
-        with store.create(layout.block_uri(self._folder, self._number)) as writer, self._buffer.getbuffer() as data:
-            writer.write(data)
-            writer.write(hashlib.sha256(data).digest())
-            writer.close()
+        self._wait()
+        # Blocks that come faster than by time are written beside the work; a kill then costs two of them.
+        self._writing = self._writer.submit(_write_block, layout.block_uri(self._folder, self._number), self._buffer)
+        if in_time:
+            self._wait()
         self._number += 1
+        self._begin()
+
+    def _wait(self) -> None:
+        if self._writing:
+            self._writing.result()
+            self._writing = None
+
+    def restart(self) -> None:
+        """Nothing of it is of use."""
+        self.delete()
+        self._number = self.resumed_at = self.end = 0
+        self.state = {}
         self._begin()
 
     def delete(self) -> None:
         """All blocks, once the output counts without them."""
         if self._folder is not None and self._left_behind:
+            self._wait()
             store.at(self._folder).delete_folder(self._folder)
 
     def _begin(self) -> None:
@@ -112,6 +129,13 @@ class Unfinished:
 
         with self._zip.open(f"{name}.npy", "w") as member:
             npy_format.write_array(member, rows, allow_pickle=False)
+
+
+def _write_block(uri: str, buffer: io.BytesIO) -> None:
+    with store.create(uri) as writer, buffer.getbuffer() as data:
+        writer.write(data)
+        writer.write(hashlib.sha256(data).digest())
+        writer.close()
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,12 @@ FLAGS: dict[str, dict[str, Any]] = {
     "on_bad_record": {"choices": ("quarantine", "fail"), "help": "what a bad record does"},
     "max_bad_share": {"type": _share, "help": "share of bad records above which the stage fails"},
     "model": {"help": "sentence-transformer: hub name or local folder"},
-    "batch_size": {"type": _positive, "help": "chunks embedded at a time"},
+    "embed_input": {
+        "choices": ("text", "ids"),
+        "help": "text: chunks are decoded and tokenised again; ids: they are fed as they are, if the tokenizer is the "
+        "model's own, which is faster and gives slightly other vectors",
+    },
+    "batch_size": {"type": _positive, "help": "chunks embedded at a time (default: what is fastest on the device)"},
     "index_type": {"help": "faiss factory string, or auto: by the number of vectors and their dimension"},
     "index_memory": {"help": "most memory that an index of type auto may take, such as 8GiB (default: any)"},
     "index_too_small": {

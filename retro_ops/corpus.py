@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -111,16 +111,17 @@ def changed_source(sources: Iterable[Source]) -> str | None:
     return None
 
 
-def records(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[Document | BadRecord]:
-    """Every line of every source as a document or a bad record, in order, streamed; without the ``first`` lines."""
+def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[tuple[str, int, bytes | None]]:
+    """(source, number from 1, line without its end) of every line of every source, in order, streamed; without the
+    ``first`` lines. None for a line longer than ``max_line_bytes``."""
     passed = 0
     for source in sources:
         with _open(source) as stream:
             for number, line in enumerate(_lines(stream, source, max_line_bytes), 1):
                 if passed < first:
                     passed += 1
-                    continue
-                yield _parse(line, source, number, max_line_bytes)
+                else:
+                    yield source, number, line
 
 
 def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Document], float]:
@@ -135,7 +136,7 @@ def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Do
         with _decompressed(counted, source) as stream:
             taken = 0
             for number, line in enumerate(_lines(stream, source, max_line_bytes), 1):
-                record = _parse(line, source, number, max_line_bytes)
+                record = parse(line, source, number, max_line_bytes)
                 taken += len(line or b"")
                 if isinstance(record, Document):
                     documents.append(record)
@@ -241,7 +242,9 @@ def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[byte
         ) from error
 
 
-def _parse(line: bytes | None, source: str, number: int, max_line_bytes: int) -> Document | BadRecord:
+def parse(line: bytes | None, source: str, number: int, max_line_bytes: int) -> Document | BadRecord:
+    """What a line holds."""
+
     def bad(reason: str) -> BadRecord:
         return BadRecord(source, number, reason, (line or b"").decode("utf-8", "backslashreplace"))
 
@@ -269,9 +272,8 @@ def _parse(line: bytes | None, source: str, number: int, max_line_bytes: int) ->
     return Document(text, record, source, number, len(line))
 
 
-def json_lines(entries: Iterable[dict[str, Any]]) -> bytes:
-    lines = (json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n" for entry in entries)
-    return "".join(lines).encode("utf-8", "backslashreplace")
+def json_line(entry: dict[str, Any]) -> bytes:
+    return (json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
 
 
 class JsonLinesWriter:

@@ -1,6 +1,8 @@
-"""The one place where GPU or CPU is chosen, with the reason."""
+"""The one place where GPU or CPU is chosen, and how it is used, with the reason."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from retro_ops.errors import BadInputError, ConfigurationError
@@ -36,6 +38,47 @@ def choose(requested: str, library: Library) -> Device:
     if count:
         return Device("cuda", f"auto: {library} sees {count} GPU{'s' if count > 1 else ''}")
     return Device("cpu", f"auto: {library} sees no GPU")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``dtype``: name of the torch dtype that a model computes in."""
+
+    dtype: Literal["float32", "float16", "bfloat16"]
+    why: str
+
+
+def precision(chosen: str) -> Precision:
+    """Of a model on the device ``chosen``. Half precision only where it is the fast one."""
+    if chosen == "cuda":
+        return Precision("float16", "GPU: tensor cores; more digits than bfloat16 at the same rate")
+    import torch
+
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    for feature in ("amx_bf16", "avx512_bf16"):
+        if able.get(feature):
+            return Precision("bfloat16", f"CPU: has {feature}")
+    return Precision("float32", "CPU: has neither amx_bf16 nor avx512_bf16, without which bfloat16 is slower")
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container if there is one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(allowed, round(quota))) if quota else allowed
+
+
+def _cgroup_quota() -> float | None:
+    """Cores' worth of time that the container may use, None: any. Version 2, and version 1."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        if (folder / "cpu.max").exists():
+            most, period = (folder / "cpu.max").read_text().split()
+        else:
+            most, period = ((folder / f"cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return None
+    return None if most.strip() in ("max", "-1") else int(most) / int(period)
 
 
 def _torch_gpus() -> int:

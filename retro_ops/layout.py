@@ -19,6 +19,7 @@ from retro_ops.specs import (
     DatasetShard,
     DatasetSpec,
     IndexShard,
+    Parameters,
     Plan,
     Shard,
     Split,
@@ -170,7 +171,13 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
         plan.identity.tokenizer_digest,
         [plan.identity.pad_id, p.chunk_size, p.max_chunks, p.token_dtype],
         [p.on_bad_record, p.max_bad_share, line_limit(p.memory_budget)],
+        *cut_shard(p.max_chunks),
     )
+
+
+def cut_shard(max_chunks: int | None) -> list[str]:
+    """What a limit adds to a digest: since version 3 the bad records of a shard that was cut end where it was cut."""
+    return [] if max_chunks is None else ["bad records up to the cut"]
 
 
 @_output
@@ -179,7 +186,13 @@ def embed_digest(plan: Plan, shard: Shard) -> str:
         code_version(plan, "embed-chunks"),
         tokenize_digest(plan, shard),
         plan.identity.model_digest,
+        *embed_input(plan.parameters.embed_input),
     )
+
+
+def embed_input(of: str) -> list[str]:
+    """What the parameter adds to a digest: nothing where it is the default, which came before it."""
+    return [] if of == Parameters().embed_input else [of]
 
 
 @_output

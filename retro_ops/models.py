@@ -1,16 +1,14 @@
-"""Tokenizers and sentence-transformers, loaded by hub name or local folder."""
+"""Tokenizers, loaded by hub name or local folder, and what the name of a model stands for."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.device import Device
+from retro_ops import encoders, model_inputs
 from retro_ops.errors import BadInputError, ConfigurationError
 
 LOADING_HINT = "name a model of the hub, or a local folder (then HF_HUB_OFFLINE=1 keeps it offline)"
@@ -50,35 +48,19 @@ class Tokenizer:
 
     def decode(self, chunks: NDArray[Any]) -> list[str]:
         """Text of each chunk ``[n, chunk_size]``, special tokens (padding too) skipped."""
-        decoded: list[str] = self._tokenizer.batch_decode(chunks.tolist(), skip_special_tokens=True)
-        return decoded
+        return model_inputs.texts(self.decoding)(chunks)
 
+    @property
+    def encoding(self) -> encoders.Encoding:
+        """What another process needs to encode as this tokenizer does."""
+        return encoders.Encoding(self.backend.to_str())
 
-class Embedder:
-    """A sentence-transformer that gives L2-normalised float16 vectors."""
-
-    def __init__(self, name: str, device: Device) -> None:
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        try:
-            self._model = SentenceTransformer(name, device=device.chosen)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"cannot load model {name!r}: {error}", LOADING_HINT) from error
-        self.dimension = int(self._model.get_embedding_dimension() or 0)
-        self.digest = _weights_digest(self._model)
-
-    def embed(self, texts: Sequence[str], batch_size: int) -> NDArray[np.float16]:
-        """Embeddings float16 ``[len(texts), dimension]``."""
-        vectors = self._model.encode(
-            list(texts),
-            batch_size=batch_size,
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        )
-        return np.asarray(vectors).astype(np.float16)
+    @property
+    def decoding(self) -> model_inputs.Decoding:
+        """What another process needs to decode as this tokenizer does."""
+        # Byte pairs are never cleaned up: transformers refuses to, whatever the settings say.
+        cleans_up = self._tokenizer.clean_up_tokenization_spaces and type(self.backend.model).__name__ != "BPE"
+        return model_inputs.Decoding(self.backend.to_str(), bool(cleans_up))
 
 
 def absolute_name(name: str) -> str:
@@ -94,18 +76,4 @@ def name_digest(name: str) -> str:
     for path in sorted(p for p in Path(name).rglob("*") if p.is_file()):
         digest.update(str(path.relative_to(name)).encode())
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _weights_digest(model: Any) -> str:
-    """SHA-256 over module types, their settings and all weights: the same wherever the model lies."""
-    digest = hashlib.sha256()
-    for module in model:
-        settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-        digest.update(type(module).__name__.encode())
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(str(model.max_seq_length).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

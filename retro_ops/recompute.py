@@ -9,7 +9,8 @@ from retro_ops.arrays import open_npy
 from retro_ops.core.exact import unpack
 from retro_ops.core.search import Queries, rescore
 from retro_ops.device import choose
-from retro_ops.models import Embedder, Tokenizer
+from retro_ops.embedding import Embedder
+from retro_ops.models import Tokenizer
 from retro_ops.searching import IndexedChunks
 from retro_ops.specs import Plan, Split
 
@@ -32,13 +33,15 @@ def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
     """Decode and embed the chunks of a sample again."""
     parameters = plan.parameters
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
-    embedder = Embedder(parameters.model, choose(parameters.device, "torch"))
+    embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
+    embedder.prepare(0)
+    prepare = embedder.inputs(tokenizer, parameters.embed_input)()
     for shard in plan.shards:
         chunks = open_npy(layout.chunks_files(plan, shard.name)["chunks"], ndim=2, kind="u")
         stored = open_npy(layout.embeddings_uri(plan, shard.name), ndim=2, kind="f")
         for start in sampled_blocks(len(chunks), share, parameters.seed):
             block = chunks.rows(start, start + BLOCK_ROWS)
-            again = embedder.embed(tokenizer.decode(block), parameters.batch_size).astype(np.float32)
+            again = np.concatenate(list(embedder.vectors([prepare(block)]))).astype(np.float32)
             cosines = (again * stored.rows(start, start + BLOCK_ROWS).astype(np.float32)).sum(axis=1)
             for row in np.flatnonzero(~(cosines >= LEAST_COSINE)):
                 yield stored.uri, f"row {start + row} is not the embedding of its chunk (cosine {cosines[row]:.4f})"

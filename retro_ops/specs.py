@@ -86,7 +86,8 @@ class Parameters:
     on_bad_record: str = "quarantine"
     max_bad_share: float = 0.5
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    batch_size: int = 256
+    embed_input: str = "text"
+    batch_size: int | None = None
     index_type: str = "auto"
     index_memory: str | None = None
     index_too_small: str = "fail"

@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -25,6 +26,9 @@ from retro_ops.specs import parent, split_scheme
 
 PART_BYTES = 16 * 2**20
 """Multipart size: S3 allows 10,000 parts, so objects up to 160 GB of unknown length."""
+
+PARTS_AT_ONCE = 4
+"""Of one upload: a request is mostly waiting and hashing, and one at a time does not fill a link."""
 
 READ_AHEAD_BYTES = 8 * 2**20
 
@@ -370,14 +374,15 @@ class S3Store:
 
 
 class _S3Writer:
-    """Multipart upload. The first part is held back until ``close``, so its head may still change."""
+    """Multipart upload, some parts at once. The first is held back until ``close``, so its head may still change."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._target = _bucket_key(uri)
         self._first: bytearray | None = None
         self._buffer = bytearray()
-        self._parts: list[dict[str, Any]] = []
+        self._sent: list[Future[dict[str, Any]]] = []
+        self._senders: ThreadPoolExecutor | None = None
         self._upload: str | None = None
         self._bytes = 0
         self._hash: Any = hashlib.sha256()
@@ -392,7 +397,7 @@ class _S3Writer:
             if self._first is None:
                 self._first = part
             else:
-                self._send(len(self._parts) + 2, part)
+                self._send(len(self._sent) + 2, part)
 
     def set_head(self, data: bytes) -> None:
         first = self._buffer if self._first is None else self._first
@@ -405,11 +410,12 @@ class _S3Writer:
                 _client().put_object(**self._target, Body=bytes(self._buffer))
             else:
                 if self._buffer:
-                    self._send(len(self._parts) + 2, self._buffer)
+                    self._send(len(self._sent) + 2, self._buffer)
                 self._send(1, self._first)
-                self._parts.sort(key=lambda part: int(part["PartNumber"]))
+                parts = sorted((sent.result() for sent in self._sent), key=lambda part: int(part["PartNumber"]))
+                self._end_senders()
                 _client().complete_multipart_upload(
-                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
+                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": parts}
                 )
                 self._upload = None  # nothing left to abort
         stored = at(self._uri).size(self._uri)
@@ -418,6 +424,7 @@ class _S3Writer:
         return Written(self._uri, self._bytes, self._hash.hexdigest() if self._hash else sha256(self._uri))
 
     def abort(self) -> None:
+        self._end_senders()
         if self._upload:
             with _s3_errors(self._uri):
                 _client().abort_multipart_upload(**self._target, UploadId=self._upload)
@@ -427,10 +434,19 @@ class _S3Writer:
             if self._upload is None:
                 self._abort_leftovers()
                 self._upload = _client().create_multipart_upload(**self._target)["UploadId"]
-            tag = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data))[
-                "ETag"
-            ]
-        self._parts.append({"PartNumber": number, "ETag": tag})
+                self._senders = ThreadPoolExecutor(PARTS_AT_ONCE)
+            assert self._senders
+            if len(self._sent) >= PARTS_AT_ONCE:
+                self._sent[-PARTS_AT_ONCE].result()  # So few parts wait in memory; and a failure is told here.
+            self._sent.append(self._senders.submit(self._send_part, number, data))
+
+    def _send_part(self, number: int, data: bytearray) -> dict[str, Any]:
+        sent = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data))
+        return {"PartNumber": number, "ETag": sent["ETag"]}
+
+    def _end_senders(self) -> None:
+        if self._senders:
+            self._senders.shutdown(cancel_futures=True)
 
     def _abort_leftovers(self) -> None:
         """A writer that was killed leaves parts that nobody sees and somebody pays for."""

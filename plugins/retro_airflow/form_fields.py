@@ -44,8 +44,16 @@ def chunk_fields(settings: Settings) -> dict[str, Param]:
 def embedding_fields(settings: Settings) -> dict[str, Param]:
     return {
         "model": text(settings.model, "Model", "Sentence-transformers model: hub name or local folder.", _EMBEDDING),
-        "batch_size": _integer(
-            DEFAULT.batch_size, "Batch size", "Chunks embedded at once. Less needs less memory.", _EMBEDDING
+        "embed_input": choice(
+            DEFAULT.embed_input,
+            ["text", "ids"],
+            "Input",
+            "`text` decodes each chunk and tokenises it again, as the original did; `ids` feeds it as it is, which is "
+            "faster, if the tokenizer is the model's own.",
+            _EMBEDDING,
+        ),
+        "batch_size": _optional_integer(
+            "Batch size", "Chunks embedded at once. Less needs less memory. Empty: what is fastest.", _EMBEDDING
         ),
         "device": choice(
             DEFAULT.device,

@@ -1,6 +1,7 @@
 """Documents as token ids -> fixed-size chunks."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.core.packing import Rows
 from retro_ops.errors import BadInputError
 
 UINT16_VOCABULARY = 2**16
@@ -46,13 +48,13 @@ def token_dtype(vocabulary_size: int, requested: str) -> np.dtype[Any]:
     return np.dtype(requested)
 
 
-def chunk_counts(lengths: Sequence[int], chunk_size: int) -> NDArray[np.int64]:
+def chunk_counts(lengths: Sequence[int] | NDArray[np.integer[Any]], chunk_size: int) -> NDArray[np.int64]:
     """Chunks of each document: ``ceil(length / chunk_size)``, and one even for an empty document."""
     return np.maximum(1, -(-np.asarray(lengths, np.int64) // chunk_size))
 
 
 def chunk_documents(
-    documents: Sequence[Sequence[int]],
+    documents: Rows,
     chunk_size: int,
     pad_id: int,
     dtype: np.dtype[Any],
@@ -64,19 +66,19 @@ def chunk_documents(
 
     A chunk never holds two documents.
     """
-    counts = chunk_counts([len(ids) for ids in documents], chunk_size)
+    counts = chunk_counts(documents.lengths, chunk_size)
     ends = np.cumsum(counts)
     starts = ends - counts
     flat = np.full((int(counts.sum()), chunk_size), pad_id, dtype)
-    tokens = flat.reshape(-1)
-    for start, ids in zip(starts.tolist(), documents, strict=True):
-        tokens[start * chunk_size : start * chunk_size + len(ids)] = ids
+    # How far the ids of each document move, since those before it were padded.
+    moved = np.repeat(starts * chunk_size - documents.starts[:-1], documents.lengths)
+    flat.reshape(-1)[np.arange(len(moved)) + moved] = documents.ids
     numbers = np.arange(first_document, first_document + len(documents), dtype=np.int32)
-    identities = np.fromiter(map(document_id, documents), np.uint64, len(documents))
-    return Chunked(flat, starts + first_chunk, np.repeat(numbers, counts), np.repeat(identities, counts))
+    return Chunked(flat, starts + first_chunk, np.repeat(numbers, counts), np.repeat(document_ids(documents), counts))
 
 
-def document_id(ids: Sequence[int]) -> int:
-    """64 bits of BLAKE2b over the token ids of a document."""
-    tokens = np.asarray(ids, "<u4").tobytes()
-    return int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")
+def document_ids(documents: Rows) -> NDArray[np.uint64]:
+    """64 bits of BLAKE2b over the token ids of each document."""
+    tokens, bounds = memoryview(documents.ids.astype("<u4").tobytes()), (documents.starts * 4).tolist()
+    digests = (hashlib.blake2b(tokens[start:end], digest_size=8).digest() for start, end in itertools.pairwise(bounds))
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

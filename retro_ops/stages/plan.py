@@ -281,7 +281,7 @@ def _identity(parameters: Parameters, tokenizer: "Tokenizer") -> Identity:
     from retro_ops.core import faiss_index
     from retro_ops.core.chunking import token_dtype
     from retro_ops.device import Device
-    from retro_ops.models import Embedder
+    from retro_ops.embedding import Embedder
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     embedder = Embedder(parameters.model, Device("cpu", "only looked at"))

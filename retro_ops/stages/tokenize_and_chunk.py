@@ -1,10 +1,11 @@
 """Documents in JSON lines -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
 
 import contextlib
+import logging
 import uuid
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from retro_ops.specs import Parameters, Source
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
 HELP = "tokenise documents (JSON lines) and cut them into chunks"
 PARAMETERS = (
@@ -33,10 +33,13 @@ PARAMETERS = (
 
 STAGE = "tokenize-and-chunk"
 BATCH_BYTES = 2**21
-"""Text tokenised at a time: enough for all cores, and the encodings (some 60 times the text) stay small."""
+"""Lines tokenised at a time by a process: the encodings (some 60 times the text) stay small."""
 
 BATCH_DOCUMENTS = 4096
 """Bounds a batch of short or empty documents, whose objects cost far more than their text; bad records likewise."""
+
+PARALLEL_BYTES = 16 * 2**20
+"""Size of a corpus, as it is stored, from which on processes of its own save more than they cost."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     settings = {name: getattr(parameters, name) for name in PARAMETERS if name != "memory_budget"}
     settings["tokenizer"] = name_digest(parameters.tokenizer)
     line_bytes = layout.line_limit(parameters.memory_budget)
+    cut = layout.cut_shard(parameters.max_chunks)
     # The names too: another name for an output is another output.
     outputs = [arguments.chunks_out, arguments.seq2chunk_index_out, arguments.chunk2seq_index_out]
     outputs += [arguments.documents_out, arguments.quarantine_out]
@@ -115,31 +119,52 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         documents=arguments.documents_out or layout.documents_uri(arguments.chunks_out),
         quarantine=arguments.quarantine_out or layout.quarantine_uri(arguments.chunks_out),
         report=layout.beside(arguments.chunks_out, layout.REPORT),
-        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes),
+        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut),
         line_bytes=line_bytes,
     )
 
 
 def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
+    from retro_ops.encoders import DisagreementError
+
+    try:
+        return _tokenise(job, parameters, unfinished, fast=True)
+    except DisagreementError as error:
+        say(f"{STAGE}: {error}; all is done again by tokenizers", logging.WARNING, event="disagreement")
+        unfinished.restart()
+        return _tokenise(job, parameters, unfinished, fast=False)
+
+
+def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
+    from retro_ops import device, tokenising
     from retro_ops.core.chunking import token_dtype
     from retro_ops.models import Tokenizer
+    from retro_ops.parallel import ahead, in_order
 
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks
-    full = False
     _check_unchanged(job, unfinished)
+    settings = tokenising.Settings(
+        tokenizer.encoding, fast, size, tokenizer.pad_id, str(dtype), parameters.on_bad_record, job.line_bytes
+    )
+    full, package = False, None
     store.at(job.quarantine).delete(job.quarantine)
-    with _outputs(job, dtype, size) as out:
+    with contextlib.ExitStack() as stack:
+        out = _Outputs(stack, job, dtype, size)
         for part in unfinished.parts():
             out.append(part)
         progress = Progress(STAGE, None, "documents", out.documents)
-        records = corpus.records(job.sources, job.line_bytes, first=unfinished.end)
-        for batch in _batches(records, parameters.on_bad_record):
-            ids = tokenizer.encode([document.text for document in batch.documents])
-            fits = len(ids) if limit is None else _fitting(ids, size, limit - out.chunks)
-            full = fits < len(ids)
-            part = _part(batch, ids[:fits], size, tokenizer.pad_id, dtype, out)
+        lines = corpus.lines(job.sources, job.line_bytes, first=unfinished.end)
+        # Read and tokenised while what came before is written.
+        batches = stack.enter_context(ahead(tokenising.batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
+        processes = device.cores() if _is_much(job.sources) else 1
+        made = in_order(partial(tokenising.maker, settings), batches, processes)
+        for piece in stack.enter_context(ahead(made)):
+            package = piece.package
+            fits = len(piece.sidecar) if limit is None else piece.fitting(limit - out.chunks)
+            full = fits < len(piece.sidecar)
+            part = (piece.cut(fits) if full else piece).part(out.documents, out.chunks)
             out.append(part)
             progress.advance(fits)
             if full:
@@ -159,6 +184,7 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
         identity={"tokenizer": tokenizer.digest, "chunk_size": size, "pad_id": tokenizer.pad_id},
         details={
             "tokenizer": parameters.tokenizer,
+            "encoded_by": package,
             "token_dtype": str(dtype),
             "stopped_at_max_chunks": full,
             **unfinished.details(),
@@ -176,72 +202,9 @@ def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Documents that are tokenised together, and the bad records among them."""
-
-    documents: list[corpus.Document]
-    bad: list[corpus.BadRecord]
-
-
-def _batches(records: Iterator[corpus.Document | corpus.BadRecord], on_bad_record: str) -> Iterator[_Batch]:
-    batch, size = _Batch([], []), 0
-    for record in records:
-        if isinstance(record, corpus.Document):
-            batch.documents.append(record)
-            size += record.bytes
-        elif on_bad_record == "fail":
-            raise BadInputError(
-                f"{record.source}, line {record.line}: {record.reason}",
-                "mend the record, or set bad records aside with --on-bad-record quarantine",
-            )
-        else:
-            batch.bad.append(replace(record, content=record.content[:200]))
-        if size >= BATCH_BYTES or BATCH_DOCUMENTS in (len(batch.documents), len(batch.bad)):
-            yield batch
-            batch, size = _Batch([], []), 0
-    if batch.documents or batch.bad:
-        yield batch
-
-
-def _fitting(ids: list[list[int]], chunk_size: int, most_chunks: int) -> int:
-    """How many of the documents ``ids``, from the first on, have no more than ``most_chunks`` chunks together."""
-    from retro_ops.core.chunking import chunk_counts
-
-    return int((chunk_counts([len(i) for i in ids], chunk_size).cumsum() <= most_chunks).sum())
-
-
-def _part(
-    batch: _Batch, ids: list[list[int]], size: int, pad_id: int, dtype: "np.dtype[Any]", before: "_Outputs"
-) -> Part:
-    """What the first documents of ``batch``, those of ``ids``, add to each output; lines as their bytes."""
-    from retro_ops.core.chunking import chunk_documents
-
-    made = chunk_documents(ids, size, pad_id, dtype, first_document=before.documents, first_chunk=before.chunks)
-    sidecar = (
-        {"source": document.source, "line": document.line, "record": document.extra}
-        for document in batch.documents[: len(ids)]
-    )
-    return {
-        "chunks": made.chunks,
-        "seq2chunk": made.seq2chunk,
-        "chunk2seq": made.chunk2seq,
-        "document_ids": made.document_ids,
-        "documents": _as_array(corpus.json_lines(sidecar)),
-        "quarantine": _as_array(corpus.json_lines(asdict(record) for record in batch.bad)),
-    }
-
-
-def _as_array(data: bytes) -> "NDArray[np.uint8]":
-    import numpy as np
-
-    return np.frombuffer(data, np.uint8)
-
-
-@contextlib.contextmanager
-def _outputs(job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> Iterator["_Outputs"]:
-    with contextlib.ExitStack() as stack:
-        yield _Outputs(stack, job, dtype, chunk_size)
+def _is_much(sources: Sequence[str]) -> bool:
+    """Whether processes of its own, which take a second to start, are worth it."""
+    return corpus.STDIN in sources or sum(store.at(uri).size(uri) for uri in sources) >= PARALLEL_BYTES
 
 
 class _Outputs:

@@ -48,7 +48,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "token-dtype": "auto",
         "on-bad-record": "quarantine",
         "max-bad-share": "0.5",
-        "batch-size": "256",
+        "embed-input": "text",
         "seed": "0",
         "num-neighbours": "4",
         "profile": "default",

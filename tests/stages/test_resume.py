@@ -35,7 +35,8 @@ sys.exit(cli.main(sys.argv[3:]))
 @dataclass(frozen=True)
 class Case:
     """A stage by hand. ``arguments``: of its outputs' folder; ``rows``: the array of a block that has one for each row
-    of progress; ``block_rows``: rows of the largest block; ``constants``: of its module, so that blocks are small."""
+    of progress; ``block_rows``: rows of the largest block; ``constants``: of its module, so that blocks are small;
+    ``records``: of all blocks, where they count more than rows."""
 
     module: Any
     arguments: Callable[[str], Sequence[object]]
@@ -44,6 +45,7 @@ class Case:
     total: int
     block_rows: int
     constants: Mapping[str, int]
+    records: int = 0
 
 
 def _unfinished(folder: str) -> list[str]:
@@ -52,7 +54,7 @@ def _unfinished(folder: str) -> list[str]:
 
 def _kill(case: Case, folder: str, log: Path) -> int:
     """Starts the stage and kills it when it has committed 60 % of its blocks. Rows that it had computed, as it said."""
-    wanted = math.ceil(KILLED_AT * case.total / case.block_rows)
+    wanted = math.ceil(KILLED_AT * max(case.total, case.records) / case.block_rows) + 1
     driver = [sys.executable, "-c", DRIVER, case.module.__name__, json.dumps(case.constants)]
     with log.open("wb") as stderr:
         process = subprocess.Popen([*driver, *map(str, case.arguments(folder))], stderr=stderr)
@@ -103,13 +105,6 @@ def _check_resumes(case: Case, run: Run, calm: str, stormy: str, tmp_path: Path,
     assert resumed["details"] == undisturbed["details"]
 
 
-@pytest.fixture(params=["local", "s3"])
-def folders(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
-    """Where to write, undisturbed and not."""
-    root = str(tmp_path) if request.param == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
-    return f"{root}/calm", f"{root}/stormy"
-
-
 def _records(texts: list[str]) -> list[Any]:
     """With sidecar keys, and bad records: first, last, next to each other."""
     bad = {"no": "text"}
@@ -120,11 +115,19 @@ def _records(texts: list[str]) -> list[Any]:
     return [*records, bad]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_tokenize_and_chunk_killed_at_60_percent(
-    folders: tuple[str, str], tmp_path: Path, run: Run, texts: list[str], t5_dir: str, monkeypatch: pytest.MonkeyPatch
+    s3: str,
+    tmp_path: Path,
+    run: Run,
+    texts: list[str],
+    t5_dir: str,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
 ) -> None:
     documents = [text[:3000] for text in texts] * 25
-    corpus = write_corpus(tmp_path / "corpus/d.jsonl", _records(documents))
+    records = _records(documents)
+    corpus = write_corpus(tmp_path / "corpus/d.jsonl", records)
     case = Case(
         tokenize_and_chunk,
         lambda folder: ("tokenize-and-chunk", corpus, *tokenize_flags(folder, t5_dir)),
@@ -132,8 +135,10 @@ def test_tokenize_and_chunk_killed_at_60_percent(
         "seq2chunk",
         len(documents),
         10,
-        {"BATCH_DOCUMENTS": 10},
+        {"BATCH_DOCUMENTS": 10, "PARALLEL_BYTES": 0 if processes > 1 else 2**40},
+        len(records),
     )
+    folders = (f"{tmp_path}/calm", f"{tmp_path}/stormy") if processes > 1 else (f"{s3}/t/calm", f"{s3}/t/stormy")
     _check_resumes(case, run, *folders, tmp_path, monkeypatch)
 
 

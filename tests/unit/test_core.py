@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from retro_ops import device
 from retro_ops.core import neighbours, validation
 from retro_ops.core.chunking import chunk_documents, token_dtype
+from retro_ops.core.packing import from_lists
 from retro_ops.core.sampling import sample_rows
 from retro_ops.errors import BadInputError, ConfigurationError
 
@@ -27,7 +28,12 @@ def test_chunks_equal_a_naive_loop(
             rows.append(padded[start : start + size])
             owners.append(first_document + number)
     found = chunk_documents(
-        documents, size, pad, np.dtype(np.uint16), first_document=first_document, first_chunk=first_chunk
+        from_lists(documents, len(documents)),
+        size,
+        pad,
+        np.dtype(np.uint16),
+        first_document=first_document,
+        first_chunk=first_chunk,
     )
     assert found.chunks.tolist() == rows
     assert found.seq2chunk.tolist() == starts

@@ -188,7 +188,8 @@ def test_compare_and_swap_on_files(tmp_path: Path) -> None:
 
 
 def _texts(path: Path, limit: int = 1000) -> list[str]:
-    return [d.text if isinstance(d, corpus.Document) else d.reason for d in corpus.records([str(path)], limit)]
+    found = (corpus.parse(line, source, n, limit) for source, n, line in corpus.lines([str(path)], limit))
+    return [record.text if isinstance(record, corpus.Document) else record.reason for record in found]
 
 
 def _flipped(data: bytes) -> bytes:

@@ -1,0 +1,291 @@
+"""Sentence-transformers: their own modules, fed without waiting; or, where these are others, their own ``encode``."""
+
+import copy
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops import device, model_inputs
+from retro_ops.core import packing
+from retro_ops.encoders import Encoding, exact
+from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.models import LOADING_HINT, Tokenizer
+from retro_ops.progress import say
+
+BATCH_ROWS = {"cpu": 16, "cuda": 8192}
+"""Chunks at a time, of ROW_TOKENS ids each, that were fastest: they stay in a core's cache, or fill a GPU."""
+
+ROW_TOKENS = 64
+LEAST_ROW_TOKENS = 32
+"""Rows of a packed batch are at most so many that they would fill it with so few ids each."""
+
+COMPILED_ROWS = 4_000_000
+"""From so many chunks on compiling, which takes some ten seconds a GPU, saves more than it takes."""
+
+LEAST_COSINE = 0.999
+"""Of our way with sentence-transformers' own in float32, on ``SAMPLE``."""
+
+SAMPLE = (
+    "One word.",
+    "The quick brown fox jumps over the lazy dog, and the dog says nothing at all about it.",
+    "naïve café — 東京 🎉 Ünïcödé",
+    "for (int i = 0; i < n; ++i) { sum += x[i] * y[i]; }  // dot product",
+    " ".join(f"Chapter {number} speaks of the sea, the wind and the number {number * number}." for number in range(40)),
+)
+
+PACKED = "retro_packed"
+
+Vectors: TypeAlias = NDArray[np.float16]
+Inputs: TypeAlias = packing.Rows | list[str]
+Way: TypeAlias = Callable[[Iterable[packing.Rows]], Iterator[Vectors]]
+Input = Literal["text", "ids"]
+
+
+class Embedder:
+    """A sentence-transformer that gives L2-normalised float16 vectors."""
+
+    def __init__(self, name: str, where: device.Device, batch_size: int | None = None) -> None:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        try:
+            self._model = SentenceTransformer(name, device="cpu")
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"cannot load model {name!r}: {error}", LOADING_HINT) from error
+        self._where = where
+        self._batch_rows = batch_size or BATCH_ROWS[where.chosen]
+        self._way: Way | None = None
+        self.how: dict[str, str] = {}
+        """How vectors are computed and why, for the report, once that is known."""
+        self.dimension = int(self._model.get_embedding_dimension() or 0)
+        self.digest = _weights_digest(self._model)
+
+    def prepare(self, rows: int) -> None:
+        """Choose the fastest way that gives what sentence-transformers gives; ``rows`` are to come."""
+        odd = _odd(self._model)
+        precision = device.precision(self._where.chosen)
+        if odd is None:
+            sample = exact(self._encoding)(list(SAMPLE))
+            wanted = self._model.encode(list(SAMPLE), normalize_embeddings=True, show_progress_bar=False)
+            for name, way in self._ways(precision, rows):
+                try:
+                    cosine = _least_cosine(way, sample, np.asarray(wanted, np.float32))
+                except Exception as error:  # Of a model or a library that is not as we know it: the next way may do.
+                    odd = f"{name} in {precision.dtype} fails: {error}"
+                    say(f"{odd}: not used", logging.WARNING, event="way_refused")
+                    continue
+                if cosine >= LEAST_COSINE:
+                    self._way, self.how = way, {"way": name, "dtype": precision.dtype, "why": precision.why}
+                    return
+                odd = f"{name} in {precision.dtype} gives other vectors (cosine {cosine:.4f})"
+                say(f"{odd}: not used", logging.WARNING, event="way_refused")
+        self.how = {"way": "encode", "dtype": "float32", "why": str(odd)}
+        say(f"sentence-transformers' own encode is used, which is slower: {odd}", logging.WARNING, event="way_encode")
+        self._model.to(self._where.chosen)
+
+    def inputs(self, tokenizer: Tokenizer, how: str) -> Callable[[], Callable[[NDArray[Any]], Inputs]]:
+        """After ``prepare``: what makes the function that turns chunks of ``tokenizer`` into what ``vectors`` takes."""
+        if how == "ids" and (self._way is None or self.tokenizer_digest != tokenizer.digest):
+            why = self.how["why"] if self._way is None else "the chunks are of another tokenizer than the model's own"
+            raise BadInputError(
+                f"--embed-input ids does not work here: {why}", "use --embed-input text, which works with any tokenizer"
+            )
+        if how == "ids":
+            return partial(model_inputs.wrapper, self._encoding)
+        if self._way is None:
+            return partial(model_inputs.texts, tokenizer.decoding)
+        return partial(model_inputs.reencoder, tokenizer.decoding, self._encoding)
+
+    def vectors(self, inputs: Iterable[Any]) -> Iterator[Vectors]:
+        """Embeddings float16 ``[n, dimension]`` of the rows of ``inputs``, in order; some at a time."""
+        if self._way is not None:
+            yield from self._way(inputs)
+            return
+        for texts in inputs:
+            found = self._model.encode(
+                texts, batch_size=self._batch_rows, normalize_embeddings=True, show_progress_bar=False
+            )
+            yield np.asarray(found).astype(np.float16)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Comparable with that of a ``Tokenizer``."""
+        return hashlib.sha256(_backend(self._model).to_str().encode()).hexdigest()[:16]
+
+    @property
+    def _encoding(self) -> Encoding:
+        return Encoding(_backend(self._model).to_str(), int(self._model.max_seq_length))
+
+    def _ways(self, precision: device.Precision, rows: int) -> Iterator[tuple[str, Way]]:
+        """Fastest first."""
+        import torch
+
+        dtype, tokens = getattr(torch, precision.dtype), self._batch_rows * ROW_TOKENS
+        # No row may be longer than a batch.
+        tokens = max(tokens, int(self._model.max_seq_length))
+        module = copy.deepcopy(self._model[0].model).to(dtype).eval()
+        if getattr(module, "pooler", None) is not None:
+            module.pooler = None  # What it makes of the first token, nobody reads.
+        if self._where.chosen == "cuda":
+            yield _packed_way(module, int(self._model.max_seq_length), tokens, rows >= COMPILED_ROWS)
+        module.to(self._where.chosen)
+        pad_id = int(_tokenizer(self._model).pad_token_id or 0)
+        yield "padded", partial(_padded, module, self._where.chosen, tokens, pad_id)
+
+
+def _odd(model: Any) -> str | None:
+    """What keeps us from feeding the model's modules ourselves, if anything does."""
+    names = [type(module).__name__ for module in model]
+    if names != ["Transformer", "Pooling", "Normalize"] and names != ["Transformer", "Pooling"]:
+        return f"its modules are {', '.join(names)}"
+    if model[1].pooling_mode != "mean":
+        return f"it pools by {model[1].pooling_mode}"
+    if model.default_prompt_name is not None:
+        return "it puts a prompt before each text"
+    if not getattr(_tokenizer(model), "is_fast", False):
+        return "its tokenizer has no tokenizer.json"
+    return None
+
+
+def _tokenizer(model: Any) -> Any:
+    return model.tokenizer
+
+
+def _backend(model: Any) -> Any:
+    """The model's own tokenizer without truncation and padding, so that it can be compared with that of chunks."""
+    backend = _tokenizer(model).backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _least_cosine(way: Way, sample: packing.Rows, wanted: NDArray[np.float32]) -> float:
+    (found,) = way([sample])
+    cosines = (found.astype(np.float32) * wanted).sum(axis=1)
+    return float(np.nan_to_num(cosines, nan=-1.0).min())
+
+
+def _padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
+    """Rows of like length together, padded to the longest. One array for each of ``parts``, whose rows alone decide
+    which ones come together.
+
+    On a CPU each core has batches of its own: cores that share one wait for each other at every product, and vectors
+    would depend on their number.
+    """
+    import torch
+
+    def embed(part: packing.Rows, chosen: NDArray[np.int64]) -> Vectors:
+        ids, mask = (torch.from_numpy(array).to(where) for array in packing.padded(part, chosen, pad_id))
+        with torch.inference_mode():
+            hidden = module(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            sums = (hidden.float() * mask[:, :, None]).sum(dim=1)
+            unit = torch.nn.functional.normalize(sums, dim=1)  # A mean points where the sum does.
+        return np.asarray(unit.half().cpu().numpy())
+
+    threads = device.cores() if where == "cpu" else 1
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for part in parts:
+            vectors = np.empty((len(part), module.config.hidden_size), np.float16)
+            batches = list(packing.batches(part.lengths, tokens))
+            for chosen, found in zip(batches, pool.map(partial(embed, part), batches), strict=True):
+                vectors[chosen] = found
+            yield vectors
+
+
+def _packed_way(module: Any, longest: int, tokens: int, compiled: bool) -> tuple[str, Way]:
+    """Each GPU has a copy of the model."""
+    import torch
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, _attend_packed)
+    module.set_attn_implementation(PACKED)
+    replicas = []
+    for number in range(torch.cuda.device_count()):
+        replica = copy.deepcopy(module).to(f"cuda:{number}")
+        run = torch.compile(replica, dynamic=False) if compiled else replica
+        replicas.append(partial(_submit, run, f"cuda:{number}", longest))
+    module.set_attn_implementation("sdpa")
+    name = f"packed{', compiled' if compiled else ''}, {len(replicas)} GPU{'s' if len(replicas) > 1 else ''}"
+    return name, partial(_packed, replicas, tokens)
+
+
+def _packed(
+    replicas: Sequence[Callable[[packing.Packed], Callable[[], Vectors]]], tokens: int, parts: Iterable[packing.Rows]
+) -> Iterator[Vectors]:
+    """Rows one after the other without padding, always in batches of one shape: each row is computed the same way
+    whatever comes with it. GPUs take turns; each has a batch to work on while the next ones are made."""
+    waiting: deque[Callable[[], Vectors]] = deque()
+    for number, batch in enumerate(packing.pack(parts, tokens, tokens // LEAST_ROW_TOKENS)):
+        waiting.append(replicas[number % len(replicas)](batch))
+        if len(waiting) > 2 * len(replicas):
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+def _submit(module: Any, where: str, longest: int, batch: packing.Packed) -> Callable[[], Vectors]:
+    """Start on ``batch``; the function that is returned waits for its vectors."""
+    import torch
+
+    with torch.inference_mode(), torch.cuda.device(where):
+        ids, positions, starts = (
+            torch.from_numpy(array).pin_memory().to(where, non_blocking=True)
+            for array in (batch.ids, batch.positions, batch.starts)
+        )
+        hidden = module(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            token_type_ids=torch.zeros_like(ids)[None],
+            cu_seq_lens_q=starts,
+            max_length_q=longest,
+            return_dict=True,
+        ).last_hidden_state[0]
+        every = torch.arange(len(ids), dtype=torch.int32, device=where)
+        means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
+        unit = torch.nn.functional.normalize(means[: batch.rows].float(), dim=1).half()
+        found = torch.empty(unit.shape, dtype=torch.float16, pin_memory=True)
+        found.copy_(unit, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+    def wait() -> Vectors:
+        done.synchronize()
+        vectors: Vectors = found.numpy()
+        return vectors
+
+    return wait
+
+
+def _attend_packed(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **of_batch: Any
+) -> tuple[Any, None]:
+    """Attention within each row of a packed batch; as transformers calls it: ``[1, heads, tokens, width]`` ->
+    ``[1, tokens, heads, width]``."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts, longest = of_batch["cu_seq_lens_q"], of_batch["max_length_q"]
+    rows = (array[0].transpose(0, 1) for array in (query, key, value))
+    return varlen_attn(*rows, starts, starts, longest, longest)[None], None
+
+
+def _weights_digest(model: Any) -> str:
+    """SHA-256 over module types, their settings and all weights: the same wherever the model lies."""
+    digest = hashlib.sha256()
+    for module in model:
+        settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+        digest.update(type(module).__name__.encode())
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(str(model.max_seq_length).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""Chunks as a model reads them. Made in processes of their own, so nothing here imports torch or transformers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.core import packing
+from retro_ops.encoders import Encoding, exact
+
+Chunks: TypeAlias = NDArray[Any]
+"""Token ids ``[n, chunk_size]``."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A tokenizer that decodes: its ``tokenizer.json``, and whether spaces before punctuation go afterwards."""
+
+    json: str
+    cleans_up: bool
+
+
+def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
+    """Text of each chunk, special tokens (padding too) skipped."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(decoding.json)
+
+    def decode(chunks: Chunks) -> list[str]:
+        found: list[str] = tokenizer.decode_batch(chunks.tolist(), skip_special_tokens=True)
+        return [clean_up(text) for text in found] if decoding.cleans_up else found
+
+    return decode
+
+
+def reencoder(decoding: Decoding, encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
+    """Ids of the text of each chunk: what a sentence-transformer would make of it."""
+    decode, encode = texts(decoding), exact(encoding)
+    return lambda chunks: encode(decode(chunks))
+
+
+def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
+    """Ids of each chunk as they are, for chunks of the model's own tokenizer: without the special ones (decoding would
+    skip them too), and between those that the tokenizer puts around a text."""
+    from tokenizers import Tokenizer
+
+    assert encoding.longest
+    longest = encoding.longest
+    tokenizer = Tokenizer.from_str(encoding.json)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+    special = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+    dropped = np.zeros(max(tokenizer.get_vocab_size(with_added_tokens=True), *special, 0) + 1, np.bool_)
+    dropped[special] = True
+
+    def wrap(chunks: Chunks) -> packing.Rows:
+        return packing.wrap(chunks, dropped, whole[:start], whole[start + len(plain) :], longest)
+
+    return wrap
+
+
+def clean_up(text: str) -> str:
+    """As transformers does where a tokenizer's settings say ``clean_up_tokenization_spaces``."""
+    for mark in (".", "?", "!", ","):
+        text = text.replace(f" {mark}", mark)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text

@@ -1,0 +1,116 @@
+"""Work that runs beside the stage: in threads ahead of it, in processes of its own."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2
+"""Items that wait for each process or reader: enough that none is idle, and what waits stays small."""
+
+_END = object()
+_function: Callable[[Any], Any]
+
+
+@contextlib.contextmanager
+def ahead(items: Iterable[T], waiting: int = AHEAD) -> Iterator[Iterator[T]]:
+    """``items``, made in a thread while the caller works on those before; at most ``waiting`` of them wait.
+
+    An exception of ``items`` is raised where the item would have come. Leaving the context ends the thread.
+    """
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(waiting)
+    left = threading.Event()
+
+    def put(entry: tuple[Any, BaseException | None]) -> bool:
+        while not left.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(entry, timeout=0.1)
+                return True
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((_END, None))
+        except BaseException as error:  # The caller's to raise.
+            put((_END, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # What it holds, such as processes, ends with it.
+
+    def taken() -> Iterator[T]:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        left.set()
+        thread.join()
+
+
+def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes: int) -> Iterator[R]:
+    """What the function that ``make`` gives makes of each item, in the order of ``items``.
+
+    In ``processes`` of its own, each of which calls ``make`` once; in this one where there is one item only, or one
+    process. ``items`` is read no further ahead than keeps them busy, so memory is bounded. An exception is raised where
+    the result would have come.
+    """
+    source = iter(items)
+    first = list(itertools.islice(source, 2))
+    if len(first) < 2 or processes < 2:
+        function = make()
+        yield from map(function, itertools.chain(first, source))
+        return
+    # Spawned, since a fork would copy locks that threads of this process hold.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _begin, (make,)) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in itertools.chain(first, source):
+                waiting.append(pool.submit(_call, item))
+                if len(waiting) > processes * AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
+    global _function
+    # The processes are what runs in parallel.
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _function = make()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot say so; nobody else would end this process."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
+def _call(item: Any) -> Any:
+    return _function(item)

@@ -1,0 +1,129 @@
+"""Lines of a corpus -> chunks and what is kept beside them: what a process does with each batch of lines."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops import corpus
+from retro_ops.blocks import Part
+from retro_ops.core.chunking import Chunked, chunk_documents
+from retro_ops.encoders import Encoding, exact, fastest
+from retro_ops.errors import BadInputError
+
+QUARANTINED_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How lines become chunks. ``fast``: a faster package may encode, if it proves equal."""
+
+    encoding: Encoding
+    fast: bool
+    chunk_size: int
+    pad_id: int
+    dtype: str
+    on_bad_record: str
+    line_bytes: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Lines of one source that follow one another, the first of which has the number ``first``."""
+
+    source: str
+    first: int
+    lines: list[bytes | None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a batch adds to each output, numbered from 0. ``sidecar``, ``quarantine``: a line each for a document or a
+    bad record; ``bad_before``: bad records before each document, int64 ``[docs]``; ``package``: what encoded it."""
+
+    chunked: Chunked
+    sidecar: list[bytes]
+    quarantine: list[bytes]
+    bad_before: NDArray[np.int64]
+    package: str
+
+    def fitting(self, most_chunks: int) -> int:
+        """How many documents, from the first on, have no more than ``most_chunks`` chunks together."""
+        ends = np.append(self.chunked.seq2chunk[1:], len(self.chunked.chunks))[: len(self.sidecar)]
+        return int((ends <= most_chunks).sum())
+
+    def cut(self, documents: int) -> "Piece":
+        """The first ``documents`` of it, fewer than there are, and the bad records before the next one."""
+        of = self.chunked
+        end = int(of.seq2chunk[documents])
+        kept = Chunked(of.chunks[:end], of.seq2chunk[:documents], of.chunk2seq[:end], of.document_ids[:end])
+        bad = self.quarantine[: self.bad_before[documents]]
+        return replace(self, chunked=kept, sidecar=self.sidecar[:documents], quarantine=bad)
+
+    def part(self, first_document: int, first_chunk: int) -> Part:
+        """Of the outputs, after so many documents and chunks; lines as their bytes."""
+        return {
+            "chunks": self.chunked.chunks,
+            "seq2chunk": self.chunked.seq2chunk + first_chunk,
+            "chunk2seq": self.chunked.chunk2seq + np.int32(first_document),
+            "document_ids": self.chunked.document_ids,
+            "documents": np.frombuffer(b"".join(self.sidecar), np.uint8),
+            "quarantine": np.frombuffer(b"".join(self.quarantine), np.uint8),
+        }
+
+
+def batches(lines: Iterable[tuple[str, int, bytes | None]], most_bytes: int, most_lines: int) -> Iterator[Batch]:
+    """Lines together until they have ``most_bytes``, or are ``most_lines``, or their source ends."""
+    batch, size = Batch("", 0, []), 0
+    for source, number, line in lines:
+        if batch.lines and (size >= most_bytes or len(batch.lines) >= most_lines or source != batch.source):
+            yield batch
+            batch, size = Batch("", 0, []), 0
+        if not batch.lines:
+            batch = Batch(source, number, [])
+        batch.lines.append(line)
+        size += len(line or b"")
+    if batch.lines:
+        yield batch
+
+
+def maker(settings: Settings) -> Callable[[Batch], Piece]:
+    """The function that makes pieces of batches. BadInputError for a bad record, where that is to stop the stage."""
+    if settings.fast:
+        encode, package = fastest(settings.encoding)
+    else:
+        encode, package = exact(settings.encoding), "tokenizers"
+
+    def make(batch: Batch) -> Piece:
+        documents: list[corpus.Document] = []
+        bad: list[corpus.BadRecord] = []
+        bad_before: list[int] = []
+        for number, line in enumerate(batch.lines, batch.first):
+            record = corpus.parse(line, batch.source, number, settings.line_bytes)
+            if isinstance(record, corpus.Document):
+                documents.append(record)
+                bad_before.append(len(bad))
+            elif settings.on_bad_record == "fail":
+                raise BadInputError(
+                    f"{record.source}, line {record.line}: {record.reason}",
+                    "mend the record, or set bad records aside with --on-bad-record quarantine",
+                )
+            else:
+                bad.append(replace(record, content=record.content[:QUARANTINED_CHARACTERS]))
+        rows = encode([document.text for document in documents])
+        chunked = chunk_documents(rows, settings.chunk_size, settings.pad_id, np.dtype(settings.dtype))
+        return Piece(
+            chunked,
+            [corpus.json_line(_about(document)) for document in documents],
+            [corpus.json_line(asdict(record)) for record in bad],
+            np.array(bad_before, np.int64),
+            package,
+        )
+
+    return make
+
+
+def _about(document: corpus.Document) -> dict[str, Any]:
+    return {"source": document.source, "line": document.line, "record": document.extra}
