@@ -1,5 +1,7 @@
 """The one place where GPU or CPU is chosen, with the reason."""
 
+import ctypes
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,10 +40,24 @@ def choose(requested: str, library: Library) -> Device:
     return Device("cpu", f"auto: {library} sees no GPU")
 
 
+DRIVERS = ("libcuda.so.1", "libamdhip64.so")
+
+
 def _torch_gpus() -> int:
+    # Importing torch takes seconds and hundreds of MiB, and stages without a model do it for this question alone.
+    if "torch" not in sys.modules and not any(map(_loads, DRIVERS)):
+        return 0
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _faiss_gpus() -> int:

@@ -68,7 +68,8 @@ See core/filters.py; a hit of the same document is never asked about."""
 
 @dataclass(frozen=True)
 class Index:
-    """What searching needs of an index. ``most_candidates``: the widest search that its device can do."""
+    """What searching needs of an index. ``most_candidates``: the widest search that it can do. ``nearest``: where whole
+    vectors are searched instead of codes (core/scan.py); filters are asked on the other way all the same."""
 
     coarse: Coarse
     blocks: Blocks
@@ -76,9 +77,19 @@ class Index:
     lists: int
     most_candidates: int
     refuse: Refuse | None = None
+    nearest: "Nearest | None" = None
 
     def clip(self, width: Width) -> Width:
         return Width(min(width.nprobe, self.lists), min(width.candidates, self.total, self.most_candidates))
+
+    def whole(self) -> "Nearest | None":
+        """Finds the nearest of the probed lists, whatever the number of candidates."""
+        return None if self.refuse else self.nearest
+
+    def exact(self, queries: Queries, k: int) -> "Found":
+        """Brute force."""
+        whole = self.whole()
+        return whole(queries, k, self.lists) if whole else exact_search(queries, k, self.blocks, self.refuse)
 
 
 @dataclass
@@ -104,6 +115,10 @@ class Found:
 
     def put(self, rows: NDArray[np.int64] | slice, found: "Found") -> None:
         self.keys[rows], self.removed[rows] = found.keys, found.removed
+
+
+Nearest = Callable[[Queries, int, int], Found]
+"""(queries, k, nprobe) -> the ``k`` nearest chunks of other documents in the ``nprobe`` nearest lists."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +154,12 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
     index holds no more. ``cells`` bounds rows x candidates held at a time (some 50 bytes each).
     """
     width = index.clip(width)
+    if index.whole():
+        width = Width(width.nprobe, index.total)
     found = candidates(queries, k, index, width, cells)
     short = _short(found.keys)
     effort.widened_rows += len(short)
-    while len(short) and (wider := index.clip(Width(width.nprobe * WIDEN, width.candidates * WIDEN))) != width:
+    while len(short) and (wider := _wider(width, index)) != width:
         width = wider
         effort.by_round.append(len(short))
         found.put(short, candidates(queries.take(short), k, index, width, cells))
@@ -150,8 +167,13 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
     # Nothing is left to find where every list was probed for every chunk.
     if len(short) and width != Width(index.lists, index.total):
         effort.exact_rows += len(short)
-        found.put(short, exact_search(queries.take(short), k, index.blocks, index.refuse))
+        found.put(short, index.exact(queries.take(short), k))
     return found
+
+
+def _wider(width: Width, index: Index) -> Width:
+    nprobe, candidates = width.nprobe * WIDEN, width.candidates * WIDEN
+    return Width(min(nprobe, index.lists), index.total) if index.whole() else index.clip(Width(nprobe, candidates))
 
 
 def exact_search(
@@ -208,6 +230,8 @@ def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[K
 
 def candidates(queries: Queries, k: int, index: Index, width: Width, cells: int) -> Found:
     """The ``k`` best of one look at the index; rows may stay short."""
+    if whole := index.whole():
+        return whole(queries, k, width.nprobe)
     found = Found.nothing(len(queries), k)
     rows = max(1, cells // max(1, width.candidates))
     for start in range(0, len(queries), rows):
