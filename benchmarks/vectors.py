@@ -1,8 +1,9 @@
 """Embeddings for the benchmarks of the index: of real text below some folders, or drawn where no text is at hand.
 
-Real text: windows of 64 word pieces of every text file, ``--stride`` apart; a file is a document, files of equal content are
-taken once. Windows overlap where the stride is shorter, as one machine rarely holds the text for millions of chunks;
-overlapping windows are of one document, so no neighbour of each other. Embedded with the model in half precision.
+Real text: windows of 64 word pieces of every text file, ``--stride`` apart; a file is a document, files of equal
+content are taken once. Windows overlap where the stride is shorter, as one machine rarely holds the text
+for millions of chunks; overlapping windows are of one document, so no neighbour of each other. Embedded with the model
+in half precision. ``--between`` makes more vectors than windows can be embedded in the time there is.
 """
 
 import argparse
@@ -84,6 +85,24 @@ def embed(model: str, chunks: NDArray[np.uint16], out: NDArray[np.float16]) -> N
             out[start : start + BATCH] = torch.nn.functional.normalize(mean, dim=1).half().cpu().numpy()
 
 
+def between(vectors: NDArray[np.float16], documents: NDArray[np.int32], out: NDArray[np.float16], steps: int) -> None:
+    """``[n * steps, d]``: after each vector ``steps - 1`` on the way to the next of its document, where a window between
+    the two would lie about; to itself at a document's end, with noise of a hundredth, lest it be a copy."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    following = np.minimum(np.arange(len(vectors)) + 1, len(vectors) - 1)
+    following = np.where(documents[following] == documents, following, np.arange(len(vectors)))
+    noise = 0.01 * torch.randn((BATCH, steps, DIMENSION), generator=random) / DIMENSION**0.5
+    for start in range(0, len(vectors), BATCH):
+        a = torch.from_numpy(vectors[start : start + BATCH]).float()[:, None]
+        b = torch.from_numpy(vectors[following[start : start + BATCH]]).float()[:, None]
+        share = (torch.arange(steps) / steps)[:, None]
+        mixed = a + share * (b - a) + noise[: len(a)] * (share > 0)
+        rows = torch.nn.functional.normalize(mixed, dim=-1).half().reshape(-1, DIMENSION).numpy()
+        out[start * steps : start * steps + len(rows)] = rows
+
+
 def drawn(count: int) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
     """Clusters of clusters on the sphere, with a spectrum that falls off, in documents of ten: for rates alone."""
     rng = np.random.default_rng(0)
@@ -114,17 +133,21 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a sentence transformer of 384 dimensions; else vectors are drawn")
     parser.add_argument("--text", nargs="+", default=["/usr/share", "/usr/lib/python3"], help="folders of text files")
     parser.add_argument("--stride", type=int, default=WINDOW)
+    parser.add_argument("--between", type=int, default=1, help="vectors for each window; all but one are interpolated")
     of = parser.parse_args()
     if not of.model:
         write(of.folder, *drawn(of.count))
         return
     of.folder.mkdir(parents=True, exist_ok=True)
-    chunks, documents = windows(of.model, of.text, of.stride, of.count)
-    out = open_memmap(of.folder / "embeddings.npy", "w+", np.float16, (len(chunks), DIMENSION))
-    embed(of.model, chunks, out)
+    chunks, documents = windows(of.model, of.text, of.stride, of.count // of.between)
+    vectors = np.empty((len(chunks), DIMENSION), np.float16)
+    embed(of.model, chunks, vectors)
+    shape = len(chunks) * of.between, DIMENSION
+    out = open_memmap(of.folder / "embeddings.npy", "w+", np.float16, shape)
+    between(vectors, documents, out, of.between)
     out.flush()
-    write(of.folder, None, documents)
-    print(f"{len(chunks):,} windows of {int(documents.max()) + 1:,} documents")
+    write(of.folder, None, documents.repeat(of.between))
+    print(f"{len(out):,} vectors: {len(chunks):,} windows of {int(documents.max()) + 1:,} documents")
 
 
 if __name__ == "__main__":

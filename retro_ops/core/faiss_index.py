@@ -168,7 +168,7 @@ def lists_of(index: Any, ids: NDArray[np.int64]) -> Lists:
     inner: Any = inner_index(index)
     of = np.zeros(index.ntotal, np.int32)
     if not isinstance(inner, faiss.IndexIVF):
-        return Lists(np.zeros((1, index.d), np.float32), of, ids, lambda queries: queries)
+        return Lists(np.zeros((1, index.d), np.float32), of, ids, None)
     lists: Any = inner.invlists
     for number in np.flatnonzero(list_sizes(index)).tolist():
         of[faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number))] = number
@@ -179,7 +179,7 @@ def lists_of(index: Any, ids: NDArray[np.int64]) -> Lists:
             queries = transform.apply(queries)
         return queries
 
-    return Lists(inner.quantizer.reconstruct_n(0, inner.nlist), of, ids, project)
+    return Lists(inner.quantizer.reconstruct_n(0, inner.nlist), of, ids, project if transforms else None)
 
 
 def _transforms(index: Any) -> list[Any]:

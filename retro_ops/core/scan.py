@@ -63,12 +63,12 @@ NONE = 2**63 - 1
 class Lists:
     """The lists of an index. ``centroids`` float32 ``[lists, e]``; ``of`` int32 ``[n]``: the list of each vector;
     ``ids`` int64 ``[n]``, ascending: their global ids. ``project``: queries float32 ``[m, d]`` -> ``[m, e]``, for an
-    index that transforms its vectors."""
+    index that transforms its vectors; else None."""
 
     centroids: NDArray[np.float32]
     of: NDArray[np.int32]
     ids: NDArray[np.int64]
-    project: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    project: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,8 @@ class Scan:
 
         def of_part(part: Part, device: str) -> tuple[Keys, Refused]:
             found = [
-                (rows.start, _nearest(part, _on(device, vectors), _on(device, owners), probes, k))
-                for rows, vectors, owners, probes in self._batches(
-                    queries.vectors, nprobe, part, device, queries.documents
-                )
+                (rows.start, _nearest(part, vectors, _on(device, documents[rows]), probes, k))
+                for rows, vectors, probes in self._batches(queries.vectors, nprobe, part, device)
             ]
             keys = np.concatenate([keys for _, (keys, _, _) in found])
             rows = np.concatenate([start + of for start, (_, of, _) in found])
@@ -179,6 +177,7 @@ class Scan:
 
         if not len(queries):
             return Found.nothing(0, k)
+        documents = queries.documents.view(np.int64)
         found = self._over_parts(of_part)
         best = smallest(np.concatenate([keys for keys, _ in found], axis=1), k)
         counts = [refused.nearer_than(best).counts(len(best)) for _, refused in found]
@@ -190,9 +189,8 @@ class Scan:
         """Distances and ids ``[m, width]`` of the nearest, whatever their document; see core/search.py."""
 
         def of_part(part: Part, device: str) -> Keys:
-            halves = vectors.astype(np.float16)
-            batches = self._batches(halves, nprobe, part, device, np.zeros(len(vectors), np.uint64))
-            return np.concatenate([_widest(part, _on(device, of), probes, width) for _, of, _, probes in batches])
+            batches = self._batches(vectors.astype(np.float16), nprobe, part, device)
+            return np.concatenate([_widest(part, of, probes, width) for _, of, probes in batches])
 
         ids, distances = unpack(smallest(np.concatenate(self._over_parts(of_part), axis=1), width))
         return distances, ids
@@ -208,9 +206,9 @@ class Scan:
             return [found for of_device in pool.map(on, self._devices) for found in of_device]
 
     def _batches(
-        self, vectors: NDArray[np.float16], nprobe: int, part: Part, device: str, documents: NDArray[np.uint64]
-    ) -> Iterator[tuple[slice, NDArray[np.float16], NDArray[np.int64], Tensor | None]]:
-        """Rows, their vectors, documents and probed lists (None: all) of as many queries as can be asked at once."""
+        self, vectors: NDArray[np.float16], nprobe: int, part: Part, device: str
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Rows, their vectors and probed lists (None: all) of as many queries as can be asked at once."""
         lists = len(self._lists.centroids)
         every = nprobe >= lists
         probed_tiles = part.vectors.shape[0] * (1 if every else nprobe / lists)
@@ -218,14 +216,15 @@ class Scan:
         rows = max(PROBE_ROWS, rows // PROBE_ROWS * PROBE_ROWS) if not every else max(1, rows)
         for start in range(0, len(vectors), rows):
             of = slice(start, min(start + rows, len(vectors)))
-            probes = None if every else self._probes(vectors[of], nprobe, device)
-            yield of, vectors[of], documents[of].view(np.int64), probes
+            queries = _on(device, vectors[of])
+            yield of, queries, None if every else self._probes(queries, nprobe, device)
 
-    def _probes(self, vectors: NDArray[np.float16], nprobe: int, device: str) -> Tensor:
+    def _probes(self, queries: Tensor, nprobe: int, device: str) -> Tensor:
         """The nearest lists of each query, int64 ``[m, nprobe]``."""
         import torch
 
-        asked = asking(_on(device, self._lists.project(vectors.astype(np.float32))))
+        project = self._lists.project
+        asked = asking(_on(device, project(queries.float().cpu().numpy())) if project else queries)
         probes = []
         for block in asked.split(PROBE_ROWS):
             filled = torch.cat((block, block.new_zeros((PROBE_ROWS - len(block), block.shape[1]))))
@@ -289,13 +288,12 @@ class Best:
 
     @staticmethod
     def of(part: Part, asked: Tensor, probes: Tensor | None) -> "Best":
-        """``asked``: left operands ``[m, c]``. Without ``probes`` all tiles are one list."""
+        """``asked``: left operands ``[m, c]``."""
         import torch
 
-        first_tiles = part.first_tiles
         if probes is None:
-            probes = torch.zeros((len(asked), 1), dtype=torch.int64, device=asked.device)
-            first_tiles = first_tiles[[0, -1]]
+            return Best._of_all(part, asked)
+        first_tiles = part.first_tiles
         tiles = first_tiles.diff()
         of_pair = tiles[probes]
         ends = of_pair.cumsum(dim=1)
@@ -315,6 +313,19 @@ class Best:
             best = found.reshape(*found.shape[:2], GROUPS, GROUP).amax(dim=-1)
             table[rows, columns_of[pairs] + at[:, None]] = best
         return Best(table[:-1].reshape(len(table) - 1, -1), probes, ends, first_tiles)
+
+    @staticmethod
+    def _of_all(part: Part, asked: Tensor) -> "Best":
+        """All tiles as one list, which needs no sorting."""
+        import torch
+
+        best = [
+            scores(asked, block.flatten(0, 1)).reshape(len(asked), -1, GROUP).amax(dim=-1)
+            for block in part.vectors.split(max(1, EXACT_NUMBERS // (len(asked) * TILE)))
+        ]
+        probes = torch.zeros((len(asked), 1), dtype=torch.int64, device=asked.device)
+        first_tiles = part.first_tiles[[0, -1]]
+        return Best(torch.cat(best, dim=1), probes, first_tiles[1:].expand(len(asked), 1).contiguous(), first_tiles)
 
     def groups(self, rows: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
         """The ``wanted`` best groups of ``rows`` ``[r]`` (or as many as there are; -1: none), and the score that none
@@ -356,8 +367,9 @@ def _exact(part: Part, queries: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]
     import torch
 
     slots = (groups.clamp(min=0)[:, :, None] * GROUP + torch.arange(GROUP, device=groups.device)).flatten(1)
-    vectors = part.vectors.reshape(-1, part.vectors.shape[-1])[slots][..., : queries.shape[1]].double()
-    wide = queries.double()
+    vectors = part.vectors.reshape(-1, part.vectors.shape[-1])[slots].double()
+    # Columns beyond the dimension are multiplied with zero; padding becomes NaN there, and is masked.
+    wide = torch.nn.functional.pad(queries.double(), (0, vectors.shape[-1] - queries.shape[1]))
     products = torch.bmm(vectors, wide[:, :, None])[..., 0]
     distances = (wide.square().sum(dim=1, keepdim=True) + part.squares[slots] - 2 * products).float().clamp_(min=0)
     ids = part.ids[slots]

@@ -139,9 +139,8 @@ class Refused:
         return Refused(self.rows[nearer], self.keys[nearer], self.reasons[nearer])
 
     def counts(self, rows: int) -> NDArray[np.int64]:
-        counts = np.zeros((rows, len(REASONS)), np.int64)
-        np.add.at(counts, (self.rows, self.reasons - 1), 1)
-        return counts
+        cells = self.rows * len(REASONS) + (self.reasons - 1)
+        return np.bincount(cells, minlength=rows * len(REASONS)).reshape(rows, len(REASONS))
 
 
 NOBODY = Refused.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.uint64))

@@ -41,14 +41,14 @@ def test_it_finds_the_nearest_of_the_probed_lists_with_ties_however_divided(
     documents = np.sort(rng.integers(0, max(1, rows // 3), rows)).astype(np.uint64)
     of = rng.integers(0, count, rows).astype(np.int32)
     centroids = rng.normal(size=(count, dimension)).astype(np.float32)
-    lists = Lists(centroids, of, np.arange(rows), lambda queries: queries)
+    lists = Lists(centroids, of, np.arange(rows), None)
     cuts = sorted({0, rows, *rng.integers(0, rows + 1, parts - 1).tolist()})
     queries, nprobe = Queries(vectors, documents), min(nprobe, count)
     made = scan_of(vectors, documents, lists, cuts, block)
     found = made.nearest(queries, k, nprobe)
     probes = np.broadcast_to(np.arange(count), (rows, count))
     if nprobe < count:
-        probes = made._probes(vectors, nprobe, "cpu").numpy()
+        probes = made._probes(torch.from_numpy(vectors), nprobe, "cpu").numpy()
     for i in range(rows):
         member = np.isin(of, probes[i])
         ids = np.flatnonzero(member)
@@ -76,10 +76,12 @@ def test_it_has_the_recall_of_the_lists_and_depends_on_no_batch(filled: tuple[fa
     some = queries.take(np.arange(0, 6000, 10))
     found = made.nearest(some, 4, 4)
     if len(lists.centroids) > 1:
-        space = lists.project(some.vectors.astype(np.float32))
+        space = some.vectors.astype(np.float32)
+        if lists.project:
+            space = lists.project(space)
         flat = faiss.IndexFlatL2(lists.centroids.shape[1])
         flat.add(lists.centroids)
-        by_faiss, ours = flat.search(space, 4)[1], made._probes(some.vectors, 4, "cpu").numpy()
+        by_faiss, ours = flat.search(space, 4)[1], made._probes(torch.from_numpy(some.vectors), 4, "cpu").numpy()
         assert (np.sort(by_faiss) == np.sort(ours)).all(axis=1).mean() > 0.95
     ids, distances = made.coarse(some.vectors.astype(np.float32), 40, 4)[::-1]
     assert (np.diff(distances, axis=1) >= 0).all()
@@ -112,7 +114,7 @@ def test_rows_that_their_own_document_fills_are_widened_until_they_are_full() ->
     vectors = clustered(4000, 5)
     vectors[:3000] = vectors[0]
     documents = np.concatenate((np.zeros(3000), np.arange(1000) + 1)).astype(np.uint64)
-    lists = Lists(np.zeros((1, 32), np.float32), np.zeros(4000, np.int32), np.arange(4000), lambda queries: queries)
+    lists = Lists(np.zeros((1, 32), np.float32), np.zeros(4000, np.int32), np.arange(4000), None)
     made = scan_of(vectors, documents, lists, [0, 4000])
     queries = Queries(vectors, documents).take(np.array([0, 2999, 3500]))
     found, truth = made.nearest(queries, 4, 1), search.exact_search(queries, 4, blocks_of(vectors, documents, 999))
@@ -122,7 +124,7 @@ def test_rows_that_their_own_document_fills_are_widened_until_they_are_full() ->
 
 
 def test_vectors_are_divided_over_devices_and_into_as_many_parts_as_fit() -> None:
-    lists = Lists(np.zeros((2, 384), np.float32), np.zeros(10**6, np.int32), np.arange(10**6), lambda queries: queries)
+    lists = Lists(np.zeros((2, 384), np.float32), np.zeros(10**6, np.int32), np.arange(10**6), None)
     for devices, gigabytes, parts in ((["cpu"], 2, 1), (["a", "b"], 2, 2), (["a", "b"], 0.3, 4), (["cpu"], 0.1, 9)):
         made = scan.spans(lists, 384, devices, int(gigabytes * 10**9))
         assert len(made) == parts
