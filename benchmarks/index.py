@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=100_000)
     parser.add_argument("--faiss-train", action=argparse.BooleanOptionalAction, default=True, help="faiss' own as well")
     parser.add_argument("--faiss-fill", type=int, default=100_000, help="vectors that plain faiss adds")
+    parser.add_argument("--check", type=int, default=100_000, help="vectors among which recall is measured")
     parser.add_argument("--nprobe", type=int, default=16)
     parser.add_argument("--device", default="auto")
     of = parser.parse_args()
@@ -164,10 +165,11 @@ def main() -> None:
         on_gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, faiss.clone_index(theirs))
         seconds = sum(clock(lambda b=block: on_gpu.add(b.astype(np.float32))) for block in blocks(part))
         row("fill, faiss-gpu", seconds, len(part))
+    part = np.array(everything[: of.check])
     truth = exact(part, queries, device)
     for name, index in (("ours", ours), ("faiss", theirs))[: 2 if of.faiss_train else 1]:
         index.reset()
-        faiss_index.fill(index, blocks(part), lambda _: None, where if name == "ours" else Device("cpu", ""))
+        faiss_index.fill(index, blocks(part), lambda _: None, where)
         print(f"{name + ' training':20}{quality(index, part, queries, truth, of.nprobe)}", flush=True)
 
 

@@ -86,8 +86,8 @@ def embed(model: str, chunks: NDArray[np.uint16], out: NDArray[np.float16]) -> N
 
 
 def between(vectors: NDArray[np.float16], documents: NDArray[np.int32], out: NDArray[np.float16], steps: int) -> None:
-    """``[n * steps, d]``: after each vector ``steps - 1`` on the way to the next of its document, where a window between
-    the two would lie about; to itself at a document's end, with noise of a hundredth, lest it be a copy."""
+    """``[n * steps, d]``: after each vector ``steps - 1`` on the way to the next of its document, where a window in
+    between would lie about; at a document's end, near itself. Noise of a hundredth keeps them from being copies."""
     import torch
 
     random = torch.Generator().manual_seed(0)
