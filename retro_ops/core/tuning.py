@@ -110,7 +110,9 @@ def _candidate_counts(least: int, most: int) -> list[int]:
 
 
 def _cost(width: Width, index: Index) -> float:
-    return width.nprobe * index.total / index.lists + width.candidates * COST_OF_A_CANDIDATE
+    # Where whole vectors are searched, their number is not asked.
+    candidates = 0 if index.whole() else width.candidates
+    return width.nprobe * index.total / index.lists + candidates * COST_OF_A_CANDIDATE
 
 
 def lower_bound(recall: float, count: int) -> float:

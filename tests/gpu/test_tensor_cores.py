@@ -43,8 +43,6 @@ def filled(index: faiss.Index, vectors: NDArray[np.float16], where: Device) -> f
 def test_training_is_deterministic_and_codes_are_those_of_the_cpu(index_type: str, queries: Queries) -> None:
     index, same = (trained(index_type, queries.vectors, GPU) for _ in range(2))
     assert np.array_equal(faiss.serialize_index(index), faiss.serialize_index(same))
-        faiss.serialize_index(index), faiss.serialize_index(trained(index_type, queries.vectors, GPU))
-    )
     ours, again, theirs = (filled(index, queries.vectors, where) for where in (GPU, GPU, CPU))
     assert np.array_equal(faiss.serialize_index(ours), faiss.serialize_index(again))
     lists = [faiss_index.lists_of(made, np.arange(ROWS)).of for made in (ours, theirs)]
