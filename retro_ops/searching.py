@@ -76,16 +76,16 @@ class IndexedChunks:
         """The blocks of some shards, ``positions`` ascending."""
         kept = list(positions)
 
-        def blocks(wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+        def ranges(wanted: NDArray[np.int64] | None) -> Iterator[tuple[int, int, int]]:
             if wanted is None:
                 for position in kept:
                     for start in range(0, len(self.embeddings[position]), BLOCK_ROWS):
-                        yield self._block(position, start, min(start + BLOCK_ROWS, len(self.embeddings[position])))
+                        yield position, start, min(start + BLOCK_ROWS, len(self.embeddings[position]))
                 return
             for position, _, local in self._wanted(wanted):
-                yield self._block(position, int(local[0]), int(local[-1]) + 1)
+                yield position, int(local[0]), int(local[-1]) + 1
 
-        return blocks
+        return lambda wanted: store.ahead(partial(self._block, *of) for of in ranges(wanted))
 
     def ids_of(self, positions: Sequence[int]) -> NDArray[np.int64]:
         """Global ids of the chunks of some shards."""

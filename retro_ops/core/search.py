@@ -135,7 +135,7 @@ class Refused:
 
     def nearer_than(self, best: Keys) -> "Refused":
         """Those nearer than the last of ``best`` in their row; all of them where it is not full."""
-        nearer = self.keys < best[self.rows, -1]
+        nearer = self.keys < np.ascontiguousarray(best[:, -1])[self.rows]
         return Refused(self.rows[nearer], self.keys[nearer], self.reasons[nearer])
 
     def counts(self, rows: int) -> NDArray[np.int64]:
@@ -212,13 +212,13 @@ def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[K
     order = np.argsort(flat, kind="stable")
     order = order[np.searchsorted(flat[order], 0) :]  # Without the -1.
     wanted = flat[order]
-    keys = np.full(flat.shape, NOTHING)
+    keys, wide = np.full(flat.shape, NOTHING), queries.vectors.astype(np.float32)
     same_rows, same_keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for block in blocks(wanted):
         low, high = np.searchsorted(wanted, (block.first, block.first + len(block.vectors)))
         cells = order[low:high]
         rows, columns = cells // ids.shape[1], wanted[low:high] - block.first
-        distances = pair_distances(queries.vectors, block.vectors, rows, columns)
+        distances = pair_distances(wide, block.vectors.astype(np.float32), rows, columns)
         found = pack(distances, columns + block.first, EVERYONE)
         same = queries.documents[rows] == block.documents[columns]
         keys[cells] = np.where(same, NOTHING, found)

@@ -53,7 +53,11 @@ def trials(queries: Queries, truth: Keys, index: Index, fixed_nprobe: int | None
     made = []
     for nprobe in [fixed_nprobe] if fixed_nprobe else _doublings(index.lists):
         width = index.clip(Width(nprobe, MOST_CANDIDATES))
-        made.append(Trial(width.nprobe, _ranks(coarse_ids(index, queries.vectors, width), truth)))
+        if whole := index.whole():
+            ids, _ = unpack(whole(queries, truth.shape[1], width.nprobe).keys)
+        else:
+            ids = coarse_ids(index, queries.vectors, width)
+        made.append(Trial(width.nprobe, _ranks(ids, truth)))
     return made
 
 

@@ -316,7 +316,7 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     # A block that is read anew for every few rows would cost more than the search: many rows at a time.
     budget = parse_bytes(parameters.memory_budget) // 2
     cells = budget // CELL_BYTES
-    row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 2 * shard.embeddings.row_bytes
+    row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 4 * shard.embeddings.row_bytes
     row_bytes += 2 * shard.tokens.row_bytes if shard.tokens else 0
     rows = max(BLOCK_ROWS, budget // row_bytes // BLOCK_ROWS * BLOCK_ROWS)
     refuse = searching.refuser(chunks, searching.limits(parameters, query.split), pad_id)

@@ -172,7 +172,8 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
     vectors = unit_vectors(300, 384, 1)
     whole = exact.squared_distances(vectors, vectors)
     rows, columns = np.divmod(np.arange(300 * 300), 300)
-    np.testing.assert_array_equal(exact.pair_distances(vectors, vectors, rows, columns), whole.ravel())
+    wide = vectors.astype(np.float32)
+    np.testing.assert_array_equal(exact.pair_distances(wide, wide, rows, columns), whole.ravel())
     np.testing.assert_array_equal(exact.squared_distances(vectors[7:8], vectors[100:111]), whole[7:8, 100:111])
 
 
