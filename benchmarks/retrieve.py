@@ -36,20 +36,34 @@ def recall(found: Ids, truth: Ids) -> float:
     return float(hits.sum() / max(1, (truth >= 0).sum()))
 
 
+Find = Callable[[search.Queries], Ids]
+
+TURNS = 10
+
+
 class Table:
     def __init__(self, check: search.Queries, truth: Ids) -> None:
         self._check, self._truth = check, truth
         print(f"{'search':58}{'recall@4':>10}{'full rows':>11}{'queries/s':>12}")
 
-    def row(self, name: str, find: Callable[[search.Queries], Ids], queries: search.Queries) -> float:
+    def row(self, name: str, find: Find, queries: search.Queries) -> float:
         """Recall on the sample, rate on ``queries``; returns seconds."""
-        found = find(self._check)
-        start = time.monotonic()
-        find(queries)
-        seconds = time.monotonic() - start
-        full = (found >= 0).all(axis=1).mean()
-        rate = len(queries) / seconds
-        print(f"{name:58}{recall(found, self._truth):>10.4f}{full:>11.2%}{rate:>12,.0f}", flush=True)
+        return self.by_turns({name: find}, queries, turns=1)[0]
+
+    def by_turns(self, finds: dict[str, Find], queries: search.Queries, turns: int) -> list[float]:
+        """Likewise, slice after slice of the queries, so that whatever else the machine does falls on all of them."""
+        recalls, seconds = [], [0.0] * len(finds)
+        for find in finds.values():
+            found = find(self._check)
+            recalls.append((recall(found, self._truth), (found >= 0).all(axis=1).mean()))
+        for rows in np.array_split(np.arange(len(queries)), turns):
+            some = queries.take(rows) if turns > 1 else queries
+            for number, find in enumerate(finds.values()):
+                start = time.monotonic()
+                find(some)
+                seconds[number] += time.monotonic() - start
+        for name, (share, full), taken in zip(finds, recalls, seconds, strict=True):
+            print(f"{name:58}{share:>10.4f}{full:>11.2%}{len(queries) / taken:>12,.0f}", flush=True)
         return seconds
 
 
@@ -117,14 +131,19 @@ def main() -> None:
         return exact.unpack(search.find(some, K, ours, width, CELLS, search.Effort()).keys)[0]
 
     what = f"nprobe {width.nprobe}, " + ("whole vectors" if ours.nearest else f"{width.candidates} candidates")
-    seconds = table.row(f"ours, target {of.target} ({what})", by_ours, queries)
+    name = f"ours, target {of.target} ({what})"
+    if where.chosen == "cpu":
+        seconds = _beside_faiss(table, {name: by_ours}, index, of.folder, owners, width, queries)
+    else:
+        seconds = table.row(name, by_ours, queries)
     print("  ", limits.line(*_work(len(queries), width, chunks.total, ours.lists, 384, bool(ours.nearest)), seconds))
     some = queries.take(slice(0, 4000 if ours.nearest else 500))
     table.row("exact search, ours", lambda of: exact.unpack(ours.exact(of, K).keys)[0], some)
+    if ours.nearest:
+        for nprobe in (16, 32, 64, 128):
+            _nprobe_row(table, ours, nprobe, queries)
     _plain_rows(table, index, owners, width, queries.take(slice(0, 20_000)))
-    if where.chosen == "cpu":
-        _refined_row(table, index, of.folder, owners, width, queries)
-    elif hasattr(faiss, "StandardGpuResources"):
+    if where.chosen == "cuda" and hasattr(faiss, "StandardGpuResources"):
         _gpu_rows(table, index, owners, width, queries)
 
 
@@ -147,18 +166,37 @@ def _plain_rows(table: Table, index: Any, owners: Ids, width: search.Width, quer
         )
 
 
-def _refined_row(
-    table: Table, index: Any, folder: Path, owners: Ids, width: search.Width, queries: search.Queries
-) -> None:
-    """faiss' own re-scoring of as many candidates, from float32 vectors in memory."""
+def _beside_faiss(
+    table: Table,
+    finds: dict[str, Find],
+    index: Any,
+    folder: Path,
+    owners: Ids,
+    width: search.Width,
+    queries: search.Queries,
+) -> float:
+    """By turns with plain faiss at as many lists, and with faiss' own re-scoring of as many candidates, which holds all
+    vectors as float32 in memory. Seconds of the first."""
     vectors = faiss.IndexFlat(index.d)
     vectors.add(np.load(folder / "embeddings.npy").astype(np.float32))
     refine = faiss.IndexRefine(index, vectors)
     faiss_index.inner_index(index).nprobe = width.nprobe
     margin = max(4, width.candidates // 2 - K)
     refine.k_factor = width.candidates / (K + margin)
-    name = f"faiss' re-scoring, nprobe {width.nprobe}, {width.candidates} candidates"
-    table.row(name, lambda some: plain(lambda q, w: refine.search(q, w)[1], owners, margin, some), queries)
+    finds[f"faiss with its re-scoring of {width.candidates} candidates, nprobe {width.nprobe}"] = lambda some: plain(
+        lambda q, w: refine.search(q, w)[1], owners, margin, some
+    )
+    finds[f"plain faiss, nprobe {width.nprobe}, margin {MARGIN}"] = lambda some: plain(
+        lambda q, w: index.search(q, w)[1], owners, MARGIN, some
+    )
+    return table.by_turns(finds, queries, TURNS)[0]
+
+
+def _nprobe_row(table: Table, ours: search.Index, nprobe: int, queries: search.Queries) -> None:
+    def find(some: search.Queries) -> Ids:
+        return exact.unpack(search.find(some, K, ours, search.Width(nprobe, K), CELLS, search.Effort()).keys)[0]
+
+    table.row(f"ours, nprobe {nprobe}, whole vectors", find, queries)
 
 
 def _gpu_rows(table: Table, index: Any, owners: Ids, width: search.Width, queries: search.Queries) -> None:

@@ -1,5 +1,6 @@
 """Trained index + embeddings -> filled index: of a whole spec, or of one shard (a partial index)."""
 
+import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
@@ -108,15 +109,17 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     else:
         where = device.Device("cpu", "faiss fills this type on the CPU, where the order of ids is certain")
     total = sum(map(len, shards))
-    progress = Progress(STAGE, total, "vectors")
+    progress, start = Progress(STAGE, total, "vectors"), time.monotonic()
     for shard in shards:
         faiss_index.fill(index, (block for _, block in shard.blocks(BLOCK_ROWS)), progress.advance, where)
     progress.close()
+    fill_s = time.monotonic() - start
     if index.ntotal != total:
         raise RuntimeError(f"the index holds {index.ntotal} vectors after adding {total}")
     return report.Outcome(
         counts={"vectors": total},
         outputs=[save_index(index, job.output)],
         identity=identity,
+        details={"fill_seconds": round(fill_s, 3)},
         device=where,
     )
