@@ -8,6 +8,7 @@ against exact search over all vectors, on a sample; the width is tuned on anothe
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def recall(found: Ids, truth: Ids) -> float:
 
 Find = Callable[[search.Queries], Ids]
 
-TURNS = 10
+TURNS = 4
 
 
 class Table:
@@ -127,13 +128,15 @@ def main() -> None:
     table = Table(check, truth)
     owners = np.concatenate([block.documents for block in ours.blocks(None)]).view(np.int64)
 
-    def by_ours(some: search.Queries) -> Ids:
+    def by_ours(some: search.Queries, width: search.Width = width) -> Ids:
         return exact.unpack(search.find(some, K, ours, width, CELLS, search.Effort()).keys)[0]
 
     what = f"nprobe {width.nprobe}, " + ("whole vectors" if ours.nearest else f"{width.candidates} candidates")
     name = f"ours, target {of.target} ({what})"
     if where.chosen == "cpu":
-        seconds = _beside_faiss(table, {name: by_ours}, index, of.folder, owners, width, queries)
+        half = search.Width(max(1, width.nprobe // 2), width.candidates)
+        finds = {name: by_ours, f"ours, half as many lists ({half.nprobe})": partial(by_ours, width=half)}
+        seconds = _beside_faiss(table, finds, index, of.folder, owners, width, queries)
     else:
         seconds = table.row(name, by_ours, queries)
     print("  ", limits.line(*_work(len(queries), width, chunks.total, ours.lists, 384, bool(ours.nearest)), seconds))
@@ -180,15 +183,17 @@ def _beside_faiss(
     vectors = faiss.IndexFlat(index.d)
     vectors.add(np.load(folder / "embeddings.npy").astype(np.float32))
     refine = faiss.IndexRefine(index, vectors)
-    faiss_index.inner_index(index).nprobe = width.nprobe
+    inner = faiss_index.inner_index(index)
     margin = max(4, width.candidates // 2 - K)
     refine.k_factor = width.candidates / (K + margin)
-    finds[f"faiss with its re-scoring of {width.candidates} candidates, nprobe {width.nprobe}"] = lambda some: plain(
-        lambda q, w: refine.search(q, w)[1], owners, margin, some
-    )
-    finds[f"plain faiss, nprobe {width.nprobe}, margin {MARGIN}"] = lambda some: plain(
-        lambda q, w: index.search(q, w)[1], owners, MARGIN, some
-    )
+
+    def by_faiss(of: Any, margin: int, some: search.Queries) -> Ids:
+        inner.nprobe = width.nprobe  # Ours leaves it as the last widening set it.
+        return plain(lambda q, w: of.search(q, w)[1], owners, margin, some)
+
+    name = f"faiss with its re-scoring of {width.candidates} candidates, nprobe {width.nprobe}"
+    finds[name] = partial(by_faiss, refine, margin)
+    finds[f"plain faiss, nprobe {width.nprobe}, margin {MARGIN}"] = partial(by_faiss, index, MARGIN)
     return table.by_turns(finds, queries, TURNS)[0]
 
 

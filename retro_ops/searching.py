@@ -165,7 +165,7 @@ def search_of(
     the embeddings themselves, list by list; the CPU the codes."""
     blocks, lists = chunks.blocks_of(positions), faiss_index.list_count(index)
     ids = chunks.ids_of(positions)
-    if device.chosen == "cuda":
+    if device.chosen == "cuda" and len(ids):
         import torch
 
         name = prepare(device)
