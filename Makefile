@@ -68,8 +68,11 @@ types: dev
 imports: dev
 	$(AIRFLOW)/lint-imports
 
-bench: venv ## Benchmarks, printed as tables
+bench: dev ## Benchmarks, printed as tables
 	$(STAGES)/python benchmarks/memory.py
+	$(STAGES)/python benchmarks/index.py $(RUN_DIR)/bench
+	$(STAGES)/python benchmarks/retrieve.py $(RUN_DIR)/bench
+	$(STAGES)/python benchmarks/store.py --delay 0.02
 
 storm: demo ## Kill tasks and stages of a run at random; its outputs must equal the demo's
 	$(STAGES)/python benchmarks/kill_storm.py --run-dir $(RUN_DIR)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from tokenize import TokenError
 from types import TracebackType
 from typing import Any
@@ -47,9 +48,9 @@ class NpyReader:
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
     def blocks(self, rows: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(first row, at most ``rows`` rows), in order, from row ``first`` on."""
-        for start in range(first, len(self), rows):
-            yield start, self.rows(start, start + rows)
+        """(first row, at most ``rows`` rows), in order, from row ``first`` on; read ahead of their use."""
+        starts = range(first, len(self), rows)
+        yield from zip(starts, store.ahead(partial(self.rows, start, start + rows) for start in starts), strict=True)
 
 
 def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> NpyReader:

@@ -1,6 +1,8 @@
 """The one place where GPU or CPU is chosen, and how it is used, with the reason."""
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,10 +83,24 @@ def _cgroup_quota() -> float | None:
     return None if most.strip() in ("max", "-1") else int(most) / int(period)
 
 
+DRIVERS = ("libcuda.so.1", "libamdhip64.so")
+
+
 def _torch_gpus() -> int:
+    # Importing torch takes seconds and hundreds of MiB, and stages without a model do it for this question alone.
+    if "torch" not in sys.modules and not any(map(_loads, DRIVERS)):
+        return 0
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _faiss_gpus() -> int:

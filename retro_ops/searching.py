@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops import layout, store
 from retro_ops.arrays import NpyReader, open_npy
-from retro_ops.core import faiss_index, filters, tuning
+from retro_ops.core import faiss_index, filters, scan, tuning
 from retro_ops.core.exact import MAX_CHUNKS
+from retro_ops.core.nearness import prepare
 from retro_ops.core.sampling import sample_rows
-from retro_ops.core.search import Block, Blocks, Index, Queries, Refuse, Width, exact_search
+from retro_ops.core.search import Block, Blocks, Index, Queries, Refuse, Width
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.indexes import load_index
@@ -22,8 +23,10 @@ from retro_ops.specs import IndexShard, Parameters, Split
 
 BLOCK_ROWS = 8192
 
-MOST_CANDIDATES = {"cpu": 2**15, "cuda": 2048}
-"""faiss on a GPU takes no wider search."""
+MOST_CANDIDATES = 2**15
+"""More are not looked for before exact search."""
+
+SearchedBy = Literal["codes", "vectors"]
 
 UNKNOWN_DOCUMENT = np.uint64(2**63)
 """Identity of queries whose document nobody knows: with the row number added, equal to no other."""
@@ -73,16 +76,20 @@ class IndexedChunks:
         """The blocks of some shards, ``positions`` ascending."""
         kept = list(positions)
 
-        def blocks(wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+        def ranges(wanted: NDArray[np.int64] | None) -> Iterator[tuple[int, int, int]]:
             if wanted is None:
                 for position in kept:
                     for start in range(0, len(self.embeddings[position]), BLOCK_ROWS):
-                        yield self._block(position, start, min(start + BLOCK_ROWS, len(self.embeddings[position])))
+                        yield position, start, min(start + BLOCK_ROWS, len(self.embeddings[position]))
                 return
             for position, _, local in self._wanted(wanted):
-                yield self._block(position, int(local[0]), int(local[-1]) + 1)
+                yield position, int(local[0]), int(local[-1]) + 1
 
-        return blocks
+        return lambda wanted: store.ahead(partial(self._block, *of) for of in ranges(wanted))
+
+    def ids_of(self, positions: Sequence[int]) -> NDArray[np.int64]:
+        """Global ids of the chunks of some shards."""
+        return np.concatenate([np.arange(self.offsets[at], self.offsets[at + 1]) for at in positions])
 
     def _wanted(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
         """Of each block that holds any of the (ascending) ``ids``: shard, which of the ids, and their rows in it.
@@ -147,14 +154,33 @@ def open_index(
             f"{uri} holds {loaded.ntotal:,} vectors, its index spec names {chunks.total:,}",
             "give the index spec that the index was filled from",
         )
-    return Index(
-        coarse=faiss_index.searcher(loaded, device, parameters.shard_index),
-        blocks=chunks.blocks,
-        total=chunks.total,
-        lists=faiss_index.list_count(loaded),
-        most_candidates=MOST_CANDIDATES[device.chosen],
-        refuse=refuser(chunks, limits(parameters, split), pad_id),
-    )
+    refuse = refuser(chunks, limits(parameters, split), pad_id)
+    return search_of(loaded, chunks, range(len(chunks.embeddings)), device, refuse)
+
+
+def search_of(
+    index: Any, chunks: IndexedChunks, positions: Sequence[int], device: Device, refuse: Refuse | None
+) -> Index:
+    """Of a faiss ``index`` that was filled from the shards at ``positions`` (ascending), in global ids. A GPU searches
+    the embeddings themselves, list by list; the CPU the codes."""
+    blocks, lists = chunks.blocks_of(positions), faiss_index.list_count(index)
+    ids = chunks.ids_of(positions)
+    if device.chosen == "cuda" and len(ids):
+        import torch
+
+        name = prepare(device)
+        devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
+        of = faiss_index.lists_of(index, ids)
+        room = min(map(scan.capacity, devices))
+        made = scan.Scan(of, blocks, scan.spans(of, chunks.embeddings[0].shape[1], devices, room))
+        return Index(made.coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse, made.nearest)
+    by_codes = faiss_index.searcher(index, device, shard_over_gpus=False)
+
+    def coarse(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        distances, found = by_codes(queries, width, nprobe)
+        return distances, np.where(found < 0, found, ids[found])
+
+    return Index(coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse)
 
 
 @dataclass(frozen=True)
@@ -168,6 +194,8 @@ class Tuned:
     lower_bound: float
     target: float
     reached: bool
+    searched: SearchedBy
+    """What: whole vectors in as many lists bring more neighbours than codes do."""
     table: list[dict[str, Any]]
     """Recall by number of lists and candidates, as measured."""
 
@@ -185,9 +213,10 @@ TABLE_CANDIDATES = (4, 16, 64, 256, 1024)
 def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
     """Measure on ``queries`` (a sample) what reaches ``target_recall``; a width that was given is only measured."""
     k, target = parameters.num_neighbours, parameters.target_recall
+    searched: SearchedBy = "vectors" if index.nearest else "codes"
     if target >= 1:
-        return Tuned(None, index.total, len(queries), 1.0, 1.0, target, reached=True, table=[])
-    truth = exact_search(queries, k, index.blocks, index.refuse).keys
+        return Tuned(None, index.total, len(queries), 1.0, 1.0, target, reached=True, searched=searched, table=[])
+    truth = index.exact(queries, k).keys
     made = tuning.trials(queries, truth, index, parameters.nprobe)
     if parameters.retrieval_margin is None:
         choice = tuning.choose(made, target, index, least=k)
@@ -204,7 +233,9 @@ def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
         f"{len(queries):,} queries with nprobe {choice.width.nprobe} and {choice.width.candidates} candidates{said}"
     )
     return Tuned(
-        choice.width, index.total, len(queries), choice.recall, choice.lower_bound, target, choice.reached, table
+        *(choice.width, index.total, len(queries), choice.recall, choice.lower_bound, target, choice.reached),
+        searched=searched,
+        table=table,
     )
 
 

@@ -15,11 +15,12 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from retro_ops.errors import BadInputError, ConfigurationError, TransientError
 from retro_ops.specs import parent, split_scheme
@@ -27,8 +28,8 @@ from retro_ops.specs import parent, split_scheme
 PART_BYTES = 16 * 2**20
 """Multipart size: S3 allows 10,000 parts, so objects up to 160 GB of unknown length."""
 
-PARTS_AT_ONCE = 4
-"""Of one upload: a request is mostly waiting and hashing, and one at a time does not fill a link."""
+PARTS_IN_FLIGHT = 3
+"""Each holds PART_BYTES."""
 
 READ_AHEAD_BYTES = 8 * 2**20
 
@@ -130,6 +131,24 @@ def write(uri: str, data: bytes) -> Written:
         return writer.close()
 
 
+AHEAD = 4
+"""Reads in flight: enough to hide a store's delay behind work, few enough to hold."""
+
+T = TypeVar("T")
+
+
+def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
+    """What ``reads`` give, in order; up to AHEAD of them run, or wait to be taken, while the caller works."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        running: deque[Future[T]] = deque()
+        for read in reads:
+            running.append(pool.submit(read))
+            if len(running) >= AHEAD:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
 @contextlib.contextmanager
 def create(uri: str) -> Iterator[Writer]:
     """A writer that is aborted unless it was closed."""
@@ -157,7 +176,7 @@ def open_stream(uri: str) -> IO[bytes]:
     if at(uri) is _LOCAL:
         with _local_errors(uri):
             return open(uri, "rb")
-    return io.BufferedReader(_RangeStream(uri), READ_AHEAD_BYTES)
+    return io.BufferedReader(_RangeStream(uri))
 
 
 def _hash_stream(stream: IO[bytes]) -> str:
@@ -167,20 +186,26 @@ def _hash_stream(stream: IO[bytes]) -> str:
 
 class _RangeStream(io.RawIOBase):
     def __init__(self, uri: str) -> None:
-        self._uri = uri
         self._store = at(uri)
-        self._size = self._store.size(uri)
-        self._position = 0
+        size = self._store.size(uri)
+        ranges = ((start, min(READ_AHEAD_BYTES, size - start)) for start in range(0, size, READ_AHEAD_BYTES))
+        self._chunks = ahead(functools.partial(self._store.read_range, uri, *of) for of in ranges)
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), self._size - self._position)
-        if length:
-            buffer[:length] = self._store.read_range(self._uri, self._position, length)
-            self._position += length
+        if not self._rest:
+            self._rest = memoryview(next(self._chunks, b""))
+        length = min(len(buffer), len(self._rest))
+        buffer[:length] = self._rest[:length]
+        self._rest = self._rest[length:]
         return length
+
+    def close(self) -> None:
+        self._chunks.close()
+        super().close()
 
 
 class LocalStore:
@@ -374,18 +399,20 @@ class S3Store:
 
 
 class _S3Writer:
-    """Multipart upload, some parts at once. The first is held back until ``close``, so its head may still change."""
+    """Multipart upload, a few parts at a time. The first is held back until ``close``, so its head may still change."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._target = _bucket_key(uri)
         self._first: bytearray | None = None
         self._buffer = bytearray()
-        self._sent: list[Future[dict[str, Any]]] = []
-        self._senders: ThreadPoolExecutor | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._next = 1
         self._upload: str | None = None
         self._bytes = 0
         self._hash: Any = hashlib.sha256()
+        self._sender = ThreadPoolExecutor(PARTS_IN_FLIGHT)
+        self._sending: deque[Future[None]] = deque()
 
     def write(self, data: bytes | memoryview) -> None:
         self._buffer += data
@@ -397,7 +424,7 @@ class _S3Writer:
             if self._first is None:
                 self._first = part
             else:
-                self._send(len(self._sent) + 2, part)
+                self._send(part)
 
     def set_head(self, data: bytes) -> None:
         first = self._buffer if self._first is None else self._first
@@ -410,43 +437,44 @@ class _S3Writer:
                 _client().put_object(**self._target, Body=bytes(self._buffer))
             else:
                 if self._buffer:
-                    self._send(len(self._sent) + 2, self._buffer)
-                self._send(1, self._first)
-                parts = sorted((sent.result() for sent in self._sent), key=lambda part: int(part["PartNumber"]))
-                self._end_senders()
+                    self._send(self._buffer)
+                self._send(self._first, number=1)
+                while self._sending:
+                    self._sending.popleft().result()
+                self._parts.sort(key=lambda part: int(part["PartNumber"]))
                 _client().complete_multipart_upload(
-                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": parts}
+                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
                 )
                 self._upload = None  # nothing left to abort
+        self._sender.shutdown()
         stored = at(self._uri).size(self._uri)
         if stored != self._bytes:
             raise TransientError(f"{self._uri}: wrote {self._bytes} bytes, the store holds {stored}", "run again")
         return Written(self._uri, self._bytes, self._hash.hexdigest() if self._hash else sha256(self._uri))
 
     def abort(self) -> None:
-        self._end_senders()
+        self._sender.shutdown(cancel_futures=True)
         if self._upload:
             with _s3_errors(self._uri):
                 _client().abort_multipart_upload(**self._target, UploadId=self._upload)
 
-    def _send(self, number: int, data: bytearray) -> None:
-        with _s3_errors(self._uri):
-            if self._upload is None:
+    def _send(self, data: bytearray, number: int | None = None) -> None:
+        if self._upload is None:
+            with _s3_errors(self._uri):
                 self._abort_leftovers()
                 self._upload = _client().create_multipart_upload(**self._target)["UploadId"]
-                self._senders = ThreadPoolExecutor(PARTS_AT_ONCE)
-            assert self._senders
-            if len(self._sent) >= PARTS_AT_ONCE:
-                self._sent[-PARTS_AT_ONCE].result()  # So few parts wait in memory; and a failure is told here.
-            self._sent.append(self._senders.submit(self._send_part, number, data))
+        if number is None:
+            self._next += 1
+        if len(self._sending) >= PARTS_IN_FLIGHT:
+            self._sending.popleft().result()
+        self._sending.append(self._sender.submit(self._upload_part, number or self._next, data))
 
-    def _send_part(self, number: int, data: bytearray) -> dict[str, Any]:
-        sent = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data))
-        return {"PartNumber": number, "ETag": sent["ETag"]}
-
-    def _end_senders(self) -> None:
-        if self._senders:
-            self._senders.shutdown(cancel_futures=True)
+    def _upload_part(self, number: int, data: bytearray) -> None:
+        with _s3_errors(self._uri):
+            tag = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data))[
+                "ETag"
+            ]
+        self._parts.append({"PartNumber": number, "ETag": tag})
 
     def _abort_leftovers(self) -> None:
         """A writer that was killed leaves parts that nobody sees and somebody pays for."""

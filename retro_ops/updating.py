@@ -21,7 +21,7 @@ from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.indexes import load_index
 from retro_ops.layout import distances_uri
-from retro_ops.searching import MOST_CANDIDATES, IndexedChunks, QueryShard
+from retro_ops.searching import IndexedChunks, QueryShard, search_of
 
 Seek = Callable[[Queries], Found]
 """Search of the whole index."""
@@ -128,11 +128,4 @@ def _index_of(former: Former, chunks: IndexedChunks, new: list[int], device: Dev
     counts = np.array([len(chunks.embeddings[at]) for at in new], np.int64)
     if index.ntotal != counts.sum():
         raise BadInputError(f"the partial indexes of the new shards hold {index.ntotal:,} of {counts.sum():,} chunks")
-    lists, total = faiss_index.list_count(index), int(index.ntotal)
-    search_new = faiss_index.searcher(index, device, False)
-
-    def coarse(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        distances, ids = search_new(queries, width, nprobe)
-        return distances, renumber(ids, counts, chunks.offsets[new])
-
-    return Index(coarse, chunks.blocks_of(new), total, lists, MOST_CANDIDATES[device.chosen], refuse)
+    return search_of(index, chunks, new, device, refuse)

@@ -168,7 +168,7 @@ def _growing(stage: str, work: Work, index: Index) -> int:
     if stage in ("merge-indexes", "tune-search", "describe", "validate"):
         return whole
     if stage == "retrieve-neighbours":
-        row = CANDIDATES * CANDIDATE_BYTES + 4 * work.dimension
+        row = CANDIDATES * CANDIDATE_BYTES + 8 * work.dimension
         return whole + min(work.memory_budget // 2, work.largest_shard * row)
     return 0
 

@@ -9,6 +9,9 @@ the result is rounded once, to float32. That is why results do not depend on how
 integer, unique for every candidate: a plain partition or sort settles ties.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +23,8 @@ NOTHING = np.uint64(2**64 - 1)
 MAX_CHUNKS = 2**32 - 1
 """Ids have 32 bits in a key."""
 
-PAIRS_PER_STEP = 32_768
-"""Pairs whose vectors are gathered at a time: 8 bytes x dimension x 2 each, so some 200 MB at d = 384."""
+PAIRS_PER_STEP = 1024
+"""Pairs whose vectors are gathered at a time: few enough that they stay in the processor's cache."""
 
 
 def squared_distances(queries: NDArray[np.float16], block: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -35,16 +38,24 @@ def squared_distances(queries: NDArray[np.float16], block: NDArray[np.float16]) 
 
 
 def pair_distances(
-    queries: NDArray[np.float16], block: NDArray[np.float16], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    queries: NDArray[np.float32], block: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Between ``queries[rows[i]]`` and ``block[columns[i]]``: float32 ``[n]``."""
+    """Between ``queries[rows[i]]`` and ``block[columns[i]]``, which hold float16 values: float32 ``[n]``.
+
+    They are given as float32, since widening a vector costs more than its distance, and most are wanted many times.
+    """
     out = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), PAIRS_PER_STEP):
-        step = slice(start, start + PAIRS_PER_STEP)
-        # The difference of two float16 is exact in float32; its square and their sum need float64.
-        difference = queries[rows[step]].astype(np.float32) - block[columns[step]]
-        wide = difference.astype(np.float64)
-        out[step] = np.einsum("nd,nd->n", wide, wide)
+    threads = min(len(os.sched_getaffinity(0)), -(-len(rows) // PAIRS_PER_STEP))
+
+    def every(first: int) -> None:
+        for start in range(first * PAIRS_PER_STEP, len(rows), threads * PAIRS_PER_STEP):
+            step = slice(start, start + PAIRS_PER_STEP)
+            # The difference of two float16 is exact in float32; its square and their sum need float64.
+            wide = (queries[rows[step]] - block[columns[step]]).astype(np.float64)
+            out[step] = np.einsum("nd,nd->n", wide, wide)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        list(pool.map(every, range(threads)))
     return out
 
 

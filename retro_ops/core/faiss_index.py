@@ -9,6 +9,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.core import tensor_ivf
+from retro_ops.core.nearness import prepare
+from retro_ops.core.scan import Lists
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 
@@ -170,6 +173,32 @@ def list_numbers(index: Any) -> NDArray[np.int64]:
     return numbers
 
 
+def lists_of(index: Any, ids: NDArray[np.int64]) -> Lists:
+    """Which list each vector of a filled index is in; all in one where there are none. ``ids`` ``[n]``: its global ids,
+    ascending."""
+    inner: Any = inner_index(index)
+    of = list_numbers(index).astype(np.int32)
+    if not isinstance(inner, faiss.IndexIVF):
+        return Lists(np.zeros((1, index.d), np.float32), of, ids, None)
+    transforms = _transforms(index)
+
+    def project(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        for transform in transforms:
+            queries = transform.apply(queries)
+        return queries
+
+    return Lists(inner.quantizer.reconstruct_n(0, inner.nlist), of, ids, project if transforms else None)
+
+
+def _transforms(index: Any) -> list[Any]:
+    """Those before the lists, in order."""
+    outer: Any = faiss.downcast_index(index)
+    if not isinstance(outer, faiss.IndexPreTransform):
+        return []
+    chain: Any = outer.chain
+    return [faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())] + _transforms(outer.index)
+
+
 def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None:
     """Mean squared distance of ``vectors`` ``[n, d]`` from what their codes say, in shares of their squared length.
 
@@ -197,8 +226,38 @@ def training_vectors(index: Any) -> int:
     return lists * DEFAULT_TRAINING_VECTORS_PER_LIST if lists > 1 else WITHOUT_LISTS_TRAINING_VECTORS
 
 
-def train(index: Any, vectors: NDArray[np.float32], seed: int, index_type: str, device: Device) -> None:
-    """Train in place on float32 ``[n, d]``. The result is on the CPU and has no vectors."""
+def on_tensor_cores(index: Any) -> bool:
+    """Whether core/tensor_ivf.py can train and fill it: plain lists of whole vectors or of product codes of bytes."""
+    inner: Any = faiss.downcast_index(index)
+    if type(inner) not in (faiss.IndexIVFFlat, faiss.IndexIVFPQ):
+        return False
+    plain = isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat) and inner.metric_type == faiss.METRIC_L2
+    return plain and (type(inner) is faiss.IndexIVFFlat or (inner.pq.nbits == 8 and bool(inner.by_residual)))
+
+
+def train(index: Any, vectors: NDArray[Any], seed: int, index_type: str, device: Device) -> None:
+    """Train in place on ``[n, d]``. The result is on the CPU and has no vectors."""
+    reason = too_small(index, len(vectors))
+    if device.chosen == "cuda" and reason is None and on_tensor_cores(index):
+        train_on(prepare(device), faiss.downcast_index(index), vectors, seed)
+    else:
+        _train_by_faiss(index, vectors.astype(np.float32, copy=False), seed, index_type, device)
+
+
+def train_on(device: str, inner: Any, vectors: NDArray[Any], seed: int) -> None:
+    """``inner``: an index for which ``on_tensor_cores`` holds. ``device``: torch's name."""
+    codes = isinstance(inner, faiss.IndexIVFPQ)
+    iterations = inner.cp.niter, inner.pq.cp.niter if codes else 0
+    points = tensor_ivf.on(device, vectors).half()
+    coder = tensor_ivf.train(points, inner.nlist, inner.pq.M if codes else None, iterations, seed)
+    inner.quantizer.add(coder.centroids[0].cpu().numpy())
+    if coder.codebooks is not None:
+        faiss.copy_array_to_vector(coder.codebooks.cpu().numpy().reshape(-1), inner.pq.centroids)
+        inner.precompute_table()
+    inner.is_trained = True
+
+
+def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_type: str, device: Device) -> None:
     inner = inner_index(index)
     on_gpu = None
     for clustering in _clusterings(inner):
@@ -227,11 +286,40 @@ def _clusterings(inner: Any) -> list[Any]:
     return lists + ([inner.pq.cp] if hasattr(inner, "pq") else [])
 
 
-def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
+def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None], device: Device) -> None:
     """Add float16 ``[n, d]`` blocks in order, so that ids follow the order of rows."""
+    if device.chosen == "cuda" and on_tensor_cores(index):
+        fill_on(prepare(device), faiss.downcast_index(index), blocks, on_block)
+        return
     for block in blocks:
         index.add(np.ascontiguousarray(block, np.float32))
         on_block(len(block))
+
+
+def fill_on(device: str, inner: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
+    """Likewise, codes computed by torch on ``device``: those of a block while faiss adds those of the one before."""
+
+    def add(codes: NDArray[np.uint8]) -> None:
+        inner.add_sa_codes(codes)
+        on_block(len(codes))
+
+    coder = tensor_ivf.Coder(*(None if of is None else tensor_ivf.on(device, of) for of in _quantisers(inner)))
+    before = None
+    for block in blocks:
+        coming = tensor_ivf.to_host(coder.encode(tensor_ivf.on(device, block)))
+        if before:
+            add(before())
+        before = coming
+    if before:
+        add(before())
+
+
+def _quantisers(inner: Any) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Centroids ``[1, lists, d]``, and codebooks ``[parts, 256, d / parts]`` if there are codes."""
+    centroids = inner.quantizer.reconstruct_n(0, inner.nlist)[None]
+    if not isinstance(inner, faiss.IndexIVFPQ):
+        return centroids, None
+    return centroids, faiss.vector_to_array(inner.pq.centroids).reshape(inner.pq.M, inner.pq.ksub, inner.pq.dsub)
 
 
 def merge(target: Any, part: Any, name: str) -> None:

@@ -71,7 +71,8 @@ See core/filters.py; a hit of the same document is never asked about."""
 
 @dataclass(frozen=True)
 class Index:
-    """What searching needs of an index. ``most_candidates``: the widest search that its device can do."""
+    """What searching needs of an index. ``most_candidates``: the widest search that it can do. ``nearest``: where whole
+    vectors are searched instead of codes (core/scan.py); filters are asked on the other way all the same."""
 
     coarse: Coarse
     blocks: Blocks
@@ -79,9 +80,19 @@ class Index:
     lists: int
     most_candidates: int
     refuse: Refuse | None = None
+    nearest: "Nearest | None" = None
 
     def clip(self, width: Width) -> Width:
         return Width(min(width.nprobe, self.lists), min(width.candidates, self.total, self.most_candidates))
+
+    def whole(self) -> "Nearest | None":
+        """Finds the nearest of the probed lists, whatever the number of candidates."""
+        return None if self.refuse else self.nearest
+
+    def exact(self, queries: Queries, k: int) -> "Found":
+        """Brute force."""
+        whole = self.whole()
+        return whole(queries, k, self.lists) if whole else exact_search(queries, k, self.blocks, self.refuse)
 
 
 @dataclass
@@ -109,6 +120,10 @@ class Found:
         self.keys[rows], self.removed[rows] = found.keys, found.removed
 
 
+Nearest = Callable[[Queries, int, int], Found]
+"""(queries, k, nprobe) -> the ``k`` nearest chunks of other documents in the ``nprobe`` nearest lists."""
+
+
 @dataclass(frozen=True)
 class Refused:
     """Hits that do not count: row, key and reason of each."""
@@ -123,13 +138,12 @@ class Refused:
 
     def nearer_than(self, best: Keys) -> "Refused":
         """Those nearer than the last of ``best`` in their row; all of them where it is not full."""
-        nearer = self.keys < best[self.rows, -1]
+        nearer = self.keys < np.ascontiguousarray(best[:, -1])[self.rows]
         return Refused(self.rows[nearer], self.keys[nearer], self.reasons[nearer])
 
     def counts(self, rows: int) -> NDArray[np.int64]:
-        counts = np.zeros((rows, len(REASONS)), np.int64)
-        np.add.at(counts, (self.rows, self.reasons - 1), 1)
-        return counts
+        cells = self.rows * len(REASONS) + (self.reasons - 1)
+        return np.bincount(cells, minlength=rows * len(REASONS)).reshape(rows, len(REASONS))
 
 
 NOBODY = Refused.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.uint64))
@@ -142,10 +156,12 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
     index holds no more. ``cells`` bounds rows x candidates held at a time (some 50 bytes each).
     """
     width = index.clip(width)
+    if index.whole():
+        width = Width(width.nprobe, index.total)
     found = candidates(queries, k, index, width, cells)
     short = _short(found.keys)
     effort.widened_rows += len(short)
-    while len(short) and (wider := index.clip(width.widened())) != width:
+    while len(short) and (wider := _wider(width, index)) != width:
         width = wider
         effort.by_round.append(len(short))
         found.put(short, candidates(queries.take(short), k, index, width, cells))
@@ -153,8 +169,13 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
     # Nothing is left to find where every list was probed for every chunk.
     if len(short) and width != Width(index.lists, index.total):
         effort.exact_rows += len(short)
-        found.put(short, exact_search(queries.take(short), k, index.blocks, index.refuse))
+        found.put(short, index.exact(queries.take(short), k))
     return found
+
+
+def _wider(width: Width, index: Index) -> Width:
+    wider = width.widened()
+    return Width(min(wider.nprobe, index.lists), index.total) if index.whole() else index.clip(wider)
 
 
 def exact_search(
@@ -194,13 +215,13 @@ def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[K
     order = np.argsort(flat, kind="stable")
     order = order[np.searchsorted(flat[order], 0) :]  # Without the -1.
     wanted = flat[order]
-    keys = np.full(flat.shape, NOTHING)
+    keys, wide = np.full(flat.shape, NOTHING), queries.vectors.astype(np.float32)
     same_rows, same_keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for block in blocks(wanted):
         low, high = np.searchsorted(wanted, (block.first, block.first + len(block.vectors)))
         cells = order[low:high]
         rows, columns = cells // ids.shape[1], wanted[low:high] - block.first
-        distances = pair_distances(queries.vectors, block.vectors, rows, columns)
+        distances = pair_distances(wide, block.vectors.astype(np.float32), rows, columns)
         found = pack(distances, columns + block.first, EVERYONE)
         same = queries.documents[rows] == block.documents[columns]
         keys[cells] = np.where(same, NOTHING, found)
@@ -211,6 +232,8 @@ def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[K
 
 def candidates(queries: Queries, k: int, index: Index, width: Width, cells: int) -> Found:
     """The ``k`` best of one look at the index; rows may stay short."""
+    if whole := index.whole():
+        return whole(queries, k, width.nprobe)
     found = Found.nothing(len(queries), k)
     rows = max(1, cells // max(1, width.candidates))
     for start in range(0, len(queries), rows):

@@ -53,7 +53,11 @@ def trials(queries: Queries, truth: Keys, index: Index, fixed_nprobe: int | None
     made = []
     for nprobe in [fixed_nprobe] if fixed_nprobe else _doublings(index.lists):
         width = index.clip(Width(nprobe, MOST_CANDIDATES))
-        made.append(Trial(width.nprobe, _ranks(coarse_ids(index, queries.vectors, width), truth)))
+        if whole := index.whole():
+            ids, _ = unpack(whole(queries, truth.shape[1], width.nprobe).keys)
+        else:
+            ids = coarse_ids(index, queries.vectors, width)
+        made.append(Trial(width.nprobe, _ranks(ids, truth)))
     return made
 
 
@@ -110,7 +114,9 @@ def _candidate_counts(least: int, most: int) -> list[int]:
 
 
 def _cost(width: Width, index: Index) -> float:
-    return width.nprobe * index.total / index.lists + width.candidates * COST_OF_A_CANDIDATE
+    # Where whole vectors are searched, their number is not asked.
+    candidates = 0 if index.whole() else width.candidates
+    return width.nprobe * index.total / index.lists + candidates * COST_OF_A_CANDIDATE
 
 
 def lower_bound(recall: float, count: int) -> float:

@@ -208,8 +208,9 @@ def _work(
     identity = report.check_same_identity(
         {uri: report.read(uri) for uri in (query.embeddings_report, job.index_report)}
     )
-    where = device.choose(parameters.device, "faiss")
-    search = (_seed_search if parameters.profile == "seed" else _search)(job, query, parameters, loaded, where)
+    seed = parameters.profile == "seed"
+    where = device.choose(parameters.device, "faiss" if seed else "torch")
+    search = (_seed_search if seed else _search)(job, query, parameters, loaded, where)
     counts, outputs, tally = _write(query, parameters.num_neighbours, search, unfinished)
     return report.Outcome(
         counts=counts,
@@ -310,7 +311,7 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
             loaded["index"] = searching.open_index(job.index, chunks, where, parameters, query.split, pad_id)
         return loaded["index"]  # type: ignore[no-any-return]
 
-    tuned = _tuned(job, query, parameters, shard, index)
+    tuned = _tuned(job, query, parameters, shard, where, index)
     width = searching.width_from_json(tuned)
     if width and job.few:
         # It may have been chosen for other chunks, and what few rows are searched is cheap: better too wide.
@@ -320,7 +321,7 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     # A block that is read anew for every few rows would cost more than the search: many rows at a time.
     budget = parse_bytes(parameters.memory_budget) // 2
     cells = budget // CELL_BYTES
-    row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 2 * shard.embeddings.row_bytes
+    row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 4 * shard.embeddings.row_bytes
     row_bytes += 2 * shard.tokens.row_bytes if shard.tokens else 0
     rows = max(BLOCK_ROWS, budget // row_bytes // BLOCK_ROWS * BLOCK_ROWS)
     refuse = searching.refuser(chunks, searching.limits(parameters, query.split), pad_id)
@@ -328,6 +329,8 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     def seek(queries: "Queries") -> "Found":
         if width:
             return search.find(queries, k, index(), width, cells, effort)
+        if where.chosen == "cuda":
+            return index().exact(queries, k)
         return search.exact_search(queries, k, chunks.blocks, refuse)
 
     update = None
@@ -380,17 +383,26 @@ def _pad_id(job: Job, parameters: Parameters) -> int:
 
 
 def _tuned(
-    job: Job, query: Query, parameters: Parameters, shard: "QueryShard", index: "Callable[[], Index]"
+    job: Job,
+    query: Query,
+    parameters: Parameters,
+    shard: "QueryShard",
+    where: "Device",
+    index: "Callable[[], Index]",
 ) -> dict[str, Any]:
+    """How wide to search, as `tune-search` measured it; measured here if it did not, or by a search that finds more."""
     from retro_ops import searching
 
-    if job.tuning is None:
-        queries = searching.sample([shard], parameters.recall_sample, parameters.seed)
-        return searching.tune(queries, index(), parameters).as_json()
-    found = report.read(job.tuning)
-    if found is None:
-        raise BadInputError(f"{job.tuning} does not exist", "run `retro-ops tune-search` with the same plan first")
-    return dict(found["details"][query.split])
+    if job.tuning:
+        found = report.read(job.tuning)
+        if found is None:
+            raise BadInputError(f"{job.tuning} does not exist", "run `retro-ops tune-search` with the same plan first")
+        tuned: dict[str, Any] = found["details"][query.split]
+        if where.chosen == "cuda" or tuned.get("searched", "codes") == "codes" or not tuned["width"]:
+            return tuned
+        say(f"{STAGE}: how wide to search was measured on a GPU, where whole vectors are searched; measuring it here")
+    queries = searching.sample([shard], parameters.recall_sample, parameters.seed)
+    return searching.tune(queries, index(), parameters).as_json()
 
 
 def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device") -> Search:

@@ -76,6 +76,8 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
+    import numpy as np
+
     from retro_ops import device, fits
     from retro_ops.arrays import open_npy
     from retro_ops.core import faiss_index
@@ -91,8 +93,10 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     index_type, why = _index_type(parameters, sum(map(len, shards)), dimension)
     index = faiss_index.make_index(index_type, dimension)
     wanted = parameters.max_training_vectors or faiss_index.training_vectors(index)
-    where = device.choose(parameters.device, "faiss")
-    vectors = _sample(shards, wanted, parameters)
+    ours = faiss_index.on_tensor_cores(index)
+    where = device.choose(parameters.device, "torch" if ours else "faiss")
+    half = ours and where.chosen == "cuda"  # faiss itself takes float32 alone.
+    vectors = _sample(shards, wanted, parameters, np.dtype(np.float16 if half else np.float32))
     lists = faiss_index.list_count(index)
     if len(vectors) < lists * faiss_index.LEAST_POINTS_PER_LIST:
         say(
@@ -130,8 +134,10 @@ def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[s
     return chosen, f"instead of {asked}, as {reason}; {why}"
 
 
-def _sample(shards: Sequence["NpyReader"], wanted: int, parameters: Parameters) -> "NDArray[np.float32]":
-    """A uniform sample over all shards, float32 ``[n, d]``, read in blocks."""
+def _sample(
+    shards: Sequence["NpyReader"], wanted: int, parameters: Parameters, dtype: "np.dtype[Any]"
+) -> "NDArray[Any]":
+    """A uniform sample over all shards, ``[n, d]``, read in blocks."""
     import numpy as np
 
     from retro_ops.core.sampling import sample_rows
@@ -139,14 +145,15 @@ def _sample(shards: Sequence["NpyReader"], wanted: int, parameters: Parameters) 
     counts = np.array([len(shard) for shard in shards], np.int64)
     dimension = shards[0].shape[1]
     taken = min(wanted, int(counts.sum()))
-    needed, budget = taken * dimension * 4, parse_bytes(parameters.memory_budget)
+    row_bytes = dimension * dtype.itemsize
+    needed, budget = taken * row_bytes, parse_bytes(parameters.memory_budget)
     if needed > budget:
         raise BadInputError(
             f"{taken:,} training vectors of {dimension} dimensions need {needed / 2**30:.1f} GiB, "
             f"the memory budget is {budget / 2**30:.1f} GiB",
-            f"raise --memory-budget, or set --max-training-vectors to {budget // (dimension * 4):,} or less",
+            f"raise --memory-budget, or set --max-training-vectors to {budget // row_bytes:,} or less",
         )
-    vectors = np.empty((taken, dimension), np.float32)
+    vectors = np.empty((taken, dimension), dtype)
     filled = 0
     progress = Progress(STAGE, taken, "vectors")
     for shard, rows in zip(shards, sample_rows(counts, wanted, parameters.seed), strict=True):

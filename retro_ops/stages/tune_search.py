@@ -37,7 +37,7 @@ def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
     if parameters.profile == "seed":
         say(f"{STAGE}: the seed profile searches as the original did; nothing to choose")
         return report.Outcome(counts={"queries": 0}, outputs=[], details={"profile": "seed"})
-    where = device.choose(parameters.device, "faiss")
+    where = device.choose(parameters.device, "torch")
     tuned: dict[str, dict[str, Any]] = {split: _tune(plan, split, parameters, where) for split in plan.splits()}
     counts = {"queries": sum(entry["sample"] for entry in tuned.values())}
     return report.Outcome(counts=counts, outputs=[], details={"profile": "default", **tuned}, device=where)

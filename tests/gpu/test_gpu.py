@@ -88,17 +88,19 @@ def test_an_index_trained_on_the_gpu_searches_as_well(folder: Path, index_type: 
 
 
 @pytest.mark.parametrize("index_type", ["Flat", "IVF64,Flat", "IVF64,PQ32"])
-@pytest.mark.parametrize("profile", ["default", "seed"])
-def test_a_search_on_the_gpu_finds_the_same(folder: Path, index_type: str, profile: str) -> None:
+def test_a_search_on_the_gpu_finds_the_same(folder: Path, index_type: str) -> None:
     index = _build(folder, _train(folder, index_type, "cpu"))
-    cpu, gpu = (_retrieve(folder, index, where, "--profile", profile) for where in ("cpu", "cuda"))
+    cpu, gpu = (_retrieve(folder, index, where, "--target-recall", "1") for where in ("cpu", "cuda"))
+    np.testing.assert_array_equal(cpu, gpu)
+    assert _overlap(_retrieve(folder, index, "cuda"), cpu) > 0.94
+    cpu, gpu = (_retrieve(folder, index, where, "--profile", "seed") for where in ("cpu", "cuda"))
     # Distances differ in the last bits, so near-ties may swap.
     assert _overlap(cpu, gpu) > 0.99
     assert (cpu == -1).mean() == pytest.approx((gpu == -1).mean(), abs=0.001)
 
 
-def test_a_document_longer_than_the_gpu_can_search_is_widened_on_the_gpu(folder: Path) -> None:
-    """faiss-gpu returns at most 2,048 hits a query; a document of 5,000 chunks asks for more."""
+def test_rows_of_a_long_document_are_widened_on_the_gpu(folder: Path) -> None:
+    """A document of 5,000 chunks asks for many more hits than are scored at first."""
     np.save(folder / "chunk2seq.npy", np.concatenate((np.zeros(5000), np.arange(ROWS - 5000) // 10 + 1)).astype("i4"))
     try:
         index = _build(folder, _train(folder, "IVF64,Flat", "cpu"))

@@ -1,6 +1,7 @@
 """Specs, layout, arrays, store and corpus on local files."""
 
 import dataclasses
+import functools
 import gzip
 import io
 import json
@@ -269,3 +270,34 @@ def test_sigterm_ends_a_stage_in_order(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reads_run_ahead_in_order_and_no_further_than_they_may() -> None:
+    started: list[int] = []
+
+    def read(number: int) -> int:
+        started.append(number)
+        if number == 30:
+            raise BadInputError("gone")
+        return number
+
+    reads = store.ahead(functools.partial(read, number) for number in range(40))
+    for number in range(20):
+        assert next(reads) == number
+        assert len(started) <= number + store.AHEAD
+    with pytest.raises(BadInputError, match="gone"):
+        list(reads)
+    assert len(started) <= 31 + store.AHEAD
+    closed = store.ahead(functools.partial(read, number) for number in range(10))
+    next(closed)
+    closed.close()
+
+
+def test_a_gpu_is_looked_for_only_where_there_is_a_driver() -> None:
+    """Importing torch to ask would cost stages without a model seconds and memory."""
+    code = (
+        "import sys; from retro_ops import device; print(device.choose('auto', 'torch').chosen, 'torch' in sys.modules)"
+    )
+    without = f"from retro_ops import device; device.DRIVERS = ('no-such-driver.so',); {code}"
+    found = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["cpu", "False"]

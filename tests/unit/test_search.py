@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 
 import faiss
 import numpy as np
@@ -10,30 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from vectors import as_rows, blocks_of, clustered, unit_vectors
 
 from retro_ops.core import exact, faiss_index, filters, search, tuning
 from retro_ops.core.faiss_index import searcher
-from retro_ops.core.search import Block, Effort, Index, Queries, Width
+from retro_ops.core.search import Effort, Index, Queries, Width
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 
 CPU = Device("cpu", "test")
-
-
-def unit_vectors(rows: int, dimension: int, seed: int, grid: bool = False) -> NDArray[np.float16]:
-    """``grid``: few different values, so that many distances are equal."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, 2, (rows, dimension)) * 2.0 - 1 if grid else rng.normal(size=(rows, dimension))
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float16)
-
-
-def blocks_of(vectors: NDArray[np.float16], documents: NDArray[np.uint64], size: int) -> search.Blocks:
-    def read(wanted: NDArray[np.int64] | None) -> Iterator[Block]:
-        for first in range(0, len(vectors), size):
-            if wanted is None or np.isin(np.arange(first, first + size), wanted).any():
-                yield Block(first, vectors[first : first + size], documents[first : first + size])
-
-    return read
 
 
 def brute_force(vectors: NDArray[np.float16], documents: NDArray[np.uint64], k: int) -> list[list[tuple[float, int]]]:
@@ -48,14 +32,6 @@ def brute_force(vectors: NDArray[np.float16], documents: NDArray[np.uint64], k: 
         ]
         rows.append(sorted(scored)[:k])
     return rows
-
-
-def as_rows(keys: exact.Keys) -> list[list[tuple[float, int]]]:
-    ids, distances = exact.unpack(keys)
-    return [
-        [(float(d), int(i)) for d, i in zip(ds, js, strict=True) if i >= 0]
-        for ds, js in zip(distances, ids, strict=True)
-    ]
 
 
 @settings(deadline=None, max_examples=60)
@@ -196,7 +172,8 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
     vectors = unit_vectors(300, 384, 1)
     whole = exact.squared_distances(vectors, vectors)
     rows, columns = np.divmod(np.arange(300 * 300), 300)
-    np.testing.assert_array_equal(exact.pair_distances(vectors, vectors, rows, columns), whole.ravel())
+    wide = vectors.astype(np.float32)
+    np.testing.assert_array_equal(exact.pair_distances(wide, wide, rows, columns), whole.ravel())
     np.testing.assert_array_equal(exact.squared_distances(vectors[7:8], vectors[100:111]), whole[7:8, 100:111])
 
 
@@ -214,13 +191,6 @@ def test_nothing_is_last_and_has_no_neighbour() -> None:
     ids, distances = exact.unpack(exact.smallest(keys, 3))
     assert ids.tolist() == [[6, -1, -1]]
     assert distances.tolist() == [[2.0, np.inf, np.inf]]
-
-
-def clustered(rows: int, seed: int) -> NDArray[np.float16]:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(40, 32))
-    drawn = centres[rng.integers(0, 40, rows)] + 0.7 * rng.normal(size=(rows, 32))
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float16)
 
 
 @pytest.fixture(scope="module")

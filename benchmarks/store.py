@@ -1,0 +1,80 @@
+"""Object store: ours beside the raw client (boto3's transfer manager), by turns, on a store that is started here.
+
+Writing streams blocks of rows into one array; reading goes through the array block by block, as the stages do, and as
+one stream. The raw client moves a file that lies in memory, ten requests at a time. The limit is a copy within memory.
+"""
+
+import argparse
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+
+from retro_ops import store
+from retro_ops.arrays import NpyWriter, open_npy
+from tests.conftest import _seaweedfs
+
+ROWS = 8192
+DIMENSION = 384
+
+
+def write_array(uri: str, data: "np.ndarray[Any, Any]") -> None:
+    with NpyWriter(uri, data.dtype, data.shape[1:], rows=len(data)) as out:
+        for start in range(0, len(data), ROWS):
+            out.append(data[start : start + ROWS])
+        out.close()
+
+
+def read_blocks(uri: str) -> None:
+    for _, block in open_npy(uri).blocks(ROWS):
+        assert block[0, 0] == block[0, 0]
+
+
+def read_stream(uri: str) -> None:
+    with store.open_stream(uri) as stream:
+        while stream.read(2**20):
+            pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds that each request waits, as for a far store")
+    of = parser.parse_args()
+    rows = of.megabytes * 2**20 // (DIMENSION * 2)
+    data = np.random.default_rng(0).integers(0, 2**15, (rows, DIMENSION), np.uint16).view(np.float16)
+    size = data.nbytes
+    print(f"{machine.describe()}; {size / 2**20:,.0f} MiB, SeaweedFS on the same machine, {of.delay} s delay")
+    with tempfile.TemporaryDirectory() as folder, _seaweedfs(Path(folder), tls=False) as server:
+        os.environ.update(server.environment)
+        bucket, name = server.bucket, server.bucket.removeprefix("s3://")
+        client = store._client()
+        client.meta.events.register("before-send.s3", lambda **_: time.sleep(of.delay))
+        works: dict[str, Callable[[], Any]] = {
+            "write, ours": lambda: write_array(f"{bucket}/ours.npy", data),
+            "write, boto3 upload_fileobj": lambda: client.upload_fileobj(io.BytesIO(data.data), name, "raw"),
+            "read blocks, ours": lambda: read_blocks(f"{bucket}/ours.npy"),
+            "read as a stream, ours": lambda: read_stream(f"{bucket}/ours.npy"),
+            "read, boto3 download_fileobj": lambda: client.download_fileobj(name, "raw", io.BytesIO()),
+            "read, boto3 get_object": lambda: client.get_object(Bucket=name, Key="raw")["Body"].read(),
+            "copy within memory": lambda: data.copy(),
+        }
+        taken: dict[str, list[float]] = {work: [] for work in works}
+        for _ in range(of.turns):
+            for work, do in works.items():
+                start = time.monotonic()
+                do()
+                taken[work].append(time.monotonic() - start)
+    for work, seconds in taken.items():
+        print(f"{work:32}{size / min(seconds) / 1e6:>10,.0f} MB/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The exact nearest vectors of the probed lists, from the embeddings themselves on one device or several.
+
+No codes: half-precision products of whole vectors are what tensor cores do fastest. Queries are sorted by the lists
+that they probe, so each list is multiplied with all its queries at once. Of each GROUP of vectors the best score is
+kept; the members of the best groups are scored exactly, as core/exact.py does. A row is done once its last neighbour
+is nearer than whatever a group that was left out can hold, given how wrong a score in half precision can be; else more
+groups are taken. So the result is that of exact search in the probed lists, and depends neither on rounding nor on how
+vectors or queries were divided.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.core import tiles
+from retro_ops.core.exact import Keys, smallest, unpack
+from retro_ops.core.nearness import Tensor, answering, asking, columns, scores
+from retro_ops.core.search import Blocks, Found, Queries, Refused
+
+PROBE_ROWS = 4096
+"""Queries whose lists are chosen at a time, the last filled up: one shape, so that no row depends on the others."""
+
+MOST_ROWS = 2**16
+MOST_PAIRS = 2**22
+"""Queries, and pairs of query and probed list, at a time."""
+
+MOST_BEST = 2**30
+"""Best scores of groups held at a time, half each."""
+
+WORKSPACE_BYTES = 8 * 2**30
+"""What the above take on a device beside the vectors, with room to spare."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists of an index. ``centroids`` float32 ``[lists, e]``; ``of`` int32 ``[n]``: the list of each vector;
+    ``ids`` int64 ``[n]``, ascending: their global ids. ``project``: queries float32 ``[m, d]`` -> ``[m, e]``, for an
+    index that transforms its vectors; else None."""
+
+    centroids: NDArray[np.float32]
+    of: NDArray[np.int32]
+    ids: NDArray[np.int64]
+    project: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Vectors ``first:end`` of the lists on ``device``."""
+
+    first: int
+    end: int
+    device: str
+
+
+def spans(lists: Lists, dimension: int, devices: Sequence[str], capacity: int) -> list[Span]:
+    """Even divisions of the vectors, one for each device or as many more as ``capacity`` bytes a device ask for."""
+    count = len(lists.ids)
+    row_bytes = columns(dimension) * 2 + 3 * 8
+    # Each list may end in a tile that is nearly empty.
+    room = max(1, capacity // row_bytes - len(lists.centroids) * (tiles.TILE - 1))
+    parts = max(len(devices), -(-count // room))
+    parts = min(-(-parts // len(devices)) * len(devices), count)
+    cuts = [count * number // parts for number in range(parts + 1)]
+    return [Span(cuts[i], cuts[i + 1], devices[i % len(devices)]) for i in range(parts)]
+
+
+def capacity(device: str) -> int:
+    """Bytes for vectors on ``device``."""
+    import torch
+
+    free = int(torch.cuda.mem_get_info(device)[0])
+    return free - min(WORKSPACE_BYTES, free // 2)
+
+
+class Scan:
+    """Vectors on devices: kept there if they fit, else read again, part by part, for each batch of queries."""
+
+    def __init__(self, lists: Lists, blocks: Blocks, divided: Sequence[Span]) -> None:
+        self._lists, self._blocks = lists, blocks
+        self._divided = divided
+        self._devices = sorted({span.device for span in divided})
+        resident = len(divided) == len(self._devices)
+        self._parts = {span: self._load(span) for span in divided} if resident else {}
+        self._given = {
+            device: answering(_on(device, lists.centroids)) for device in self._devices if len(lists.centroids) > 1
+        }
+
+    def _load(self, span: Span) -> tiles.Part:
+        of, ids = self._lists.of[span.first : span.end], self._lists.ids[span.first : span.end]
+        return tiles.load(of, ids, len(self._lists.centroids), self._blocks, span.device)
+
+    def nearest(self, queries: Queries, k: int, nprobe: int) -> Found:
+        """The ``k`` nearest of other documents in the ``nprobe`` nearest lists. Counts all nearer ones of the own."""
+
+        def of_part(part: tiles.Part, device: str) -> tuple[Keys, Refused]:
+            found = [
+                (rows.start, tiles.nearest(part, vectors, _on(device, documents[rows]), probes, k))
+                for rows, vectors, probes in self._batches(queries.vectors, nprobe, part, device)
+            ]
+            keys = np.concatenate([keys for _, (keys, _, _) in found])
+            rows = np.concatenate([start + of for start, (_, of, _) in found])
+            return keys, Refused.of_same_document(rows, np.concatenate([own for _, (_, _, own) in found]))
+
+        if not len(queries):
+            return Found.nothing(0, k)
+        documents = queries.documents.view(np.int64)
+        found = self._over_parts(of_part)
+        best = smallest(np.concatenate([keys for keys, _ in found], axis=1), k)
+        counts = [refused.nearer_than(best).counts(len(best)) for _, refused in found]
+        return Found(best, np.sum(counts, axis=0))
+
+    def coarse(
+        self, vectors: NDArray[np.float32], width: int, nprobe: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Distances and ids ``[m, width]`` of the nearest, whatever their document; see core/search.py."""
+
+        def of_part(part: tiles.Part, device: str) -> Keys:
+            batches = self._batches(vectors.astype(np.float16), nprobe, part, device)
+            return np.concatenate([tiles.widest(part, of, probes, width) for _, of, probes in batches])
+
+        ids, distances = unpack(smallest(np.concatenate(self._over_parts(of_part), axis=1), width))
+        return distances, ids
+
+    def _over_parts(self, of_part: Callable[[tiles.Part, str], Any]) -> list[Any]:
+        def on(device: str) -> list[Any]:
+            spans_of = [span for span in self._divided if span.device == device]
+            return [of_part(self._parts.get(span) or self._load(span), device) for span in spans_of]
+
+        with ThreadPoolExecutor(len(self._devices)) as pool:
+            return [found for of_device in pool.map(on, self._devices) for found in of_device]
+
+    def _batches(
+        self, vectors: NDArray[np.float16], nprobe: int, part: tiles.Part, device: str
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Rows, their vectors and probed lists (None: all) of as many queries as can be asked at once."""
+        lists = len(self._lists.centroids)
+        every = nprobe >= lists
+        probed_tiles = part.vectors.shape[0] * (1 if every else nprobe / lists)
+        rows = int(min(MOST_ROWS, MOST_PAIRS // (1 if every else nprobe), MOST_BEST / (probed_tiles * tiles.GROUPS)))
+        rows = max(PROBE_ROWS, rows // PROBE_ROWS * PROBE_ROWS) if not every else max(1, rows)
+        for start in range(0, len(vectors), rows):
+            of = slice(start, min(start + rows, len(vectors)))
+            queries = _on(device, vectors[of])
+            yield of, queries, None if every else self._probes(queries, nprobe, device)
+
+    def _probes(self, queries: Tensor, nprobe: int, device: str) -> Tensor:
+        """The nearest lists of each query, int64 ``[m, nprobe]``."""
+        import torch
+
+        project = self._lists.project
+        asked = asking(_on(device, project(queries.float().cpu().numpy())) if project else queries)
+        probes = []
+        for block in asked.split(PROBE_ROWS):
+            filled = torch.cat((block, block.new_zeros((PROBE_ROWS - len(block), block.shape[1]))))
+            probes.append(scores(filled, self._given[device]).topk(nprobe, dim=1).indices[: len(block)])
+        return torch.cat(probes)
+
+
+def _on(device: str, values: NDArray[Any]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).to(device)

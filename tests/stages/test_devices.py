@@ -1,0 +1,72 @@
+"""The stages' way through a GPU, with torch told to compute on the CPU: the wiring. tests/gpu has the real one."""
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from samples import Run
+
+from retro_ops import device, report, searching
+from retro_ops.core import faiss_index, scan
+from retro_ops.specs import IndexShard, index_spec_to_json
+
+ROWS = 3000
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "choose", lambda requested, _: device.Device(requested, "pretended"))
+    for module in (faiss_index, searching):
+        monkeypatch.setattr(module, "prepare", lambda _: "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(scan, "capacity", lambda _: 10**8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((60, 32))[rng.integers(60, size=ROWS)] + 0.7 * rng.standard_normal((ROWS, 32))
+    np.save(tmp_path / "embeddings.npy", (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float16))
+    np.save(tmp_path / "chunk2seq.npy", (np.arange(ROWS) // 10).astype(np.int32))
+    shard = IndexShard(*(str(tmp_path / f"{name}.npy") for name in ("chunks", "seq2chunk", "chunk2seq", "embeddings")))
+    (tmp_path / "index.spec.json").write_text(index_spec_to_json([shard], str(tmp_path / "index.spec.json")))
+    return tmp_path
+
+
+def built(run: Run, folder: Path, where: str) -> Path:
+    spec, trained, filled = folder / "index.spec.json", folder / f"{where}.trained.index", folder / f"{where}.index"
+    to = ("--device", where)
+    run("train-faiss-index", "--spec", spec, "--output", trained, "--index-type", "IVF16,PQ8", *to)
+    run("build-faiss-index", "--spec", spec, "--trained-index", trained, "--output-index", filled, *to)
+    return filled
+
+
+def retrieved(run: Run, folder: Path, index: Path, where: str, *options: str) -> np.ndarray[Any, Any]:
+    output = folder / f"{where}{''.join(options)}.neighbours.npy"
+    run(
+        *("retrieve-neighbours", "--query-embeddings", folder / "embeddings.npy", "--index", index),
+        *("--query-chunk2seq", folder / "chunk2seq.npy", "--index-spec", folder / "index.spec.json"),
+        *("--neighbours-output", output, "--device", where, *options),
+    )
+    return np.asarray(np.load(output))
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_dataset_by_gpu_is_one_by_cpu(run: Run, folder: Path) -> None:
+    by_cpu, by_gpu = (built(run, folder, where) for where in ("cpu", "cuda"))
+    indexes = [faiss.read_index(str(path)) for path in (by_cpu, by_gpu)]
+    assert [index.ntotal for index in indexes] == [ROWS, ROWS]
+    vectors = np.load(folder / "embeddings.npy")
+    errors = [faiss_index.quantisation_error(index, vectors) for index in indexes]
+    assert errors[0] == pytest.approx(errors[1], rel=0.03)
+    exact = [retrieved(run, folder, by_cpu, where, "--target-recall", "1") for where in ("cpu", "cuda")]
+    np.testing.assert_array_equal(*exact)
+    found = retrieved(run, folder, by_gpu, "cuda")
+    assert (found[:, :, None] == exact[0][:, None, :]).any(axis=1).mean() > 0.93
+    said = report.read(str(folder / "cuda.neighbours.report.json"))
+    assert said is not None
+    assert said["details"]["search"]["searched"] == "vectors"
+    assert said["device"]["why"] == "pretended"

@@ -1,0 +1,134 @@
+"""Training and filling as a GPU does it, here on the CPU: as good as faiss' own, and plain faiss indexes."""
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from vectors import clustered
+
+from retro_ops.core import faiss_index, kmeans, nearness, tensor_ivf
+from retro_ops.device import Device
+
+CPU = Device("cpu", "test")
+TYPES = ("IVF32,PQ8", "IVF32,Flat")
+
+
+def trained(index_type: str, how: str, seed: int) -> faiss.Index:
+    index = faiss_index.make_index(index_type, 32)
+    if isinstance(index, faiss.IndexIVFPQ):
+        index.pq.cp.niter = 5
+    vectors = clustered(4000, 1)
+    if how == "faiss":
+        faiss_index.train(index, vectors, seed, index_type, CPU)
+    else:
+        faiss_index.train_on("cpu", faiss.downcast_index(index), vectors, seed)
+    return index
+
+
+def filled(index: faiss.Index, vectors: NDArray[np.float16], how: str, block: int) -> faiss.Index:
+    copy, blocks = faiss.clone_index(index), [vectors[i : i + block] for i in range(0, len(vectors), block)]
+    if how == "faiss":
+        faiss_index.fill(copy, blocks, lambda _: None, CPU)
+    else:
+        faiss_index.fill_on("cpu", faiss.downcast_index(copy), blocks, lambda _: None)
+    return copy
+
+
+def recall(index: faiss.Index, vectors: NDArray[np.float16], queries: NDArray[np.float16]) -> float:
+    flat = faiss.IndexFlatL2(vectors.shape[1])
+    flat.add(vectors.astype(np.float32))
+    index.nprobe = 4
+    found, truth = (i.search(queries.astype(np.float32), 10)[1].tolist() for i in (index, flat))
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]))
+
+
+def test_it_fits_as_well_as_faiss_own_training() -> None:
+    vectors, queries = clustered(8000, 2), clustered(500, 3)
+
+    def figures(how: str) -> NDArray[np.float64]:
+        made = [trained("IVF32,PQ8", how, seed) for seed in range(3)]
+        found = [recall(filled(index, vectors, how, 3000), vectors, queries) for index in made]
+        return np.array([np.mean([faiss_index.quantisation_error(index, vectors) for index in made]), np.mean(found)])
+
+    error, found = (figures("torch") / figures("faiss")).tolist()
+    assert error < 1.01
+    assert found > 0.99
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_it_is_deterministic_by_seed_and_codes_depend_on_no_shard_before(index_type: str) -> None:
+    vectors = clustered(2500, 4)
+    first, again, other = (trained(index_type, "torch", seed) for seed in (0, 0, 1))
+    assert faiss.serialize_index(first).tobytes() == faiss.serialize_index(again).tobytes()
+    assert faiss.serialize_index(first).tobytes() != faiss.serialize_index(other).tobytes()
+    whole = faiss.clone_index(first)
+    for shard in (vectors[:1100], vectors[1100:]):
+        faiss_index.fill_on("cpu", faiss.downcast_index(whole), [shard[:1000], shard[1000:]], lambda _: None)
+    merged = faiss.clone_index(first)
+    for shard in (vectors[:1100], vectors[1100:]):
+        faiss_index.merge(merged, filled(first, shard, "torch", 1000), "part")
+    assert faiss.serialize_index(whole).tobytes() == faiss.serialize_index(merged).tobytes()
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_it_codes_as_faiss_does_but_for_near_ties(index_type: str) -> None:
+    index, vectors = trained(index_type, "faiss", 0), clustered(3000, 5)
+    ours, theirs = (filled(index, vectors, how, 1024) for how in ("torch", "faiss"))
+    assert ours.ntotal == theirs.ntotal == 3000
+    lists = [faiss_index.lists_of(made, np.arange(3000)).of for made in (ours, theirs)]
+    assert (lists[0] == lists[1]).mean() > 0.995
+    wide, same = vectors.astype(np.float32), lists[0] == lists[1]
+    codes = [made.reconstruct_n(0, 3000) if made.make_direct_map() is None else None for made in (ours, theirs)]
+    assert (codes[0][same] == codes[1][same]).mean() > 0.99
+    errors = [((code - wide) ** 2).sum() for code in codes]
+    assert errors[0] == pytest.approx(errors[1], rel=0.001, abs=1e-6)
+
+
+def test_only_plain_lists_of_whole_vectors_or_bytes_are_for_tensor_cores() -> None:
+    no = (
+        "Flat",
+        "PQ8",
+        "OPQ8,IVF32,PQ8",
+        "IVF32,PQ8x4fs",
+        "IVF32,PQ8x4",
+        "IVF32,SQ8",
+        "IVF32_HNSW8,PQ8",
+        "IVF32,PQ4+8",
+    )
+    assert all(faiss_index.on_tensor_cores(faiss_index.make_index(of, 32)) for of in TYPES)
+    assert not any(faiss_index.on_tensor_cores(faiss_index.make_index(of, 32)) for of in no)
+
+
+def test_empty_clusters_are_refilled_and_every_point_is_near_a_centroid() -> None:
+    """Twenty places, forty clusters: half of the first centroids are copies."""
+    places = torch.nn.functional.normalize(torch.randn((20, 16), generator=torch.Generator().manual_seed(0)), dim=1)
+    points = places.half()[torch.arange(2000) % 20][None]
+    centroids = kmeans.kmeans(points, 40, 10, seed=0)
+    labels = kmeans.nearest(nearness.asking(points), centroids)[0]
+    assert torch.linalg.norm(centroids[0, labels] - points[0].float(), dim=1).max() < 0.01
+    assert torch.isfinite(centroids).all()
+
+
+def test_more_points_than_help_are_sampled() -> None:
+    points = torch.randn((2, 4000, 8), generator=torch.Generator().manual_seed(0)).half()
+    few = kmeans.kmeans(points, 2, 3, seed=0)
+    many = kmeans.kmeans(points[:, :512], 2, 3, seed=0)
+    assert few.shape == many.shape == (2, 2, 8)
+    assert not torch.equal(few, many)
+
+
+def test_a_score_is_half_the_distance_less_what_all_scores_of_a_query_share() -> None:
+    random = torch.Generator().manual_seed(0)
+    q, x = (torch.nn.functional.normalize(torch.randn((50, 384), generator=random), dim=1).half() for _ in range(2))
+    expected = (q.double().square().sum(dim=1, keepdim=True) - torch.cdist(q.double(), x.double()) ** 2) / 2
+    found = nearness.scores(nearness.asking(q), nearness.answering(x))
+    assert (found.double() - expected).abs().max() < nearness.ROUNDING
+
+
+def test_codes_of_lists_take_as_many_bytes_as_faiss_wants() -> None:
+    for lists in (1, 2, 256, 257):
+        index = faiss_index.make_index(f"IVF{lists},Flat", 8)
+        coder = tensor_ivf.Coder(torch.randn((1, lists, 8), generator=torch.Generator().manual_seed(0)), None)
+        codes = coder.encode(torch.zeros((3, 8)))
+        assert codes.shape == (3, faiss.downcast_index(index).coarse_code_size() + 32)

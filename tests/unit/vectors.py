@@ -1,0 +1,40 @@
+"""Vectors, blocks and results as the tests of the search make and read them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.core import exact, search
+from retro_ops.core.search import Block
+
+
+def unit_vectors(rows: int, dimension: int, seed: int, grid: bool = False) -> NDArray[np.float16]:
+    """``grid``: few different values, so that many distances are equal."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, 2, (rows, dimension)) * 2.0 - 1 if grid else rng.normal(size=(rows, dimension))
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float16)
+
+
+def clustered(rows: int, seed: int) -> NDArray[np.float16]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(40, 32))
+    drawn = centres[rng.integers(0, 40, rows)] + 0.7 * rng.normal(size=(rows, 32))
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float16)
+
+
+def blocks_of(vectors: NDArray[np.float16], documents: NDArray[np.uint64], size: int) -> search.Blocks:
+    def read(wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+        for first in range(0, len(vectors), size):
+            if wanted is None or np.isin(np.arange(first, first + size), wanted).any():
+                yield Block(first, vectors[first : first + size], documents[first : first + size])
+
+    return read
+
+
+def as_rows(keys: exact.Keys) -> list[list[tuple[float, int]]]:
+    ids, distances = exact.unpack(keys)
+    return [
+        [(float(d), int(i)) for d, i in zip(ds, js, strict=True) if i >= 0]
+        for ds, js in zip(distances, ids, strict=True)
+    ]
