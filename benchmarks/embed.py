@@ -141,7 +141,11 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = Tokenizer(arguments.tokenizer or arguments.model, pad_id=0)
     with tempfile.TemporaryDirectory() as scratch:
-        made = np.load(arguments.chunks) if arguments.chunks else real_chunks(Path(scratch), arguments.tokenizer)
+        made = (
+            np.load(arguments.chunks)
+            if arguments.chunks
+            else real_chunks(Path(scratch), arguments.tokenizer or arguments.model)
+        )
     chunks = made[np.random.default_rng(0).permutation(len(made))]
 
     where = device.choose(arguments.device, "torch")

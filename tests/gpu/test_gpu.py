@@ -1,13 +1,15 @@
 """Every device path gives what the CPU path gives. Needs a GPU, torch with CUDA and faiss-gpu."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from retro_ops import device, report
+from retro_ops import device, embedding, report
 from retro_ops.cli import main
+from retro_ops.models import Tokenizer
 from retro_ops.specs import IndexShard, index_spec_to_json
 
 pytestmark = pytest.mark.gpu
@@ -111,14 +113,33 @@ def test_rows_of_a_long_document_are_widened_on_the_gpu(folder: Path) -> None:
         np.save(folder / "chunk2seq.npy", (np.arange(ROWS) // 10).astype(np.int32))
 
 
-def test_embeddings_on_the_gpu_equal_those_on_the_cpu(tmp_path: Path, model_dir: str) -> None:
-    text = " ".join(f'"Chapter {i} speaks of the sea, the wind and number {i * i}."' for i in range(2000))
-    (tmp_path / "corpus.jsonl").write_text('{"text": ' + text.replace('" "', " ") + "}\n")
+@pytest.mark.parametrize("how", ["text", "ids"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
+    tmp_path: Path, model_dir: str, how: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "COMPILED_ROWS", 0 if compiled else 2**40)
+    text = " ".join(f"Chapter {i} speaks of the sea, the wind and number {i * i}." for i in range(2000))
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": text}) + "\n")
     outputs = [f"--{n}={tmp_path}/{f}.npy" for n, f in (("chunks-out", "c"), ("seq2chunk-index-out", "s"))]
     outputs.append(f"--chunk2seq-index-out={tmp_path}/d.npy")
     _run("tokenize-and-chunk", tmp_path / "corpus.jsonl", *outputs, "--tokenizer", model_dir)
     for where in ("cpu", "cuda"):
-        _run("embed-chunks", tmp_path / "c.npy", tmp_path / f"{where}.npy", "--model", model_dir, "--device", where)
+        options = ("--model", model_dir, "--device", where, "--embed-input", how)
+        _run("embed-chunks", tmp_path / "c.npy", tmp_path / f"{where}.npy", *options)
+    found = report.read(str(tmp_path / "cuda.report.json"))
+    assert found is not None
+    assert found["details"]["way"].startswith("packed, compiled" if compiled else "packed, ")
     cpu, gpu = (np.load(tmp_path / f"{where}.npy").astype(np.float32) for where in ("cpu", "cuda"))
     assert len(cpu) > 300
     assert (cpu * gpu).sum(axis=1).min() > 0.999
+
+
+def test_a_vector_does_not_depend_on_what_is_embedded_with_it(model_dir: str) -> None:
+    chunks = np.random.default_rng(0).integers(1000, 20_000, (9000, 64)).astype(np.uint16)
+    embedder = embedding.Embedder(model_dir, device.choose("cuda", "torch"))
+    embedder.prepare(0)
+    prepare = embedder.inputs(Tokenizer(model_dir, pad_id=0), "ids")()
+    found = np.concatenate(list(embedder.vectors([prepare(chunks)])))
+    other = np.random.default_rng(1).permutation(len(chunks))
+    assert np.array_equal(found[other], np.concatenate(list(embedder.vectors([prepare(chunks[other])]))))
