@@ -176,7 +176,7 @@ def test_retrieve_neighbours_killed_at_60_percent(
             *("retrieve-neighbours", "--query-embeddings", shard / "embeddings.npy"),
             *("--query-chunk2seq", shard / "chunk2seq.npy", "--neighbours-output", f"{folder}/neighbours.npy"),
             *("--index", index, "--index-spec", spec, "--nprobe", 1, "--retrieval-margin", 1),
-            *("--num-neighbours", 3, "--memory-budget", "90KiB"),
+            *("--num-neighbours", 3, "--memory-budget", "125KiB"),
         ),
         "neighbours.report.json",
         "neighbours",
