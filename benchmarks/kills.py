@@ -1,7 +1,7 @@
 """kill -9 at random points of refreshes and repairs, while a reader looks at the published version all the time.
 
 Each round brings new files, or asks for a shard to be built again. An undisturbed twin does the same once; the dataset
-itself is killed again and again before it may end. At the end of a round both must hold the same bytes, and at every
+itself is killed in random stages of it before it may end. At the end of a round both must hold the same bytes, and at every
 moment the reader must find a version of which everything validates.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.nights import Corpus, compare
-from benchmarks.whole_run import NOW, in_child, run, warm
+from benchmarks.whole_run import IN_ORDER, NOW, in_child, run, warm
 from demo.make_corpus import documents
 from retro_ops import layout, store, versions
 from retro_ops.cli import main as retro_ops
@@ -28,12 +28,9 @@ from retro_ops.plans import read_plan
 DATASET = "kills"
 KINDS = ("add", "repair", "change", "remove")
 LONGEST_TEXT = 1500
-MOST_ATTEMPTS = 12
-"""Kills before a run may end: each gets a little further, as what is done stays done."""
-
-AT_PUBLISH = 4
-"""One of so many kills waits for `publish`, which is too short to be met by chance."""
-LONGEST_PUBLISH_S = 0.05
+KILLS_A_ROUND = 12
+LONGEST_WAIT = 0.1
+"""Share of an undisturbed run that a kill comes after the beginning of a stage at most; mostly far less."""
 
 
 def read_on(root: str, answers: Any, stop: Any) -> None:
@@ -70,10 +67,10 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         undisturbed = in_child(partial(run, twin, DATASET, name, *flags))
         took = time.monotonic() - started
         before = kills.total()
-        for _ in range(min(MOST_ATTEMPTS, wanted - before)):
-            stage, after_s = None, randomness.uniform(0.05, took / 2)
-            if randomness.randrange(AT_PUBLISH) == 0:
-                stage, after_s = "publish", randomness.uniform(0, LONGEST_PUBLISH_S)
+        # Each stage as often as any other, however short it is; in order, as what is done is not done again.
+        stages = sorted(randomness.choices(IN_ORDER, k=min(KILLS_A_ROUND, wanted - before)), key=IN_ORDER.index)
+        for stage in stages:
+            after_s = took * LONGEST_WAIT * randomness.random() ** 2
             if in_child(partial(run, root, DATASET, name, *flags), after_s, stage) is not None:
                 break
             kills[NOW.value.decode()] += 1

@@ -18,6 +18,7 @@ from retro_ops.specs import Plan
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
 FROM_INDEX = ("train-faiss-index", "build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours")
 TO_PUBLISH = ("write-specs", "describe", "validate", "publish")
+IN_ORDER = ("plan", *UNTIL_GATE, "check-drift", *FROM_INDEX, *TO_PUBLISH)
 
 NOW = multiprocessing.get_context("fork").Array(ctypes.c_char, 64)
 """Name of the stage that a child is at, for whoever kills it."""
@@ -95,7 +96,7 @@ T = TypeVar("T")
 def in_child(work: Callable[[], T], kill_after_s: float | None = None, stage: str | None = None) -> T | None:
     """``work`` in a process of its own; None if it was killed (-9) before it was done.
 
-    ``stage``: the clock for the kill starts when it begins. The caller must not compute itself: threads of numerical
+    ``stage``: the clock for the kill starts when it begins, or one after it. The caller must not compute itself: threads of numerical
     libraries do not survive a fork.
     """
     parent, child = multiprocessing.get_context("fork").Pipe()
@@ -104,7 +105,7 @@ def in_child(work: Callable[[], T], kill_after_s: float | None = None, stage: st
     process.start()
     child.close()
     try:
-        while stage and NOW.value != stage.encode() and not parent.poll(0.002):
+        while stage and not _has_come(stage) and not parent.poll(0.002):
             pass
         if not parent.poll(kill_after_s):
             process.kill()
@@ -117,6 +118,11 @@ def in_child(work: Callable[[], T], kill_after_s: float | None = None, stage: st
     if isinstance(answer, Exception):
         raise answer
     return answer  # type: ignore[no-any-return]
+
+
+def _has_come(stage: str) -> bool:
+    now = NOW.value.decode()
+    return bool(now) and IN_ORDER.index(now) >= IN_ORDER.index(stage)
 
 
 def _answer(work: Callable[[], Any], to: Any) -> None:
