@@ -1,8 +1,8 @@
 """kill -9 at random points of refreshes and repairs, while a reader looks at the published version all the time.
 
 Each round brings new files, or asks for a shard to be built again. An undisturbed twin does the same once; the dataset
-itself is killed in random stages of it before it may end. At the end of a round both must hold the same bytes, and at every
-moment the reader must find a version of which everything validates.
+itself is killed in random stages of it before it may end. At the end of a round both must hold the same bytes, and at
+every moment the reader must find a version of which everything validates.
 """
 
 import argparse

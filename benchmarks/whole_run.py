@@ -96,8 +96,8 @@ T = TypeVar("T")
 def in_child(work: Callable[[], T], kill_after_s: float | None = None, stage: str | None = None) -> T | None:
     """``work`` in a process of its own; None if it was killed (-9) before it was done.
 
-    ``stage``: the clock for the kill starts when it begins, or one after it. The caller must not compute itself: threads of numerical
-    libraries do not survive a fork.
+    ``stage``: the clock for the kill starts when it begins, or one after it. The caller must not compute itself:
+    threads of numerical libraries do not survive a fork.
     """
     parent, child = multiprocessing.get_context("fork").Pipe()
     NOW.value = b""
