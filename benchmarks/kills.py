@@ -29,8 +29,6 @@ DATASET = "kills"
 KINDS = ("add", "repair", "change", "remove")
 LONGEST_TEXT = 1500
 KILLS_A_ROUND = 12
-LONGEST_WAIT = 0.1
-"""Share of an undisturbed run that a kill comes after the beginning of a stage at most; mostly far less."""
 
 
 def read_on(root: str, answers: Any, stop: Any) -> None:
@@ -63,19 +61,17 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         else:
             corpus.night(kind)
         name = f"round-{number:03}"
-        started = time.monotonic()
         undisturbed = in_child(partial(run, twin, DATASET, name, *flags))
-        took = time.monotonic() - started
+        assert undisturbed is not None
         before = kills.total()
         # Each stage as often as any other, however short it is; in order, as what is done is not done again.
         stages = sorted(randomness.choices(IN_ORDER, k=min(KILLS_A_ROUND, wanted - before)), key=IN_ORDER.index)
         for stage in stages:
-            after_s = took * LONGEST_WAIT * randomness.random() ** 2
+            after_s = undisturbed.seconds[stage] * randomness.random()
             if in_child(partial(run, root, DATASET, name, *flags), after_s, stage) is not None:
                 break
             kills[NOW.value.decode()] += 1
         done = in_child(partial(run, root, DATASET, name, *flags))
-        assert undisturbed is not None
         assert done is not None
         if done.changes["nothing"]:  # The run before was killed after it had published.
             done.plan_uri = versions.read(root, DATASET).plan_uri()
@@ -85,7 +81,10 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         if _published(root) != _published(twin):
             wrong.append(f"round {number} ({kind}): other specs are published than without kills")
         of_round = kills.total() - before
-        print(f"round {number:3} {kind:7} {chunks:5} chunks: {of_round:3} kills, {took:4.1f} s undisturbed", flush=True)
+        print(
+            f"round {number:3} {kind:7} {chunks:5} chunks: {of_round:3} kills, {undisturbed.total:4.1f} s undisturbed",
+            flush=True,
+        )
     return number, kills, wrong
 
 
