@@ -431,7 +431,7 @@ def manifest_in(version: str) -> str:
 
 def version_plan_uri(plan: Plan) -> str:
     """What the version was made by, in its own folder: a run may be planned again."""
-    return join(stage_folder(plan, "publish"), "plan.json")
+    return join(stage_folder(plan, "write-specs"), "plan.json")
 
 
 def card_uri(plan: Plan, kind: Literal["json", "html"]) -> str:

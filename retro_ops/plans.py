@@ -8,5 +8,5 @@ def read_plan(uri: str) -> Plan:
     return plan_from_json(store.read(uri), uri)
 
 
-def write_plan(plan: Plan, uri: str) -> None:
-    store.write(uri, plan_to_json(plan).encode())
+def write_plan(plan: Plan, uri: str) -> store.Written:
+    return store.write(uri, plan_to_json(plan).encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 from retro_ops import bases, layout, report, store, versions
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_plan, write_plan
+from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan, parent, relative
 
@@ -32,9 +32,6 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         raise BadInputError(f"this version is not validated: {validated} does not exist", "run `retro-ops validate`")
     _check_floors(plan, parameters)
     _check_condemned(plan)
-    uri = layout.version_plan_uri(plan)
-    if not store.exists(uri):
-        write_plan(plan, uri)
     before = versions.read(plan.root, plan.dataset)
     after, said = versions.published(before, _entry(plan, arguments.plan, before.uri), plan)
     if after != before:

@@ -8,7 +8,7 @@ from typing import Any
 
 from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_plan
+from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
 from retro_ops.specs import (
     DatasetShard,
@@ -69,6 +69,7 @@ def _work(plan: Plan) -> report.Outcome:
         "skipped": plan.skipped,
     }
     outputs.append(store.write(layout.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
+    outputs.append(write_plan(plan, layout.version_plan_uri(plan)))
     totals = {key: sum(c[key] for c in counts.values()) for key in ("documents", "chunks", "bad_records", "full_rows")}
     return report.Outcome(counts={"shards": len(plan.shards), **totals}, outputs=outputs)
 
