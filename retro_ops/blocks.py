@@ -78,8 +78,7 @@ class Unfinished:
     def add(self, part: Part, end: int) -> None:
         """``part`` holds what comes next, up to row ``end``."""
         if self._folder is not None:
-            for name, rows in part.items():
-                self._write(f"{self._parts}/{name}", rows)
+            self._write({f"{self._parts}/{name}.npy": rows for name, rows in part.items()})
         self._parts += 1
         self.end = end
 
@@ -89,8 +88,8 @@ class Unfinished:
         if self._folder is None or not self._parts or not (in_time or self._buffer.tell() >= COMMIT_BYTES):
             return
         about = json.dumps({"first": self._first, "end": self.end, "state": dict(state or {})}).encode()
-        self._zip.writestr(ABOUT, about)
-        self._zip.close()
+        with zipfile.ZipFile(self._buffer, "a") as block:
+            block.writestr(ABOUT, about)
         self._left_behind = True
         self._wait()
         # Blocks that come faster than by time are written beside the work; a kill then costs two of them.
@@ -122,13 +121,15 @@ class Unfinished:
         self._first, self._parts, self._began = self.end, 0, time.monotonic()
         # Written as it comes: one copy in memory, not one of arrays and one of bytes.
         self._buffer = io.BytesIO()
-        self._zip = zipfile.ZipFile(self._buffer, "w")
 
-    def _write(self, name: str, rows: "NDArray[Any]") -> None:
+    def _write(self, members: Part) -> None:
         from numpy.lib import format as npy_format
 
-        with self._zip.open(f"{name}.npy", "w") as member:
-            npy_format.write_array(member, rows, allow_pickle=False)
+        # Closed after every part, so that a stage that fails between two leaves no open archive behind.
+        with zipfile.ZipFile(self._buffer, "a") as block:
+            for name, rows in members.items():
+                with block.open(name, "w") as member:
+                    npy_format.write_array(member, rows, allow_pickle=False)
 
 
 def _write_block(uri: str, buffer: io.BytesIO) -> None:
