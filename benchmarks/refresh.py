@@ -58,6 +58,9 @@ def table(runs: dict[str, Run]) -> None:
         print(f"{stage:22}" + "".join(f"{done.seconds[stage]:18.1f} s" for done in runs.values()))
     print(f"{'all':22}" + "".join(f"{done.total:18.1f} s" for done in runs.values()))
     print(f"{'of the full build':22}" + "".join(f"{done.total / full.total:20.2%}" for done in runs.values()))
+    cpu = {name: done.cpu_seconds.total() for name, done in runs.items()}
+    print(f"{'CPU':22}" + "".join(f"{seconds:18.1f} s" for seconds in cpu.values()))
+    print(f"{'of the full build':22}" + "".join(f"{seconds / cpu[FULL]:20.2%}" for seconds in cpu.values()))
     print(f"{'recall':22}" + "".join(f"{recall(done):20.4f}" for done in runs.values()))
 
 
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="sentence-transformer with its tokenizer: a folder")
     parser.add_argument("--megabytes", type=float, default=16, help="of text, of what there is")
     parser.add_argument("--shards", type=int, default=20)
+    parser.add_argument("--only-refresh", action="store_true", help="neither remove the news again nor rebuild")
     arguments = parser.parse_args()
     corpus = arguments.folder / "corpus"
     lines = list(documents(arguments.text, int(arguments.megabytes * 1e6)))
@@ -86,10 +90,11 @@ def main() -> None:
     (corpus / "50_new.jsonl").write_text("".join(left))
     made["refresh"] = done("refresh", "--refresh")
     again = done("idle", "--refresh")
-    (corpus / "50_new.jsonl").unlink()
-    made["one shard less"] = done("less", "--refresh")
-    (corpus / "50_new.jsonl").write_text("".join(left))
-    made["stored embeddings"] = done("rebuilt", *flags)
+    if not arguments.only_refresh:
+        (corpus / "50_new.jsonl").unlink()
+        made["one shard less"] = done("less", "--refresh")
+        (corpus / "50_new.jsonl").write_text("".join(left))
+        made["stored embeddings"] = done("rebuilt", *flags)
     counts = json.loads(Path(layout.manifest_uri(made["refresh"].plan)).read_text())["shards"]
     chunks = {shard["name"]: shard["counts"]["chunks"] for shard in counts}
     total = sum(chunks.values())

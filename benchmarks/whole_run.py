@@ -4,6 +4,7 @@ import ctypes
 import importlib
 import json
 import multiprocessing
+import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -37,10 +38,14 @@ class StageFailedError(Exception):
 
 @dataclass
 class Run:
-    """What was done: seconds by stage, and how often each was called for work that was not done yet."""
+    """What was done: seconds by stage, and how often each was called for work that was not done yet.
+
+    ``cpu_seconds``: of this process and its children, which tell less of what else the machine was doing.
+    """
 
     plan_uri: str = ""
     seconds: Counter[str] = field(default_factory=Counter)
+    cpu_seconds: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     changes: dict[str, Any] = field(default_factory=dict)
 
@@ -55,12 +60,18 @@ class Run:
     def stage(self, name: str, *arguments: object) -> None:
         argv = [name, *map(str, arguments)]
         NOW.value = name.encode()
-        started = time.monotonic()
+        started, used = time.monotonic(), _cpu_seconds()
         code = main(argv)
         self.seconds[name] += time.monotonic() - started
+        self.cpu_seconds[name] += _cpu_seconds() - used
         self.calls[name] += 1
         if code:
             raise StageFailedError(argv, code)
+
+
+def _cpu_seconds() -> float:
+    of = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in of)
 
 
 def run(root: str, dataset: str, name: str, *flags: object) -> Run:

@@ -57,12 +57,7 @@ def exact(encoding: Encoding) -> Encode:
     """Ids of each text, special tokens included."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(encoding.json)
-    tokenizer.no_padding()
-    if encoding.longest is None:
-        tokenizer.no_truncation()
-    else:
-        tokenizer.enable_truncation(encoding.longest)
+    tokenizer = _cut_at(Tokenizer.from_str(encoding.json), encoding.longest)
 
     def encode(texts: Sequence[str]) -> Rows:
         found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
@@ -114,6 +109,16 @@ def _package(encoding: Encoding) -> tuple[Encode | None, str]:
         return None, f"tokenizers: {package} does not read this tokenizer: {error}"
 
 
+def _cut_at(tokenizer: Any, longest: int | None) -> Any:
+    """``tokenizer`` without padding, which keeps the first ``longest`` ids."""
+    tokenizer.no_padding()
+    if longest is None:
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(longest)
+    return tokenizer
+
+
 def _nanotoken(module: Any, encoding: Encoding) -> Encode:
     tokenizer = module.Tokenizer.from_json(encoding.json)
 
@@ -125,12 +130,7 @@ def _nanotoken(module: Any, encoding: Encoding) -> Encode:
 
 
 def _fastokens(module: Any, encoding: Encoding) -> Encode:
-    tokenizer = module.Tokenizer.from_json_str(encoding.json)
-    tokenizer.no_padding()
-    if encoding.longest is None:
-        tokenizer.no_truncation()
-    else:
-        tokenizer.enable_truncation(encoding.longest)
+    tokenizer = _cut_at(module.Tokenizer.from_json_str(encoding.json), encoding.longest)
 
     def encode(texts: Sequence[str]) -> Rows:
         ids, offsets = tokenizer.encode_batch_flat(list(texts), add_special_tokens=True)
