@@ -18,7 +18,10 @@ GROUP = 16
 GROUPS = TILE // GROUP
 
 FIRST_GROUPS = 16
-"""Groups whose members are scored exactly at first: most rows need no more."""
+"""Groups whose members are looked at first: most rows need no more."""
+
+EXACT_OF_A_GROUP = 2
+"""Members for each of these groups that are scored exactly: those with the best scores of all that are looked at."""
 
 WIDEN = 4
 
@@ -29,7 +32,7 @@ ITEM_ROWS = 2**20
 """Vectors and queries that are gathered for products at a time: 800 MB each at d = 384."""
 
 EXACT_NUMBERS = 2**28
-"""Numbers of candidates that are scored exactly at a time, float64 each."""
+"""Numbers of candidates that are looked at at a time, float64 each at most."""
 
 NONE = 2**63 - 1
 """The key after all others, in torch's signed integers."""
@@ -89,7 +92,8 @@ def nearest(
     """Keys ``[m, k]``; rows and keys of nearer vectors of the same document. ``queries`` half ``[m, d]``."""
     import torch
 
-    best = Best.of(part, asking(queries), probes)
+    asked = asking(queries)
+    best = Best.of(part, asked, probes)
     keys = torch.full((len(queries), k), NONE, device=queries.device)
     own_rows, own_keys = [], []
     open_rows = torch.arange(len(queries), device=queries.device)
@@ -99,7 +103,8 @@ def nearest(
         proven = []
         step = max(1, EXACT_NUMBERS // (groups.shape[1] * GROUP * queries.shape[1]))
         for rows, of, limit in zip(open_rows.split(step), groups.split(step), bound.split(step), strict=True):
-            slots, scored = _exact(part, queries[rows], of)
+            slots, limit = _best_members(part, asked[rows], of, limit, wanted * EXACT_OF_A_GROUP)
+            scored = _exact(part, queries[rows], slots)
             own = (part.documents[slots] == documents[rows, None]) & (scored != NONE)
             of_row = scored.masked_fill(own, NONE).topk(min(k, scored.shape[1]), largest=False).values.sort().values
             keys[rows, : of_row.shape[1]] = of_row
@@ -121,7 +126,7 @@ def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Ke
     groups, _ = Best.of(part, asking(queries), probes).groups(rows, width)
     step = max(1, EXACT_NUMBERS // (groups.shape[1] * GROUP * queries.shape[1]))
     found = [
-        _exact(part, of_queries, of)[1].topk(min(width, of.shape[1] * GROUP), largest=False).values
+        _exact(part, of_queries, _members(of)).topk(min(width, of.shape[1] * GROUP), largest=False).values
         for of_queries, of in zip(queries.split(step), groups.split(step), strict=True)
     ]
     return smallest(_unsigned(torch.cat(found)), width)
@@ -213,20 +218,40 @@ def _seats(lists: Tensor, count: int) -> tuple[int, Tensor, Tensor]:
     return side, seats.reshape(-1, side), tiles
 
 
-def _exact(part: Part, queries: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Slots and exact keys of the members of ``groups`` ``[m, w]``: int64 ``[m, w * GROUP]``, NONE for no vector."""
+def _members(groups: Tensor) -> Tensor:
+    """Slots of the members of ``groups`` ``[m, w]``: int64 ``[m, w * GROUP]``, -1 for none."""
     import torch
 
-    slots = (groups.clamp(min=0)[:, :, None] * GROUP + torch.arange(GROUP, device=groups.device)).flatten(1)
-    vectors = part.vectors.reshape(-1, part.vectors.shape[-1])[slots].double()
+    slots = groups[:, :, None] * GROUP + torch.arange(GROUP, device=groups.device)
+    return torch.where(groups[:, :, None] < 0, -1, slots).flatten(1)
+
+
+def _best_members(part: Part, asked: Tensor, groups: Tensor, bound: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Slots of the ``count`` members of ``groups`` with the best scores, and the score that none of the others is
+    above, those of groups with scores up to ``bound`` included. Halves are gathered: a quarter of what exact takes."""
+    import torch
+
+    slots = _members(groups)
+    if count >= slots.shape[1]:
+        return slots, bound
+    found = scores(asked[:, None], part.vectors.reshape(-1, part.vectors.shape[-1])[slots.clamp(min=0)])[:, 0]
+    values, at = found.masked_fill_(slots < 0, -torch.inf).topk(count, dim=1)
+    return slots.gather(1, at), torch.maximum(bound, values[:, -1])
+
+
+def _exact(part: Part, queries: Tensor, slots: Tensor) -> Tensor:
+    """Exact keys of the vectors at ``slots`` ``[m, w]``, NONE for none."""
+    import torch
+
+    there = slots.clamp(min=0)
+    vectors = part.vectors.reshape(-1, part.vectors.shape[-1])[there].double()
     # Columns beyond the dimension are multiplied with zero; padding becomes NaN there, and is masked.
     wide = torch.nn.functional.pad(queries.double(), (0, vectors.shape[-1] - queries.shape[1]))
     products = torch.bmm(vectors, wide[:, :, None])[..., 0]
-    distances = (wide.square().sum(dim=1, keepdim=True) + part.squares[slots] - 2 * products).float().clamp_(min=0)
-    ids = part.ids[slots]
+    distances = (wide.square().sum(dim=1, keepdim=True) + part.squares[there] - 2 * products).float().clamp_(min=0)
+    ids = part.ids[there]
     keys = (distances.view(torch.int32).long() << 32) | ids
-    missing = (ids < 0) | (groups < 0).repeat_interleave(GROUP, dim=1)
-    return slots, keys.masked_fill_(missing, NONE)
+    return keys.masked_fill_((ids < 0) | (slots < 0), NONE)
 
 
 def _is_proven(part: Part, queries: Tensor, last: Tensor, bound: Tensor) -> Tensor:
