@@ -91,9 +91,12 @@ def _write_realnews(path: Path, texts: Iterator[str], documents: int, shards: in
     member = tarfile.TarInfo("realnews/realnews.jsonl")
     member.size = len(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as compressed:
-        with tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-            archive.addfile(member, BytesIO(content))
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        archive.addfile(member, BytesIO(content))
 
 
 def _news(number: int, side: str, text: str) -> dict[str, Any]:

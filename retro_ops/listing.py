@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from retro_ops import corpus, layout, store
 from retro_ops.core.routing import ByPath, LeftOut, by_path
 from retro_ops.errors import BadInputError
-from retro_ops.recipes import SUFFIXES, Output, Recipe, Rule, suffix_of
+from retro_ops.recipes import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
 from retro_ops.recipes.nodes import Faults
 from retro_ops.recipes.reading import alternatives
 from retro_ops.sources import SourceFile
@@ -35,11 +35,13 @@ def find(recipe: Recipe, folder: str) -> tuple[list[Found], tuple[str, ...]]:
     absent: list[str] = []
     for number, rule in enumerate(recipe.sources):
         for pattern in rule.files:
-            for uri in _files(rule, pattern.text, pattern.line, folder, absent, faults, recipe.uri):
-                files.append(Found(uri, _name(uri, folder), number, pattern.line))
+            found = _files(rule, pattern, folder, absent, faults, recipe.uri)
+            files += [Found(uri, _name(uri, folder), number, pattern.line) for uri in found]
     files = _named_once(files, faults)
     if not files and not faults:
-        faults.add(1, f"none of its files is there, below {folder}", "say where they are (source folder), or mend 'files'")
+        faults.add(
+            1, f"none of its files is there, below {folder}", "say where they are (source folder), or mend 'files'"
+        )
     check_routes(recipe, files, folder, faults)
     check_shards(recipe, files, faults)
     faults.raise_if_any()
@@ -47,13 +49,11 @@ def find(recipe: Recipe, folder: str) -> tuple[list[Found], tuple[str, ...]]:
     return files, tuple(absent)
 
 
-def _files(
-    rule: Rule, pattern: str, line: int, folder: str, absent: list[str], faults: Faults, recipe: str
-) -> list[str]:
+def _files(rule: Rule, pattern: Line, folder: str, absent: list[str], faults: Faults, recipe: str) -> list[str]:
     """Each name that braces stand for must be there: one of thirty that is missing is no pattern that found 29."""
     found: dict[str, None] = {}
     missing = []
-    for name in alternatives(pattern):
+    for name in alternatives(pattern.text):
         uri = resolve(name, layout.join(folder, "recipe"))
         try:
             found |= dict.fromkeys(corpus.find(uri, SUFFIXES))
@@ -62,12 +62,12 @@ def _files(
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         if rule.optional:
-            absent.append(f"{recipe}:{line}: {shown} is not there, and the rest is built")
+            absent.append(f"{recipe}:{pattern.line}: {shown} is not there, and the rest is built")
         else:
-            faults.add(line, f"no file at {shown}", "mend 'files', say where it is, or add 'optional: true'")
+            faults.add(pattern.line, f"no file at {shown}", "mend 'files', say where it is, or add 'optional: true'")
     unknown = [uri for uri in found if suffix_of(uri) is None]
     for uri in unknown[:3]:
-        faults.add(line, f"{uri} has no known format", f"there is {', '.join(SUFFIXES)}")
+        faults.add(pattern.line, f"{uri} has no known format", f"there is {', '.join(SUFFIXES)}")
     return [uri for uri in found if uri not in unknown]
 
 
@@ -96,7 +96,9 @@ def _named_once(files: list[Found], faults: Faults) -> list[Found]:
     return [
         file
         if counts[file.name] == 1 and len(file.name) <= LONGEST_NAME
-        else Found(file.uri, f"{file.name[-LONGEST_NAME:].lstrip('.-_')}-{layout.digest(file.uri)[:8]}", file.rule, file.line)
+        else Found(
+            file.uri, f"{file.name[-LONGEST_NAME:].lstrip('.-_')}-{layout.digest(file.uri)[:8]}", file.rule, file.line
+        )
         for file in by_uri.values()
     ]
 
@@ -133,7 +135,9 @@ def check_shards(recipe: Recipe, files: Sequence[Found], faults: Faults) -> None
                 writer = f"{split} {category} of {file.uri if one_file else f'the source in line {rule.line}'}"
                 if not re.fullmatch(NAME_PATTERN, name.replace(NUMBER, "0")):
                     shown = name.replace(NUMBER, "0")
-                    faults.add(output.line, f"shard name {shown!r} cannot be a folder name", "give 'shard' a name of its own")
+                    faults.add(
+                        output.line, f"shard name {shown!r} cannot be a folder name", "give 'shard' a name of its own"
+                    )
                 line, other = seen.setdefault(name, (output.line, writer))
                 if other != writer:
                     _overlap(faults, output.line, name.replace(NUMBER, "…"), other, line, writer)
@@ -189,4 +193,3 @@ def source_file(recipe: Recipe, folder: str, file: Found, settings: tuple[str, f
     kinds = [type(rule.category).__name__, type(rule.split).__name__]
     digest = layout.digest(layout.SPLIT_CORPUS_VERSION, kinds, content)
     return SourceFile(file.name, file.uri, where.size(file.uri), fingerprint, file.rule, digest)
-

@@ -40,22 +40,24 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
     passed: list[str] = []
     found = False
     name = uri.removesuffix(".tgz") + ".tar.gz" if uri.endswith(".tgz") else uri
-    with _damage(uri), store.open_stream(uri) as raw, corpus.decompressed(raw, name) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                if not member.isfile() or not glob.globmatch(member.name, members, flags=glob.GLOBSTAR | glob.BRACE):
-                    passed.append(member.name)
-                    del passed[SHOWN_MEMBERS:]
-                    archive.members.clear()  # type: ignore[attr-defined]  # Else it remembers every one.
-                    continue
-                found = True
-                content = archive.extractfile(member)
-                assert content
-                where = f"{uri}/{member.name}"
-                with corpus.decompressed(content, member.name) as text:
-                    for number, line in enumerate(corpus.lines_of(text, where, max_line_bytes), 1):
-                        yield where, number, line
-                archive.members.clear()  # type: ignore[attr-defined]
+    with (
+        _damage(uri),
+        store.open_stream(uri) as raw,
+        corpus.decompressed(raw, name) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as archive,
+    ):
+        for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # It would remember every one.
+            if not member.isfile() or not glob.globmatch(member.name, members, flags=glob.GLOBSTAR | glob.BRACE):
+                passed = [*passed, member.name][:SHOWN_MEMBERS]
+                continue
+            found = True
+            content = archive.extractfile(member)
+            assert content
+            where = f"{uri}/{member.name}"
+            with corpus.decompressed(content, member.name) as text:
+                for number, line in enumerate(corpus.lines_of(text, where, max_line_bytes), 1):
+                    yield where, number, line
     if not found:
         raise BadInputError(
             f"no member of {uri} is named {members!r}", f"mend 'members'; it holds {', '.join(passed) or 'nothing'}"

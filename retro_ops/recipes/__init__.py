@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Literal
 
@@ -37,10 +37,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Output:
-    """Shards of one split of a source. ``shard``: template of their names; ``max_documents``: of each file and category."""
+    """Shards of one split of a source. ``shard``: template of their names. ``max_documents``: of a file's category."""
 
     shard: str
-    cut: Cut = Cut()
+    cut: Cut = field(default_factory=Cut)
     max_documents: int | None = None
     line: int = 0
 
@@ -113,7 +113,7 @@ def shipped_names() -> list[str]:
 
 
 def read(text: str, uri: str) -> Recipe:
-    """The recipe that ``text`` holds. BadInputError with ``uri:line: what; what to do`` for each thing that is wrong."""
+    """The recipe that ``text`` holds. BadInputError: ``uri:line: what; what to do`` for each thing that is wrong."""
     from retro_ops.recipes.reading import recipe  # It stands on what is defined here.
 
     return recipe(text, uri)

@@ -34,7 +34,9 @@ def recipe(text: str, uri: str) -> Recipe:
     named = keys.get(Word("sources"))
     rules: list[Rule] = []
     if not isinstance(named, Words) or not named:
-        faults.add(named if named is not None else keys, "no sources", "write 'sources:' with a list, '- files: …' each")
+        faults.add(
+            named if named is not None else keys, "no sources", "write 'sources:' with a list, '- files: …' each"
+        )
     else:
         rules = [rule for entry in named if (rule := _Source(entry, categories, faults).rule())]
     found = Recipe(
@@ -49,7 +51,7 @@ def recipe(text: str, uri: str) -> Recipe:
 
 
 def alternatives(pattern: str) -> list[str]:
-    """``{00..29}.jsonl`` -> 30 patterns. ValueError, saying what is wrong, for braces that do not close or are no list."""
+    """``{00..29}.jsonl`` -> 30 patterns. ValueError, saying what is wrong, for braces that are no list or range."""
     for opening, closing in ("{}", "[]"):
         if pattern.count(opening) != pattern.count(closing):
             raise ValueError(f"{opening} and {closing} do not match")
@@ -185,7 +187,9 @@ class _Source:
         else:
             self._check_pattern(word)
             if not archives:
-                self._faults.add(word, "members of what is no archive", "leave it out, or name a .tar, .tar.gz or .tar.zst")
+                self._faults.add(
+                    word, "members of what is no archive", "leave it out, or name a .tar, .tar.gz or .tar.zst"
+                )
         return str(word) if word else None
 
     def _outputs(self, split: Fixed | ByField | ByHash | None) -> dict[Split, Output]:
@@ -207,7 +211,12 @@ class _Source:
         return {s: Output(str(names[s]), cuts[s], limits[s], getattr(names[s], "line", 0) or line) for s in reached}
 
     def _by_split(
-        self, key: str, sides: list[Split], default: T, read: Callable[[Value], T | None], of_value: tuple[str, ...] = ()
+        self,
+        key: str,
+        sides: list[Split],
+        default: T,
+        read: Callable[[Value], T | None],
+        of_value: tuple[str, ...] = (),
     ) -> dict[Split, T]:
         """One value for all splits, or a mapping with one for each."""
         value = self._keys.get(Word(key))
@@ -291,9 +300,13 @@ def _words(keys: Keys, key: str, faults: Faults, required: bool = True) -> list[
     found = [value] if isinstance(value, Word) else list(value) if isinstance(value, Words) else []
     for word in found:
         if not isinstance(word, Word) or not word:
-            faults.add(word, f"{key!r} holds what is no text", "write one text a line, in quotes if it holds { } [ ] : #")
+            faults.add(
+                word, f"{key!r} holds what is no text", "write one text a line, in quotes if it holds { } [ ] : #"
+            )
     if (required or value is not None) and not found:
-        faults.add(value if value is not None else keys, f"no {key!r}", f"write '{key}:' with a text or a list of texts")
+        faults.add(
+            value if value is not None else keys, f"no {key!r}", f"write '{key}:' with a text or a list of texts"
+        )
     return [word for word in found if isinstance(word, Word) and word]
 
 
@@ -301,7 +314,11 @@ def _patterns(keys: Keys, key: str, faults: Faults, required: bool = False) -> t
     words = _words(keys, key, faults, required)
     for word in words:
         _check_pattern(word, faults)
-        if key == "files" and "." in (last := word.rpartition("/")[2]) and not last.endswith((*SUFFIXES, "*", "}", "]")):
+        if (
+            key == "files"
+            and "." in (last := word.rpartition("/")[2])
+            and not last.endswith((*SUFFIXES, "*", "}", "]"))
+        ):
             faults.add(word, f"{str(word)!r} has no known format", f"there is {', '.join(SUFFIXES)}")
     return tuple(Line(str(word), word.line) for word in words)
 
@@ -315,7 +332,9 @@ def _check_pattern(word: Word, faults: Faults) -> None:
 
 def _name(word: Word, kind: str, faults: Faults) -> Word:
     if not re.fullmatch(NAME_PATTERN, word):
-        faults.add(word, f"{kind} {str(word)!r} cannot be part of a folder name", "use letters, digits, '.', '_' and '-'")
+        faults.add(
+            word, f"{kind} {str(word)!r} cannot be part of a folder name", "use letters, digits, '.', '_' and '-'"
+        )
     return word
 
 

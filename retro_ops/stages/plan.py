@@ -123,7 +123,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
 def _of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[list[Shard], list[str]]:
     """A shard for each file, and the days of those that have one."""
     if not places["corpus"]:
-        raise BadInputError("--corpus is missing", "say where the documents are")
+        raise BadInputError("--corpus is missing", "say where the documents are: a corpus, or a recipe with --sources")
     files = {"train": corpus.find_dated(places["corpus"], as_of)}
     if places["validation_corpus"]:
         files["val"] = corpus.find_dated(places["validation_corpus"], as_of)

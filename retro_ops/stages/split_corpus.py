@@ -242,7 +242,9 @@ class _BadLines:
                 f"{record.source}, line {record.line}: {record.reason}",
                 "mend the record, or set bad records aside with --on-bad-record quarantine",
             )
-        self._lines = self._lines or corpus.JsonLinesWriter(self._stack.enter_context(store.create(self._uri)), self._uri)
+        self._lines = self._lines or corpus.JsonLinesWriter(
+            self._stack.enter_context(store.create(self._uri)), self._uri
+        )
         kept = replace(record, content=record.content[: corpus.QUARANTINED_CHARACTERS])
         self._lines.append(corpus.json_line(asdict(kept)))
         self.count += 1
