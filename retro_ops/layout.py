@@ -79,6 +79,10 @@ def sources_uri(root: str, dataset: str, run: str) -> str:
     return join(run_folder(root, dataset, run), "sources.json")
 
 
+def is_list_of_sources(uri: str) -> bool:
+    return uri.rpartition("/")[2] == "sources.json"
+
+
 def parts_folder(root: str, dataset: str, source_file: str, digest: str) -> str:
     """What ``split-corpus`` makes of a source file: a part for each shard that it has documents for."""
     return join(dataset_folder(root, dataset), "corpus", source_file, f"split-corpus-{digest}")

@@ -95,7 +95,8 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
             )
     as_of = _checked_day(arguments.as_of)
     if arguments.sources:
-        (shards, places), days = _of_recipe(arguments), []
+        days: list[str] = []
+        shards, places = _of_recipe(arguments)
     else:
         shards, days = _of_patterns(places, as_of)
     if as_of and not days:

@@ -42,6 +42,7 @@ def main() -> None:
         if arguments.stage == "publish":
             path = version_of(the_plan)
             current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
+            current["history"] = []
             write(layout.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
         elif arguments.stage == "check-drift":
             write(layout.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
