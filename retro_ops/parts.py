@@ -46,7 +46,7 @@ def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
     for part in parts:
         by_name.setdefault(check_name("shard", part.shard), []).append(part)
     for of_shard in by_name.values():
-        _check_one_writer(of_shard)
+        check_one_writer(of_shard)
     sides: dict[str, Split] = {name: of_shard[0].split for name, of_shard in by_name.items()}
     chosen = _chosen(recipe, list(by_name))
     found = [
@@ -89,7 +89,7 @@ def _parts(listed: Sources, file: SourceFile, made: dict[str, Any]) -> list[Part
     ]
 
 
-def _check_one_writer(parts: Sequence[Part]) -> None:
+def check_one_writer(parts: Sequence[Part]) -> None:
     first = parts[0]
     for part in parts[1:]:
         if (part.split, part.category, part.file.rule) != (first.split, first.category, first.file.rule):

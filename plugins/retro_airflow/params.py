@@ -302,6 +302,7 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
     parse_bytes(params["memory_budget"])
     preset = PRESETS[params["preset"]]
     root, dataset = _place(params)
+    documents: dict[str, str | None]
     if params["recipe"]:
         documents = {"sources": layout.sources_uri(root, dataset, run_id)}
     else:

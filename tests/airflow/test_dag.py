@@ -236,7 +236,7 @@ def test_massive_open_text_is_the_same_tasks_with_its_recipe(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("airflow_database")
 def test_a_recipe_with_an_error_is_refused_before_anything_runs(
-    tmp_path: Path, recipe: Path, stub_command: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, recipe: Path, stub_command: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe.write_text(RECIPE.replace("c: code", "c: cood"))
     conf = {"root": str(tmp_path / "root"), "dataset": "demo", "recipe": str(recipe), "preset": "tiny"}
@@ -245,7 +245,7 @@ def test_a_recipe_with_an_error_is_refused_before_anything_runs(
     assert {state for (task, _), state in states(done).items() if task not in ("list_sources", "gate")} == {
         "upstream_failed"
     }
-    assert f"{recipe}:5: unknown category 'cood'; did you mean 'code'?" in caplog.text
+    assert f"{recipe}:5: unknown category 'cood'; did you mean 'code'?" in capfd.readouterr().out
     assert not (tmp_path / "root").exists()
 
 
