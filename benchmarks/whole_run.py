@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from retro_ops import layout, store
+from retro_ops import layout, sources, store
 from retro_ops.cli import main
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
@@ -19,7 +19,7 @@ from retro_ops.specs import Plan
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
 FROM_INDEX = ("train-faiss-index", "build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours")
 TO_PUBLISH = ("write-specs", "describe", "validate", "publish")
-IN_ORDER = ("plan", *UNTIL_GATE, "check-drift", *FROM_INDEX, *TO_PUBLISH)
+IN_ORDER = ("list-sources", "split-corpus", "plan", *UNTIL_GATE, "check-drift", *FROM_INDEX, *TO_PUBLISH)
 
 NOW = multiprocessing.get_context("fork").Array(ctypes.c_char, 64)
 """Name of the stage that a child is at, for whoever kills it."""
@@ -75,8 +75,12 @@ def _cpu_seconds() -> float:
 
 
 def run(root: str, dataset: str, name: str, *flags: object) -> Run:
-    """A whole run with the flags of ``plan``; with ``--refresh`` or ``--repair`` only what is not done yet."""
+    """A whole run with the flags of ``plan``; with ``--refresh`` or ``--repair`` only what is not done yet.
+
+    ``--recipe`` and ``--source-folder`` stand first: files are listed and split before the plan is made.
+    """
     done = Run(layout.plan_uri(root, dataset, name))
+    flags = _from_recipe(done, root, dataset, name, flags)
     incremental = "--refresh" in flags or "--repair" in flags
     done.stage("plan", "--root", root, "--dataset", dataset, "--output", done.plan_uri, *flags)
     done.changes = json.loads(store.read(layout.changes_uri(done.plan_uri)))
@@ -91,6 +95,17 @@ def run(root: str, dataset: str, name: str, *flags: object) -> Run:
         more = ["--changed-only"] if stage == "validate" and "--refresh" in flags else []
         done.stage(stage, "--plan", done.plan_uri, *more)
     return done
+
+
+def _from_recipe(done: Run, root: str, dataset: str, name: str, flags: tuple[object, ...]) -> tuple[object, ...]:
+    count = 4 if "--source-folder" in flags else 2
+    if flags[0] != "--recipe":
+        return flags
+    uri = layout.sources_uri(root, dataset, name)
+    done.stage("list-sources", *flags[:count], "--root", root, "--dataset", dataset, "--output", uri)
+    for file in sources.from_json(store.read(uri), uri).files:
+        done.stage("split-corpus", "--sources", uri, "--file", file.name)
+    return ("--sources", uri, *flags[count:])
 
 
 def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:

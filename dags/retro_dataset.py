@@ -10,7 +10,8 @@ DOC = """
 Turns documents (JSON lines with a `text` field) into token chunks, embeddings, a faiss index and the
 nearest neighbours of every chunk, and publishes them as a version of a dataset.
 
-**To run it:** press *Trigger*, give the dataset a name, say where the documents are, choose a preset.
+**To run it:** press *Trigger*, give the dataset a name, say where the documents are, choose a preset. Where files
+hold documents of several kinds, or are archives or tables, name a recipe instead of a corpus.
 
 **If a shard fails:** the others finish, and the log of `gate` names the shard and its map index. Clear
 that map index with its downstream tasks; what is done already takes seconds. Or trigger again with
@@ -31,4 +32,5 @@ with DAG(
     **pipeline.dag_arguments(config),
 ) as dag:
     plan = StageOperator(task_id="plan", stage="plan", arguments=params.plan_arguments)
+    pipeline.from_recipe(plan, params.sources_arguments)
     pipeline.build(plan, config)

@@ -25,7 +25,7 @@ Record = dict[str, Any]
 def documents(category: str) -> Iterator[Record]:
     """Records with ``id``, ``text`` and ``meta`` until the category is full."""
     left = CATEGORY_BYTES[category]
-    for record in _docs() if category == "docs" else _code():
+    for record in docs_records() if category == "docs" else code_records():
         left -= len(record["text"].encode())
         if left < 0:
             return
@@ -40,7 +40,7 @@ def _modules() -> Iterator[tuple[str, str]]:
             yield name, path.read_text(encoding="utf-8", errors="replace")
 
 
-def _docs() -> Iterator[Record]:
+def docs_records() -> Iterator[Record]:
     for topic, text in sorted(topics.items()):
         yield {"id": f"topic/{topic}", "text": text, "meta": {"kind": "language reference"}}
     for name, source in _modules():
@@ -50,7 +50,7 @@ def _docs() -> Iterator[Record]:
             yield {"id": f"docstrings/{name}", "text": text, "meta": {"kind": "docstrings"}}
 
 
-def _code() -> Iterator[Record]:
+def code_records() -> Iterator[Record]:
     for name, source in _modules():
         if 2_000 < len(source) < 40_000:
             yield {"id": f"source/{name}", "text": source, "meta": {"kind": "source"}}

@@ -24,6 +24,8 @@ from retro_ops.progress import configure_logging, logger, say
 from retro_ops.specs import Parameters
 
 STAGES = (
+    "list-sources",
+    "split-corpus",
     "plan",
     "tokenize-and-chunk",
     "embed-chunks",
@@ -45,7 +47,10 @@ STAGES = (
     "status",
     "show",
 )
-STAGES_WITHOUT_PLAN = ("plan", "list", "diff", "rollback", "prune", "export", "status", "show")
+STAGES_WITHOUT_PLAN = (
+    *("list-sources", "split-corpus", "plan"),
+    *("list", "diff", "rollback", "prune", "export", "status", "show"),
+)
 
 HOW_NOT_WHAT = frozenset(
     {"batch_size", "device", "shard_index", "memory_budget"}

@@ -23,6 +23,9 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 STDIN = "-"
 MAGIC_CHARACTERS = "*?[{"
 
+QUARANTINED_CHARACTERS = 200
+"""Of a bad record, kept to recognise it."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -81,22 +84,22 @@ def _matches(uri: str, pattern: str) -> bool:
     return glob.globmatch(uri, pattern, flags=glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX)
 
 
-def find(pattern: str) -> list[str]:
+def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Corpus files named by one file, a folder or prefix, or a pattern (``*``, ``**``, ``{00..29}``), sorted.
 
-    Raises BadInputError when there is none.
+    ``suffixes``: of what counts as one in a folder. Raises BadInputError when there is none.
     """
     if any(character in pattern for character in MAGIC_CHARACTERS):
         magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
         folder = parent(pattern[:magic])
         found = [uri for uri in store.at(pattern).list(folder) if _matches(uri, pattern)]
-    elif pattern.endswith(SUFFIXES) and store.exists(pattern):
+    elif pattern.endswith(suffixes) and store.exists(pattern):
         found = [pattern]
     else:
-        found = [uri for uri in store.at(pattern).list(pattern) if uri.endswith(SUFFIXES)]
+        found = [uri for uri in store.at(pattern).list(pattern) if uri.endswith(suffixes)]
     if not found:
         raise BadInputError(
-            f"no corpus file at {pattern!r}", f"name a file, a folder or a pattern of {', '.join(SUFFIXES)} files"
+            f"no corpus file at {pattern!r}", f"name a file, a folder or a pattern of {', '.join(suffixes)} files"
         )
     return found
 
@@ -117,7 +120,7 @@ def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterat
     passed = 0
     for source in sources:
         with _open(source) as stream:
-            for number, line in enumerate(_lines(stream, source, max_line_bytes), 1):
+            for number, line in enumerate(lines_of(stream, source, max_line_bytes), 1):
                 if passed < first:
                     passed += 1
                 else:
@@ -133,9 +136,9 @@ def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Do
     documents: list[Document] = []
     with store.open_stream(source) as raw:
         counted = _Counted(raw)
-        with _decompressed(counted, source) as stream:
+        with decompressed(counted, source) as stream:
             taken = 0
-            for number, line in enumerate(_lines(stream, source, max_line_bytes), 1):
+            for number, line in enumerate(lines_of(stream, source, max_line_bytes), 1):
                 record = parse(line, source, number, max_line_bytes)
                 taken += len(line or b"")
                 if isinstance(record, Document):
@@ -173,12 +176,12 @@ def _open(source: str) -> Iterator[IO[bytes]]:
     if source == STDIN:
         yield sys.stdin.buffer
         return
-    with store.open_stream(source) as raw, _decompressed(raw, source) as stream:
+    with store.open_stream(source) as raw, decompressed(raw, source) as stream:
         yield stream
 
 
 @contextlib.contextmanager
-def _decompressed(raw: Any, source: str) -> Iterator[IO[bytes]]:
+def decompressed(raw: Any, source: str) -> Iterator[IO[bytes]]:
     if source.endswith(".gz"):
         with gzip.open(raw) as stream:
             yield stream  # type: ignore[misc]
@@ -224,7 +227,7 @@ class _ZstdStream(io.RawIOBase):
         return length
 
 
-def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[bytes | None]:
+def lines_of(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[bytes | None]:
     """Lines without their end; None for a line longer than ``max_line_bytes``, which is not kept."""
     try:
         while line := stream.readline(max_line_bytes + 1):
@@ -242,8 +245,10 @@ def _lines(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[byte
         ) from error
 
 
-def parse(line: bytes | None, source: str, number: int, max_line_bytes: int) -> Document | BadRecord:
-    """What a line holds."""
+def parse(
+    line: bytes | None, source: str, number: int, max_line_bytes: int, text_key: str = "text"
+) -> Document | BadRecord:
+    """What a line holds. ``text_key``: of the document itself; it is not among ``extra``."""
 
     def bad(reason: str) -> BadRecord:
         return BadRecord(source, number, reason, (line or b"").decode("utf-8", "backslashreplace"))
@@ -260,15 +265,15 @@ def parse(line: bytes | None, source: str, number: int, max_line_bytes: int) -> 
         return bad(f"bad JSON: {error}")
     if not isinstance(record, dict):
         return bad(f"not a JSON object but {type(record).__name__}")
-    if "text" not in record:
-        return bad("no key 'text'")
-    text = record.pop("text")
+    if text_key not in record:
+        return bad(f"no key {text_key!r}")
+    text = record.pop(text_key)
     if not isinstance(text, str):
-        return bad(f"'text' is not a string but {type(text).__name__}")
+        return bad(f"{text_key!r} is not a string but {type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return bad(f"'text' holds a lone surrogate at character {error.start}")
+        return bad(f"{text_key!r} holds a lone surrogate at character {error.start}")
     return Document(text, record, source, number, len(line))
 
 

@@ -41,6 +41,9 @@ CODE_VERSIONS = {
 """Raised by one whenever a stage would write other bytes for the same input and parameters, or other blocks of
 what is unfinished."""
 
+SPLIT_CORPUS_VERSION = 1
+"""Of ``split-corpus``, which comes before the plan and so is in none: raised as those above."""
+
 SHARD_STAGES = ("tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours")
 
 REPORT = "report.json"
@@ -69,6 +72,29 @@ def run_folder(root: str, dataset: str, run: str) -> str:
 
 def plan_uri(root: str, dataset: str, run: str) -> str:
     return join(run_folder(root, dataset, run), "plan.json")
+
+
+def sources_uri(root: str, dataset: str, run: str) -> str:
+    """The files of the run's recipe, as ``list-sources`` found them."""
+    return join(run_folder(root, dataset, run), "sources.json")
+
+
+def is_list_of_sources(uri: str) -> bool:
+    return uri.rpartition("/")[2] == "sources.json"
+
+
+def parts_folder(root: str, dataset: str, source_file: str, digest: str) -> str:
+    """What ``split-corpus`` makes of a source file: a part for each shard that it has documents for."""
+    return join(dataset_folder(root, dataset), "corpus", source_file, f"split-corpus-{digest}")
+
+
+def part_uri(parts: str, shard: str) -> str:
+    return join(parts, f"{shard}.jsonl.zst")
+
+
+def bad_lines_uri(parts: str) -> str:
+    """Lines of a source file that are no document, beside its parts; absent when there were none."""
+    return join(parts, "quarantine.jsonl")
 
 
 def selected_plan_uri(plan_location: str) -> str:

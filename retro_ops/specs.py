@@ -66,9 +66,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Shard:
+    """``indexed``, ``queried``: whether its chunks are in the index, and whether neighbours of them are searched."""
+
     name: str
     split: Split
     sources: tuple[Source, ...]
+    indexed: bool = True
+    queried: bool = True
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,8 @@ class Base:
 class Plan:
     """A run: which shards, from which files, with which parameters. Every later path follows from it.
 
-    ``corpus``, ``validation_corpus``: where the shards were found. ``as_of``: day (``YYYY-MM-DD``) up to which files
+    ``corpus``, ``validation_corpus``: where the shards were found; or ``recipe``, and ``source_folder``, where its
+    relative paths start (None: in the recipe's own folder). ``as_of``: day (``YYYY-MM-DD``) up to which files
     with a date count. ``base``: None: nothing of another version is used. ``condemned``: digests of outputs that were
     found damaged, so that they are made again elsewhere. ``supersedes``: number of the version that was current when
     this was planned (0: none; None: nobody looked). ``code_versions``: of the stages, when this was planned; what it
@@ -183,6 +188,8 @@ class Plan:
     condemned: tuple[str, ...] = ()
     supersedes: int | None = None
     code_versions: Mapping[str, int] | None = None
+    recipe: str | None = None
+    source_folder: str | None = None
 
     @functools.cached_property
     def memo(self) -> dict[tuple[str, ...], str]:
@@ -229,8 +236,19 @@ def category(shard: str) -> str:
     return "_".join(words) or shard
 
 
+ONLY_IF_NOT_DEFAULT = {"plan": ("recipe", "source_folder"), "shard": ("indexed", "queried")}
+"""What came later is written only where it says something, so that plans which need none of it stay as they are."""
+
+
 def plan_to_json(plan: Plan) -> str:
-    return json.dumps({"format": PLAN_FORMAT, **asdict(plan)}, indent=1) + "\n"
+    document = _without_defaults(asdict(plan), Plan, ONLY_IF_NOT_DEFAULT["plan"])
+    document["shards"] = [_without_defaults(s, Shard, ONLY_IF_NOT_DEFAULT["shard"]) for s in document["shards"]]
+    return json.dumps({"format": PLAN_FORMAT, **document}, indent=1) + "\n"
+
+
+def _without_defaults(document: dict[str, Any], kind: type, names: Sequence[str]) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in fields(kind) if field.name in names}
+    return {key: value for key, value in document.items() if key not in defaults or value != defaults[key]}
 
 
 def plan_from_json(text: str | bytes, uri: str) -> Plan:
@@ -249,6 +267,7 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
                     check_name("shard", s["name"]),
                     s["split"],
                     tuple(Source(**source) for source in s["sources"]),
+                    **{name: s[name] for name in ONLY_IF_NOT_DEFAULT["shard"] if name in s},
                 )
                 for s in document["shards"]
             ),
@@ -257,6 +276,7 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
                 key: document.get(key)
                 for key in ("corpus", "validation_corpus", "as_of", "supersedes", "code_versions")
             },
+            **{key: document[key] for key in ONLY_IF_NOT_DEFAULT["plan"] if key in document},
             base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
             condemned=tuple(document.get("condemned", ())),
         )

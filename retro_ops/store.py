@@ -106,6 +106,9 @@ class Store(Protocol):
     def fingerprint(self, uri: str) -> str:
         """Identifies the content of the object, whatever its name and time."""
 
+    def fingerprint_of(self, written: Written) -> str:
+        """The same of what was just written, without reading it again."""
+
 
 def at(uri: str) -> Store:
     """The store that holds ``uri``: ``s3://…`` or a local path."""
@@ -274,6 +277,9 @@ class LocalStore:
         with _local_errors(uri):
             return f"sha256:{_hash_stream(open(uri, 'rb'))}"
 
+    def fingerprint_of(self, written: Written) -> str:
+        return f"sha256:{written.sha256}"
+
 
 class _LocalWriter:
     SUFFIX = ".unfinished"
@@ -381,6 +387,9 @@ class S3Store:
         if head is None:
             raise _missing(uri)
         return f"etag:{head['ETag'].strip(chr(34))}:{head['ContentLength']}"
+
+    def fingerprint_of(self, written: Written) -> str:
+        return self.fingerprint(written.uri)
 
     def _head(self, uri: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError

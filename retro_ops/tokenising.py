@@ -13,8 +13,6 @@ from retro_ops.core.chunking import Chunked, chunk_documents
 from retro_ops.encoders import Encoding, exact, fastest
 from retro_ops.errors import BadInputError
 
-QUARANTINED_CHARACTERS = 200
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -111,7 +109,7 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
                     "mend the record, or set bad records aside with --on-bad-record quarantine",
                 )
             else:
-                bad.append(replace(record, content=record.content[:QUARANTINED_CHARACTERS]))
+                bad.append(replace(record, content=record.content[: corpus.QUARANTINED_CHARACTERS]))
         rows = encode([document.text for document in documents])
         chunked = chunk_documents(rows, settings.chunk_size, settings.pad_id, np.dtype(settings.dtype))
         return Piece(

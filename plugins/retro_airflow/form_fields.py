@@ -219,6 +219,12 @@ def left_open(of: Param) -> Param:
     return Param(None, **{**schema, **choices, "type": kind})
 
 
+def as_published(of: Param) -> Param:
+    """The same field on the form of a refresh."""
+    said = of.schema["description_md"].replace("Empty: in the recipe's own folder.", "").rstrip()
+    return Param(None, **{**of.schema, "description_md": f"{said} Empty: as in the published version."})
+
+
 def choice(default: str, of: list[str], title: str, help_text: str, section: str | None = None) -> Param:
     return Param(default, type="string", enum=of, title=title, description_md=help_text, **_section(section))
 

@@ -1,6 +1,7 @@
 """The trigger form and the arguments of the ``plan`` stage that follow from it, in one place."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import timedelta
@@ -8,18 +9,19 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from airflow.sdk import Context, Param
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from retro_airflow import failures, form_fields, object_store
 from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
 from retro_ops import layout
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.specs import NAME_PATTERN, Parameters, parse_bytes
+from retro_ops.specs import NAME_PATTERN, Parameters, parse_bytes, plan_from_json, resolve
 
 PRESETS: dict[str, dict[str, str]] = {
     "tiny": {"index_type": "IVF64,Flat"},
     "standard": {"index_type": "auto"},
+    "original": {"index_type": "IVF131072,PQ32"},
 }
 """What a field left empty on the form means, where it is not the default of ``Parameters``."""
 
@@ -32,17 +34,18 @@ def form(settings: Settings) -> dict[str, Param]:
     return {
         "dataset": form_fields.text(settings.dataset, "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
         "root": form_fields.text(settings.root, "Root", "Where datasets live: a folder or `s3://bucket/prefix`."),
-        "corpus": form_fields.text(
+        "corpus": form_fields.optional_text(
             settings.corpus,
             "Corpus",
             "Documents to train on: a folder, a glob or a prefix of `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files. "
-            "Each file becomes a shard of its own.",
+            "Each file becomes a shard of its own. Not asked where a recipe is named.",
         ),
         "validation_corpus": form_fields.optional_text(
             settings.validation_corpus,
             "Validation corpus",
             "Documents to validate on. They search the training chunks as well; training never sees them.",
         ),
+        **_recipe_fields(),
         "preset": form_fields.choice(
             "standard",
             list(PRESETS),
@@ -58,6 +61,41 @@ def form(settings: Settings) -> dict[str, Param]:
         **form_fields.embedding_fields(settings),
         **form_fields.index_fields(),
         **form_fields.run_fields(),
+    }
+
+
+def _recipe_fields() -> dict[str, Param]:
+    return {
+        "recipe": form_fields.optional_text(
+            None,
+            "Recipe",
+            "Instead of a corpus: a file (YAML, `s3://` or a full path) that says which documents there are, what each "
+            "is, and which shards they become; or the name of one that comes with the package.",
+        ),
+        "source_folder": form_fields.optional_text(
+            None, "Source folder", "Where the relative paths of the recipe start. Empty: in the recipe's own folder."
+        ),
+    }
+
+
+def massive_open_text_form(settings: Settings) -> dict[str, Param]:
+    """Fields of the form of MassiveOpenText: those of a dataset, with its recipe filled in."""
+    whole = form(settings)
+    return {
+        # Not the deployment's, which is another one.
+        "dataset": form_fields.text("MassiveOpenText", "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
+        "root": whole["root"],
+        "source_folder": form_fields.text(
+            None, "Source folder", "Where `Pile/` and `RealNews/` lie: a full path or `s3://bucket/prefix`."
+        ),
+        "recipe": form_fields.text(
+            "massive_open_text",
+            "Recipe",
+            "`massive_open_text` is the package's. A copy of it with changes, such as other shards to query, is named "
+            "by its full path.",
+        ),
+        "preset": form_fields.choice("original", list(PRESETS), "Preset", whole["preset"].schema["description_md"]),
+        **{name: whole[name] for name in (*_PARAMETER_FIELDS, *_HOW_IT_RUNS) if name in whole},
     }
 
 
@@ -82,6 +120,7 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
         "validation_corpus": form_fields.optional_text(
             None, "Validation corpus", "Likewise. Empty: as in the published version."
         ),
+        **{name: form_fields.as_published(param) for name, param in _recipe_fields().items()},
         "as_of": Param(
             None,
             type=["null", "string"],
@@ -142,6 +181,59 @@ def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | N
         return arguments(dict(context["params"]), run.run_id)
 
 
+def sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
+    """Arguments of ``list-sources``; where the form names no recipe, the task is skipped."""
+    run, params = context["dag_run"], context["params"]
+    if not params.get("recipe"):
+        raise AirflowSkipException("No recipe is named: the corpus is taken as it is")
+    check_names(run.conf or {}, context["dag"].params)
+    with failures.airflow_errors():
+        return _sources_arguments(params, run.run_id)
+
+
+def refresh_sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
+    """The same for a refresh, which goes by the published version's recipe if the form says nothing else."""
+    run, params = context["dag_run"], context["params"]
+    with failures.airflow_errors():
+        object_store.use_connection(load().deployment.object_store.connection)
+        root, dataset = _place(params)
+        if not _goes_by_recipe(params, root, dataset):
+            raise AirflowSkipException("Neither the form nor the published version names a recipe")
+        check_names(run.conf or {}, context["dag"].params)
+        return {**_sources_arguments(params, run.run_id), "refresh": True}
+
+
+def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | bool | None]:
+    root, dataset = _place(params)
+    # A bare name is a recipe of the package.
+    file = params["recipe"] if "." in (params["recipe"] or "") or "/" in (params["recipe"] or "") else None
+    for name, path in (("recipe", file), ("source_folder", params["source_folder"])):
+        if path and "://" not in path and not path.startswith("/"):
+            raise BadInputError(f"{name} {path!r} depends on where a worker was started", "give a full path or s3://…")
+    given = {name: params.get(name) for name in ("on_bad_record", "max_bad_share", "memory_budget")}
+    return {
+        "recipe": params["recipe"],
+        "source-folder": params["source_folder"],
+        "root": root,
+        "dataset": dataset,
+        "output": layout.sources_uri(root, dataset, run_id),
+        **{name.replace("_", "-"): str(value) for name, value in given.items() if value is not None},
+    }
+
+
+def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
+    """Whether a refresh does: by its own, or by that of the published version unless it names a corpus."""
+    from retro_ops import store
+
+    if params["recipe"] or params["corpus"]:
+        return bool(params["recipe"])
+    current = layout.current_uri(root, dataset)
+    if not store.exists(current):
+        return False
+    uri = resolve(json.loads(store.read(current))["plan"], current)
+    return plan_from_json(store.read(uri), uri).recipe is not None
+
+
 def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
     """Arguments of ``plan`` for a refresh: only what the form says, and the day that the run is for."""
     from retro_ops import store
@@ -163,6 +255,9 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             if (root, dataset) != ((settings.root or "").rstrip("/"), settings.dataset):
                 blank |= {"corpus": None, "validation_corpus": None}
             chosen = arguments(blank | {name: value for name, value in params.items() if value is not None}, run.run_id)
+        if _goes_by_recipe(params, root, dataset):
+            chosen |= {"corpus": None, "validation-corpus": None}
+            chosen["sources"] = layout.sources_uri(root, dataset, run.run_id)
         output = layout.plan_uri(root, dataset, run.run_id)
         as_of = params["as_of"] or _day(context)
         return {**chosen, "root": root, "dataset": dataset, "as-of": as_of, "output": output, "refresh": True}
@@ -207,11 +302,15 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
     parse_bytes(params["memory_budget"])
     preset = PRESETS[params["preset"]]
     root, dataset = _place(params)
+    documents: dict[str, str | None]
+    if params["recipe"]:
+        documents = {"sources": layout.sources_uri(root, dataset, run_id)}
+    else:
+        documents = {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"] or None}
     chosen: dict[str, str | None] = {
         "root": root,
         "dataset": dataset,
-        "corpus": params["corpus"],
-        "validation-corpus": params["validation_corpus"] or None,
+        **documents,
         "output": layout.plan_uri(root, dataset, run_id),
     }
     for name in _PARAMETER_FIELDS:

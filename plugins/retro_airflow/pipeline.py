@@ -1,5 +1,6 @@
 """From a plan to a published version: the tasks that every DAG of this package shares, and how they hang together."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -8,9 +9,10 @@ from airflow.sdk import TriggerRule, task_group
 
 from retro_airflow import tasks
 from retro_airflow.settings import Settings
-from retro_airflow.stage_operator import StageOperator
+from retro_airflow.stage_operator import Arguments, StageOperator
 
 SHARD_LABEL = "shard {{ task.arguments['shard'] }}"
+FILE_LABEL = "file {{ task.arguments['file'] }}"
 
 # The gate runs even if there is no plan, and says so.
 PLAN_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
@@ -32,6 +34,24 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
         "render_template_as_native_obj": False,
         "tags": ["retro"],
     }
+
+
+def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> None:
+    """What comes before the plan where a run names a recipe: its files are listed, and split into parts of shards.
+
+    ``arguments``: of ``list-sources``; without a recipe it skips that task, and the rest of these with it.
+    """
+    list_sources = StageOperator(task_id="list_sources", stage="list-sources", arguments=arguments)
+    list_source_files = PythonOperator(
+        task_id="list_source_files",
+        python_callable=tasks.list_source_files,
+        op_kwargs={"sources_uri": "{{ ti.xcom_pull(task_ids='list_sources')['sources'] }}"},
+    )
+    split_corpus = StageOperator.partial(
+        task_id="split_corpus", stage="split-corpus", map_index_template=FILE_LABEL
+    ).expand(arguments=list_source_files.output)
+    plan.trigger_rule = TriggerRule.NONE_FAILED
+    list_sources >> list_source_files >> split_corpus >> plan
 
 
 def build(plan: StageOperator, config: Settings) -> None:

@@ -218,11 +218,18 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._position = position
 
     def _locations(self) -> dict[str, str]:
-        from retro_ops import layout, specs, store
+        from retro_ops import layout, sources, specs, store
 
         assert not callable(self.arguments)
         given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
-        if self.stage == "plan":
+        if self.stage == "list-sources":
+            result, marker = {"sources": given["output"]}, given["output"]
+        elif self.stage == "split-corpus":
+            listed = sources.from_json(store.read(given["sources"]), given["sources"])
+            # Files are split one after the other, so the last is done when all are.
+            marker = listed.report_uri(listed.file(given["file"].rpartition(",")[2]))
+            result = {"stage": self.stage, **given, "report": marker}
+        elif self.stage == "plan":
             result, marker = {"plan": given["output"]}, given["output"]
         elif self.stage == "check-drift":
             marker = layout.decided_plan_uri(given["plan"])

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from retro_airflow import failures, object_store, runtimes, settings, task_states
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
-from retro_ops import layout, specs
+from retro_ops import layout, sources, specs
 
 LOOKUPS = 32
 """Requests to the store at a time."""
@@ -23,6 +23,19 @@ MOST_NAMES = 100
 
 DATASETS = AssetAlias("retro-datasets")
 """Every published dataset becomes an asset of its own through this alias."""
+
+
+def list_source_files(sources_uri: str) -> list[dict[str, str]]:
+    """Arguments of ``split-corpus``: an entry for each source file, or for several where there are very many."""
+    from retro_ops import store
+
+    with failures.airflow_errors():
+        object_store.use_connection(settings.load().deployment.object_store.connection)
+        listed = sources.from_json(store.read(sources_uri), sources_uri)
+    names = [file.name for file in listed.files]
+    together = -(-len(names) // conf.getint("core", "max_map_length"))
+    groups = [names[start : start + together] for start in range(0, len(names), together)]
+    return [{"sources": sources_uri, "file": ",".join(group)} for group in groups]
 
 
 def list_shards(plan_uri: str) -> list[dict[str, str]]:
@@ -76,7 +89,8 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
 
     if not plan_uri:
         raise AirflowFailException(
-            "there is no plan. Look into the log of task `plan`, mend what it says, and clear it"
+            "there is no plan. Look into the log of the first task that failed (`list_sources`, `split_corpus` or "
+            "`plan`), mend what it says, and clear it"
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():

@@ -9,11 +9,11 @@ import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, layout, store, versions
+from retro_ops import bases, corpus, damage, layout, parts, recipes, sources, store, versions
 from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
@@ -38,6 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--corpus", help="training files: a file, a folder or a pattern; {date} stands for a day")
     parser.add_argument("--validation-corpus", help="validation files, likewise")
+    parser.add_argument("--sources", help="files of a recipe, as `list-sources` found them, instead of a corpus")
     parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
     parser.add_argument("--output", required=True, help="plan to write")
     how = parser.add_mutually_exclusive_group()
@@ -70,7 +71,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     write_plan(plan, arguments.output)
     size = sum(source.bytes for shard in plan.shards for source in shard.sources)
     say(
-        f"plan: {len(plan.shards):,} shards, {size / 1e6:,.1f} MB of {plan.corpus}: {arguments.output}",
+        f"plan: {len(plan.shards):,} shards, {size / 1e6:,.1f} MB of {plan.recipe or plan.corpus}: {arguments.output}",
         event="planned",
         shards=len(plan.shards),
         bytes=size,
@@ -87,17 +88,20 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         of_this_run = {name: getattr(parameters, name) for name in OF_ONE_RUN}
         parameters = replace(former.parameters, **{**given, **of_this_run})
         places = {name: place or getattr(former, name) for name, place in places.items()}
-    if not places["corpus"]:
-        raise BadInputError("--corpus is missing", "say where the documents are")
+        if former.recipe and not (arguments.sources or places["corpus"]):
+            raise BadInputError(
+                f"the published version was made from the recipe {former.recipe}",
+                "run `retro-ops list-sources --refresh` and `split-corpus` first, and name their list with --sources",
+            )
     as_of = _checked_day(arguments.as_of)
-    files = {"train": corpus.find_dated(places["corpus"], as_of)}
-    if places["validation_corpus"]:
-        files["val"] = corpus.find_dated(places["validation_corpus"], as_of)
-    days = [file.date for of_split in files.values() for file in of_split if file.date]
+    if arguments.sources:
+        days: list[str] = []
+        shards, places = _of_recipe(arguments)
+    else:
+        shards, days = _of_patterns(places, as_of)
     if as_of and not days:
-        say(f"plan: {places['corpus']} has no {corpus.DATE}, so the files of today are taken for {as_of}")
-    shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
-    _check_names(shards)
+        where = places.get("corpus") or places["recipe"]
+        say(f"plan: {where} has no {corpus.DATE}, so the files of today are taken for {as_of}")
     parse_bytes(parameters.memory_budget)
     if parameters.index_memory:
         parse_bytes(parameters.index_memory)
@@ -115,6 +119,29 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         code_versions=dict(layout.CODE_VERSIONS),
     )
     return _with_base(plan, series) if arguments.refresh else plan, tokenizer
+
+
+def _of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[list[Shard], list[str]]:
+    """A shard for each file, and the days of those that have one."""
+    if not places["corpus"]:
+        raise BadInputError("--corpus is missing", "say where the documents are: a corpus, or a recipe with --sources")
+    files = {"train": corpus.find_dated(places["corpus"], as_of)}
+    if places["validation_corpus"]:
+        files["val"] = corpus.find_dated(places["validation_corpus"], as_of)
+    shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
+    _check_names(shards)
+    return shards, [file.date for of_split in files.values() for file in of_split if file.date]
+
+
+def _of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]]:
+    """The shards that its source files were split into."""
+    listed = sources.from_json(store.read(arguments.sources), arguments.sources)
+    if (listed.root, listed.dataset) != (arguments.root.rstrip("/"), arguments.dataset):
+        raise BadInputError(
+            f"{arguments.sources} was listed for dataset {listed.dataset!r} of {listed.root}", "list the sources again"
+        )
+    recipe = recipes.read(listed.text, listed.recipe)
+    return parts.shards(listed, recipe), {"recipe": listed.recipe, "source_folder": listed.given_folder}
 
 
 def _checked_day(text: str | None) -> str | None:

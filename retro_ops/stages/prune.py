@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from retro_ops import layout, store, versions
+from retro_ops import layout, sources, store, versions
 from retro_ops.damage import STAGES
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
@@ -90,8 +90,8 @@ def _unused(dataset: str, kept: versions.Series, oldest: float) -> list[_Unused]
     for number in kept.entries:
         uri = kept.plan_uri(number)
         used |= {*_of_plan(read_plan(uri)), *versions.folders(kept.folder(number)), parent(uri)}
-    for folder, plan in _runs(dataset, there):
-        of_run = {folder, *_of_plan(plan), *_of_base(plan)}
+    for folder, uses in _runs(dataset, there):
+        of_run = {folder, *uses}
         if any(entry.modified >= oldest for of in of_run for entry in there.get(of, ())):
             used |= of_run
     return [
@@ -104,7 +104,7 @@ def _unused(dataset: str, kept: versions.Series, oldest: float) -> list[_Unused]
 def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:
     """Objects of the dataset by the folder that is kept or goes as a whole."""
     found: dict[str, list[Stored]] = {}
-    for room, depth in (("shards", 2), ("index", 1), ("versions", 1), ("runs", 1)):
+    for room, depth in (("corpus", 2), ("shards", 2), ("index", 1), ("versions", 1), ("runs", 1)):
         base = layout.join(dataset, room)
         for entry in store.at(base).objects(base):
             names = entry.uri[len(base) + 1 :].split("/")
@@ -114,19 +114,26 @@ def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:
         yield folder, tuple(objects)
 
 
-def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tuple[str, Plan]]:
-    """Every plan of every run: as it was made, without failed shards, after the check for drift."""
+def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tuple[str, set[str]]]:
+    """What each run uses, by every plan of it: as it was made, without failed shards, after the check for drift; and
+    by its list of sources, as long as there is no plan."""
     for folder, objects in there.items():
         if parent(folder) == layout.join(dataset, "runs"):
-            for uri in (entry.uri for entry in objects if layout.is_plan(entry.uri)):
+            for uri in (entry.uri for entry in objects):
                 try:
-                    yield folder, read_plan(uri)
+                    if layout.is_plan(uri):
+                        plan = read_plan(uri)
+                        yield folder, {*_of_plan(plan), *_of_base(plan)}
+                    elif layout.is_list_of_sources(uri):
+                        listed = sources.from_json(store.read(uri), uri)
+                        yield folder, {listed.parts_folder(file) for file in listed.files}
                 except BadInputError as error:  # Nothing could go on with it.
                     say(f"{STAGE}: {error}", logging.WARNING)
 
 
 def _of_plan(plan: Plan) -> set[str]:
-    return {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, STAGES)}
+    parts = {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
+    return {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, STAGES)} | parts
 
 
 def _of_base(plan: Plan) -> Iterable[str]:

@@ -3,20 +3,27 @@
 import argparse
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from retro_ops import layout, specs
+from retro_ops import layout, sources, specs
+
+REAL = ("list-sources", "split-corpus")
+"""They take a second, so they are not stubs."""
 
 
 def main() -> None:
+    if sys.argv[1] in REAL:
+        command = Path(__file__).resolve().parents[2] / ".venv/stages/bin/retro-ops"
+        sys.exit(subprocess.call([command, *sys.argv[1:]]))
     parser = argparse.ArgumentParser()
     parser.add_argument("stage")
     parser.add_argument("--plan")
     parser.add_argument("--shard")
-    for name in ("root", "dataset", "corpus", "validation-corpus", "output", "as-of", "run", "shards"):
+    for name in ("root", "dataset", "corpus", "validation-corpus", "sources", "output", "as-of", "run", "shards"):
         parser.add_argument(f"--{name}")
     for name in ("refresh", "repair", "quick", "changed-only"):
         parser.add_argument(f"--{name}", action="store_true")
@@ -35,6 +42,7 @@ def main() -> None:
         if arguments.stage == "publish":
             path = version_of(the_plan)
             current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
+            current["history"] = []
             write(layout.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
         elif arguments.stage == "check-drift":
             write(layout.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
@@ -45,6 +53,10 @@ def main() -> None:
 
 
 def plan(arguments: argparse.Namespace) -> specs.Plan:
+    if arguments.sources:
+        return plan_of(
+            arguments, of_recipe(arguments.sources), json.loads(Path(arguments.sources).read_text())["recipe"]
+        )
     if not arguments.corpus:  # As it was.
         current = json.loads(Path(layout.current_uri(arguments.root, arguments.dataset)).read_text())
         return specs.plan_from_json(Path(current["plan"]).read_text(), current["plan"])
@@ -58,12 +70,34 @@ def plan(arguments: argparse.Namespace) -> specs.Plan:
         if folder
         for path in sorted(Path(folder).glob("*.jsonl"))
     ]
+    return plan_of(arguments, shards)
+
+
+def of_recipe(uri: str) -> list[specs.Shard]:
+    listed = sources.from_json(Path(uri).read_text(), uri)
+    return [
+        specs.Shard(
+            part["shard"],
+            part["split"],
+            (
+                specs.Source(
+                    layout.part_uri(listed.parts_folder(file), part["shard"]), part["bytes"], part["fingerprint"]
+                ),
+            ),
+        )
+        for file in listed.files
+        for part in json.loads(Path(listed.report_uri(file)).read_text())["details"]["parts"]
+    ]
+
+
+def plan_of(arguments: argparse.Namespace, shards: list[specs.Shard], recipe: str | None = None) -> specs.Plan:
     return specs.Plan(
         dataset=arguments.dataset,
         root=arguments.root,
         parameters=specs.Parameters(index_type=arguments.index_type or "auto"),
         identity=specs.Identity("t", 100, 0, "m", 8),
         shards=tuple(shards),
+        recipe=recipe,
     )
 
 

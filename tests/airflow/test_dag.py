@@ -24,7 +24,7 @@ sys.path[:0] = {paths!r}
 import airflow.sdk, airflow.providers.standard.operators.python
 before = set(sys.modules)
 started = time.perf_counter()
-import retro_dataset, retro_refresh, retro_repair
+import massive_open_text, retro_dataset, retro_refresh, retro_repair
 seconds = time.perf_counter() - started
 import json
 print(json.dumps([seconds, [name for name in {heavy!r} if name in sys.modules and name not in before]]))
@@ -54,10 +54,10 @@ def test_parsing_is_quick_and_imports_no_heavy_library() -> None:
 def test_no_import_errors(airflow_database: None) -> None:
     bag = DagBag(str(REPOSITORY / "dags"))
     assert bag.import_errors == {}
-    assert {"retro_dataset", "retro_refresh", "retro_repair"} <= set(bag.dags)
+    assert set(DAGS) <= set(bag.dags)
 
 
-DAGS = ("retro_dataset", "retro_refresh", "retro_repair")
+DAGS = ("retro_dataset", "retro_refresh", "retro_repair", "massive_open_text")
 
 
 @pytest.mark.parametrize("name", DAGS)
@@ -66,6 +66,7 @@ def test_tasks_are_named_like_their_stages(name: str) -> None:
     staged = {task.task_id: task.stage for task in map(operator_of, dag.tasks) if hasattr(task, "stage")}
     stages = {"plan", *layout.CODE_VERSIONS, "validate", "publish"}
     stages |= {"check-drift"} if name == "retro_refresh" else set()
+    stages |= set() if name == "retro_repair" else {"list-sources", "split-corpus"}
     assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == stages
     assert {stage.replace("-", "_") for stage in staged.values()} == {t.removeprefix("shards.") for t in staged}
 
@@ -132,7 +133,7 @@ def test_a_refresh_builds_what_came_and_then_nothing(tmp_path: Path, corpus: Pat
     assert labels == {"shard e"}
     idle = load("retro_refresh").test(run_conf=place)
     assert str(idle.state) == "success"
-    expected = {"plan": "success", "anything_to_do": "success"}
+    expected = {"plan": "success", "anything_to_do": "success"}  # No recipe, so nothing before the plan.
     assert {task: state for (task, _), state in states(idle).items()} == {
         task.task_id: expected.get(task.task_id, "skipped") for task in load("retro_refresh").tasks
     }
@@ -174,6 +175,78 @@ def test_a_whole_run(tmp_path: Path, corpus: Path) -> None:
     assert Path(layout.current_uri(plan.root, plan.dataset)).exists()
     labels = {ti.rendered_map_index for ti in done.get_task_instances() if ti.map_index >= 0}
     assert labels == {"shard a", "shard b", "shard c", "shard d"}
+
+
+RECIPE = """
+categories: [docs, code]
+sources:
+  - files: mixed/{0,1}.jsonl
+    category: {field: kind, values: {d: docs, c: code}}
+  - files: val.jsonl
+    split: val
+    category: docs
+    shard: "val_{category}"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    folder = tmp_path / "sources"
+    (folder / "mixed").mkdir(parents=True)
+    for number, kinds in enumerate(("dcx", "d")):
+        lines = "".join(json.dumps({"text": f"{kind} {number}", "kind": kind}) + "\n" for kind in kinds)
+        (folder / f"mixed/{number}.jsonl").write_text(lines)
+    (folder / "val.jsonl").write_text('{"text": "a document"}\n')
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder / "recipe.yaml"
+
+
+@pytest.mark.usefixtures("airflow_database", "stub_command")
+def test_a_whole_run_from_a_recipe(tmp_path: Path, recipe: Path) -> None:
+    conf = {"root": str(tmp_path / "root"), "dataset": "demo", "recipe": str(recipe), "preset": "tiny"}
+    done = load().test(run_conf=conf)
+    assert str(done.state) == "success"
+    plan_uri = layout.plan_uri(conf["root"], "demo", done.run_id)
+    plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
+    names = ["0_code", "0_docs", "1_docs", "val_docs"]
+    assert [shard.name for shard in plan.shards] == names
+    instances = done.get_task_instances()
+    files = {ti.rendered_map_index for ti in instances if ti.task_id == "split_corpus"}
+    assert files == {"file mixed-0", "file mixed-1", "file val"}
+    assert {ti.rendered_map_index for ti in instances if ti.task_id == "retrieve_neighbours"} == {
+        f"shard {name}" for name in names
+    }
+    # A refresh goes by the same recipe, unless it is told otherwise.
+    (recipe.parent / "mixed/1.jsonl").write_text('{"text": "another", "kind": "d"}\n')
+    more = load("retro_refresh").test(run_conf={"root": conf["root"], "dataset": "demo"})
+    assert str(more.state) == "success"
+    assert states(more)["split_corpus", 2] == "success"
+
+
+@pytest.mark.usefixtures("airflow_database", "stub_command")
+def test_massive_open_text_is_the_same_tasks_with_its_recipe(tmp_path: Path) -> None:
+    assert {task.task_id for task in load("massive_open_text").tasks} == {task.task_id for task in load().tasks}
+    place = {"root": str(tmp_path / "root"), "source_folder": str(tmp_path / "nothing"), "preset": "tiny"}
+    done = load("massive_open_text").test(run_conf=place)
+    state = states(done)
+    assert str(done.state) == "failed"
+    assert state["list_sources", -1] == "failed"
+    assert state["plan", -1] == state["list_source_files", -1] == "upstream_failed"
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_recipe_with_an_error_is_refused_before_anything_runs(
+    tmp_path: Path, recipe: Path, stub_command: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(RECIPE.replace("c: code", "c: cood"))
+    conf = {"root": str(tmp_path / "root"), "dataset": "demo", "recipe": str(recipe), "preset": "tiny"}
+    done = load().test(run_conf=conf)
+    assert states(done)["list_sources", -1] == "failed"
+    assert {state for (task, _), state in states(done).items() if task not in ("list_sources", "gate")} == {
+        "upstream_failed"
+    }
+    assert f"{recipe}:5: unknown category 'cood'; did you mean 'code'?" in capfd.readouterr().out
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.usefixtures("airflow_database")

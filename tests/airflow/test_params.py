@@ -9,11 +9,16 @@ from typing import Any, cast
 import pytest
 from airflow.sdk import Context
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, ParamValidationError
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    ParamValidationError,
+)
 from retro_airflow import params, settings
 
 from retro_ops import layout
-from retro_ops.specs import Parameters
+from retro_ops.specs import Identity, Parameters, Plan, plan_to_json
 
 CONFIG = settings.load(
     {"RETRO_ROOT": "/data/", "RETRO_DATASET": "d", "RETRO_CORPUS": "/c", "RETRO_TOKENIZER": "tok", "RETRO_MODEL": "m"}
@@ -105,11 +110,46 @@ def test_a_field_that_must_be_filled_has_no_default_when_the_deployment_gives_no
     assert [name for name, param in form.items() if not param.has_value and "null" not in param.schema["type"]] == [
         "dataset",
         "root",
-        "corpus",
     ]
 
 
-FORMS = (params.form, params.refresh_form, params.repair_form)
+def test_documents_come_from_a_corpus_or_a_recipe() -> None:
+    arguments = params.arguments(values(recipe="/r.yaml"), "r")
+    assert arguments["sources"] == "/data/d/runs/r/sources.json"
+    assert not {"corpus", "validation-corpus"} & set(arguments)
+
+
+def test_massive_open_text_asks_only_where_its_sources_lie() -> None:
+    form = params.massive_open_text_form(settings.load({}))
+    asked = [name for name, param in form.items() if not param.has_value and "null" not in param.schema["type"]]
+    assert asked == ["root", "source_folder"]
+    filled = ParamsDict(form)
+    filled.update({"root": "/data", "source_folder": "/sources"})
+    assert params.arguments(filled.validate(), "r")["index-type"] == "IVF131072,PQ32"
+
+
+def test_what_list_sources_is_told() -> None:
+    told = params.sources_arguments(
+        context({"recipe": "massive_open_text", "source_folder": "/s", "memory_budget": "1GiB"})
+    )
+    assert told == {
+        "recipe": "massive_open_text",
+        "source-folder": "/s",
+        "root": "/data",
+        "dataset": "d",
+        "output": "/data/d/runs/manual__1/sources.json",
+        "on-bad-record": "quarantine",
+        "max-bad-share": "0.5",
+        "memory-budget": "1GiB",
+    }
+    with pytest.raises(AirflowSkipException):
+        params.sources_arguments(context({}))
+    for conf in ({"recipe": "r.yaml"}, {"recipe": "x", "source_folder": "here"}):
+        with pytest.raises(AirflowFailException, match="full path"):
+            params.sources_arguments(context(conf))
+
+
+FORMS = (params.form, params.refresh_form, params.repair_form, params.massive_open_text_form)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -155,9 +195,34 @@ def refreshed(tmp_path: Path, conf: dict[str, Any], **run: Any) -> dict[str, Any
     return params.refresh_arguments(of_form(params.refresh_form(CONFIG), conf, tmp_path, **run))
 
 
+def publish(root: Path, **of_plan: Any) -> None:
+    """A version, as far as a form looks at it."""
+    current = Path(layout.current_uri(str(root), "d"))
+    current.parent.mkdir()
+    identity = Identity("t", 1, 0, "m", 1)
+    plan = Plan("d", str(root), Parameters(), identity, (), **of_plan)
+    (current.parent / "plan.json").write_text(plan_to_json(plan))
+    current.write_text('{"plan": "plan.json"}')
+
+
+def test_a_refresh_goes_by_the_recipe_of_the_version_or_of_the_form(tmp_path: Path) -> None:
+    def sources(conf: dict[str, Any]) -> dict[str, Any]:
+        return params.refresh_sources_arguments(of_form(params.refresh_form(CONFIG), conf, tmp_path))
+
+    publish(tmp_path, recipe="/r.yaml")
+    uri = f"{tmp_path}/d/runs/r/sources.json"
+    told = sources({})
+    assert (told["recipe"], told["source-folder"], told["refresh"], told["output"]) == (None, None, True, uri)
+    plan = refreshed(tmp_path, {})
+    assert (plan["sources"], plan["corpus"], plan["refresh"]) == (uri, None, True)
+    assert sources({"recipe": "/other.yaml"})["recipe"] == "/other.yaml"
+    with pytest.raises(AirflowSkipException):
+        sources({"corpus": "/c"})
+    assert "sources" not in refreshed(tmp_path, {"corpus": "/c"})
+
+
 def test_a_refresh_says_only_what_the_form_says(tmp_path: Path) -> None:
-    Path(layout.current_uri(str(tmp_path), "d")).parent.mkdir()
-    Path(layout.current_uri(str(tmp_path), "d")).write_text("{}")
+    publish(tmp_path)
     expected = {
         "root": str(tmp_path),
         "dataset": "d",

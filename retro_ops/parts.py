@@ -1,0 +1,149 @@
+"""From the parts that ``split-corpus`` made to the shards of a plan."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from wcmatch import fnmatch
+
+from retro_ops import layout, report
+from retro_ops.errors import BadInputError
+from retro_ops.progress import say
+from retro_ops.recipes import Line, Recipe
+from retro_ops.recipes.nodes import Faults
+from retro_ops.sources import SourceFile, Sources
+from retro_ops.specs import Shard, Source, Split, check_name
+
+LOOKUPS = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a source file gives to a shard."""
+
+    shard: str
+    split: Split
+    category: str
+    documents: int
+    source: Source
+    file: SourceFile
+
+
+def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
+    """Shards by name, those for training first; their parts in the order of the source files.
+
+    Says which categories are absent, and what was left out. BadInputError when a file is not split yet, when two
+    splits or sources wrote one shard, and for a pattern of the recipe that no shard matches.
+    """
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        reports = list(pool.map(lambda file: _report(listed, file), listed.files))
+    parts = [part for file, made in zip(listed.files, reports, strict=True) for part in _parts(listed, file, made)]
+    _say_what_is_absent(listed, recipe, parts, reports)
+    by_name: dict[str, list[Part]] = {}
+    for part in parts:
+        by_name.setdefault(check_name("shard", part.shard), []).append(part)
+    for of_shard in by_name.values():
+        check_one_writer(of_shard)
+    sides: dict[str, Split] = {name: of_shard[0].split for name, of_shard in by_name.items()}
+    chosen = _chosen(recipe, list(by_name))
+    found = [
+        Shard(name, sides[name], tuple(part.source for part in by_name[name]), indexed=indexed, queried=queried)
+        for name, (indexed, queried) in chosen.items()
+        if indexed or queried
+    ]
+    if unused := [name for name, choice in chosen.items() if not any(choice)]:
+        say(f"plan: {len(unused):,} shards are neither indexed nor queried, so they are left out: {_few(unused)}")
+    if not any(shard.split == "train" and shard.indexed for shard in found):
+        raise BadInputError(
+            f"{recipe.uri}: no training shard is indexed, so there is nothing to search",
+            "mend 'indexed' or 'split', or see the log above for what was left out",
+        )
+    return sorted(found, key=lambda shard: (shard.split == "val", shard.name))
+
+
+def _report(listed: Sources, file: SourceFile) -> dict[str, Any]:
+    uri = listed.report_uri(file)
+    made = report.read(uri)
+    if made is None:
+        raise BadInputError(
+            f"{file.uri} is not split: {uri} does not exist", f"run `retro-ops split-corpus --file {file.name}` first"
+        )
+    return made
+
+
+def _parts(listed: Sources, file: SourceFile, made: dict[str, Any]) -> list[Part]:
+    folder = listed.parts_folder(file)
+    return [
+        Part(
+            part["shard"],
+            part["split"],
+            part["category"],
+            part["documents"],
+            Source(layout.part_uri(folder, part["shard"]), part["bytes"], part["fingerprint"]),
+            file,
+        )
+        for part in made["details"]["parts"]
+    ]
+
+
+def check_one_writer(parts: Sequence[Part]) -> None:
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.split, part.category, part.file.rule) != (first.split, first.category, first.file.rule):
+            raise BadInputError(
+                f"shard {part.shard!r} was written twice: with {first.split} {first.category} of {first.file.uri}, and "
+                f"with {part.split} {part.category} of {part.file.uri}",
+                "give one of the two another 'shard' in the recipe",
+            )
+
+
+def _chosen(recipe: Recipe, names: Sequence[str]) -> dict[str, tuple[bool, bool]]:
+    """Whether each shard is indexed, and queried."""
+    faults = Faults(recipe.uri)
+    indexed = _matching(recipe.indexed, names, "indexed", faults)
+    queried = _matching(recipe.queried, names, "queried", faults)
+    faults.raise_if_any()
+    return {name: (name in indexed, name in queried) for name in names}
+
+
+def _matching(patterns: Sequence[Line], names: Sequence[str], key: str, faults: Faults) -> set[str]:
+    if not patterns:
+        return set(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in names if fnmatch.fnmatch(name, pattern.text, flags=fnmatch.BRACE | fnmatch.CASE)}
+        if not matching:
+            faults.add(
+                pattern.line, f"no shard is named {pattern.text!r}, as {key!r} says", f"there is {_few(sorted(names))}"
+            )
+        found |= matching
+    return found
+
+
+def _say_what_is_absent(
+    listed: Sources, recipe: Recipe, parts: Sequence[Part], reports: Sequence[dict[str, Any]]
+) -> None:
+    for message in listed.absent:
+        say(f"plan: {message}", logging.WARNING, event="absent")
+    there = {part.category for part in parts}
+    for category in recipe.categories:
+        if category not in there and not any(f"category {category!r}" in message for message in listed.absent):
+            say(f"plan: category {category!r} is absent: no document reached it", logging.WARNING, event="absent")
+    left_out: Counter[str] = Counter()
+    for made in reports:
+        left_out.update(made["details"]["left_out"])
+    documents = sum(part.documents for part in parts)
+    said = f"plan: {documents:,} documents in {len(parts):,} parts of {len(listed.files):,} files"
+    if left_out:
+        shown = ", ".join(f"{count:,} {reason!r}" for reason, count in left_out.most_common(10))
+        said += f"; {left_out.total():,} left out: {shown}" + (", …" if len(left_out) > 10 else "")
+    if bad := sum(made["counts"]["bad_records"] for made in reports):
+        said += f"; {bad:,} bad records set aside beside the parts"
+    say(said, event="parts", documents=documents, left_out=left_out.total())
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", … ({len(names):,})" if len(names) > 8 else "")

@@ -1,0 +1,116 @@
+"""The lines of a source file, whatever it is: JSON lines, an archive of such files, a Parquet table."""
+
+import contextlib
+import gzip
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import zstandard
+from wcmatch import glob
+
+from retro_ops import corpus, store
+from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.recipes import format_of
+
+SHOWN_MEMBERS = 10
+PARQUET_ROWS = 512
+"""Turned into lines at a time."""
+
+Line = tuple[str, int, bytes | None]
+"""Where it stands (``archive.tar.gz/member`` for a member), its number from 1, and the line without its end; None for
+one that is too long."""
+
+
+def lines(uri: str, members: str | None, max_line_bytes: int) -> Iterator[Line]:
+    """Every line of the file, streamed: it is opened and decompressed once. ``members``: pattern, of an archive."""
+    kind = format_of(uri)
+    if kind == "tar":
+        yield from _archive(uri, members or "**", max_line_bytes)
+    elif kind == "parquet":
+        yield from _parquet(uri, max_line_bytes)
+    else:
+        yield from corpus.lines([uri], max_line_bytes)
+
+
+def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
+    passed: list[str] = []
+    found = False
+    name = uri.removesuffix(".tgz") + ".tar.gz" if uri.endswith(".tgz") else uri
+    with (
+        _damage(uri),
+        store.open_stream(uri) as raw,
+        corpus.decompressed(raw, name) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as archive,
+    ):
+        for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # It would remember every one.
+            if not member.isfile() or not glob.globmatch(member.name, members, flags=glob.GLOBSTAR | glob.BRACE):
+                passed = [*passed, member.name][:SHOWN_MEMBERS]
+                continue
+            found = True
+            content = archive.extractfile(member)
+            assert content
+            where = f"{uri}/{member.name}"
+            with corpus.decompressed(content, member.name) as text:
+                for number, line in enumerate(corpus.lines_of(text, where, max_line_bytes), 1):
+                    yield where, number, line
+    if not found:
+        raise BadInputError(
+            f"no member of {uri} is named {members!r}", f"mend 'members'; it holds {', '.join(passed) or 'nothing'}"
+        )
+
+
+@contextlib.contextmanager
+def _damage(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise BadInputError(f"{uri} cannot be read: {error}", "the file is damaged: fetch it again") from error
+
+
+def _parquet(uri: str, max_line_bytes: int) -> Iterator[Line]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise ConfigurationError(f"pyarrow is missing, which reads {uri}", "pip install retro-ops[parquet]") from error
+    number = 0
+    with io.BufferedReader(_Seekable(uri), 2**20) as stream:
+        try:
+            for batch in parquet.ParquetFile(stream).iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    line = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+                    yield uri, number, line if len(line) <= max_line_bytes else None
+        except ArrowInvalid as error:
+            raise BadInputError(f"{uri} is no Parquet file: {error}", "the file is damaged: fetch it again") from error
+
+
+class _Seekable(io.RawIOBase):
+    """An object of the store, read in ranges wherever the reader likes."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._store = uri, store.at(uri)
+        self._size, self._position = self._store.size(uri), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._position))
+        buffer[:length] = self._store.read_range(self._uri, self._position, length)
+        self._position += length
+        return length

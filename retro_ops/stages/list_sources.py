@@ -1,0 +1,94 @@
+"""Recipe -> sources.json: the recipe checked, and every file that it names.
+
+Nothing runs before this, so whatever is wrong with a recipe is said here, with the line to mend.
+"""
+
+import logging
+import os
+from argparse import ArgumentParser, Namespace
+from concurrent.futures import ThreadPoolExecutor
+
+from retro_ops import layout, listing, recipes, sources, store, versions
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import say
+from retro_ops.recipes import Recipe
+from retro_ops.specs import Parameters, Plan, check_name, parent
+
+HELP = "check a corpus recipe and list the files that it names"
+PARAMETERS = ("on_bad_record", "max_bad_share", "memory_budget")
+
+STAGE = "list-sources"
+LOOKUPS = 8
+"""Files at a time: locally each is read for its fingerprint."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--recipe", help=f"a file, or a recipe of this package: {', '.join(recipes.shipped_names())}")
+    parser.add_argument("--source-folder", help="where its relative paths start (default: the recipe's own folder)")
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    parser.add_argument("--output", help="list to write; without it the recipe is only checked")
+    parser.add_argument("--refresh", action="store_true", help="what is not said is as in the published version")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    check_name("dataset", arguments.dataset)
+    root = arguments.root.rstrip("/")
+    name, given_folder = arguments.recipe, arguments.source_folder
+    if arguments.refresh and (former := _published(root, arguments.dataset)):
+        if name in (None, former.recipe):
+            given_folder = given_folder or former.source_folder
+        name = name or former.recipe
+        given = {key: getattr(arguments, key) for key in PARAMETERS if hasattr(arguments, key)}
+        kept = {key: getattr(former.parameters, key) for key in PARAMETERS}
+        parameters = Parameters(**{**kept, **given})
+    if not name:
+        raise BadInputError("--recipe is missing", "name a recipe, or plan without one: retro-ops plan --corpus …")
+    recipe, text = _read(name)
+    given_folder = _absolute(given_folder) if given_folder else None
+    folder = given_folder or parent(recipe.uri)
+    line_bytes = layout.line_limit(parameters.memory_budget)
+    settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
+    found, absent = listing.find(recipe, folder)
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        files = tuple(pool.map(lambda file: listing.source_file(recipe, folder, file, settings), found))
+    listed = sources.Sources(
+        *(root, arguments.dataset, recipe.uri, text, folder, given_folder, files),
+        *(*settings, parameters.memory_budget, absent),
+    )
+    for message in absent:
+        say(f"{STAGE}: {message}", logging.WARNING, event="absent")
+    size = sum(file.bytes for file in files)
+    said = f"{STAGE}: {recipe.uri}: {len(files):,} files, {size / 1e6:,.1f} MB"
+    if arguments.output:
+        store.write(arguments.output, sources.to_json(listed).encode())
+        said += f": {arguments.output}"
+    say(said, event="listed", files=len(files), bytes=size)
+
+
+def _published(root: str, dataset: str) -> Plan | None:
+    series = versions.read(root, dataset)
+    return read_plan(series.plan_uri()) if series.current else None
+
+
+def _read(name: str) -> tuple[Recipe, str]:
+    if recipes.is_shipped(name):
+        text = recipes.shipped(name)
+        if text is None:
+            known = ", ".join(recipes.shipped_names())
+            raise BadInputError(
+                f"this package has no recipe {name!r}", f"it has {known}; a recipe of your own is a file NAME.yaml"
+            )
+        return recipes.read(text, name), text
+    uri = _absolute(name)
+    try:
+        text = store.read(uri).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{uri} is no text: invalid UTF-8 at byte {error.start}", "name a recipe") from error
+    return recipes.read(text, uri), text
+
+
+def _absolute(uri: str) -> str:
+    """So that a refresh finds it from wherever it is started."""
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)

@@ -1,0 +1,264 @@
+"""One source file of a recipe -> a part for each shard that it has documents for.
+
+The file is streamed and decompressed once and fanned out, except where it has more shards open at a time than the
+memory budget allows: then it is read once for each group of them.
+"""
+
+import contextlib
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from retro_ops import corpus, layout, listing, recipes, report, sources, store
+from retro_ops.core import routing
+from retro_ops.core.routing import ByPath, LeftOut, Place
+from retro_ops.errors import BadInputError
+from retro_ops.parallel import ahead
+from retro_ops.progress import Progress
+from retro_ops.recipes import Rule
+from retro_ops.source_lines import Line, lines
+from retro_ops.sources import SourceFile, Sources
+from retro_ops.specs import Parameters, Source, parse_bytes
+
+HELP = "split a source file of a recipe into parts of shards, by category and split"
+PARAMETERS = ("memory_budget",)
+
+STAGE = "split-corpus"
+WRITER_BYTES = 6 * store.PART_BYTES
+"""Most that an open part takes: what waits, is held back and is being sent, and its compressor."""
+
+BATCH_LINES = 1024
+BATCH_BYTES = 4 * 2**20
+"""Lines that are read while those before are sorted."""
+
+REASONS = 200
+"""Different reasons to leave documents out that are counted each; what comes later is counted together."""
+
+OTHERS = "other reasons"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--sources", required=True, help="list that `list-sources` wrote")
+    parser.add_argument("--file", required=True, help="name of a source file in it, or several with commas between")
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    listed = sources.from_json(store.read(arguments.sources), arguments.sources)
+    recipe = recipes.read(listed.text, listed.recipe)
+    budget = getattr(arguments, "memory_budget", listed.memory_budget)
+    most_open = max(1, parse_bytes(budget) // 2 // WRITER_BYTES)
+    for name in arguments.file.split(","):
+        file = listed.file(name)
+        settings = {"recipe": listed.recipe, "source_folder": listed.folder, "file": name}
+        work = partial(_split, listed, file, recipe.sources[file.rule], most_open)
+        report.run_once(STAGE, listed.report_uri(file), file.digest, settings, [file.uri], work)
+
+
+def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> report.Outcome:
+    _check_unchanged(file)
+    if isinstance(rule.category, ByPath):
+        rule = replace(rule, category=listing.resolved(rule.category, listed.folder))
+    folder = listed.parts_folder(file)
+    places = [(split, category) for split in rule.outputs for category in rule.categories()]
+    parts: list[_Part] = []
+    written: list[store.Written] = []
+    left_out: Counter[str] = Counter()
+    progress = Progress(STAGE, None, "documents")
+    for start in range(0, len(places), most_open):
+        first = start == 0
+        with contextlib.ExitStack() as stack:
+            bad = _BadLines(stack, folder, listed) if first else None
+            fan = _Fan(file, rule, folder, places[start : start + most_open])
+            stack.callback(fan.abort)
+            for reason in _route(file, rule, listed, fan, bad, progress if first else None):
+                left_out[reason if reason in left_out or len(left_out) < REASONS else OTHERS] += first
+            parts += fan.close()
+            if bad:
+                bad.check_share()
+                bad_lines = bad.count
+                written += bad.close()
+    progress.close()
+    _check_unchanged(file)
+    parts.sort(key=lambda part: part.shard)
+    return report.Outcome(
+        counts={
+            "documents": sum(part.documents for part in parts),
+            "parts": len(parts),
+            "left_out": left_out.total(),
+            "bad_records": bad_lines,
+        },
+        outputs=[*(part.written for part in parts), *written],
+        details={
+            "parts": [part.about() for part in parts],
+            "left_out": dict(left_out.most_common()),
+            "passes": -(-len(places) // most_open),
+        },
+    )
+
+
+def _check_unchanged(file: SourceFile) -> None:
+    """What is read must be what was listed, before and after: the parts go by the name of its content."""
+    if changed := corpus.changed_source([Source(file.uri, file.bytes, file.fingerprint)]):
+        raise BadInputError(
+            f"{changed} since the sources were listed",
+            "start another run, or clear the task `list_sources` with all after it: it takes the files as they are now",
+        )
+
+
+def _route(
+    file: SourceFile, rule: Rule, listed: Sources, fan: "_Fan", bad: "_BadLines | None", progress: Progress | None
+) -> Iterator[str]:
+    """Sends every document to its part; yields the reason for each that goes nowhere."""
+    with ahead(_batches(lines(file.uri, rule.members, listed.line_bytes))) as batches:
+        for batch in batches:
+            for where, number, line in batch:
+                record = corpus.parse(line, where, number, listed.line_bytes, rule.text)
+                if isinstance(record, corpus.BadRecord):
+                    if bad:
+                        bad.add(record)
+                    continue
+                if bad:
+                    bad.good += 1
+                place = routing.place(rule.category, rule.split, _whole(record, rule.text), record.text, where)
+                reason = place if isinstance(place, LeftOut) else fan.add(place, _part_line(record, line, rule.text))
+                if reason:
+                    yield reason.reason
+            if progress:
+                progress.advance(len(batch))
+
+
+def _batches(of: Iterator[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    size = 0
+    for line in of:
+        batch.append(line)
+        size += len(line[2] or b"")
+        if len(batch) >= BATCH_LINES or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _whole(document: corpus.Document, text_key: str) -> dict[str, Any]:
+    """What a rule may ask for."""
+    return {**document.extra, text_key: document.text}
+
+
+def _part_line(document: corpus.Document, line: bytes | None, text_key: str) -> bytes:
+    """As it was, where the document is under ``text``, as the later stages want it."""
+    if text_key == "text" and line is not None:
+        return line + b"\n"
+    return corpus.json_line({**document.extra, "text": document.text})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a source file gives to a shard. ``fingerprint``: of its content, as a plan names it."""
+
+    shard: str
+    split: str
+    category: str
+    documents: int
+    written: store.Written
+    fingerprint: str
+
+    def about(self) -> dict[str, Any]:
+        named = {key: value for key, value in asdict(self).items() if key != "written"}
+        return {**named, "bytes": self.written.bytes}
+
+
+class _Fan:
+    """The open part of each place; a place has one at a time, since its shards are filled one after the other."""
+
+    def __init__(self, file: SourceFile, rule: Rule, folder: str, places: Sequence[Place]) -> None:
+        self._file, self._rule, self._folder = file, rule, folder
+        outputs = {place: rule.outputs[place[0]] for place in places}
+        self._counters = {place: routing.Counter(out.cut, out.max_documents) for place, out in outputs.items()}
+        self._open: dict[Place, _OpenPart] = {}
+        self._done: list[_Part] = []
+
+    def add(self, place: Place, line: bytes) -> LeftOut | None:
+        """Why the line goes nowhere, if so. Places of another pass are passed over."""
+        counter = self._counters.get(place)
+        if counter is None:
+            return None
+        number = counter.next(len(line))
+        if number is None:
+            return LeftOut(f"over max_documents of {place[0]} {place[1]}")
+        part = self._open.get(place)
+        if part is None or part.number != number:
+            if part:
+                self._done.append(part.close())
+            name = listing.shard_name(self._rule.outputs[place[0]], self._file.uri, place[1], number)
+            part = self._open[place] = _OpenPart(place, number, name, layout.part_uri(self._folder, name))
+        part.append(line)
+        return None
+
+    def close(self) -> list[_Part]:
+        while self._open:
+            self._done.append(self._open.pop(next(iter(self._open))).close())
+        return self._done
+
+    def abort(self) -> None:
+        for part in self._open.values():
+            part.abort()
+
+
+class _OpenPart:
+    def __init__(self, place: Place, number: int, shard: str, uri: str) -> None:
+        self.number = number
+        self._place, self._shard, self._documents = place, shard, 0
+        self._writer = store.at(uri).create(uri)
+        self._lines = corpus.JsonLinesWriter(self._writer, uri)
+
+    def append(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._documents += 1
+
+    def close(self) -> _Part:
+        written = self._lines.close()
+        fingerprint = store.at(written.uri).fingerprint_of(written)
+        return _Part(self._shard, *self._place, self._documents, written, fingerprint)
+
+    def abort(self) -> None:
+        self._writer.abort()
+
+
+class _BadLines:
+    """Lines that are no document, set aside with their file, line and reason; made for the first of them."""
+
+    def __init__(self, stack: contextlib.ExitStack, folder: str, listed: Sources) -> None:
+        self.good = self.count = 0
+        self._stack, self._uri, self._listed = stack, layout.bad_lines_uri(folder), listed
+        self._lines: corpus.JsonLinesWriter | None = None
+
+    def add(self, record: corpus.BadRecord) -> None:
+        if self._listed.on_bad_record == "fail":
+            raise BadInputError(
+                f"{record.source}, line {record.line}: {record.reason}",
+                "mend the record, or set bad records aside with --on-bad-record quarantine",
+            )
+        self._lines = self._lines or corpus.JsonLinesWriter(
+            self._stack.enter_context(store.create(self._uri)), self._uri
+        )
+        kept = replace(record, content=record.content[: corpus.QUARANTINED_CHARACTERS])
+        self._lines.append(corpus.json_line(asdict(kept)))
+        self.count += 1
+
+    def check_share(self) -> None:
+        records = self.good + self.count
+        share = self.count / max(1, records)
+        if share > self._listed.max_bad_share:
+            self.close()
+            raise BadInputError(
+                f"{self.count:,} of {records:,} records ({share:.1%}) are bad, more than the limit of "
+                f"{self._listed.max_bad_share:.1%}; file, line and reason of each: {self._uri}",
+                "mend the file, or raise --max-bad-share",
+            )
+
+    def close(self) -> list[store.Written]:
+        return [self._lines.close()] if self._lines else []

@@ -1,0 +1,174 @@
+"""Recipes: what they say, and what is said of those that are wrong."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retro_ops import recipes
+from retro_ops.core.routing import ByField, ByHash, ByPath, Cut, Fixed
+from retro_ops.errors import BadInputError
+from retro_ops.recipes import Line, Output
+from retro_ops.recipes.reading import alternatives
+
+GOOD = """\
+categories: [docs, code]
+sources:
+  - files: train/{00..02}.jsonl.zst
+    category: {field: meta.kind, values: {D: docs, C: code}}
+    split: {val: 0.25, id: id, seed: 7}
+    cut: {bytes: 2GB}
+    shard: {train: "{file}_{number:02}_{category}", val: "val_{file}_{number}_{category}"}
+  - files: [more/a.tar.gz, more/b.tar.gz]
+    members: "**/*.jsonl"
+    category: {path: {"more/*/d*": docs, "**": code}}
+    split: {field: side, values: {dev: val, no: train}}
+    text: body
+    max_documents: {val: 16400}
+    optional: true
+  - files: table.parquet
+    category: docs
+indexed: "*"
+queried: ["{00..08}_*", val_*]
+"""
+
+
+def read(text: str) -> recipes.Recipe:
+    return recipes.read(text, "r.yaml")
+
+
+def test_a_recipe_says_what_it_says() -> None:
+    found = read(GOOD)
+    first, second, third = found.sources
+    assert found.categories == ("docs", "code")
+    assert first.files == (Line("train/{00..02}.jsonl.zst", 3),)
+    assert first.category == ByField("meta.kind", {"D": "docs", "C": "code"})
+    assert first.split == ByHash(0.25, "id", "7")
+    assert first.outputs == {
+        "train": Output("{file}_{number:02}_{category}", Cut("bytes", 2_000_000_000), None, 7),
+        "val": Output("val_{file}_{number}_{category}", Cut("bytes", 2_000_000_000), None, 7),
+    }
+    assert second.category == ByPath({"more/*/d*": "docs", "**": "code"})
+    # Words stay words: in other YAML `no` would be false.
+    assert second.split == ByField("side", {"dev": "val", "no": "train"})
+    assert (second.members, second.text, second.optional) == ("**/*.jsonl", "body", True)
+    assert {split: (output.shard, output.max_documents) for split, output in second.outputs.items()} == {
+        "train": ("{file}_{category}", None),
+        "val": ("val_{file}_{category}", 16400),
+    }
+    assert (third.category, third.split, third.text) == (Fixed("docs"), Fixed("train"), "text")
+    assert found.queried == (Line("{00..08}_*", 18), Line("val_*", 18))
+
+
+def test_the_recipe_of_the_package_is_the_originals() -> None:
+    found = read(recipes.shipped("massive_open_text") or "")
+    assert set(found.categories) == {"wikipedia_en", "github", "pile_cc", "books3", "realnews"}
+    assert all(rule.optional for rule in found.sources)
+    pile, validation, news = found.sources
+    assert len(alternatives(pile.files[0].text)) == 30
+    assert isinstance(pile.category, ByField)
+    assert pile.category.values == {
+        "Wikipedia (en)": "wikipedia_en",
+        "Github": "github",
+        "Pile-CC": "pile_cc",
+        "Books3": "books3",
+    }
+    assert (validation.split, validation.category) == (Fixed("val"), pile.category)
+    assert news.outputs["train"].cut == Cut("documents", 1_040_000)
+    assert news.outputs["val"].max_documents == 16_400
+    assert recipes.shipped_names() == ["massive_open_text"]
+
+
+WRONG: list[tuple[str, str, int, str]] = [
+    ("C: code", "C: cood", 4, "unknown category 'cood'; did you mean 'code'? Else add it to 'categories'"),
+    ("category: docs", "category: news", 16, "unknown category 'news'"),
+    ("[docs, code]", "[docs, code, ../up]", 1, "category '../up' cannot be part of a folder name"),
+    ("optional:", "optionl:", 14, "unknown key 'optionl'; did you mean 'optional'?"),
+    ("optional: true", "optional: yes", 14, "optional is 'yes'; write true or false"),
+    ("queried:", "query:", 18, "unknown key 'query'; did you mean 'queried'?"),
+    ("{00..02}.jsonl.zst", "{00..02.jsonl.zst", 3, "bad pattern 'train/{00..02.jsonl.zst': { and } do not match"),
+    ("{00..02}.jsonl.zst", "{0002}.jsonl.zst", 3, "bad pattern"),
+    ("{00..02}.jsonl.zst", "{date}.jsonl.zst", 3, "a recipe knows no {date}"),
+    ("{00..02}.jsonl.zst", "{00..02}.csv", 3, "has no known format; there is .jsonl"),
+    ("{00..02}.jsonl.zst", "{0..999999999}.jsonl", 3, "more than 100,000 names"),
+    ("val_*]", "'[val_*']", 18, "bad pattern '[val_*'"),
+    ("val: 0.25", "val: 1.5", 5, "the share of validation is no share; write 'val: 0.01'"),
+    ("val: 0.25, ", "", 5, "the share of validation is no share"),
+    ("dev: val", "dev: valid", 11, "unknown split 'valid'; write train or val"),
+    ("field: side, ", "", 11, "no field to decide by"),
+    ("{bytes: 2GB}", "{bytes: much}", 6, "'much' is no size"),
+    ("{bytes: 2GB}", "{lines: 2}", 6, "unknown key 'lines'"),
+    ("{bytes: 2GB}", "documents", 6, "cut by what?"),
+    ("{bytes: 2GB}", "{documents: 0}", 6, "'0' is no number of documents"),
+    ("{bytes: 2GB}", "file", 7, "{number} of what is not cut"),
+    ('"val_{file}_{number}_{category}"', '"val_{category}"', 7, "shards that are cut need a number"),
+    ("{number:02}", "{numbr:02}", 7, "unknown {numbr}; there is {file}, {category}, {number}"),
+    ("{number:02}", "{number:>9}", 7, "{number} is written wrongly"),
+    ("{number:02}", "{number", 7, "bad name"),
+    ("{file}_{number:02}", "{file}/{number:02}", 7, "beside { } use letters"),
+    ('    members: "**/*.jsonl"\n', "", 8, "'more/a.tar.gz' is an archive; say which of its files"),
+    ("files: table.parquet", "files: table.parquet\n    members: a", 16, "members of what is no archive"),
+    ("category: docs", "categry: docs", 16, "unknown key 'categry'; did you mean 'category'?"),
+    ("category: docs", "categry: docs", 15, "no category"),
+    ("files: table.parquet", "files:", 15, "'files' holds what is no text"),
+    ("text: body", "text: [body]", 12, "'text' is not a text"),
+    ("16400", "some", 13, "'some' is no number of documents"),
+    ("text: body", "text: body\n    text: more", 13, "'text' stands here twice"),
+    ("{field: side", "{field: [side]", 11, "no field to decide by"),
+    ('"{file}_{number:02}_{category}"', "{file}_{number:02}_{category}", 7, "not YAML"),
+    ("sources:", "sources: none\nmore:", 2, "no sources; write 'sources:' with a list"),
+    (GOOD, "", 1, "a recipe is a mapping"),
+    (GOOD, "- a\n", 1, "a recipe is a mapping"),
+    (GOOD, "a: &a [*a]\n", 1, "an alias that holds itself"),
+]
+
+
+@pytest.mark.parametrize(("part", "instead", "line", "said"), WRONG, ids=[f"{w[1][:30]}" for w in WRONG])
+def test_what_is_wrong_is_said_with_its_line(part: str, instead: str, line: int, said: str) -> None:
+    assert part in GOOD
+    with pytest.raises(BadInputError) as caught:
+        read(GOOD.replace(part, instead, 1) if part != GOOD else instead)
+    of_line = [fault for fault in str(caught.value).splitlines() if fault.startswith(f"r.yaml:{line}: ")]
+    assert any(said in fault for fault in of_line), caught.value
+    assert all("; " in fault for fault in of_line)  # What to do.
+
+
+def test_all_that_is_wrong_is_said_at_once_in_the_order_of_the_file() -> None:
+    text = GOOD.replace("C: code", "C: cood").replace("queried", "query").replace("val: 0.25", "val: x")
+    with pytest.raises(BadInputError) as caught:
+        read(text)
+    lines = [int(fault.split(":")[1]) for fault in str(caught.value).splitlines()]
+    assert lines == [4, 5, 18]
+
+
+def test_only_what_is_no_comment_or_line_decides_the_content() -> None:
+    moved = read("# A remark\n\n" + GOOD)
+    assert moved != read(GOOD)
+    assert [rule.without_lines() for rule in moved.sources] == [rule.without_lines() for rule in read(GOOD).sources]
+
+
+def what_is_wrong(text: str) -> list[str]:
+    """Nothing, or a line for each fault; any other exception is raised."""
+    try:
+        read(text)
+    except BadInputError as error:
+        return str(error).splitlines()
+    return []
+
+
+@given(st.text(alphabet="categories: [docs]\nsources:  - files{}\"'&*,0.", max_size=200) | st.text(max_size=60))
+def test_any_text_is_a_recipe_or_a_clear_error(text: str) -> None:
+    assert all(line.startswith("r.yaml:") for line in what_is_wrong(text))
+
+
+@given(
+    st.recursive(st.text(max_size=5), lambda of: st.lists(of, max_size=3) | st.dictionaries(st.text(), of, max_size=3))
+)
+def test_any_value_of_any_key_is_right_or_a_clear_error(value: Any) -> None:
+    import yaml
+
+    for key in ("files", "members", "text", "category", "split", "cut", "shard", "max_documents", "optional"):
+        source = {"files": "a.jsonl", "category": "docs", key: value}
+        text = yaml.safe_dump({"categories": ["docs"], "sources": [source], "indexed": value})
+        assert all(line.startswith("r.yaml:") for line in what_is_wrong(text))
