@@ -47,34 +47,41 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so another one is trained"
     known = {(shard["split"], shard["name"]): shard["counts"]["chunks"] for shard in manifest["shards"]}
+    queried = {(shard["split"], shard["name"]) for shard in manifest["shards"] if shard.get("queried", True)}
     same_search = not (
         plan.parameters.profile == "seed"
         or _changed(plan, manifest, DECIDE_THE_NEIGHBOURS)
         or _other_code(manifest, ("retrieve-neighbours",))
     )
-    shards: list[BaseShard] = []
-    index = None
-    for split in dict.fromkeys(split for split, _ in known):
+    # Without a training shard that was queried, nobody merged a training index.
+    index, embeddings, neighbours = None, _embeddings_of_others(manifest, manifest_uri), dict[tuple[str, str], str]()
+    for split in dict.fromkeys(split for split, name in known if (split, name) in queried):
         spec_uri = layout.dataset_spec_in(version, split)
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
-        index = _digest_of_folder(spec.faiss_index)
+        if index is None and split == "train":
+            index = _digest_of_folder(spec.faiss_index)
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-        embeddings = {shard.chunks: shard.embeddings for shard in indexed}
-        names = [name for of, name in known if of == split]
+        digests = (_digest_of_folder(shard.embeddings) for shard in indexed)
+        embeddings |= zip(_names_of_index(manifest, split), digests, strict=True)
+        names = [name for of, name in known if of == split and (of, name) in queried]
         for name, shard in zip(names, spec.shards, strict=True):
-            neighbours = _digest_of_folder(shard.neighbours)
-            shards.append(
-                BaseShard(
-                    name=name,
-                    split=split,
-                    chunks=known[split, name],
-                    embeddings=_digest_of_folder(embeddings[shard.chunks]),
-                    neighbours=neighbours if same_search and neighbours not in plan.condemned else None,
-                )
-            )
+            neighbours[split, name] = _digest_of_folder(shard.neighbours)
+    condemned = frozenset(plan.condemned)
+    shards = [
+        BaseShard(
+            name=shard["name"],
+            split=shard["split"],
+            chunks=shard["counts"]["chunks"],
+            embeddings=embeddings[shard["name"]],
+            neighbours=of if same_search and of not in condemned else None,
+            indexed=shard.get("indexed", True),
+        )
+        for shard in manifest["shards"]
+        for of in [neighbours.get((shard["split"], shard["name"]))]
+    ]
     former = manifest.get("tuning")
     same_tuning = not (_changed(plan, manifest, DECIDE_THE_TUNING) or _other_code(manifest, ("tune-search",)))
-    same_tuning &= set(plan.splits()) <= {split for split, _ in known}  # Each split has a width of its own.
+    same_tuning &= set(plan.splits()) <= {split for split, _ in queried}  # Each split has a width of its own.
     base = Base(
         version=relative(version, parent(series.uri)),
         trained=digest,
@@ -83,6 +90,19 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
         shards=tuple(shards),
     )
     return base, f"version {number}"
+
+
+def _names_of_index(manifest: Mapping[str, Any], split: str) -> list[str]:
+    """Shards of an index spec of a version, in its order; see ``Plan.indexed``."""
+    indexed = [shard for shard in manifest["shards"] if shard.get("indexed", True)]
+    splits = ("train",) if split == "train" else ("train", "val")
+    return [shard["name"] for of in splits for shard in indexed if shard["split"] == of]
+
+
+def _embeddings_of_others(manifest: Mapping[str, Any], manifest_uri: str) -> dict[str, str]:
+    """Digests of the embeddings of the shards that no index spec names."""
+    others = (shard for shard in manifest["shards"] if not shard.get("indexed", True))
+    return {shard["name"]: _digest_of_folder(resolve(shard["embeddings"], manifest_uri)) for shard in others}
 
 
 def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -116,8 +136,8 @@ class Changes:
 
 
 def changes(former: Sequence[Shard], shards: Sequence[Shard]) -> Changes:
-    def content(of: Sequence[Shard]) -> dict[str, tuple[str, list[str]]]:
-        return {shard.name: (shard.split, [source.fingerprint for source in shard.sources]) for shard in of}
+    def content(of: Sequence[Shard]) -> dict[str, tuple[Any, ...]]:
+        return {s.name: (s.split, s.indexed, s.queried, [of.fingerprint for of in s.sources]) for s in of}
 
     before, now = content(former), content(shards)
     return Changes(

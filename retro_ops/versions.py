@@ -130,7 +130,10 @@ def files(folder: str) -> Iterator[str]:
     manifest_uri, of_version = layout.manifest_in(folder), manifest(folder)
     yield manifest_uri
     yield resolve(of_version["trained_index"], manifest_uri)
-    splits = {shard["split"] for shard in of_version["shards"]}
+    for shard in of_version["shards"]:
+        if "embeddings" in shard:  # Which no index spec names.
+            yield resolve(shard["embeddings"], manifest_uri)
+    splits = {shard["split"] for shard in of_version["shards"] if shard.get("queried", True)}
     for split in (split for split in SPLITS if split in splits):
         uri = layout.dataset_spec_in(folder, split)
         spec = dataset_spec_from_json(store.read(uri), uri)

@@ -49,10 +49,13 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     places = {uri: layout.join(to, name) for uri, name in version.names.items()}
     sums = _written(folder, places)
     progress = Progress(STAGE, sum(sums[uri]["bytes"] for uri in places), "bytes")
-    copied = 0
-    for uri, target in places.items():
-        copied += _copy(uri, target, sums[uri]["sha256"])
+
+    def copy(uri: str) -> bool:
+        is_new = _copy(uri, places[uri], sums[uri]["sha256"])
         progress.advance(sums[uri]["bytes"])
+        return is_new
+
+    copied = sum(store.side_by_side(copy, places, store.READERS))
     progress.close()
     # Last, so that whoever finds a spec finds all that it names.
     for split, spec in version.datasets.items():
@@ -81,7 +84,7 @@ def _read(folder: str) -> _Version:
         resolve(manifest["trained_index"], manifest_uri): f"{RETRIEVER}/{manifest['index_type']}.index",
     }
     for split in SPLITS:
-        shards = [shard["name"] for shard in manifest["shards"] if shard["split"] == split]
+        shards = [s["name"] for s in manifest["shards"] if s["split"] == split and s.get("queried", True)]
         if not shards:
             continue
         uri = layout.dataset_spec_in(folder, split)
@@ -101,9 +104,8 @@ def _read(folder: str) -> _Version:
 def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
     reports = {layout.join(parent(uri), layout.REPORT) for uri in uris} | {layout.report_in(folder, "describe")}
-    sums = {
-        output["uri"]: output for uri in sorted(reports) for output in (report.read(uri) or {"outputs": []})["outputs"]
-    }
+    found = store.side_by_side(report.read, sorted(reports))
+    sums = {output["uri"]: output for made in found if made for output in made["outputs"]}
     for uri in uris:
         if uri not in sums:
             raise BadInputError(

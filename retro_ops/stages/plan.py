@@ -4,6 +4,7 @@
 again. ``--repair`` takes the corpus as that version (or a run) knew it, and leaves out of use what is damaged.
 """
 
+import fnmatch
 import json
 import logging
 import re
@@ -18,7 +19,18 @@ from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
-from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, check_name, parse_bytes
+from retro_ops.specs import (
+    SPLITS,
+    Identity,
+    Parameters,
+    Plan,
+    Shard,
+    Source,
+    Split,
+    check_choice,
+    check_name,
+    parse_bytes,
+)
 
 if TYPE_CHECKING:
     from retro_ops.models import Tokenizer
@@ -38,6 +50,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--corpus", help="training files: a file, a folder or a pattern; {date} stands for a day")
     parser.add_argument("--validation-corpus", help="validation files, likewise")
+    for choice, meaning in (("indexed", "that others find"), ("queried", "that have neighbours")):
+        parser.add_argument(
+            f"--{choice}", metavar="A,B*", help=f"patterns of the names of the shards {meaning} (default: all)"
+        )
     parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
     parser.add_argument("--output", required=True, help="plan to write")
     how = parser.add_mutually_exclusive_group()
@@ -81,12 +97,14 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
     from retro_ops.models import Tokenizer
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
+    choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
     if arguments.refresh and series.current:
         former = read_plan(series.plan_uri())
         given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
         of_this_run = {name: getattr(parameters, name) for name in OF_ONE_RUN}
         parameters = replace(former.parameters, **{**given, **of_this_run})
         places = {name: place or getattr(former, name) for name, place in places.items()}
+        choice = {name: patterns or getattr(former, name) for name, patterns in choice.items()}
     if not places["corpus"]:
         raise BadInputError("--corpus is missing", "say where the documents are")
     as_of = _checked_day(arguments.as_of)
@@ -98,6 +116,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         say(f"plan: {places['corpus']} has no {corpus.DATE}, so the files of today are taken for {as_of}")
     shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
     _check_names(shards)
+    shards = _chosen(shards, choice["index_shards"], choice["query_shards"])
     parse_bytes(parameters.memory_budget)
     if parameters.index_memory:
         parse_bytes(parameters.index_memory)
@@ -109,6 +128,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         identity=_identity(parameters, tokenizer),
         shards=tuple(shards),
         **places,
+        **choice,
         as_of=(as_of or max(days)) if days else None,
         condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
         supersedes=series.current,
@@ -199,7 +219,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     """From the beginnings of some shards, tokenised."""
     from retro_ops.core.chunking import chunk_counts
 
-    p, shards = plan.parameters, plan.queried(split)
+    p, shards = plan.parameters, [shard for shard in plan.shards if shard.split == split]
     chunks, documents = [], []
     for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
         source = shard.sources[0]
@@ -221,7 +241,8 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     from retro_ops.core.chunking import token_dtype
 
     p = plan.parameters
-    counts = {split: _expected_counts(plan, split, tokenizer) for split in plan.splits()}
+    there = {shard.split for shard in plan.shards}
+    counts = {split: _expected_counts(plan, split, tokenizer) for split in SPLITS if split in there}
     work = estimate.Work(
         chunks={split: of.chunks for split, of in counts.items()},
         documents=sum(of.documents for of in counts.values()),
@@ -250,12 +271,42 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
 
 
 def _shards(files: Sequence[corpus.Found], split: Split) -> list[Shard]:
-    shards = []
-    for file in files:
+    def shard(file: corpus.Found) -> Shard:
         where = store.at(file.uri)
         source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
-        shards.append(Shard(check_name("shard", _shard_name(file)), split, (source,)))
-    return sorted(shards, key=lambda shard: shard.name)
+        return Shard(check_name("shard", _shard_name(file)), split, (source,))
+
+    return sorted(store.side_by_side(shard, files), key=lambda shard: shard.name)
+
+
+def _chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> list[Shard]:
+    """``shards``, with those indexed and queried whose names match; None: all."""
+    in_index, asking = _matching(shards, "--indexed", indexed), _matching(shards, "--queried", queried)
+    chosen = [replace(s, indexed=s.name in in_index, queried=s.name in asking) for s in shards]
+    idle = [shard.name for shard in chosen if not (shard.indexed or shard.queried)]
+    if idle:
+        some = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
+        raise BadInputError(
+            f"{len(idle):,} shards are neither indexed nor queried: {some}",
+            "add them to --indexed or --queried, or leave their files out of the corpus",
+        )
+    check_choice(chosen)
+    return chosen
+
+
+def _matching(shards: Sequence[Shard], flag: str, patterns: str | None) -> set[str]:
+    """Names that match one of ``patterns`` (shell patterns, joined by commas). Each must match some."""
+    names = [shard.name for shard in shards]
+    if patterns is None:
+        return set(names)
+    found: set[str] = set()
+    for pattern in filter(None, (pattern.strip() for pattern in patterns.split(","))):
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            some = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            raise BadInputError(f"{flag} {pattern!r} is the name of no shard", f"there are {some}")
+        found.update(matching)
+    return found
 
 
 def _shard_name(file: corpus.Found) -> str:
