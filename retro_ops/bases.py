@@ -7,6 +7,7 @@ from typing import Any
 
 from retro_ops import layout, store, versions
 from retro_ops.specs import (
+    SPLITS,
     Base,
     BaseShard,
     Parameters,
@@ -46,63 +47,48 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so another one is trained"
-    known = {(shard["split"], shard["name"]): shard["counts"]["chunks"] for shard in manifest["shards"]}
-    queried = {(shard["split"], shard["name"]) for shard in manifest["shards"] if shard.get("queried", True)}
+    queried = {split: names for split in SPLITS if (names := versions.names_of_queries(manifest, split))}
     same_search = not (
         plan.parameters.profile == "seed"
         or _changed(plan, manifest, DECIDE_THE_NEIGHBOURS)
         or _other_code(manifest, ("retrieve-neighbours",))
     )
-    # Without a training shard that was queried, nobody merged a training index.
-    index, embeddings, neighbours = None, _embeddings_of_others(manifest, manifest_uri), dict[tuple[str, str], str]()
-    for split in dict.fromkeys(split for split, name in known if (split, name) in queried):
+    others = versions.embeddings_of_others(manifest, manifest_uri)
+    embeddings = {name: _digest_of_folder(uri) for name, uri in others.items()}
+    neighbours: dict[str, str] = {}
+    index = None  # Nobody merged a training index if no training shard was queried.
+    for split, names in queried.items():
         spec_uri = layout.dataset_spec_in(version, split)
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
-        if index is None and split == "train":
-            index = _digest_of_folder(spec.faiss_index)
+        index = _digest_of_folder(spec.faiss_index) if split == "train" else index
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         digests = (_digest_of_folder(shard.embeddings) for shard in indexed)
-        embeddings |= zip(_names_of_index(manifest, split), digests, strict=True)
-        names = [name for of, name in known if of == split and (of, name) in queried]
-        for name, shard in zip(names, spec.shards, strict=True):
-            neighbours[split, name] = _digest_of_folder(shard.neighbours)
+        embeddings |= zip(versions.names_of_index(manifest, split), digests, strict=True)
+        neighbours |= zip(names, (_digest_of_folder(shard.neighbours) for shard in spec.shards), strict=True)
     condemned = frozenset(plan.condemned)
-    shards = [
+    usable = {name: of for name, of in neighbours.items() if same_search and of not in condemned}
+    shards = tuple(
         BaseShard(
             name=shard["name"],
             split=shard["split"],
             chunks=shard["counts"]["chunks"],
             embeddings=embeddings[shard["name"]],
-            neighbours=of if same_search and of not in condemned else None,
+            neighbours=usable.get(shard["name"]),
             indexed=shard.get("indexed", True),
         )
         for shard in manifest["shards"]
-        for of in [neighbours.get((shard["split"], shard["name"]))]
-    ]
+    )
     former = manifest.get("tuning")
     same_tuning = not (_changed(plan, manifest, DECIDE_THE_TUNING) or _other_code(manifest, ("tune-search",)))
-    same_tuning &= set(plan.splits()) <= {split for split, _ in queried}  # Each split has a width of its own.
+    same_tuning &= set(plan.splits()) <= set(queried)  # Each split has a width of its own.
     base = Base(
         version=relative(version, parent(series.uri)),
         trained=digest,
         index=None if index in plan.condemned else index,
         tuning=former if same_tuning and former not in plan.condemned else None,
-        shards=tuple(shards),
+        shards=shards,
     )
     return base, f"version {number}"
-
-
-def _names_of_index(manifest: Mapping[str, Any], split: str) -> list[str]:
-    """Shards of an index spec of a version, in its order; see ``Plan.indexed``."""
-    indexed = [shard for shard in manifest["shards"] if shard.get("indexed", True)]
-    splits = ("train",) if split == "train" else ("train", "val")
-    return [shard["name"] for of in splits for shard in indexed if shard["split"] == of]
-
-
-def _embeddings_of_others(manifest: Mapping[str, Any], manifest_uri: str) -> dict[str, str]:
-    """Digests of the embeddings of the shards that no index spec names."""
-    others = (shard for shard in manifest["shards"] if not shard.get("indexed", True))
-    return {shard["name"]: _digest_of_folder(resolve(shard["embeddings"], manifest_uri)) for shard in others}
 
 
 def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> str:

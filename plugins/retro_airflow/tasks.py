@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow.sdk import Asset, AssetAlias, Context
@@ -14,9 +13,7 @@ from retro_airflow import failures, object_store, runtimes, settings, task_state
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops import layout, specs
-
-LOOKUPS = 32
-"""Requests to the store at a time."""
+from retro_ops.errors import BadInputError
 
 MOST_NAMES = 100
 """Shards of each kind that an event names; it counts them all."""
@@ -25,9 +22,9 @@ DATASETS = AssetAlias("retro-datasets")
 """Every published dataset becomes an asset of its own through this alias."""
 
 
-def list_shards(plan_uri: str) -> list[dict[str, str]]:
-    """Arguments of a shard stage, one entry per shard of the plan, in the plan's order."""
-    return _mapped(plan_uri, read_plan(plan_uri).shards)
+def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
+    """Arguments of each task of ``stage``: one shard, or a group of shards that follow one another in the plan."""
+    return _mapped(plan_uri, layout.shards_of(read_plan(plan_uri), stage))
 
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
@@ -35,21 +32,27 @@ def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     from retro_ops import store
 
     plan = read_plan(plan_uri)
-    with failures.airflow_errors(), ThreadPoolExecutor(LOOKUPS) as pool:
-        done = list(pool.map(lambda shard: store.exists(layout.report_uri(plan, stage, shard.name)), plan.shards))
-    unfinished = [shard for shard, is_done in zip(plan.shards, done, strict=True) if not is_done]
-    print(f"{stage}: {len(unfinished)} of {len(plan.shards)} shards are to be done")
+    shards = layout.shards_of(plan, stage)
+    with failures.airflow_errors():
+        done = store.side_by_side(store.exists, [layout.report_uri(plan, stage, shard.name) for shard in shards])
+    unfinished = [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
+    print(f"{stage}: {len(unfinished)} of {len(shards)} shards are to be done")
     return _mapped(plan_uri, unfinished)
 
 
 def _mapped(plan_uri: str, shards: Sequence[specs.Shard]) -> list[dict[str, str]]:
-    limit = conf.getint("core", "max_map_length")
-    if len(shards) > limit:
-        raise AirflowFailException(
-            f"there are {len(shards)} shards, but Airflow maps over {limit} at most. "
-            f"Raise AIRFLOW__CORE__MAX_MAP_LENGTH, or join corpus files into fewer shards"
-        )
-    return [{"plan": plan_uri, "shard": shard.name} for shard in shards]
+    tasks = min(settings.load().mapped_tasks, conf.getint("core", "max_map_length"))
+    size = max(1, -(-len(shards) // tasks))
+    names = [shard.name for shard in shards]
+    groups = [names[first : first + size] for first in range(0, len(names), size)]
+    if size > 1:
+        print(f"{len(shards)} shards go to {len(groups)} tasks, {size} to each")
+    return [{"plan": plan_uri, "shard": ",".join(group)} for group in groups]
+
+
+def shards_in(entry: Mapping[str, str]) -> list[str]:
+    """Names of the shards that a mapped task was given."""
+    return entry["shard"].split(",")
 
 
 def anything_to_do(plan_uri: str) -> bool:
@@ -80,20 +83,30 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
-        gone = {
-            shard.name for shard in plan.shards if not store.exists(layout.report_uri(plan, "embed-chunks", shard.name))
-        }
+        uris = [layout.report_uri(plan, "embed-chunks", shard.name) for shard in plan.shards]
+        done = store.side_by_side(store.exists, uris)
+        gone = {shard.name for shard, is_done in zip(plan.shards, done, strict=True) if not is_done}
         if not gone:
             return plan_uri
         kept = tuple(shard for shard in plan.shards if shard.name not in gone)
-        if not params["allow_partial"] or not any(shard.split == "train" for shard in kept):
-            missing = {entry["shard"]: index for index, entry in enumerate(listed or ()) if entry["shard"] in gone}
+        if not params["allow_partial"] or not _is_enough(kept):
+            missing = {
+                name: index for index, entry in enumerate(listed or ()) for name in shards_in(entry) if name in gone
+            }
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = layout.selected_plan_uri(plan_uri)
         store.write(uri, specs.plan_to_json(selected).encode())
     print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {', '.join(sorted(gone))}")
     return uri
+
+
+def _is_enough(shards: Sequence[specs.Shard]) -> bool:
+    try:
+        specs.check_choice(shards)
+    except BadInputError:
+        return False
+    return True
 
 
 def end_orphans(ti: Any) -> None:
@@ -153,7 +166,8 @@ def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) ->
     lines = [
         f"{len(missing)} of {total} shards are not embedded: {shown}{more}.",
         "  What to do: read the log of the shard's failed task in group `shards`, and mend the cause. Then",
-        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, likewise for the others;",
+        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, likewise for the others "
+        "(what is done of a group is passed over);",
         "  or, if a corpus file was mended, clear the task `plan` with its downstream tasks",
     ]
     # One line for each step: the UI does not wrap them.

@@ -83,21 +83,30 @@ def _read(folder: str) -> _Version:
         layout.card_in(folder, "json"): "card.json",
         resolve(manifest["trained_index"], manifest_uri): f"{RETRIEVER}/{manifest['index_type']}.index",
     }
+
+    def add(name: str, shard: IndexShard | DatasetShard) -> None:
+        for kind in ("chunks", "seq2chunk", "chunk2seq"):
+            names[getattr(shard, kind)] = f"chunk_shards/{name}.{kind}.npy"
+        if isinstance(shard, IndexShard):
+            names[shard.embeddings] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
+        else:
+            names[shard.neighbours] = f"{RETRIEVER}/neighbours/{name}.neighbours.npy"
+            names[layout.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
+
     for split in SPLITS:
-        shards = [s["name"] for s in manifest["shards"] if s["split"] == split and s.get("queried", True)]
-        if not shards:
+        queries = versions.names_of_queries(manifest, split)
+        if not queries:
             continue
         uri = layout.dataset_spec_in(folder, split)
         spec = datasets[split] = dataset_spec_from_json(store.read(uri), uri)
         indexes[split] = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         names[spec.faiss_index] = f"{RETRIEVER}/{split}.index"
-        embeddings = {shard.chunks: shard.embeddings for shard in indexes[split]}
-        for name, shard in zip(shards, spec.shards, strict=True):
-            for kind in ("chunks", "seq2chunk", "chunk2seq"):
-                names[getattr(shard, kind)] = f"chunk_shards/{name}.{kind}.npy"
-            names[embeddings[shard.chunks]] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
-            names[shard.neighbours] = f"{RETRIEVER}/neighbours/{name}.neighbours.npy"
-            names[layout.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
+        for name, entry in zip(versions.names_of_index(manifest, split), indexes[split], strict=True):
+            add(name, entry)
+        for name, shard in zip(queries, spec.shards, strict=True):
+            add(name, shard)
+    for name, uri in versions.embeddings_of_others(manifest, manifest_uri).items():
+        names[uri] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
     return _Version(datasets, indexes, names)
 
 
