@@ -65,8 +65,7 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
         digests = (_digest_of_folder(shard.embeddings) for shard in indexed)
         embeddings |= zip(versions.names_of_index(manifest, split), digests, strict=True)
         neighbours |= zip(names, (_digest_of_folder(shard.neighbours) for shard in spec.shards), strict=True)
-    condemned = frozenset(plan.condemned)
-    usable = {name: of for name, of in neighbours.items() if same_search and of not in condemned}
+    usable = {name: of for name, of in neighbours.items() if same_search and of not in plan.is_condemned}
     shards = tuple(
         BaseShard(
             name=shard["name"],

@@ -154,7 +154,7 @@ def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concaten
         key = (digest_of.__name__, *(entry.name if isinstance(entry, Shard) else str(entry) for entry in what))
         if key not in plan.memo:
             found = digest_of(plan, *what, **none)
-            while found in plan.condemned:
+            while found in plan.is_condemned:
                 found = digest("again", found)
             plan.memo[key] = found
         return plan.memo[key]

@@ -199,6 +199,10 @@ class Plan:
         return {}
 
     @functools.cached_property
+    def is_condemned(self) -> frozenset[str]:
+        return frozenset(self.condemned)
+
+    @functools.cached_property
     def by_name(self) -> dict[str, Shard]:
         return {shard.name: shard for shard in self.shards}
 

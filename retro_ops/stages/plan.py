@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, layout, store, versions
+from retro_ops import bases, corpus, damage, groups, layout, store, versions
 from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
@@ -116,6 +116,9 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         say(f"plan: {places['corpus']} has no {corpus.DATE}, so the files of today are taken for {as_of}")
     shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
     _check_names(shards)
+    # Shards may have gone since the choice was made; a pattern that somebody just wrote is the name of some.
+    for patterns in filter(None, (arguments.indexed, arguments.queried)):
+        _check_patterns(shards, patterns)
     shards = _chosen(shards, choice["index_shards"], choice["query_shards"])
     parse_bytes(parameters.memory_budget)
     if parameters.index_memory:
@@ -281,8 +284,7 @@ def _shards(files: Sequence[corpus.Found], split: Split) -> list[Shard]:
 
 def _chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> list[Shard]:
     """``shards``, with those indexed and queried whose names match; None: all."""
-    in_index, asking = _matching(shards, "--indexed", indexed), _matching(shards, "--queried", queried)
-    chosen = [replace(s, indexed=s.name in in_index, queried=s.name in asking) for s in shards]
+    chosen = [replace(s, indexed=_matches(s, indexed), queried=_matches(s, queried)) for s in shards]
     idle = [shard.name for shard in chosen if not (shard.indexed or shard.queried)]
     if idle:
         some = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
@@ -294,19 +296,15 @@ def _chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> li
     return chosen
 
 
-def _matching(shards: Sequence[Shard], flag: str, patterns: str | None) -> set[str]:
-    """Names that match one of ``patterns`` (shell patterns, joined by commas). Each must match some."""
-    names = [shard.name for shard in shards]
-    if patterns is None:
-        return set(names)
-    found: set[str] = set()
-    for pattern in filter(None, (pattern.strip() for pattern in patterns.split(","))):
-        matching = fnmatch.filter(names, pattern)
-        if not matching:
-            some = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-            raise BadInputError(f"{flag} {pattern!r} is the name of no shard", f"there are {some}")
-        found.update(matching)
-    return found
+def _matches(shard: Shard, patterns: str | None) -> bool:
+    return patterns is None or any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in groups.names(patterns))
+
+
+def _check_patterns(shards: Sequence[Shard], patterns: str) -> None:
+    for pattern in groups.names(patterns):
+        if not any(fnmatch.fnmatchcase(shard.name, pattern) for shard in shards):
+            some = ", ".join(shard.name for shard in shards[:10]) + (", …" if len(shards) > 10 else "")
+            raise BadInputError(f"no shard has a name like {pattern!r}", f"there are {some}")
 
 
 def _shard_name(file: corpus.Found) -> str:
