@@ -14,9 +14,10 @@ from retro_airflow.stage_operator import StageOperator
 
 SHARD_LABEL = (
     "{% set names = task.arguments['shard'].split(',') %}"
-    "{% if names | length == 1 %}shard {{ names[0] }}"
-    "{% else %}shards {{ names[0] }} … {{ names[-1] }} ({{ names | length }}){% endif %}"
+    "{% if names | length == 1 %}shard {{ names[0] | truncate(240, True) }}{% else %}"
+    "shards {{ names[0] | truncate(110, True) }} … {{ names[-1] | truncate(110, True) }} ({{ names | length }}){% endif %}"
 )
+"""Airflow's column for it has 250 characters."""
 
 # The gate runs even if there is no plan, and says so.
 PLAN_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from samples import Run, write_corpus
+from samples import Run, build_in_groups, write_corpus
 
 from retro_ops import groups, layout, specs, store
 from retro_ops.errors import BadInputError, TransientError
@@ -37,19 +37,6 @@ def planned(run: Run, root: Path, corpus: Path, model_dir: str, index_type: str)
     return uri
 
 
-def build(run: Run, uri: str, size: int) -> Plan:
-    """Up to the specs; ``size`` shards a call."""
-    plan = read_plan(uri)
-    for stage in [stage for stage in layout.CODE_VERSIONS if stage != "describe"]:
-        if stage not in layout.SHARD_STAGES:
-            run(stage, "--plan", uri)
-            continue
-        names = [shard.name for shard in layout.shards_of(plan, stage)]
-        for first in range(0, len(names), size):
-            run(stage, "--plan", uri, "--shard", ",".join(names[first : first + size]))
-    return plan
-
-
 def contents(root: Path) -> dict[str, str]:
     """Digest of every file that holds data; reports hold times."""
     return {
@@ -63,7 +50,7 @@ def test_groups_write_the_bytes_of_single_shards(tmp_path: Path, run: Run, corpu
     """A trained index of any type that is filled again and again is as it was loaded."""
     for size in (1, 4):
         for index_type in INDEX_TYPES:
-            build(run, planned(run, tmp_path / str(size), corpus, model_dir, index_type), size)
+            build_in_groups(run, planned(run, tmp_path / str(size), corpus, model_dir, index_type), size)
     one, together = contents(tmp_path / "1"), contents(tmp_path / "4")
     assert len([name for name in one if name.endswith("partial.index")]) == 4 * len(INDEX_TYPES)
     assert together == one
@@ -102,7 +89,7 @@ def test_a_group_must_be_of_the_plan(run: Run, plan_uri: str, capfd: pytest.Capt
     assert "--shard A,B" in capfd.readouterr().err
 
 
-def fail_with(error: Exception, at: str, seen: list[str]) -> Callable[[str], None]:
+def fail_with(error: BaseException, at: str, seen: list[str]) -> Callable[[str], None]:
     def work(name: str) -> None:
         seen.append(name)
         if name == at:
@@ -117,10 +104,10 @@ def fail_with(error: Exception, at: str, seen: list[str]) -> Callable[[str], Non
         (BadInputError("bad line"), BadInputError, ["a", "b", "c"]),
         (ZeroDivisionError("by nothing"), RuntimeError, ["a", "b", "c"]),
         (TransientError("no answer"), TransientError, ["a", "b"]),
-        (KeyboardInterrupt(), KeyboardInterrupt, ["a", "b"]),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, ["a", "b"]),
     ],
 )
-def test_which_trouble_ends_a_group(error: Exception, raised: type[BaseException], seen: list[str]) -> None:
+def test_which_trouble_ends_a_group(error: BaseException, raised: type[BaseException], seen: list[str]) -> None:
     shards = tuple(specs.Shard(name, "train", ()) for name in ("a", "b", "c"))
     plan = specs.Plan("d", "/r", specs.Parameters(), specs.Identity("t", 100, 0, "m", 8), shards)
     found: list[str] = []
