@@ -15,7 +15,8 @@ from retro_airflow.stage_operator import StageOperator
 SHARD_LABEL = (
     "{% set names = task.arguments['shard'].split(',') %}"
     "{% if names | length == 1 %}shard {{ names[0] | truncate(240, True) }}{% else %}"
-    "shards {{ names[0] | truncate(110, True) }} … {{ names[-1] | truncate(110, True) }} ({{ names | length }}){% endif %}"
+    "shards {{ names[0] | truncate(110, True) }} … {{ names[-1] | truncate(110, True) }} ({{ names | length }})"
+    "{% endif %}"
 )
 """Airflow's column for it has 250 characters."""
 

@@ -22,14 +22,27 @@ CHOICE = ("--indexed", "[!cw]*", "--queried", "[!a]*")
 """``a`` is only indexed, ``c`` and ``w`` are only queried."""
 
 
-@pytest.fixture
-def chosen(tmp_path: Path, texts: list[str], model_dir: str) -> Nights:
+def nights(folder: Path, texts: list[str], model: str) -> Nights:
     """Shards a, b, c of training and v, w of validation. ``c`` has a document of ``a``."""
     short = [text[:1500] for text in texts[3:]]
-    made = Nights(tmp_path / "corpus", str(tmp_path / "root"), short, model_dir, (*EXACT, *CHOICE))
+    made = Nights(folder / "corpus", str(folder / "root"), short, model, (*EXACT, *CHOICE))
     for name in ("train/a", "train/b", "val/v", "val/w"):
         made.put(name)
     write_corpus(made.folder / "train/c.jsonl", [short[0], *short[20:22]])
+    return made
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, texts: list[str], model_dir: str) -> Nights:
+    """Not built yet."""
+    return nights(tmp_path, texts, model_dir)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str) -> Nights:
+    """Built once; nobody changes it."""
+    made = nights(tmp_path_factory.mktemp("built"), texts, model_dir)
+    made.first()
     return made
 
 
@@ -47,8 +60,8 @@ def spec_names(uris: list[str]) -> list[str]:
     return [uri.split("/")[-3] for uri in uris]
 
 
-def test_each_choice_is_kept_from_plan_to_export(chosen: Nights, tmp_path: Path, run: Run) -> None:
-    done = chosen.first()
+def test_each_choice_is_kept_from_plan_to_export(built: Nights, tmp_path: Path, run: Run) -> None:
+    done = built.runs[0]
     plan = done.plan
     assert {s.name: (s.indexed, s.queried) for s in plan.shards} == {
         "a": (True, False),
@@ -78,13 +91,13 @@ def test_each_choice_is_kept_from_plan_to_export(chosen: Nights, tmp_path: Path,
     with pytest.raises(BadInputError, match="not queried"):
         layout.neighbours_uri(plan, "a")
     to = tmp_path / "exported"
-    run("export", "--root", chosen.root, "--dataset", "d", "--to", to)
+    run("export", "--root", built.root, "--dataset", "d", "--to", to)
     run("validate", "--spec", to / "train.data.spec.json", to / "val.data.spec.json")
     names = {path.name for path in to.rglob("*.npy")}
     assert {f"{name}.chunks.npy" for name in "abcvw"} < names
     assert {f"{name}.embeddings.npy" for name in "abcvw"} < names
     assert {name for name in names if name.endswith("neighbours.npy")} == {f"{n}.neighbours.npy" for n in "bcvw"}
-    files = set(versions.files(chosen.series().folder()))
+    files = set(versions.files(built.series().folder()))
     assert layout.embeddings_uri(plan, "c") in files, "or prune would take it"
 
 
@@ -103,8 +116,8 @@ def check_neighbours(done: Done, name: str, indexed: str) -> None:
     )
 
 
-def test_a_copy_of_an_indexed_document_is_not_its_own_neighbour(chosen: Nights) -> None:
-    done = chosen.first()
+def test_a_copy_of_an_indexed_document_is_not_its_own_neighbour(built: Nights) -> None:
+    done = built.runs[0]
     shared = np.isin(ids(done, "c", "chunks.document_ids"), ids(done, "a", "chunks.document_ids"))
     assert shared.any()
     made = report.require(layout.report_uri(done.plan, "retrieve-neighbours", "c"), "it")
@@ -112,13 +125,11 @@ def test_a_copy_of_an_indexed_document_is_not_its_own_neighbour(chosen: Nights) 
     assert made["details"]["removed"]["same_document"] > 0
 
 
-def test_status_shows_which_stages_do_not_run(chosen: Nights, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    chosen.first()
+def test_status_shows_which_stages_do_not_run(built: Nights, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
-    run("status", "--root", chosen.root, "--dataset", "d", "--all")
-    rows = {
-        line.split()[0]: line.split() for line in capfd.readouterr().out.splitlines() if line[:2].strip() in "abcvw"
-    }
+    run("status", "--root", built.root, "--dataset", "d", "--all")
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    rows = {words[0]: words for words in lines if words and words[0] in "abcvw"}
     assert rows["a"][-1] == "-"
     assert rows["c"][-3] == "-"
     assert "-" not in rows["b"]
