@@ -23,7 +23,7 @@ from retro_ops.specs import IndexShard, Parameters, Plan, Split
 
 BLOCK_ROWS = 8192
 
-KEPT_BYTES = 256 * 2**20
+KEPT_BYTES = 128 * 2**20
 """Of blocks that lie in several files and so are slow to read, kept once they were read."""
 
 FEW_PARTS = 4
@@ -333,7 +333,8 @@ def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: b
 def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
     """A uniform sample without replacement over the rows of all ``shards``."""
     drawn = sample_rows(np.array([len(s) for s in shards], np.int64), count, seed)
-    return join([take(shard, rows) for shard, rows in zip(shards, drawn, strict=True)])
+    asked = [of for of in zip(shards, drawn, strict=True) if len(of[1])] or [(shards[0], drawn[0])]
+    return join(store.side_by_side(lambda of: take(*of), asked, store.READERS))
 
 
 def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:
