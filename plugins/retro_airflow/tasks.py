@@ -18,6 +18,9 @@ from retro_ops.errors import BadInputError
 MOST_NAMES = 100
 """Shards of each kind that an event names; it counts them all."""
 
+MOST_SAID = 20
+"""Shards that a message names."""
+
 DATASETS = AssetAlias("retro-datasets")
 """Every published dataset becomes an asset of its own through this alias."""
 
@@ -62,7 +65,7 @@ def anything_to_do(plan_uri: str) -> bool:
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
         changes = json.loads(store.read(layout.changes_uri(plan_uri)))
-    kinds = ", ".join(f"{kind}: {', '.join(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
+    kinds = ", ".join(f"{kind}: {_some(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
     print(f"{plan.dataset}: {kinds}; unchanged: {changes['unchanged']}")
     return not changes["nothing"]
 
@@ -97,7 +100,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = layout.selected_plan_uri(plan_uri)
         store.write(uri, specs.plan_to_json(selected).encode())
-    print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {', '.join(sorted(gone))}")
+    print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
     return uri
 
 
@@ -157,14 +160,19 @@ def read_plan(uri: str) -> specs.Plan:
         return specs.plan_from_json(store.read(uri), uri)
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first of them: a line that a person reads has no room for thousands."""
+    more = f" and {len(names) - MOST_SAID} more" if len(names) > MOST_SAID else ""
+    return ", ".join(names[:MOST_SAID]) + more
+
+
 def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) -> str:
     """``missing``: map index of each shard that is not there."""
     if not missing:
         return "the shards were not listed. Look into the log of task `list_shards`, mend what it says, and clear it"
-    shown = ", ".join(f"{shard} (map index {index})" for shard, index in list(missing.items())[:20])
-    more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+    shown = _some([f"{shard} (map index {index})" for shard, index in missing.items()])
     lines = [
-        f"{len(missing)} of {total} shards are not embedded: {shown}{more}.",
+        f"{len(missing)} of {total} shards are not embedded: {shown}.",
         "  What to do: read the log of the shard's failed task in group `shards`, and mend the cause. Then",
         f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, likewise for the others "
         "(what is done of a group is passed over);",

@@ -138,7 +138,8 @@ def _reports(plan: Plan) -> Reports:
 
 
 def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
-    """Counts by category and split."""
+    """Counts by category and split; of what is indexed and what is queried, where that is not everything."""
+    choice = not all(shard.indexed and shard.queried for shard in plan.shards)
     rows: dict[tuple[str, Split], dict[str, Any]] = {}
     for shard, made in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
         key = (category(shard.name), shard.split)
@@ -148,6 +149,9 @@ def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
         row["shards"] += 1
         for name in ("documents", "chunks", "bad_records"):
             row[name] += made["counts"][name]
+        if choice:
+            for name, chosen in (("indexed_chunks", shard.indexed), ("queried_chunks", shard.queried)):
+                row[name] = row.get(name, 0) + (made["counts"]["chunks"] if chosen else 0)
     return [rows[key] for key in sorted(rows)]
 
 

@@ -73,6 +73,11 @@ def test_each_choice_is_kept_from_plan_to_export(built: Nights, tmp_path: Path, 
     ran = {stage: [s for of, s in layout.tasks(plan, layout.SHARD_STAGES) if of == stage] for stage in done.calls}
     assert ran["build-faiss-index"] == ["a", "b", "v"]
     assert ran["retrieve-neighbours"] == ["b", "c", "v", "w"]
+    card = json.loads(store.read(layout.card_uri(plan, "json")))
+    by_category = {row["category"]: (row["indexed_chunks"], row["queried_chunks"]) for row in card["contents"]}
+    assert [by_category[name][0] > 0 for name in "abcvw"] == [True, True, False, True, False]
+    assert [by_category[name][1] > 0 for name in "abcvw"] == [False, True, True, True, True]
+    assert b"<th>indexed</th>" in store.read(layout.card_uri(plan, "html"))
     for split, indexed, queried in (("train", "ab", "bc"), ("val", "abv", "vw")):
         uri = layout.dataset_spec_uri(plan, split)  # type: ignore[arg-type]
         spec = specs.dataset_spec_from_json(store.read(uri), uri)
