@@ -143,8 +143,9 @@ def compare(refreshed: Run, scratch: Run) -> tuple[dict[str, float], int]:
         for plan in (one, other):
             of_plan = layout.chunks_files(plan, shard.name)
             of_plan["embeddings"] = layout.embeddings_uri(plan, shard.name)
-            of_plan["neighbours"] = layout.neighbours_uri(plan, shard.name)
-            of_plan["distances"] = layout.distances_uri(of_plan["neighbours"])
+            if shard.queried:
+                of_plan["neighbours"] = layout.neighbours_uri(plan, shard.name)
+                of_plan["distances"] = layout.distances_uri(of_plan["neighbours"])
             files.append(of_plan)
         for what in files[0]:
             a, b = (open_npy(of_plan[what]).rows(0, sys.maxsize) for of_plan in files)

@@ -110,7 +110,7 @@ class Stack:
             "RETRO_VALIDATION_CORPUS": f"s3://{BUCKET}/corpus/val/*.jsonl*",
             "RETRO_TOKENIZER": model,
             "RETRO_MODEL": model,
-            "RETRO_REFRESH_SCHEDULE": os.environ.get("RETRO_REFRESH_SCHEDULE", ""),
+            **{name: os.environ.get(name, "") for name in ("RETRO_REFRESH_SCHEDULE", "RETRO_MAPPED_TASKS")},
         }
         # The user's own AWS settings would lead elsewhere; only where he keeps certificates is taken over.
         inherited = {

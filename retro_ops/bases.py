@@ -7,6 +7,7 @@ from typing import Any
 
 from retro_ops import layout, store, versions
 from retro_ops.specs import (
+    SPLITS,
     Base,
     BaseShard,
     Parameters,
@@ -46,41 +47,45 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so another one is trained"
-    known = {(shard["split"], shard["name"]): shard["counts"]["chunks"] for shard in manifest["shards"]}
+    queried = {split: names for split in SPLITS if (names := versions.names_of_queries(manifest, split))}
     same_search = not (
         plan.parameters.profile == "seed"
         or _changed(plan, manifest, DECIDE_THE_NEIGHBOURS)
         or _other_code(manifest, ("retrieve-neighbours",))
     )
-    shards: list[BaseShard] = []
-    index = None
-    for split in dict.fromkeys(split for split, _ in known):
+    others = versions.embeddings_of_others(manifest, manifest_uri)
+    embeddings = {name: _digest_of_folder(uri) for name, uri in others.items()}
+    neighbours: dict[str, str] = {}
+    index = None  # Nobody merged a training index if no training shard was queried.
+    for split, names in queried.items():
         spec_uri = layout.dataset_spec_in(version, split)
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
-        index = _digest_of_folder(spec.faiss_index)
+        index = _digest_of_folder(spec.faiss_index) if split == "train" else index
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-        embeddings = {shard.chunks: shard.embeddings for shard in indexed}
-        names = [name for of, name in known if of == split]
-        for name, shard in zip(names, spec.shards, strict=True):
-            neighbours = _digest_of_folder(shard.neighbours)
-            shards.append(
-                BaseShard(
-                    name=name,
-                    split=split,
-                    chunks=known[split, name],
-                    embeddings=_digest_of_folder(embeddings[shard.chunks]),
-                    neighbours=neighbours if same_search and neighbours not in plan.condemned else None,
-                )
-            )
+        digests = (_digest_of_folder(shard.embeddings) for shard in indexed)
+        embeddings |= zip(versions.names_of_index(manifest, split), digests, strict=True)
+        neighbours |= zip(names, (_digest_of_folder(shard.neighbours) for shard in spec.shards), strict=True)
+    usable = {name: of for name, of in neighbours.items() if same_search and of not in plan.is_condemned}
+    shards = tuple(
+        BaseShard(
+            name=shard["name"],
+            split=shard["split"],
+            chunks=shard["counts"]["chunks"],
+            embeddings=embeddings[shard["name"]],
+            neighbours=usable.get(shard["name"]),
+            indexed=shard.get("indexed", True),
+        )
+        for shard in manifest["shards"]
+    )
     former = manifest.get("tuning")
     same_tuning = not (_changed(plan, manifest, DECIDE_THE_TUNING) or _other_code(manifest, ("tune-search",)))
-    same_tuning &= set(plan.splits()) <= {split for split, _ in known}  # Each split has a width of its own.
+    same_tuning &= set(plan.splits()) <= set(queried)  # Each split has a width of its own.
     base = Base(
         version=relative(version, parent(series.uri)),
         trained=digest,
         index=None if index in plan.condemned else index,
         tuning=former if same_tuning and former not in plan.condemned else None,
-        shards=tuple(shards),
+        shards=shards,
     )
     return base, f"version {number}"
 
@@ -116,8 +121,8 @@ class Changes:
 
 
 def changes(former: Sequence[Shard], shards: Sequence[Shard]) -> Changes:
-    def content(of: Sequence[Shard]) -> dict[str, tuple[str, list[str]]]:
-        return {shard.name: (shard.split, [source.fingerprint for source in shard.sources]) for shard in of}
+    def content(of: Sequence[Shard]) -> dict[str, tuple[Any, ...]]:
+        return {s.name: (s.split, s.indexed, s.queried, [of.fingerprint for of in s.sources]) for s in of}
 
     before, now = content(former), content(shards)
     return Changes(

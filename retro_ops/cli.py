@@ -17,7 +17,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
-from retro_ops import layout
+from retro_ops import groups, layout
 from retro_ops.errors import EXIT_OK, BadInputError, RetroError
 from retro_ops.plans import read_plan
 from retro_ops.progress import configure_logging, logger, say
@@ -146,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         if name not in STAGES_WITHOUT_PLAN:
             command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
-            command.add_argument("--shard", help="shard of the plan")
+            command.add_argument(
+                "--shard", type=groups.names, metavar="A,B", help="shard of the plan, or several, one after the other"
+            )
         for parameter in module.PARAMETERS:
             _add_flag(command, parameter)
         if "device" in module.PARAMETERS:

@@ -1,7 +1,6 @@
 """What of a plan is done, missing or damaged, task by task; and what a repair does about it."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +10,6 @@ from retro_ops.plans import read_plan
 from retro_ops.specs import Plan, Shard
 
 STAGES = (*layout.CODE_VERSIONS, "validate")
-LOOKUPS = 32
-"""At a time: each is a few small requests to the store."""
-
 State = Literal["done", "missing", "damaged"]
 
 
@@ -31,8 +27,8 @@ class Entry:
 
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        return list(pool.map(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, STAGES)))
+    at_once = store.READERS if thorough else store.LOOKUPS
+    return store.side_by_side(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, STAGES), at_once)
 
 
 def _look(plan: Plan, stage: str, shard: str | None, *, thorough: bool) -> Entry:
@@ -61,9 +57,10 @@ def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iter
     """Of the outputs of ``entries``, and of everything of ``shards``."""
     for entry in entries:
         yield layout.output_digest(plan, entry.stage, entry.shard)
-    for shard in shards:
-        for stage in layout.SHARD_STAGES:
-            yield layout.output_digest(plan, stage, shard)
+    for stage in layout.SHARD_STAGES:
+        for shard in shards:
+            if layout.runs_on(stage, plan.shard(shard)):
+                yield layout.output_digest(plan, stage, shard)
 
 
 def last_plan_uri(plan_uri: str) -> str:
@@ -78,8 +75,9 @@ def all_shards(plan_uri: str) -> tuple[Shard, ...]:
 
 def check_sources(plan: Plan) -> None:
     """BadInputError when a shard must be tokenised whose file is gone or has another content than it had."""
-    for shard in plan.shards:
-        if store.exists(layout.report_uri(plan, "tokenize-and-chunk", shard.name)):
+    reports = [layout.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
+    for shard, is_done in zip(plan.shards, store.side_by_side(store.exists, reports), strict=True):
+        if is_done:
             continue
         if changed := corpus.changed_source(shard.sources):
             raise BadInputError(

@@ -180,7 +180,7 @@ def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concaten
         key = (digest_of.__name__, *(entry.name if isinstance(entry, Shard) else str(entry) for entry in what))
         if key not in plan.memo:
             found = digest_of(plan, *what, **none)
-            while found in plan.condemned:
+            while found in plan.is_condemned:
                 found = digest("again", found)
             plan.memo[key] = found
         return plan.memo[key]
@@ -253,7 +253,7 @@ def merge_digest(plan: Plan) -> str:
     # The partial indexes as well, which follow from the same, unless one was found damaged.
     return digest(
         [index_digest(plan, split) for split in plan.splits()],
-        [partial_index_digest(plan, shard) for shard in plan.shards],
+        [partial_index_digest(plan, shard) for shard in plan.shards if shard.indexed],
     )
 
 
@@ -265,7 +265,7 @@ def tuning_digest(plan: Plan) -> str:
     return digest(
         code_version(plan, "tune-search"),
         [index_digest(plan, split) for split in plan.splits()],
-        [embed_digest(plan, shard) for shard in plan.shards],
+        [embed_digest(plan, shard) for shard in plan.shards if shard.queried],
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin, p.target_recall, p.recall_sample, p.seed],
         [p.max_overlap, p.max_shared_run, p.max_shared_ngrams],
     )
@@ -287,6 +287,8 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
         # How wide to search is measured over all shards.
         tuning_digest(plan),
         *([start] if start else []),
+        # Which depends on whether it is there at all.
+        *([] if shard.indexed else ["not indexed"]),
     )
 
 
@@ -294,7 +296,14 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
 def version_digest(plan: Plan) -> str:
     return digest(
         code_version(plan, "write-specs"),
-        [[shard.name, partial_index_digest(plan, shard), neighbours_digest(plan, shard)] for shard in plan.shards],
+        [
+            [
+                shard.name,
+                partial_index_digest(plan, shard) if shard.indexed else embed_digest(plan, shard),
+                neighbours_digest(plan, shard) if shard.queried else None,
+            ]
+            for shard in plan.shards
+        ],
         [merge_digest(plan), tuning_digest(plan)],
     )
 
@@ -304,6 +313,12 @@ def former_shard(plan: Plan, shard: Shard) -> BaseShard | None:
     former = plan.base.by_name.get(shard.name) if plan.base else None
     same = former and (former.split, former.embeddings) == (shard.split, embed_digest(plan, shard))
     return former if same else None
+
+
+def former_indexed(plan: Plan, shard: Shard) -> bool:
+    """Whether the base version's index holds the same chunks under the name of ``shard``."""
+    former = former_shard(plan, shard)
+    return former is not None and former.indexed
 
 
 def index_is_the_same(plan: Plan, split: Split) -> bool:
@@ -332,7 +347,13 @@ def output_digest(plan: Plan, stage: str, shard: str | None = None) -> str:
     if stage in SHARD_DIGESTS:
         if shard is None:
             raise BadInputError(f"{stage} runs on one shard", "name it with --shard")
-        return SHARD_DIGESTS[stage](plan, plan.shard(shard))
+        found = plan.shard(shard)
+        if not runs_on(stage, found):
+            raise BadInputError(
+                f"{stage} does not run on shard {shard!r}, which is not {'queried' if found.indexed else 'indexed'}",
+                "run it on the others, or plan the run anew with another choice of shards",
+            )
+        return SHARD_DIGESTS[stage](plan, found)
     if stage in INDEX_DIGESTS:
         return INDEX_DIGESTS[stage](plan)
     if stage in VERSION_STAGES:
@@ -348,10 +369,22 @@ def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
     return join(base, *(("shards", str(shard)) if stage in SHARD_DIGESTS else ("index",)), f"{stage}-{name}")
 
 
+def runs_on(stage: str, shard: Shard) -> bool:
+    """Whether ``stage``, which maps over shards, has anything to do for ``shard``."""
+    if stage == "build-faiss-index":
+        return shard.indexed
+    return shard.queried or stage != "retrieve-neighbours"
+
+
+def shards_of(plan: Plan, stage: str) -> list[Shard]:
+    """Those that ``stage`` maps over, in the plan's order."""
+    return [shard for shard in plan.shards if runs_on(stage, shard)]
+
+
 def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     """(stage, shard) of every task of ``stages``, in order; shard None where a stage runs once."""
     for stage in stages:
-        for shard in [shard.name for shard in plan.shards] if stage in SHARD_STAGES else [None]:
+        for shard in [shard.name for shard in shards_of(plan, stage)] if stage in SHARD_STAGES else [None]:
             yield stage, shard
 
 
@@ -470,10 +503,11 @@ def card_in(version: str, kind: Literal["json", "html"]) -> str:
 
 
 def index_shards(plan: Plan, split: Split) -> tuple[IndexShard, ...]:
-    return tuple(
-        IndexShard(**chunks_files(plan, shard.name), embeddings=embeddings_uri(plan, shard.name))
-        for shard in plan.indexed(split)
-    )
+    return tuple(index_shard(plan, shard.name) for shard in plan.indexed(split))
+
+
+def index_shard(plan: Plan, shard: str) -> IndexShard:
+    return IndexShard(**chunks_files(plan, shard), embeddings=embeddings_uri(plan, shard))
 
 
 def dataset_spec(plan: Plan, split: Split) -> DatasetSpec:

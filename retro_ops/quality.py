@@ -7,6 +7,7 @@ their rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,18 +56,21 @@ def sample(plan: Plan, split: Split, chunks: searching.IndexedChunks) -> list[Sa
     for shard in plan.queried(split):
         by_category.setdefault(category(shard.name), []).append(shard)
     wanted = -(-plan.parameters.recall_sample // max(1, len(by_category)))
-    drawn = []
+    drawn: list[tuple[Shard, searching.QueryShard, NDArray[np.int64]]] = []
+    asking = searching.query_shards(plan, split, chunks, with_tokens=True)
     for number, shards in enumerate(by_category.values()):
-        positions = [plan.indexed(split).index(shard) for shard in shards]
-        counts = np.array([len(chunks.embeddings[position]) for position in positions], np.int64)
+        queries = [asking[shard.name] for shard in shards]
+        counts = np.array([len(of) for of in queries], np.int64)
         rows = sample_rows(counts, wanted, plan.parameters.seed + 1 + number)
-        drawn += [_sampled(plan, *of, chunks) for of in zip(shards, positions, rows, strict=True) if len(of[2])]
-    return drawn
+        drawn += [of for of in zip(shards, queries, rows, strict=True) if len(of[2])]
+    return store.side_by_side(lambda of: _sampled(plan, *of), drawn, store.READERS)
 
 
 def measure(plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled]) -> dict[str, Any]:
     """All figures of ``split``; see docs/quality.md for what each means."""
-    whole = {shard.name: _whole(plan, shard) for shard in plan.queried(split)}
+    queried = plan.queried(split)
+    figures = store.side_by_side(partial(_whole, plan), queried, store.READERS)
+    whole = {shard.name: of for shard, of in zip(queried, figures, strict=True)}
     categories = sorted({category(name) for name in whole})
     rows = {name: sum(w["rows"] for shard, w in whole.items() if category(shard) == name) for name in categories}
     rates, runs = _rates(plan, split, chunks, drawn)
@@ -99,15 +103,13 @@ def measure(plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Se
     }
 
 
-def _sampled(
-    plan: Plan, shard: Shard, position: int, rows: NDArray[np.int64], chunks: searching.IndexedChunks
-) -> Sampled:
+def _sampled(plan: Plan, shard: Shard, queries: searching.QueryShard, rows: NDArray[np.int64]) -> Sampled:
     neighbours = open_npy(layout.neighbours_uri(plan, shard.name), ndim=2, kind="i")
     distances = open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f")
     return Sampled(
         shard,
         rows,
-        searching.take(searching.query_shard(chunks, position, with_tokens=True), rows),
+        searching.take(queries, rows),
         searching.take_rows(neighbours, rows),
         searching.take_rows(distances, rows),
     )

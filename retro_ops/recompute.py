@@ -7,12 +7,12 @@ import numpy as np
 from retro_ops import layout
 from retro_ops.arrays import open_npy
 from retro_ops.core.exact import unpack
-from retro_ops.core.search import Queries, rescore
+from retro_ops.core.search import rescore
 from retro_ops.device import choose
 from retro_ops.embedding import Embedder
 from retro_ops.models import Tokenizer
-from retro_ops.searching import IndexedChunks
-from retro_ops.specs import Plan, Split
+from retro_ops.searching import IndexedChunks, QueryShard, query_shards
+from retro_ops.specs import Plan
 
 BLOCK_ROWS = 64
 LEAST_COSINE = 0.995
@@ -51,19 +51,18 @@ def distances(plan: Plan, share: float) -> Iterator[Finding]:
     """Compute the distances of stored neighbours again; they are exact, so they must be equal."""
     for split in plan.splits():
         chunks = IndexedChunks(layout.index_shards(plan, split))
-        for shard in plan.queried(split):
-            yield from _distances_of_shard(plan, split, shard.name, chunks, share)
+        for name, shard in query_shards(plan, split, chunks, with_tokens=False).items():
+            yield from _distances_of_shard(plan, name, shard, chunks, share)
 
 
-def _distances_of_shard(plan: Plan, split: Split, name: str, chunks: IndexedChunks, share: float) -> Iterator[Finding]:
-    queries = open_npy(layout.embeddings_uri(plan, name), ndim=2, kind="f")
+def _distances_of_shard(
+    plan: Plan, name: str, queries: QueryShard, chunks: IndexedChunks, share: float
+) -> Iterator[Finding]:
     neighbours = open_npy(layout.neighbours_uri(plan, name), ndim=2, kind="i")
     stored = open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f")
-    position = plan.indexed(split).index(plan.shard(name))
     for start in sampled_blocks(len(queries), share, plan.parameters.seed):
-        vectors, ids = queries.rows(start, start + BLOCK_ROWS), neighbours.rows(start, start + BLOCK_ROWS)
-        own = chunks.documents.rows(position, start, start + BLOCK_ROWS)
-        keys, _ = rescore(Queries(vectors.astype(np.float16), own), ids, chunks.blocks)
+        ids = neighbours.rows(start, start + BLOCK_ROWS)
+        keys, _ = rescore(queries.rows(start, start + BLOCK_ROWS), ids, chunks.blocks)
         again_ids, again = unpack(keys)
         for row in np.flatnonzero((again_ids != ids).any(axis=1)):
             yield neighbours.uri, f"row {start + row} has a neighbour of its own document"

@@ -19,9 +19,15 @@ from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.indexes import load_index
 from retro_ops.progress import say
-from retro_ops.specs import IndexShard, Parameters, Split
+from retro_ops.specs import IndexShard, Parameters, Plan, Split
 
 BLOCK_ROWS = 8192
+
+KEPT_BYTES = 128 * 2**20
+"""Of blocks that lie in several files and so are slow to read, kept once they were read."""
+
+FEW_PARTS = 4
+"""Of a block are read one after the other."""
 
 MOST_CANDIDATES = 2**15
 """More are not looked for before exact search."""
@@ -41,11 +47,9 @@ class Documents:
 
     def __init__(self, chunks: Sequence[str], chunk2seqs: Sequence[str]) -> None:
         uris = [layout.document_ids_uri(uri) for uri in chunks]
-        self.by_content = all(store.exists(uri) for uri in uris)
-        self._readers = [
-            open_npy(uri, ndim=1, kind="u" if self.by_content else "i")
-            for uri in (uris if self.by_content else chunk2seqs)
-        ]
+        self.by_content = all(store.side_by_side(store.exists, uris))
+        opened = partial(open_npy, ndim=1, kind="u" if self.by_content else "i")
+        self._readers = store.side_by_side(opened, uris if self.by_content else chunk2seqs)
 
     def rows(self, position: int, start: int, stop: int) -> NDArray[np.uint64]:
         rows = self._readers[position].rows(start, stop)
@@ -56,7 +60,10 @@ class IndexedChunks:
     """Embeddings of the shards of an index spec, read block by block; global ids follow the order of the shards."""
 
     def __init__(self, shards: Sequence[IndexShard]) -> None:
-        self.embeddings = [open_npy(shard.embeddings, ndim=2, kind="f") for shard in shards]
+        opened = partial(open_npy, ndim=2, kind="f")
+        self.embeddings = store.side_by_side(opened, [shard.embeddings for shard in shards])
+        self._kept: dict[tuple[int, int], Block] = {}
+        self._kept_bytes = 0
         self._chunks = [shard.chunks for shard in shards]
         self.documents = Documents([shard.chunks for shard in shards], [shard.chunk2seq for shard in shards])
         self.offsets = np.concatenate(([0], np.cumsum([len(reader) for reader in self.embeddings]))).astype(np.int64)
@@ -67,46 +74,41 @@ class IndexedChunks:
     @cached_property
     def chunks(self) -> list[NpyReader]:
         """Their tokens, which only filters and cards read."""
-        return [open_npy(uri, ndim=2, kind="u") for uri in self._chunks]
+        return store.side_by_side(partial(open_npy, ndim=2, kind="u"), self._chunks)
 
     def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
         return self.blocks_of(range(len(self.embeddings)))(wanted)
 
     def blocks_of(self, positions: Iterable[int]) -> Blocks:
         """The blocks of some shards, ``positions`` ascending."""
-        kept = list(positions)
+        cuts = self._cuts(positions)
 
-        def ranges(wanted: NDArray[np.int64] | None) -> Iterator[tuple[int, int, int]]:
+        def ranges(wanted: NDArray[np.int64] | None) -> Iterator[tuple[tuple[int, int], int, int]]:
             if wanted is None:
-                for position in kept:
-                    for start in range(0, len(self.embeddings[position]), BLOCK_ROWS):
-                        yield position, start, min(start + BLOCK_ROWS, len(self.embeddings[position]))
+                yield from ((cut, *cut) for cut in cuts)
                 return
-            for position, _, local in self._wanted(wanted):
-                yield position, int(local[0]), int(local[-1]) + 1
+            for cut, of in _wanted(cuts, wanted):
+                yield cut, int(wanted[of.start]), int(wanted[of.stop - 1]) + 1
 
         return lambda wanted: store.ahead(partial(self._block, *of) for of in ranges(wanted))
+
+    def _cuts(self, positions: Iterable[int]) -> list[tuple[int, int]]:
+        """(first id, end) of the blocks: BLOCK_ROWS of a shard, or as many small shards that follow one another."""
+        cuts: list[tuple[int, int]] = []
+        for start, end in ((int(self.offsets[at]), int(self.offsets[at + 1])) for at in positions):
+            if cuts and start < end and cuts[-1][1] == start and end - cuts[-1][0] <= BLOCK_ROWS:
+                cuts[-1] = cuts[-1][0], end
+            else:
+                cuts += [(first, min(first + BLOCK_ROWS, end)) for first in range(start, end, BLOCK_ROWS)]
+        return cuts
 
     def ids_of(self, positions: Sequence[int]) -> NDArray[np.int64]:
         """Global ids of the chunks of some shards."""
         return np.concatenate([np.arange(self.offsets[at], self.offsets[at + 1]) for at in positions])
 
-    def _wanted(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
-        """Of each block that holds any of the (ascending) ``ids``: shard, which of the ids, and their rows in it.
-
-        Of a block that few ask for, only the part between the first and the last of them need be read.
-        """
-        for position, reader in enumerate(self.embeddings):
-            offset = int(self.offsets[position])
-            for start in range(0, len(reader), BLOCK_ROWS):
-                end = min(start + BLOCK_ROWS, len(reader))
-                low, high = np.searchsorted(ids, (offset + start, offset + end))
-                if low < high:
-                    yield position, slice(low, high), ids[low:high] - offset
-
     def tokens(self, ids: NDArray[np.int64]) -> filters.Tokens:
         """Tokens of the chunks ``ids`` ``[n]``, in any order: ``[n, chunk_size]``."""
-        dtype = np.result_type(*(reader.dtype for reader in self.chunks))
+        dtype = np.result_type(*{reader.dtype for reader in self.chunks})
         return self._gather(ids, np.empty((len(ids), self.chunks[0].shape[1]), dtype), lambda i: self.chunks[i].rows)
 
     def owners(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -118,13 +120,51 @@ class IndexedChunks:
     ) -> NDArray[Any]:
         """Rows ``ids`` into ``out``; each block is read once."""
         order = np.argsort(ids, kind="stable")
-        for position, which, local in self._wanted(ids[order]):
-            out[order[which]] = rows_of(position)(int(local[0]), int(local[-1]) + 1)[local - local[0]]
+        ascending = ids[order]
+        for _, of in _wanted(self._cuts(range(len(self.embeddings))), ascending):
+            local = ascending[of]
+            first = int(local[0])
+            out[order[of]] = self._rows(first, int(local[-1]) + 1, rows_of)[local - first]
         return out
 
-    def _block(self, position: int, first: int, end: int) -> Block:
-        vectors = self.embeddings[position].rows(first, end).astype(np.float16)
-        return Block(int(self.offsets[position]) + first, vectors, self.documents.rows(position, first, end))
+    def _block(self, cut: tuple[int, int], first: int, end: int) -> Block:
+        """Rows ``first:end`` of the block ``cut``, by global id."""
+        if np.searchsorted(self.offsets, cut[0], side="right") == np.searchsorted(self.offsets, cut[1]):
+            return self._read(first, end)  # It lies in one shard.
+        whole = self._kept.get(cut)
+        if whole is None:
+            whole = self._read(*cut)
+            if self._kept_bytes + whole.vectors.nbytes <= KEPT_BYTES:
+                self._kept[cut] = whole
+                self._kept_bytes += whole.vectors.nbytes
+        rows = slice(first - cut[0], end - cut[0])
+        return Block(first, whole.vectors[rows], whole.documents[rows])
+
+    def _read(self, first: int, end: int) -> Block:
+        vectors = self._rows(first, end, lambda i: self.embeddings[i].rows).astype(np.float16)
+        return Block(first, vectors, self._rows(first, end, lambda i: partial(self.documents.rows, i)))
+
+    def _rows(self, first: int, end: int, rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]) -> NDArray[Any]:
+        """Rows of the chunks ``first:end``, by global id, from all shards that they lie in."""
+        at = range(int(np.searchsorted(self.offsets, first, side="right")) - 1, int(np.searchsorted(self.offsets, end)))
+
+        def part(position: int) -> NDArray[Any]:
+            offset = int(self.offsets[position])
+            return rows_of(position)(max(first - offset, 0), min(end, int(self.offsets[position + 1])) - offset)
+
+        parts = [part(i) for i in at] if len(at) <= FEW_PARTS else store.side_by_side(part, at)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _wanted(cuts: Sequence[tuple[int, int]], ids: NDArray[np.int64]) -> Iterator[tuple[tuple[int, int], slice]]:
+    """Of each block that holds any of the (ascending) ``ids``: which of them.
+
+    Of a block that few ask for, only the part between the first and the last of them need be read.
+    """
+    bounds = np.searchsorted(ids, np.array(cuts, np.int64).reshape(-1, 2))
+    for cut, (low, high) in zip(cuts, bounds.tolist(), strict=True):
+        if low < high:
+            yield cut, slice(low, high)
 
 
 def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
@@ -241,14 +281,15 @@ def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
 
 @dataclass(frozen=True)
 class QueryShard:
-    """Rows that ask for neighbours. ``position``: its place in the index spec, None when it is not in it.
+    """Rows that ask for neighbours.
 
+    ``documents``: who says to which document each row belongs, where they are shard ``position``; None: nobody knows.
     ``tokens``: where they lie, only if a filter compares texts.
     """
 
     embeddings: NpyReader
-    chunks: IndexedChunks
-    position: int | None
+    documents: Documents | None
+    position: int = 0
     tokens: NpyReader | None = None
 
     def __len__(self) -> int:
@@ -257,21 +298,43 @@ class QueryShard:
     def rows(self, start: int, stop: int) -> Queries:
         vectors = self.embeddings.rows(start, stop).astype(np.float16)
         tokens = self.tokens.rows(start, stop) if self.tokens else None
-        if self.position is None:
+        if self.documents is None:
             unknown = UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64)
             return Queries(vectors, unknown, tokens)
-        return Queries(vectors, self.chunks.documents.rows(self.position, start, stop), tokens)
+        return Queries(vectors, self.documents.rows(self.position, start, stop), tokens)
 
 
 def query_shard(chunks: IndexedChunks, position: int, with_tokens: bool) -> QueryShard:
     """The shard at ``position`` of the index as queries."""
-    return QueryShard(chunks.embeddings[position], chunks, position, chunks.chunks[position] if with_tokens else None)
+    tokens = chunks.chunks[position] if with_tokens else None
+    return QueryShard(chunks.embeddings[position], chunks.documents, position, tokens)
+
+
+def other_shard(shard: IndexShard, chunks: IndexedChunks, with_tokens: bool) -> QueryShard:
+    """A shard that the index does not hold, as queries. Its documents are known only if those of the index are by
+    content: then a copy of one that is there is recognised."""
+    documents = Documents([shard.chunks], [shard.chunk2seq])
+    known = documents.by_content and chunks.documents.by_content
+    tokens = open_npy(shard.chunks, ndim=2, kind="u") if with_tokens else None
+    return QueryShard(open_npy(shard.embeddings, ndim=2, kind="f"), documents if known else None, tokens=tokens)
+
+
+def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: bool) -> dict[str, QueryShard]:
+    """All that query the index of ``split``, by name and in the plan's order. ``chunks``: what that index holds."""
+    places = {shard.name: at for at, shard in enumerate(plan.indexed(split))}
+    return {
+        shard.name: query_shard(chunks, places[shard.name], with_tokens)
+        if shard.indexed
+        else other_shard(layout.index_shard(plan, shard.name), chunks, with_tokens)
+        for shard in plan.queried(split)
+    }
 
 
 def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
     """A uniform sample without replacement over the rows of all ``shards``."""
     drawn = sample_rows(np.array([len(s) for s in shards], np.int64), count, seed)
-    return join([take(shard, rows) for shard, rows in zip(shards, drawn, strict=True)])
+    asked = [of for of in zip(shards, drawn, strict=True) if len(of[1])] or [(shards[0], drawn[0])]
+    return join(store.side_by_side(lambda of: take(*of), asked, store.READERS))
 
 
 def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:

@@ -53,6 +53,7 @@ class DatasetSpec:
 
 
 T = TypeVar("T", IndexShard, DatasetShard)
+S = TypeVar("S", "Shard", "BaseShard")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Shard:
-    """``indexed``, ``queried``: whether its chunks are in the index, and whether neighbours of them are searched."""
+    """``indexed``: its chunks are in the index, so others find them. ``queried``: its chunks have neighbours."""
 
     name: str
     split: Split
@@ -130,13 +131,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class BaseShard:
-    """A shard as the base version has it; digests name its folders. ``neighbours``: None if they are of no use."""
+    """A shard as the base version has it; digests name its folders. ``neighbours``: None if they are of no use, or if
+    it was not queried."""
 
     name: str
     split: Split
     chunks: int
     embeddings: str
     neighbours: str | None
+    indexed: bool = True
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,7 @@ class Base:
 
     def indexed(self, split: Split) -> tuple[BaseShard, ...]:
         """As ``Plan.indexed``."""
-        train = tuple(s for s in self.shards if s.split == "train")
-        return train if split == "train" else train + tuple(s for s in self.shards if s.split == "val")
+        return _indexed(self.shards, split)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ class Plan:
     with a date count. ``base``: None: nothing of another version is used. ``condemned``: digests of outputs that were
     found damaged, so that they are made again elsewhere. ``supersedes``: number of the version that was current when
     this was planned (0: none; None: nobody looked). ``code_versions``: of the stages, when this was planned; what it
-    names stays where it is when the code moves on. None: those of now.
+    names stays where it is when the code moves on. None: those of now. ``index_shards``, ``query_shards``: patterns of
+    names that decided which shards are indexed and queried, for whoever plans the next version; None: all.
     """
 
     dataset: str
@@ -190,16 +193,25 @@ class Plan:
     code_versions: Mapping[str, int] | None = None
     recipe: str | None = None
     source_folder: str | None = None
+    index_shards: str | None = None
+    query_shards: str | None = None
 
     @functools.cached_property
     def memo(self) -> dict[tuple[str, ...], str]:
         """What follows from a plan is worked out once: its digests, which each depend on those of many shards."""
         return {}
 
+    @functools.cached_property
+    def is_condemned(self) -> frozenset[str]:
+        return frozenset(self.condemned)
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Shard]:
+        return {shard.name: shard for shard in self.shards}
+
     def shard(self, name: str) -> Shard:
-        for shard in self.shards:
-            if shard.name == name:
-                return shard
+        if name in self.by_name:
+            return self.by_name[name]
         raise BadInputError(
             f"the plan of dataset {self.dataset!r} has no shard {name!r}",
             f"it has {', '.join(s.name for s in self.shards[:10])}" + (", …" if len(self.shards) > 10 else ""),
@@ -210,14 +222,33 @@ class Plan:
 
         The validation index extends the training index, so training ids stay valid in it.
         """
-        train = tuple(s for s in self.shards if s.split == "train")
-        return train if split == "train" else train + tuple(s for s in self.shards if s.split == "val")
+        return _indexed(self.shards, split)
 
     def queried(self, split: Split) -> tuple[Shard, ...]:
-        return tuple(s for s in self.shards if s.split == split)
+        return tuple(s for s in self.shards if s.split == split and s.queried)
 
     def splits(self) -> tuple[Split, ...]:
+        """Those that have a dataset spec: some of their shards are queried."""
         return tuple(split for split in SPLITS if self.queried(split))
+
+
+def _indexed(shards: Sequence[S], split: Split) -> tuple[S, ...]:
+    train = tuple(s for s in shards if s.split == "train" and s.indexed)
+    return train if split == "train" else train + tuple(s for s in shards if s.split == "val" and s.indexed)
+
+
+def check_choice(shards: Sequence[Shard]) -> None:
+    """BadInputError unless some training shard is indexed, and each validation index has somebody to search it."""
+    if not any(shard.indexed for shard in shards if shard.split == "train"):
+        raise BadInputError("no training shard is indexed", "name some: validation alone is no index")
+    if not any(shard.queried for shard in shards):
+        raise BadInputError("no shard is queried, so nobody would have neighbours", "name some")
+    validation = [shard for shard in shards if shard.split == "val"]
+    if validation and not any(shard.queried for shard in validation):
+        raise BadInputError(
+            "no validation shard is queried, so nobody would search the validation index",
+            "query some of them as well (such as val_*), or leave the validation corpus out",
+        )
 
 
 def check_name(kind: str, name: str) -> str:
@@ -236,19 +267,25 @@ def category(shard: str) -> str:
     return "_".join(words) or shard
 
 
-ONLY_IF_NOT_DEFAULT = {"plan": ("recipe", "source_folder"), "shard": ("indexed", "queried")}
-"""What came later is written only where it says something, so that plans which need none of it stay as they are."""
+ADDED_LATER: dict[str, Any] = {
+    **{"indexed": True, "queried": True},
+    **{"recipe": None, "source_folder": None, "index_shards": None, "query_shards": None},
+}
+"""Fields, and the value with which they are not written: a plan without them has the bytes it always had."""
+
+
+def as_written(of: "Shard | BaseShard | Plan | dict[str, Any]") -> dict[str, Any]:
+    """``of`` as JSON holds it."""
+    found = of if isinstance(of, dict) else asdict(of)
+    return {key: value for key, value in found.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
 
 
 def plan_to_json(plan: Plan) -> str:
-    document = _without_defaults(asdict(plan), Plan, ONLY_IF_NOT_DEFAULT["plan"])
-    document["shards"] = [_without_defaults(s, Shard, ONLY_IF_NOT_DEFAULT["shard"]) for s in document["shards"]]
+    document = as_written(plan)
+    document["shards"] = [as_written(shard) for shard in document["shards"]]
+    if plan.base:
+        document["base"]["shards"] = [as_written(shard) for shard in document["base"]["shards"]]
     return json.dumps({"format": PLAN_FORMAT, **document}, indent=1) + "\n"
-
-
-def _without_defaults(document: dict[str, Any], kind: type, names: Sequence[str]) -> dict[str, Any]:
-    defaults = {field.name: field.default for field in fields(kind) if field.name in names}
-    return {key: value for key, value in document.items() if key not in defaults or value != defaults[key]}
 
 
 def plan_from_json(text: str | bytes, uri: str) -> Plan:
@@ -262,21 +299,15 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
             root=document["root"],
             parameters=Parameters(**document["parameters"]),
             identity=Identity(**document["identity"]),
-            shards=tuple(
-                Shard(
-                    check_name("shard", s["name"]),
-                    s["split"],
-                    tuple(Source(**source) for source in s["sources"]),
-                    **{name: s[name] for name in ONLY_IF_NOT_DEFAULT["shard"] if name in s},
-                )
-                for s in document["shards"]
-            ),
+            shards=tuple(_shard(s, uri) for s in document["shards"]),
             skipped=tuple(document["skipped"]),
             **{
                 key: document.get(key)
-                for key in ("corpus", "validation_corpus", "as_of", "supersedes", "code_versions")
+                for key in (
+                    *("corpus", "validation_corpus", "as_of", "supersedes", "code_versions"),
+                    *("recipe", "source_folder", "index_shards", "query_shards"),
+                )
             },
-            **{key: document[key] for key in ONLY_IF_NOT_DEFAULT["plan"] if key in document},
             base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
             condemned=tuple(document.get("condemned", ())),
         )
@@ -286,6 +317,21 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{uri} is not a complete plan: {error}", "run `retro-ops plan` again") from error
     return plan
+
+
+def _shard(entry: Mapping[str, Any], uri: str) -> Shard:
+    shard = Shard(
+        check_name("shard", entry["name"]),
+        entry["split"],
+        tuple(Source(**source) for source in entry["sources"]),
+        indexed=entry.get("indexed", True),
+        queried=entry.get("queried", True),
+    )
+    if not (shard.indexed or shard.queried):
+        raise BadInputError(
+            f"{uri}: shard {shard.name!r} is neither indexed nor queried", "choose one, or leave it out"
+        )
+    return shard
 
 
 def index_spec_to_json(shards: Sequence[IndexShard], uri: str) -> str:

@@ -134,10 +134,17 @@ def write(uri: str, data: bytes) -> Written:
         return writer.close()
 
 
+LOOKUPS = 32
+"""Small requests at a time, where many are to be made: each waits for the store most of its time."""
+
+READERS = 8
+"""Files read at a time, where each is read in full: each has AHEAD blocks of its own in memory."""
+
 AHEAD = 4
 """Reads in flight: enough to hide a store's delay behind work, few enough to hold."""
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
@@ -150,6 +157,12 @@ def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+
+def side_by_side(work: Callable[[Item], T], items: Iterable[Item], at_once: int = LOOKUPS) -> builtins.list[T]:
+    """``work`` of each of ``items``, in order."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return builtins.list(pool.map(work, items))
 
 
 @contextlib.contextmanager
@@ -165,8 +178,12 @@ def create(uri: str) -> Iterator[Writer]:
 
 def same_object(a: str, b: str) -> bool:
     """Whether two URIs name one object, however a local path is written."""
-    local = at(a) is _LOCAL and at(b) is _LOCAL
-    return os.path.realpath(a) == os.path.realpath(b) if local else a == b
+    return canonical(a) == canonical(b)
+
+
+def canonical(uri: str) -> str:
+    """The same for all URIs of one object."""
+    return os.path.realpath(uri) if at(uri) is _LOCAL else uri
 
 
 def sha256(uri: str) -> str:
@@ -498,8 +515,9 @@ def _client() -> Any:
     import boto3
     from botocore.config import Config
 
+    config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=LOOKUPS)
     # A session of its own: the default one keeps the first credentials it ever saw.
-    return boto3.session.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": 8}))
+    return boto3.session.Session().client("s3", config=config)
 
 
 def _bucket_key(uri: str) -> dict[str, str]:

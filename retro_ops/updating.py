@@ -94,15 +94,18 @@ def update(
     device: Device,
     refuse: Refuse | None,
     seek: Seek,
+    loaded: dict[tuple[str, ...], Index],
 ) -> Update:
-    """What is new is searched exactly if it is little or ``width`` is None, else by an index of its own.
+    """What is new is searched exactly if it is little or ``width`` is None, else by an index of its own. ``loaded``:
+    such indexes by what they were made from, for the next shard.
 
     BadInputError when the former neighbours are damaged: they would go on as part of a sound file.
     """
     for uri in (former.neighbours, distances_uri(former.neighbours)):
         report.check_unchanged(uri)
     offsets = np.array([-1 if at is None else chunks.offsets[at] for at in former.positions], np.int64)
-    new = [at for at in range(len(chunks.embeddings)) if at not in former.positions]
+    old = frozenset(former.positions)
+    new = [at for at in range(len(chunks.embeddings)) if at not in old]
     count = sum(len(chunks.embeddings[at]) for at in new)
     by_index = width is not None and count > faiss_index.FLAT_VECTORS
     if not by_index or width is None:
@@ -110,7 +113,9 @@ def update(
         def news(queries: Queries, known: Keys) -> Found:
             return search.exact_search(queries, k, chunks.blocks_of(new), refuse, known)
     else:
-        index = _index_of(former, chunks, new, device, refuse)
+        if former.partials not in loaded:
+            loaded[former.partials] = _index_of(former, chunks, new, device, refuse)
+        index = loaded[former.partials]
 
         def news(queries: Queries, known: Keys) -> Found:
             found = search.candidates(queries, k, index, index.clip(width), cells)

@@ -125,13 +125,31 @@ def manifest(folder: str) -> dict[str, Any]:
         raise BadInputError(f"{uri} is damaged: {error}", "repair the dataset: trigger retro_repair") from error
 
 
+def names_of_index(of_manifest: Mapping[str, Any], split: str) -> list[str]:
+    """Shards of the index spec of ``split``, in its order; see ``Plan.indexed``."""
+    indexed = [shard for shard in of_manifest["shards"] if shard.get("indexed", True)]
+    splits = ("train",) if split == "train" else ("train", "val")
+    return [shard["name"] for of in splits for shard in indexed if shard["split"] == of]
+
+
+def names_of_queries(of_manifest: Mapping[str, Any], split: str) -> list[str]:
+    """Shards of the dataset spec of ``split``, in its order; where there are none, nobody wrote it."""
+    return [s["name"] for s in of_manifest["shards"] if s["split"] == split and s.get("queried", True)]
+
+
+def embeddings_of_others(of_manifest: Mapping[str, Any], uri: str) -> dict[str, str]:
+    """Embeddings of the shards that no index spec names. ``uri``: of the manifest."""
+    others = (shard for shard in of_manifest["shards"] if not shard.get("indexed", True))
+    return {shard["name"]: resolve(shard["embeddings"], uri) for shard in others}
+
+
 def files(folder: str) -> Iterator[str]:
     """Every file that the specs and the manifest of the version in ``folder`` name, whatever code made it."""
     manifest_uri, of_version = layout.manifest_in(folder), manifest(folder)
     yield manifest_uri
     yield resolve(of_version["trained_index"], manifest_uri)
-    splits = {shard["split"] for shard in of_version["shards"]}
-    for split in (split for split in SPLITS if split in splits):
+    yield from embeddings_of_others(of_version, manifest_uri).values()
+    for split in (split for split in SPLITS if names_of_queries(of_version, split)):
         uri = layout.dataset_spec_in(folder, split)
         spec = dataset_spec_from_json(store.read(uri), uri)
         yield from (uri, spec.index_spec, spec.faiss_index)

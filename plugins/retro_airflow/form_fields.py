@@ -153,6 +153,18 @@ def index_fields() -> dict[str, Param]:
         "min_full_rows": _share(
             "min_full_rows", "Least full rows", "Share of rows with all neighbours; below it nothing is published."
         ),
+        "indexed": optional_text(
+            None,
+            "Indexed shards",
+            "Patterns of the names of the shards whose chunks others find, such as `0?_*,1?_*`. Empty: all.",
+            INDEX,
+        ),
+        "queried": optional_text(
+            None,
+            "Queried shards",
+            "Patterns of the names of the shards whose chunks get neighbours, such as `0[0-8]_*,val_*`. Empty: all.",
+            INDEX,
+        ),
         "max_training_vectors": _optional_integer(
             "Most training vectors",
             "Vectors that the index is trained on. Empty: all, or what the stage chooses.",

@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, str]] = {
 """What a field left empty on the form means, where it is not the default of ``Parameters``."""
 
 _PARAMETER_FIELDS = tuple(field.name for field in fields(Parameters))
+_CHOICE = ("indexed", "queried")
 _HOW_IT_RUNS = ("runtime", "resources", "allow_partial")
 
 
@@ -128,7 +129,7 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
             title="As of",
             description_md="Leave out files of later days. Empty: the day of a scheduled run or a backfill, else none.",
         ),
-        **{name: form_fields.left_open(whole[name]) for name in _PARAMETER_FIELDS if name in whole},
+        **{name: form_fields.left_open(whole[name]) for name in (*_PARAMETER_FIELDS, *_CHOICE) if name in whole},
         "max_drift": Param(
             None,
             type=["null", "number"],
@@ -249,6 +250,7 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             given = {name: params[name] for name in _PARAMETER_FIELDS if params.get(name) is not None}
             chosen = {name.replace("_", "-"): str(value) for name, value in given.items()}
             chosen |= {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"]}
+            chosen |= {name: params[name] for name in _CHOICE}
         else:  # The first version: what is empty is as on the form of a new dataset.
             settings = load()
             blank = {name: param.value for name, param in form(settings).items()}
@@ -311,6 +313,7 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
         "root": root,
         "dataset": dataset,
         **documents,
+        **{name: params[name] for name in _CHOICE},
         "output": layout.plan_uri(root, dataset, run_id),
     }
     for name in _PARAMETER_FIELDS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
@@ -11,7 +12,13 @@ from retro_airflow import tasks
 from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
 
-SHARD_LABEL = "shard {{ task.arguments['shard'] }}"
+SHARD_LABEL = (
+    "{% set names = task.arguments['shard'].split(',') %}"
+    "{% if names | length == 1 %}shard {{ names[0] | truncate(240, True) }}{% else %}"
+    "shards {{ names[0] | truncate(110, True) }} … {{ names[-1] | truncate(110, True) }} ({{ names | length }})"
+    "{% endif %}"
+)
+"""Airflow's column for it has 250 characters."""
 FILE_LABEL = "file {{ task.arguments['file'] }}"
 
 # The gate runs even if there is no plan, and says so.
@@ -56,21 +63,18 @@ def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> Non
 
 def build(plan: StageOperator, config: Settings) -> None:
     """Every shard of the plan, from its documents on."""
-    list_shards = PythonOperator(
-        task_id="list_shards", python_callable=tasks.list_shards, op_kwargs={"plan_uri": PLAN_URI}
-    )
+    list_shards = _listed(tasks.list_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
-    list_kept_shards = PythonOperator(
-        task_id="list_kept_shards", python_callable=tasks.list_shards, op_kwargs={"plan_uri": kept["plan"]}
-    )
+    to_index = _listed(tasks.list_shards, "list_shards_to_index", kept["plan"], "build-faiss-index")
+    to_query = _listed(tasks.list_shards, "list_shards_to_query", kept["plan"], "retrieve-neighbours")
     train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
-        config, kept, list_kept_shards.output, list_kept_shards.output
+        config, kept, to_index.output, to_query.output
     )
     plan >> list_shards
     _shards(config).expand(arguments=list_shards.output) >> gate
-    gate >> list_kept_shards
-    gate >> train >> build_index >> merge >> tune >> retrieve >> write_specs
+    gate >> [to_index, to_query, train]
+    train >> build_index >> merge >> tune >> retrieve >> write_specs
     _publish(write_specs, kept, {})
 
 
@@ -79,7 +83,7 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     anything_to_do = ShortCircuitOperator(
         task_id="anything_to_do", python_callable=tasks.anything_to_do, op_kwargs={"plan_uri": PLAN_URI}
     )
-    list_shards = _unfinished("list_shards", PLAN_URI, "embed-chunks")
+    list_shards = _listed(tasks.list_unfinished_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     decide: PythonOperator | StageOperator = gate
@@ -87,8 +91,9 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
         decide = StageOperator(task_id="check_drift", stage="check-drift", arguments=kept)
         gate >> decide
         kept = {"plan": "{{ ti.xcom_pull(task_ids='check_drift')['plan'] }}"}
-    to_index = _unfinished("list_shards_to_index", kept["plan"], "build-faiss-index")
-    to_query = _unfinished("list_shards_to_query", kept["plan"], "retrieve-neighbours")
+    of_stage = partial(_listed, tasks.list_unfinished_shards)
+    to_index = of_stage("list_shards_to_index", kept["plan"], "build-faiss-index")
+    to_query = of_stage("list_shards_to_query", kept["plan"], "retrieve-neighbours")
     train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
         config, kept, to_index.output, to_query.output
     )
@@ -117,18 +122,16 @@ def _shards(config: Settings) -> Any:
             arguments=arguments,
             pool=config.gpu_pool,
             map_index_template=SHARD_LABEL,
+            # Of a group, what could be tokenised is embedded; the stage names the others.
+            trigger_rule=TriggerRule.ALL_DONE,
         )
         chunks >> embeddings
 
     return shards
 
 
-def _unfinished(task_id: str, plan_uri: str, stage: str) -> PythonOperator:
-    return PythonOperator(
-        task_id=task_id,
-        python_callable=tasks.list_unfinished_shards,
-        op_kwargs={"plan_uri": plan_uri, "stage": stage},
-    )
+def _listed(which: Callable[..., Any], task_id: str, plan_uri: str, stage: str) -> PythonOperator:
+    return PythonOperator(task_id=task_id, python_callable=which, op_kwargs={"plan_uri": plan_uri, "stage": stage})
 
 
 def _gate(list_shards: PythonOperator) -> PythonOperator:

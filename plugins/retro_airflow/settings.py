@@ -17,12 +17,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults suit a checkout of this repository with both environments made."""
+    """Defaults suit a checkout of this repository with both environments made. ``mapped_tasks``: most that a stage is
+    mapped to; beyond it each takes several shards."""
 
     deployment: Deployment
     stage_command: tuple[str, ...]
     jobs_dir: Path
     gpu_pool: str
+    mapped_tasks: int
     retry_delay: timedelta
     root: str | None
     dataset: str | None
@@ -43,6 +45,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         stage_command=_stage_command(env.get("RETRO_STAGE_COMMAND")),
         jobs_dir=Path(env.get("RETRO_JOBS_DIR", airflow_home / "retro-jobs")).expanduser(),
         gpu_pool=env.get("RETRO_GPU_POOL", "default_pool"),
+        mapped_tasks=_positive("RETRO_MAPPED_TASKS", env.get("RETRO_MAPPED_TASKS", "256")),
         retry_delay=timedelta(seconds=_seconds("RETRO_RETRY_DELAY", env.get("RETRO_RETRY_DELAY", "30"))),
         root=env.get("RETRO_ROOT"),
         dataset=env.get("RETRO_DATASET"),
@@ -68,6 +71,12 @@ def _stage_command(configured: str | None) -> tuple[str, ...]:
         return tuple(shlex.split(configured))
     beside = REPOSITORY / ".venv" / "stages" / "bin" / "retro-ops"
     return (str(beside),) if beside.exists() else ("retro-ops",)
+
+
+def _positive(name: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigurationError(f"{name} is {text!r}", "give it a number of tasks, such as 256")
+    return int(text)
 
 
 def _seconds(name: str, text: str) -> float:

@@ -223,28 +223,30 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         assert not callable(self.arguments)
         given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
         if self.stage == "list-sources":
-            result, marker = {"sources": given["output"]}, given["output"]
+            result, markers = {"sources": given["output"]}, [given["output"]]
         elif self.stage == "split-corpus":
             listed = sources.from_json(store.read(given["sources"]), given["sources"])
-            # Files are split one after the other, so the last is done when all are.
-            marker = listed.report_uri(listed.file(given["file"].rpartition(",")[2]))
-            result = {"stage": self.stage, **given, "report": marker}
+            markers = [listed.report_uri(listed.file(name)) for name in given["file"].split(",")]
+            result = {"stage": self.stage, **given, "report": markers[-1]}
         elif self.stage == "plan":
-            result, marker = {"plan": given["output"]}, given["output"]
+            result, markers = {"plan": given["output"]}, [given["output"]]
         elif self.stage == "check-drift":
-            marker = layout.decided_plan_uri(given["plan"])
-            result = {"plan": marker}
+            markers = [layout.decided_plan_uri(given["plan"])]
+            result = {"plan": markers[0]}
         else:
             plan = specs.plan_from_json(store.read(given["plan"]), given["plan"])
             if self.stage == "publish":  # Its commit is the object that it swaps.
-                marker = layout.current_uri(plan.root, plan.dataset)
+                markers = [layout.current_uri(plan.root, plan.dataset)]
             else:
-                marker = layout.report_uri(plan, self.stage, given.get("shard"))
-            result = {"stage": self.stage, **given, "report": marker}
-        if not store.exists(marker):
-            raise AirflowException(
-                f"{self.stage} ended without an error but {marker} is missing. A retry runs it again"
-            )
+                shards = given["shard"].split(",") if "shard" in given else [None]
+                markers = [layout.report_uri(plan, self.stage, shard) for shard in shards]
+            # Of a group the last one.
+            result = {"stage": self.stage, **given, "report": markers[-1]}
+        for marker, is_there in zip(markers, store.side_by_side(store.exists, markers), strict=True):
+            if not is_there:
+                raise AirflowException(
+                    f"{self.stage} ended without an error but {marker} is missing. A retry runs it again"
+                )
         return result
 
 

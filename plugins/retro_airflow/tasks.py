@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow.sdk import Asset, AssetAlias, Context
@@ -14,12 +13,13 @@ from retro_airflow import failures, object_store, runtimes, settings, task_state
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops import layout, sources, specs
-
-LOOKUPS = 32
-"""Requests to the store at a time."""
+from retro_ops.errors import BadInputError
 
 MOST_NAMES = 100
 """Shards of each kind that an event names; it counts them all."""
+
+MOST_SAID = 20
+"""Shards that a message names."""
 
 DATASETS = AssetAlias("retro-datasets")
 """Every published dataset becomes an asset of its own through this alias."""
@@ -32,15 +32,12 @@ def list_source_files(sources_uri: str) -> list[dict[str, str]]:
     with failures.airflow_errors():
         object_store.use_connection(settings.load().deployment.object_store.connection)
         listed = sources.from_json(store.read(sources_uri), sources_uri)
-    names = [file.name for file in listed.files]
-    together = -(-len(names) // conf.getint("core", "max_map_length"))
-    groups = [names[start : start + together] for start in range(0, len(names), together)]
-    return [{"sources": sources_uri, "file": ",".join(group)} for group in groups]
+    return [{"sources": sources_uri, "file": group} for group in _grouped("files", [file.name for file in listed.files])]
 
 
-def list_shards(plan_uri: str) -> list[dict[str, str]]:
-    """Arguments of a shard stage, one entry per shard of the plan, in the plan's order."""
-    return _mapped(plan_uri, read_plan(plan_uri).shards)
+def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
+    """Arguments of each task of ``stage``: one shard, or a group of shards that follow one another in the plan."""
+    return _mapped(plan_uri, layout.shards_of(read_plan(plan_uri), stage))
 
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
@@ -48,21 +45,31 @@ def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     from retro_ops import store
 
     plan = read_plan(plan_uri)
-    with failures.airflow_errors(), ThreadPoolExecutor(LOOKUPS) as pool:
-        done = list(pool.map(lambda shard: store.exists(layout.report_uri(plan, stage, shard.name)), plan.shards))
-    unfinished = [shard for shard, is_done in zip(plan.shards, done, strict=True) if not is_done]
-    print(f"{stage}: {len(unfinished)} of {len(plan.shards)} shards are to be done")
+    shards = layout.shards_of(plan, stage)
+    with failures.airflow_errors():
+        done = store.side_by_side(store.exists, [layout.report_uri(plan, stage, shard.name) for shard in shards])
+    unfinished = [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
+    print(f"{stage}: {len(unfinished)} of {len(shards)} shards are to be done")
     return _mapped(plan_uri, unfinished)
 
 
 def _mapped(plan_uri: str, shards: Sequence[specs.Shard]) -> list[dict[str, str]]:
-    limit = conf.getint("core", "max_map_length")
-    if len(shards) > limit:
-        raise AirflowFailException(
-            f"there are {len(shards)} shards, but Airflow maps over {limit} at most. "
-            f"Raise AIRFLOW__CORE__MAX_MAP_LENGTH, or join corpus files into fewer shards"
-        )
-    return [{"plan": plan_uri, "shard": shard.name} for shard in shards]
+    return [{"plan": plan_uri, "shard": group} for group in _grouped("shards", [shard.name for shard in shards])]
+
+
+def _grouped(kind: str, names: Sequence[str]) -> list[str]:
+    """Those of each task, with commas between: one, or as many that follow one another as keep the tasks few."""
+    tasks = min(settings.load().mapped_tasks, conf.getint("core", "max_map_length"))
+    size = max(1, -(-len(names) // tasks))
+    groups = [",".join(names[first : first + size]) for first in range(0, len(names), size)]
+    if size > 1:
+        print(f"{len(names)} {kind} go to {len(groups)} tasks, {size} to each")
+    return groups
+
+
+def shards_in(entry: Mapping[str, str]) -> list[str]:
+    """Names of the shards that a mapped task was given."""
+    return entry["shard"].split(",")
 
 
 def anything_to_do(plan_uri: str) -> bool:
@@ -72,7 +79,7 @@ def anything_to_do(plan_uri: str) -> bool:
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
         changes = json.loads(store.read(layout.changes_uri(plan_uri)))
-    kinds = ", ".join(f"{kind}: {', '.join(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
+    kinds = ", ".join(f"{kind}: {_some(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
     print(f"{plan.dataset}: {kinds}; unchanged: {changes['unchanged']}")
     return not changes["nothing"]
 
@@ -94,20 +101,30 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
-        gone = {
-            shard.name for shard in plan.shards if not store.exists(layout.report_uri(plan, "embed-chunks", shard.name))
-        }
+        uris = [layout.report_uri(plan, "embed-chunks", shard.name) for shard in plan.shards]
+        done = store.side_by_side(store.exists, uris)
+        gone = {shard.name for shard, is_done in zip(plan.shards, done, strict=True) if not is_done}
         if not gone:
             return plan_uri
         kept = tuple(shard for shard in plan.shards if shard.name not in gone)
-        if not params["allow_partial"] or not any(shard.split == "train" for shard in kept):
-            missing = {entry["shard"]: index for index, entry in enumerate(listed or ()) if entry["shard"] in gone}
+        if not params["allow_partial"] or not _is_enough(kept):
+            missing = {
+                name: index for index, entry in enumerate(listed or ()) for name in shards_in(entry) if name in gone
+            }
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = layout.selected_plan_uri(plan_uri)
         store.write(uri, specs.plan_to_json(selected).encode())
-    print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {', '.join(sorted(gone))}")
+    print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
     return uri
+
+
+def _is_enough(shards: Sequence[specs.Shard]) -> bool:
+    try:
+        specs.check_choice(shards)
+    except BadInputError:
+        return False
+    return True
 
 
 def end_orphans(ti: Any) -> None:
@@ -158,16 +175,22 @@ def read_plan(uri: str) -> specs.Plan:
         return specs.plan_from_json(store.read(uri), uri)
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first of them: a line that a person reads has no room for thousands."""
+    more = f" and {len(names) - MOST_SAID} more" if len(names) > MOST_SAID else ""
+    return ", ".join(names[:MOST_SAID]) + more
+
+
 def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) -> str:
     """``missing``: map index of each shard that is not there."""
     if not missing:
         return "the shards were not listed. Look into the log of task `list_shards`, mend what it says, and clear it"
-    shown = ", ".join(f"{shard} (map index {index})" for shard, index in list(missing.items())[:20])
-    more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+    shown = _some([f"{shard} (map index {index})" for shard, index in missing.items()])
     lines = [
-        f"{len(missing)} of {total} shards are not embedded: {shown}{more}.",
+        f"{len(missing)} of {total} shards are not embedded: {shown}.",
         "  What to do: read the log of the shard's failed task in group `shards`, and mend the cause. Then",
-        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, likewise for the others;",
+        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, likewise for the others "
+        "(what is done of a group is passed over);",
         "  or, if a corpus file was mended, clear the task `plan` with its downstream tasks",
     ]
     # One line for each step: the UI does not wrap them.

@@ -3,12 +3,13 @@
 import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
+from typing import Any
 
-from retro_ops import layout, report, store
+from retro_ops import groups, layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
-from retro_ops.specs import Parameters, index_spec_from_json
+from retro_ops.specs import Parameters, Plan, index_spec_from_json
 
 HELP = "add embeddings to a trained index, in the order of the spec"
 PARAMETERS = ("device", "shard_index", "memory_budget")
@@ -44,14 +45,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments)
+    loaded: dict[str, Any] = {}
+    if not arguments.plan:
+        _run(_job(arguments), parameters, loaded)
+        return
+    plan = read_plan(arguments.plan)
+    groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
+
+
+def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     inputs = [job.trained_index, *job.embeddings]
-    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job, parameters))
+    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job, parameters, loaded))
 
 
-def _planned_job(plan_uri: str, shard: str) -> Job:
-    plan = read_plan(plan_uri)
+def _planned_job(plan: Plan, shard: str) -> Job:
     return Job(
         trained_index=layout.trained_index_uri(plan),
         trained_report=layout.report_uri(plan, "train-faiss-index"),
@@ -86,17 +94,29 @@ def _job(arguments: Namespace) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters) -> report.Outcome:
+def _trained(uri: str, loaded: dict[str, Any]) -> Any:
+    """The trained index, without vectors. The shards of a group share it: one fills it when the one before is saved."""
+    from retro_ops.indexes import load_index
+
+    if uri in loaded:
+        loaded[uri].reset()
+        return loaded[uri]
+    index = load_index(uri)
+    if index.ntotal:
+        raise BadInputError(f"{uri} already holds {index.ntotal:,} vectors", "give the trained index")
+    loaded[uri] = index
+    return index
+
+
+def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
     from retro_ops import device
     from retro_ops.arrays import open_npy
     from retro_ops.core import faiss_index
-    from retro_ops.indexes import load_index, save_index
+    from retro_ops.indexes import save_index
 
     reports = (job.trained_report, *job.embeddings_reports)
     identity = report.check_same_identity({uri: report.read(uri) for uri in reports})
-    index = load_index(job.trained_index)
-    if index.ntotal:
-        raise BadInputError(f"{job.trained_index} already holds {index.ntotal:,} vectors", "give the trained index")
+    index = _trained(job.trained_index, loaded)
     shards = [open_npy(uri, ndim=2, kind="f") for uri in job.embeddings]
     for shard in shards:
         if shard.shape[1] != index.d:

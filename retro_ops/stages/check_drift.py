@@ -4,6 +4,7 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from retro_ops import layout, report, store
@@ -45,7 +46,8 @@ def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     trained = report.require(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
     before = trained["details"].get("fit")
     then = drift.Fit(**before) if before else None
-    shards = [open_npy(layout.embeddings_uri(plan, s.name), ndim=2, kind="f") for s in plan.indexed("train")]
+    embeddings = [layout.embeddings_uri(plan, shard.name) for shard in plan.indexed("train")]
+    shards = store.side_by_side(partial(open_npy, ndim=2, kind="f"), embeddings)
     now = fits.measure(load_index(layout.trained_index_uri(plan)), shards, parameters.seed)
     reason = drift.reason_to_retrain(then, now, parameters.max_drift) if then else "its fit was never measured"
     figures = {"then": before, "now": now.as_json()}

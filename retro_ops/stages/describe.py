@@ -11,7 +11,7 @@ from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
-from retro_ops.specs import Parameters, Plan, Split, category
+from retro_ops.specs import Parameters, Plan, Shard, Split, category
 
 if TYPE_CHECKING:
     from retro_ops.models import Tokenizer
@@ -120,20 +120,26 @@ def _card(
 
 
 Reports = dict[str, list[dict[str, Any]]]
-"""Of each stage in order; those of a shard stage in the order of the plan's shards."""
+"""Of each stage in order; those of a shard stage in the order of ``layout.shards_of``."""
 
 
 def _reports(plan: Plan) -> Reports:
     """Each is read once. BadInputError names one that is missing."""
-    found: Reports = {}
-    for stage, shard in layout.tasks(plan, UNITS):
+
+    def read(stage: str, shard: str | None) -> dict[str, Any]:
         what = stage if shard is None else f"{stage} of shard {shard!r}"
-        found.setdefault(stage, []).append(report.require(layout.report_uri(plan, stage, shard), what))
+        return report.require(layout.report_uri(plan, stage, shard), what)
+
+    tasks = list(layout.tasks(plan, UNITS))
+    found: Reports = {}
+    for (stage, _), made in zip(tasks, store.side_by_side(lambda of: read(*of), tasks), strict=True):
+        found.setdefault(stage, []).append(made)
     return found
 
 
 def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
-    """Counts by category and split."""
+    """Counts by category and split; of what is indexed and what is queried, where that is not everything."""
+    choice = not all(shard.indexed and shard.queried for shard in plan.shards)
     rows: dict[tuple[str, Split], dict[str, Any]] = {}
     for shard, made in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
         key = (category(shard.name), shard.split)
@@ -143,6 +149,9 @@ def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
         row["shards"] += 1
         for name in ("documents", "chunks", "bad_records"):
             row[name] += made["counts"][name]
+        if choice:
+            for name, chosen in (("indexed_chunks", shard.indexed), ("queried_chunks", shard.queried)):
+                row[name] = row.get(name, 0) + (made["counts"]["chunks"] if chosen else 0)
     return [rows[key] for key in sorted(rows)]
 
 
@@ -161,7 +170,8 @@ def _search(plan: Plan, reports: Reports) -> dict[str, dict[str, Any]]:
 
 def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:
     totals: dict[str, int] = {}
-    for shard, made in zip(plan.shards, reports["retrieve-neighbours"], strict=True):
+    queried = layout.shards_of(plan, "retrieve-neighbours")
+    for shard, made in zip(queried, reports["retrieve-neighbours"], strict=True):
         if shard.split != split:
             continue
         for reason, count in made["details"].get("removed", {}).items():
@@ -195,7 +205,6 @@ def _examples(
     plan: Plan, split: Split, chunks: "IndexedChunks", drawn: "Sequence[Sampled]", tokenizer: "Tokenizer"
 ) -> list[dict[str, Any]]:
     """Sampled chunks with their neighbours as text, one shard after the other."""
-    shards = plan.indexed(split)
     rows = [(of, i) for i in range(EXAMPLES) for of in drawn if i < len(of.rows)][:EXAMPLES]
     found = []
     for of, i in rows:
@@ -204,15 +213,14 @@ def _examples(
         kept = of.neighbours[i] >= 0
         ids = of.neighbours[i][kept]
         others = [" ".join(other.split()) for other in tokenizer.decode(chunks.tokens(ids))] if len(ids) else []
-        position = shards.index(of.shard)
         found.append(
             {
                 "split": split,
-                "place": _place(plan, chunks, int(chunks.offsets[position] + of.rows[i]), split),
+                "place": _place(plan, of.shard, int(of.rows[i])),
                 "text": text,
                 "neighbours": [
                     {
-                        "place": _place(plan, chunks, int(number), split),
+                        "place": _place_of_id(plan, chunks, int(number), split),
                         "distance": float(distance),
                         "words": shared_words(text, other),
                     }
@@ -223,14 +231,17 @@ def _examples(
     return found
 
 
-def _place(plan: Plan, chunks: "IndexedChunks", number: int, split: Split) -> str:
-    """``00_books / 17 / 403``: shard, document and chunk, both numbered within the shard."""
+def _place_of_id(plan: Plan, chunks: "IndexedChunks", number: int, split: Split) -> str:
     import numpy as np
 
+    position = int(np.searchsorted(chunks.offsets, number, side="right")) - 1
+    return _place(plan, plan.indexed(split)[position], number - int(chunks.offsets[position]))
+
+
+def _place(plan: Plan, shard: Shard, row: int) -> str:
+    """``00_books / 17 / 403``: shard, document and chunk, both numbered within the shard."""
     from retro_ops.arrays import open_npy
 
-    position = int(np.searchsorted(chunks.offsets, number, side="right")) - 1
-    shard, row = plan.indexed(split)[position], number - int(chunks.offsets[position])
     document = int(open_npy(layout.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
     return f"{shard.name} / {document} / {row}"
 

@@ -1,16 +1,21 @@
 """chunks.npy -> embeddings.npy: each chunk decoded to text and embedded by a sentence-transformer."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from retro_ops import layout, report, store
+from retro_ops import groups, layout, report, store
 from retro_ops.blocks import Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
-from retro_ops.specs import Parameters
+from retro_ops.specs import Parameters, Plan
+
+if TYPE_CHECKING:
+    from retro_ops.device import Device
+    from retro_ops.embedding import Embedder
+    from retro_ops.models import Tokenizer
 
 HELP = "embed chunks with a sentence-transformer"
 PARAMETERS = ("tokenizer", "model", "embed_input", "batch_size", "device", "memory_budget")
@@ -39,15 +44,50 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments, parameters)
+    if not arguments.plan:
+        _run(_job(arguments, parameters), parameters, _Loaded())
+        return
+    plan = read_plan(arguments.plan)
+    loaded = _Loaded(len(arguments.shard or ()))
+    groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
+
+
+@dataclass
+class _Loaded:
+    """What the shards of a group share, once the first of them needed it."""
+
+    shards: int = 1
+    tokenizers: "dict[str, Tokenizer]" = field(default_factory=dict)
+    where: "Device | None" = None
+    model: "Embedder | None" = None
+
+    def tokenizer(self, name: str) -> "Tokenizer":
+        from retro_ops.models import Tokenizer
+
+        if name not in self.tokenizers:
+            self.tokenizers[name] = Tokenizer(name, pad_id=0)
+        return self.tokenizers[name]
+
+    def embedder(self, parameters: Parameters, rows: int) -> "tuple[Embedder, Device]":
+        """The model, made ready for shards of about ``rows``, and where it is."""
+        from retro_ops import device
+        from retro_ops.embedding import Embedder
+
+        if self.model is None or self.where is None:
+            self.where = device.choose(parameters.device, "torch")
+            self.model = Embedder(parameters.model, self.where, parameters.batch_size)
+            self.model.prepare(rows * self.shards)
+        return self.model, self.where
+
+
+def _run(job: Job, parameters: Parameters, loaded: _Loaded) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     unfinished = Unfinished(layout.unfinished_folder(job.embeddings, job.digest))
-    work = partial(_work, job, parameters, unfinished)
+    work = partial(_work, job, parameters, loaded, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)
 
 
-def _planned_job(plan_uri: str, shard: str) -> Job:
-    plan = read_plan(plan_uri)
+def _planned_job(plan: Plan, shard: str) -> Job:
     return Job(
         chunks=layout.chunks_files(plan, shard)["chunks"],
         chunks_report=layout.report_uri(plan, "tokenize-and-chunk", shard),
@@ -75,23 +115,19 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
+def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished) -> report.Outcome:
     import numpy as np
 
     from retro_ops import device
     from retro_ops.arrays import NpyWriter, open_npy
-    from retro_ops.embedding import Embedder
-    from retro_ops.models import Tokenizer
     from retro_ops.parallel import ahead, in_order
 
     chunks = open_npy(job.chunks, ndim=2, kind="u")
     of_chunks = report.read(job.chunks_report)
-    tokenizer = Tokenizer(_tokenizer_name(of_chunks, parameters), pad_id=0)
+    tokenizer = loaded.tokenizer(_tokenizer_name(of_chunks, parameters))
     identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
-    where = device.choose(parameters.device, "torch")
-    embedder = Embedder(parameters.model, where, parameters.batch_size)
-    embedder.prepare(len(chunks))
+    embedder, where = loaded.embedder(parameters, len(chunks))
     prepare = embedder.inputs(tokenizer, parameters.embed_input)
     # A CPU has nothing to spare for processes beside the model, and they nothing to save.
     rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, device.cores() - 2))

@@ -49,10 +49,13 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     places = {uri: layout.join(to, name) for uri, name in version.names.items()}
     sums = _written(folder, places)
     progress = Progress(STAGE, sum(sums[uri]["bytes"] for uri in places), "bytes")
-    copied = 0
-    for uri, target in places.items():
-        copied += _copy(uri, target, sums[uri]["sha256"])
+
+    def copy(uri: str) -> bool:
+        is_new = _copy(uri, places[uri], sums[uri]["sha256"])
         progress.advance(sums[uri]["bytes"])
+        return is_new
+
+    copied = sum(store.side_by_side(copy, places, store.READERS))
     progress.close()
     # Last, so that whoever finds a spec finds all that it names.
     for split, spec in version.datasets.items():
@@ -80,30 +83,38 @@ def _read(folder: str) -> _Version:
         layout.card_in(folder, "json"): "card.json",
         resolve(manifest["trained_index"], manifest_uri): f"{RETRIEVER}/{manifest['index_type']}.index",
     }
+
+    def add(name: str, shard: IndexShard | DatasetShard) -> None:
+        for kind in ("chunks", "seq2chunk", "chunk2seq"):
+            names[getattr(shard, kind)] = f"chunk_shards/{name}.{kind}.npy"
+        if isinstance(shard, IndexShard):
+            names[shard.embeddings] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
+        else:
+            names[shard.neighbours] = f"{RETRIEVER}/neighbours/{name}.neighbours.npy"
+            names[layout.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
+
     for split in SPLITS:
-        shards = [shard["name"] for shard in manifest["shards"] if shard["split"] == split]
-        if not shards:
+        queries = versions.names_of_queries(manifest, split)
+        if not queries:
             continue
         uri = layout.dataset_spec_in(folder, split)
         spec = datasets[split] = dataset_spec_from_json(store.read(uri), uri)
         indexes[split] = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         names[spec.faiss_index] = f"{RETRIEVER}/{split}.index"
-        embeddings = {shard.chunks: shard.embeddings for shard in indexes[split]}
-        for name, shard in zip(shards, spec.shards, strict=True):
-            for kind in ("chunks", "seq2chunk", "chunk2seq"):
-                names[getattr(shard, kind)] = f"chunk_shards/{name}.{kind}.npy"
-            names[embeddings[shard.chunks]] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
-            names[shard.neighbours] = f"{RETRIEVER}/neighbours/{name}.neighbours.npy"
-            names[layout.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
+        for name, entry in zip(versions.names_of_index(manifest, split), indexes[split], strict=True):
+            add(name, entry)
+        for name, shard in zip(queries, spec.shards, strict=True):
+            add(name, shard)
+    for name, uri in versions.embeddings_of_others(manifest, manifest_uri).items():
+        names[uri] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
     return _Version(datasets, indexes, names)
 
 
 def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
     reports = {layout.join(parent(uri), layout.REPORT) for uri in uris} | {layout.report_in(folder, "describe")}
-    sums = {
-        output["uri"]: output for uri in sorted(reports) for output in (report.read(uri) or {"outputs": []})["outputs"]
-    }
+    found = store.side_by_side(report.read, sorted(reports))
+    sums = {output["uri"]: output for made in found if made for output in made["outputs"]}
     for uri in uris:
         if uri not in sums:
             raise BadInputError(

@@ -7,7 +7,7 @@ from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
-from retro_ops.specs import Parameters, Plan
+from retro_ops.specs import Parameters, Plan, Shard
 
 HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
 PARAMETERS = ("memory_budget",)
@@ -50,31 +50,31 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _planned_job(plan_uri: str) -> Job:
     plan = read_plan(plan_uri)
     known = _extended(plan)
-    steps = tuple(
-        Step(
-            tuple(
-                layout.partial_index_uri(plan, shard.name) for shard in plan.queried(split) if shard.name not in known
-            ),
-            layout.index_uri(plan, split),
-        )
-        for split in plan.splits()
-    )
+    there, steps = len(known), []
+    for split in plan.splits():
+        indexed = plan.indexed(split)  # Those of validation begin with those of training.
+        partials = tuple(layout.partial_index_uri(plan, shard.name) for shard in indexed[there:])
+        steps.append(Step(partials, layout.index_uri(plan, split)))
+        there = len(indexed)
     return Job(
         base=layout.former_index_uri(plan, "train") if known else layout.trained_index_uri(plan),
-        steps=steps,
-        reports=tuple(layout.report_uri(plan, "build-faiss-index", shard.name) for shard in plan.shards),
+        steps=tuple(steps),
+        reports=tuple(
+            layout.report_uri(plan, "build-faiss-index", shard.name)
+            for shard in layout.shards_of(plan, "build-faiss-index")
+        ),
         report=layout.report_uri(plan, STAGE),
         digest=layout.merge_digest(plan),
         planned=True,
     )
 
 
-def _extended(plan: Plan) -> set[str]:
+def _extended(plan: Plan) -> tuple[Shard, ...]:
     """Training shards that the base version's index holds, if it holds the first of this plan's and no others."""
     former = plan.base.indexed("train") if plan.base and plan.base.index else ()
     first = plan.indexed("train")[: len(former)]
     same = [shard.name for shard in former] == [shard.name for shard in first]
-    return {shard.name for shard in first} if same and all(layout.former_shard(plan, s) for s in first) else set()
+    return first if same and all(layout.former_shard(plan, s) for s in first) else ()
 
 
 def _job(arguments: Namespace) -> Job:
@@ -94,10 +94,11 @@ def _work(job: Job) -> report.Outcome:
     from retro_ops.core import faiss_index
     from retro_ops.indexes import load_index, save_index
 
-    identity = report.check_same_identity({uri: report.read(uri) for uri in job.reports})
+    made = store.side_by_side(report.read, job.reports)
+    identity = report.check_same_identity(dict(zip(job.reports, made, strict=True)))
     if job.planned:
-        for uri in (job.base, *(uri for step in job.steps for uri in step.partials)):
-            report.check_unchanged(uri)
+        used = (job.base, *(uri for step in job.steps for uri in step.partials))
+        store.side_by_side(report.check_unchanged, used, store.READERS)
     index = load_index(job.base)
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
     outputs = []

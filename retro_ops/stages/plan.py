@@ -4,6 +4,7 @@
 again. ``--repair`` takes the corpus as that version (or a run) knew it, and leaves out of use what is damaged.
 """
 
+import fnmatch
 import json
 import logging
 import re
@@ -13,12 +14,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, layout, parts, recipes, sources, store, versions
+from retro_ops import bases, corpus, damage, groups, layout, parts, recipes, sources, store, versions
 from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
-from retro_ops.specs import Identity, Parameters, Plan, Shard, Source, Split, check_name, parse_bytes
+from retro_ops.specs import (
+    SPLITS,
+    Identity,
+    Parameters,
+    Plan,
+    Shard,
+    Source,
+    Split,
+    check_choice,
+    check_name,
+    parse_bytes,
+)
 
 if TYPE_CHECKING:
     from retro_ops.models import Tokenizer
@@ -39,6 +51,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--corpus", help="training files: a file, a folder or a pattern; {date} stands for a day")
     parser.add_argument("--validation-corpus", help="validation files, likewise")
     parser.add_argument("--sources", help="files of a recipe, as `list-sources` found them, instead of a corpus")
+    for choice, meaning in (("indexed", "that others find"), ("queried", "that have neighbours")):
+        parser.add_argument(
+            f"--{choice}", metavar="A,B*", help=f"patterns of the names of the shards {meaning} (default: all)"
+        )
     parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
     parser.add_argument("--output", required=True, help="plan to write")
     how = parser.add_mutually_exclusive_group()
@@ -82,12 +98,14 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
     from retro_ops.models import Tokenizer
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
+    choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
     if arguments.refresh and series.current:
         former = read_plan(series.plan_uri())
         given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
         of_this_run = {name: getattr(parameters, name) for name in OF_ONE_RUN}
         parameters = replace(former.parameters, **{**given, **of_this_run})
         places = {name: place or getattr(former, name) for name, place in places.items()}
+        choice = {name: patterns or getattr(former, name) for name, patterns in choice.items()}
         if former.recipe and not (arguments.sources or places["corpus"]):
             raise BadInputError(
                 f"the published version was made from the recipe {former.recipe}",
@@ -102,6 +120,10 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
     if as_of and not days:
         where = places.get("corpus") or places["recipe"]
         say(f"plan: {where} has no {corpus.DATE}, so the files of today are taken for {as_of}")
+    # Shards may have gone since the choice was made; a pattern that somebody just wrote is the name of some.
+    for patterns in filter(None, (arguments.indexed, arguments.queried)):
+        _check_patterns(shards, patterns)
+    shards = _chosen(shards, choice["index_shards"], choice["query_shards"])
     parse_bytes(parameters.memory_budget)
     if parameters.index_memory:
         parse_bytes(parameters.index_memory)
@@ -113,6 +135,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         identity=_identity(parameters, tokenizer),
         shards=tuple(shards),
         **places,
+        **choice,
         as_of=(as_of or max(days)) if days else None,
         condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
         supersedes=series.current,
@@ -226,7 +249,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     """From the beginnings of some shards, tokenised."""
     from retro_ops.core.chunking import chunk_counts
 
-    p, shards = plan.parameters, plan.queried(split)
+    p, shards = plan.parameters, [shard for shard in plan.shards if shard.split == split]
     chunks, documents = [], []
     for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
         source = shard.sources[0]
@@ -248,7 +271,8 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     from retro_ops.core.chunking import token_dtype
 
     p = plan.parameters
-    counts = {split: _expected_counts(plan, split, tokenizer) for split in plan.splits()}
+    there = {shard.split for shard in plan.shards}
+    counts = {split: _expected_counts(plan, split, tokenizer) for split in SPLITS if split in there}
     work = estimate.Work(
         chunks={split: of.chunks for split, of in counts.items()},
         documents=sum(of.documents for of in counts.values()),
@@ -277,12 +301,41 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
 
 
 def _shards(files: Sequence[corpus.Found], split: Split) -> list[Shard]:
-    shards = []
-    for file in files:
+    def shard(file: corpus.Found) -> Shard:
         where = store.at(file.uri)
         source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
-        shards.append(Shard(check_name("shard", _shard_name(file)), split, (source,)))
-    return sorted(shards, key=lambda shard: shard.name)
+        return Shard(check_name("shard", _shard_name(file)), split, (source,))
+
+    return sorted(store.side_by_side(shard, files), key=lambda shard: shard.name)
+
+
+def _chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> list[Shard]:
+    """``shards``, with those indexed and queried whose names match; None: as they are."""
+    chosen = [
+        replace(s, indexed=_matches(s, indexed, s.indexed), queried=_matches(s, queried, s.queried)) for s in shards
+    ]
+    idle = [shard.name for shard in chosen if not (shard.indexed or shard.queried)]
+    if idle:
+        some = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
+        raise BadInputError(
+            f"{len(idle):,} shards are neither indexed nor queried: {some}",
+            "add them to --indexed or --queried, or leave their files out of the corpus",
+        )
+    check_choice(chosen)
+    return chosen
+
+
+def _matches(shard: Shard, patterns: str | None, otherwise: bool) -> bool:
+    if patterns is None:
+        return otherwise
+    return any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in groups.names(patterns))
+
+
+def _check_patterns(shards: Sequence[Shard], patterns: str) -> None:
+    for pattern in groups.names(patterns):
+        if not any(fnmatch.fnmatchcase(shard.name, pattern) for shard in shards):
+            some = ", ".join(shard.name for shard in shards[:10]) + (", …" if len(shards) > 10 else "")
+            raise BadInputError(f"no shard has a name like {pattern!r}", f"there are {some}")
 
 
 def _shard_name(file: corpus.Found) -> str:

@@ -70,8 +70,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if dropped:
         versions.write(kept)  # First, so that nobody goes back to what is being removed.
     # Looked at again: a run may have been planned since.
-    for entry in _unused(dataset, kept, oldest):
-        _remove(entry)
+    store.side_by_side(_remove, _unused(dataset, kept, oldest))
     say(f"{STAGE}: done: {len(unused):,} folders of {arguments.dataset}", event="pruned")
 
 

@@ -1,12 +1,13 @@
 """Embeddings + filled index -> neighbours.npy (global chunk ids) and distances.npy."""
 
+import functools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import layout, report, store
+from retro_ops import groups, layout, report, store
 from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
@@ -52,7 +53,8 @@ CELL_BYTES = 48
 
 @dataclass(frozen=True)
 class Query:
-    """One shard of queries. ``position``: its place in the index spec, None when it is not in it."""
+    """One shard of queries. ``position``: its place in the index spec, None when it is not in it. ``shard``: all its
+    arrays, where they are known."""
 
     embeddings: str
     embeddings_report: str
@@ -62,12 +64,14 @@ class Query:
     report: str
     digest: str
     split: Split | None = None
+    shard: IndexShard | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """``tuning``: report that says how wide to search, None when it is measured here. ``former``: neighbours in the
-    base version, if they only need to be brought up to date. ``few``: most rows have theirs from the base version."""
+    """``index`` and what it was filled from: one for all ``queries``. ``tuning``: report that says how wide to search,
+    None when it is measured here. ``former``: neighbours in the base version, if they only need to be brought up to
+    date. ``few``: most rows have theirs from the base version."""
 
     index: str
     index_report: str
@@ -89,10 +93,26 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments, parameters)
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
-    # Several shards of one call share the index in memory.
+    # Shards of one call that search the same index share it in memory.
     loaded: dict[str, Any] = {}
+    if not arguments.plan:
+        _run(_job(arguments, parameters), parameters, loaded)
+        return
+    plan = read_plan(arguments.plan)
+    # So do they share what a plan of thousands of shards takes a while to say.
+    of_split = functools.cache(partial(_of_split, plan))
+
+    def work(name: str) -> None:
+        _run(_planned_job(plan, name, of_split(plan.shard(name).split)), parameters, loaded)
+
+    groups.each(STAGE, plan, arguments.shard, work)
+
+
+def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:
+    if loaded.get("of") != job.index:
+        loaded.clear()
+        loaded["of"] = job.index
+    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     for query in job.queries:
         inputs = [query.embeddings, query.chunk2seq, job.index]
         unfinished = Unfinished(layout.unfinished_folder(query.neighbours, query.digest))
@@ -100,49 +120,66 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         report.run_once(STAGE, query.report, query.digest, chosen, inputs, work, unfinished)
 
 
-def _planned_job(plan_uri: str, name: str) -> Job:
-    plan = read_plan(plan_uri)
+@dataclass(frozen=True)
+class _OfSplit:
+    """What the queries of a split share: what their index holds, the place of each shard in it, and how the base
+    version numbered it (without neighbours yet)."""
+
+    shards: tuple[IndexShard, ...]
+    positions: dict[str, int]
+    former: "Former | None"
+
+
+def _of_split(plan: Plan, split: Split) -> _OfSplit:
+    from retro_ops.updating import Former
+
+    now = plan.indexed(split)
+    positions = {shard.name: at for at, shard in enumerate(now)}
+    former = None
+    if plan.base:
+        numbered = plan.base.indexed(split)
+        kept = {shard.name: at for at, shard in enumerate(now) if layout.former_indexed(plan, shard)}
+        former = Former(
+            neighbours="",
+            counts=tuple(shard.chunks for shard in numbered),
+            positions=tuple(kept.get(shard.name) for shard in numbered),
+            trained=layout.trained_index_uri(plan),
+            partials=tuple(layout.partial_index_uri(plan, shard.name) for shard in now if shard.name not in kept),
+        )
+    return _OfSplit(layout.index_shards(plan, split), positions, former)
+
+
+def _planned_job(plan: Plan, name: str, of_split: _OfSplit) -> Job:
     shard = plan.shard(name)
+    query = Query(
+        embeddings=layout.embeddings_uri(plan, name),
+        embeddings_report=layout.report_uri(plan, "embed-chunks", name),
+        chunk2seq=layout.chunks_files(plan, name)["chunk2seq"],
+        position=of_split.positions.get(name),
+        neighbours=layout.neighbours_uri(plan, name),
+        report=layout.report_uri(plan, STAGE, name),
+        digest=layout.neighbours_digest(plan, shard),
+        split=shard.split,
+        shard=layout.index_shard(plan, name),
+    )
     return Job(
         index=layout.index_uri(plan, shard.split),
         index_report=layout.report_uri(plan, "merge-indexes"),
         index_spec=layout.index_spec_uri(plan, shard.split),
-        shards=layout.index_shards(plan, shard.split),
-        queries=(
-            Query(
-                embeddings=layout.embeddings_uri(plan, name),
-                embeddings_report=layout.report_uri(plan, "embed-chunks", name),
-                chunk2seq=layout.chunks_files(plan, name)["chunk2seq"],
-                position=plan.indexed(shard.split).index(shard),
-                neighbours=layout.neighbours_uri(plan, name),
-                report=layout.report_uri(plan, STAGE, name),
-                digest=layout.neighbours_digest(plan, shard),
-                split=shard.split,
-            ),
-        ),
+        shards=of_split.shards,
+        queries=(query,),
         tuning=layout.report_uri(plan, "tune-search"),
         pad_id=plan.identity.pad_id,
-        former=_former(plan, shard),
+        former=_former(plan, shard, of_split.former),
         few=plan.base is not None and any(of_base.neighbours for of_base in plan.base.shards),
     )
 
 
-def _former(plan: Plan, shard: Shard) -> "Former | None":
-    from retro_ops.updating import Former
-
+def _former(plan: Plan, shard: Shard, of_split: "Former | None") -> "Former | None":
     former = layout.former_shard(plan, shard)
-    if not plan.base or not former or former.neighbours in (None, layout.neighbours_digest(plan, shard)):
+    if not of_split or not former or former.neighbours in (None, layout.neighbours_digest(plan, shard)):
         return None
-    now = plan.indexed(shard.split)
-    places = {s.name: at for at, s in enumerate(now) if layout.former_shard(plan, s)}
-    numbered = plan.base.indexed(shard.split)
-    return Former(
-        neighbours=layout.former_neighbours_uri(plan, former),
-        counts=tuple(s.chunks for s in numbered),
-        positions=tuple(places.get(s.name) for s in numbered),
-        trained=layout.trained_index_uri(plan),
-        partials=tuple(layout.partial_index_uri(plan, s.name) for s in now if s.name not in places),
-    )
+    return replace(of_split, neighbours=layout.former_neighbours_uri(plan, former))
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
@@ -218,7 +255,7 @@ def _work(
         identity=identity,
         details={
             "profile": parameters.profile,
-            "same_document_filter": query.position is not None,
+            "same_document_filter": search.same_document,
             **search.details,
             **tally,
             **unfinished.details(),
@@ -234,12 +271,14 @@ Find = Callable[[int, int], "tuple[NDArray[np.int64], NDArray[np.float32]]"]
 @dataclass(frozen=True)
 class Search:
     """``find`` computes ``rows`` rows at a time, ahead of what it hands out. ``tally``: what was counted so far of all
-    that it computed, as JSON whose numbers add up."""
+    that it computed, as JSON whose numbers add up. ``same_document``: whether hits of the row's own document are known
+    and dropped."""
 
     find: Find
     rows: int
     details: dict[str, Any]
     tally: Callable[[], dict[str, Any]]
+    same_document: bool
 
 
 def _write(
@@ -335,7 +374,8 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
 
     update = None
     if job.former:
-        update = updating.update(job.former, shard, chunks, k, width, cells, where, refuse, seek)
+        news = loaded.setdefault("news", {})
+        update = updating.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, news)
     state: dict[str, Any] = {"start": 0, "keys": None}
     removed = np.zeros(len(REASONS), np.int64)
 
@@ -353,7 +393,7 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
             **({"updated": asdict(update.done)} if update else {}),
         }
 
-    return Search(find, rows, {"search": tuned}, tally)
+    return Search(find, rows, {"search": tuned}, tally, same_document=shard.documents is not None)
 
 
 def _query_shard(job: Job, query: Query, parameters: Parameters, chunks: "IndexedChunks") -> "QueryShard":
@@ -364,8 +404,10 @@ def _query_shard(job: Job, query: Query, parameters: Parameters, chunks: "Indexe
     filtered = bool(searching.limits(parameters, query.split))
     if query.position is not None:
         return searching.query_shard(chunks, query.position, filtered)
+    if query.shard:
+        return searching.other_shard(query.shard, chunks, filtered)
     if not filtered:
-        return searching.QueryShard(embeddings, chunks, None)
+        return searching.QueryShard(embeddings, None)
     raise BadInputError(
         f"{query.embeddings} is not in {job.index_spec}, so nobody knows the text of its chunks",
         "name its shard in the index spec, or leave out --max-overlap, --max-shared-run and --max-shared-ngrams",
@@ -415,8 +457,10 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
     from retro_ops.indexes import load_index
 
     embeddings, chunk2seq = _open(query)
-    counts = [len(open_npy(shard.embeddings)) for shard in job.shards]
-    if not loaded:
+    if "counts" not in loaded:
+        loaded["counts"] = store.side_by_side(lambda shard: len(open_npy(shard.embeddings)), job.shards)
+    counts: list[int] = loaded["counts"]
+    if "search" not in loaded:
         index = load_index(job.index)
         loaded["total"] = int(index.ntotal)
         loaded["search"] = faiss_index.searcher(index, where, parameters.shard_index)
@@ -437,7 +481,8 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
         found = seed_neighbours(loaded["search"], queries, first, end, k, margin, nprobe)
         return found.ids, found.distances
 
-    return Search(find, BLOCK_ROWS, {"nprobe": nprobe, "retrieval_margin": margin}, dict)
+    details = {"nprobe": nprobe, "retrieval_margin": margin}
+    return Search(find, BLOCK_ROWS, details, dict, same_document=offset is not None)
 
 
 def _open(query: Query) -> "tuple[NpyReader, NpyReader]":

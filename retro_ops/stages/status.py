@@ -2,7 +2,7 @@
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from retro_ops import damage, layout, store, versions
@@ -66,15 +66,12 @@ def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     shards = [
         shard.name
         for shard in plan.shards
-        if show_all or any(cells[shard.name, stage].state != "done" for stage in layout.SHARD_STAGES)
+        if show_all or any(cell.state != "done" for cell in _of_shard(cells, shard.name) if cell)
     ]
     width = max([len(name) for name in shards] + [len("shard")]) + 2
     lines = [
         f"{'shard':{width}}" + "".join(f"{stage:>22}" for stage in layout.SHARD_STAGES),
-        *(
-            f"{name:{width}}" + "".join(f"{_cell(cells[name, stage]):>22}" for stage in layout.SHARD_STAGES)
-            for name in shards
-        ),
+        *(f"{name:{width}}" + "".join(f"{_cell(cell):>22}" for cell in _of_shard(cells, name)) for name in shards),
     ]
     if hidden := len(plan.shards) - len(shards):
         lines.append(f"({hidden:,} of {len(plan.shards):,} shards are complete)")
@@ -84,7 +81,14 @@ def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     return lines + (["", "Damaged:", *damaged] if damaged else [])
 
 
-def _cell(entry: Entry) -> str:
+def _of_shard(cells: Mapping[tuple[str | None, str], Entry], name: str) -> list[Entry | None]:
+    """None: the stage does not run on it."""
+    return [cells.get((name, stage)) for stage in layout.SHARD_STAGES]
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return "-"
     return f"{entry.seconds:,.1f} s" if entry.state == "done" and entry.seconds is not None else entry.state.upper()
 
 

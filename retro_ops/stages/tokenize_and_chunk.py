@@ -1,6 +1,7 @@
 """Documents in JSON lines -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
 
 import contextlib
+import functools
 import logging
 import uuid
 from argparse import ArgumentParser, Namespace
@@ -9,15 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import corpus, layout, report, store
+from retro_ops import corpus, groups, layout, report, store
 from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import Parameters, Source
+from retro_ops.specs import Parameters, Plan, Source
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from retro_ops.models import Tokenizer
 
 HELP = "tokenise documents (JSON lines) and cut them into chunks"
 PARAMETERS = (
@@ -67,7 +70,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    job = _planned_job(arguments.plan, arguments.shard) if arguments.plan else _job(arguments, parameters)
+    if not arguments.plan:
+        _run(_job(arguments, parameters), parameters)
+        return
+    plan = read_plan(arguments.plan)
+    groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters))
+
+
+def _run(job: Job, parameters: Parameters) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     # Standard input cannot be read again.
     folder = None if corpus.STDIN in job.sources else layout.unfinished_folder(job.chunks, job.digest)
@@ -76,8 +86,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
 
 
-def _planned_job(plan_uri: str, shard: str) -> Job:
-    plan = read_plan(plan_uri)
+def _planned_job(plan: Plan, shard: str) -> Job:
     sources = plan.shard(shard).sources
     files = layout.chunks_files(plan, shard)
     return Job(
@@ -138,10 +147,9 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
 def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
     from retro_ops import device, tokenising
     from retro_ops.core.chunking import token_dtype
-    from retro_ops.models import Tokenizer
     from retro_ops.parallel import ahead, in_order
 
-    tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
+    tokenizer = _tokenizer(parameters.tokenizer, parameters.pad_id)
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks
     _check_unchanged(job, unfinished)
@@ -190,6 +198,14 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
             **unfinished.details(),
         },
     )
+
+
+@functools.cache
+def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
+    """Loaded once for the shards of a group."""
+    from retro_ops.models import Tokenizer
+
+    return Tokenizer(name, pad_id)
 
 
 def _check_unchanged(job: Job, unfinished: Unfinished) -> None:

@@ -4,6 +4,7 @@ import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retro_ops import layout, report, store
@@ -85,11 +86,12 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
 
     if job.pinned:  # What is trained now would be another index than the one whose codes are stored.
         raise BadInputError(f"the trained index of the base version is not there: {job.output}", "repair the dataset")
-    shards = [open_npy(uri, ndim=2, kind="f") for uri in job.embeddings]
+    shards = store.side_by_side(partial(open_npy, ndim=2, kind="f"), job.embeddings)
     if not sum(map(len, shards)):
         raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
     dimension = shards[0].shape[1]
-    identity = report.check_same_identity({uri: report.read(uri) for uri in job.embeddings_reports})
+    made = store.side_by_side(report.read, job.embeddings_reports)
+    identity = report.check_same_identity(dict(zip(job.embeddings_reports, made, strict=True)))
     index_type, why = _index_type(parameters, sum(map(len, shards)), dimension)
     index = faiss_index.make_index(index_type, dimension)
     wanted = parameters.max_training_vectors or faiss_index.training_vectors(index)

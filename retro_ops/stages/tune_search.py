@@ -49,9 +49,8 @@ def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device
     chunks = searching.IndexedChunks(layout.index_shards(plan, split))
     pad_id = plan.identity.pad_id
     index = searching.open_index(layout.index_uri(plan, split), chunks, where, parameters, split, pad_id)
-    positions = [plan.indexed(split).index(shard) for shard in plan.queried(split)]
     filtered = bool(searching.limits(parameters, split))
-    shards = [searching.query_shard(chunks, position, filtered) for position in positions]
-    queries = searching.sample(shards, parameters.recall_sample, parameters.seed)
+    shards = searching.query_shards(plan, split, chunks, filtered)
+    queries = searching.sample(list(shards.values()), parameters.recall_sample, parameters.seed)
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")
     return searching.tune(queries, index, parameters).as_json()

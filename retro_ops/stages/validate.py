@@ -2,10 +2,11 @@
 
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import astuple, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
@@ -82,10 +83,11 @@ def _shared(plan: Plan) -> Iterator[str]:
             for stage in ("tokenize-and-chunk", "embed-chunks"):
                 yield layout.stage_folder(plan, stage, shard.name)
             # The base does not say which partial index it had: one in the place of a damaged one may be new.
-            partial_index = layout.stage_folder(plan, "build-faiss-index", shard.name)
-            if partial_index == layout.stage_folder(undamaged, "build-faiss-index", shard.name):
-                yield partial_index
-            if former.neighbours == layout.neighbours_digest(plan, shard):
+            if shard.indexed and former.indexed:
+                partial_index = layout.stage_folder(plan, "build-faiss-index", shard.name)
+                if partial_index == layout.stage_folder(undamaged, "build-faiss-index", shard.name):
+                    yield partial_index
+            if shard.queried and former.neighbours == layout.neighbours_digest(plan, shard):
                 yield layout.stage_folder(plan, "retrieve-neighbours", shard.name)
 
 
@@ -116,8 +118,8 @@ def _validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) ->
         findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted))
     # Specs without a plan: the reports beside the artefacts, where there are any.
     beside = {layout.beside(name, layout.REPORT) for name in checked}
-    for uri in reports or sorted(name for name in beside if store.exists(name)):
-        findings += _check_checksums(uri, required=bool(reports), trusted=trusted)
+    known = reports or sorted(name for name in beside if store.exists(name))
+    findings += _of_each(partial(_check_checksums, required=bool(reports), trusted=trusted), known)
     _raise_findings(findings)
     return {**totals, "files": len(checked)}
 
@@ -144,29 +146,51 @@ def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], t
     spec = dataset_spec_from_json(store.read(uri), uri)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
     yield from _check_index_shards(shards, checked, totals, trusted)
-    counts = [size for shard in shards if (size := _rows(shard.embeddings)) is not None]
+    yield from _check_other_chunks([shard for shard in spec.shards if shard.chunks not in checked], checked, trusted)
+    counts = [size for size in store.side_by_side(_rows, [s.embeddings for s in shards]) if size is not None]
     if len(counts) != len(shards):
         return
     yield from _guard(spec.faiss_index, partial(_check_index, spec.faiss_index, sum(counts)))
     checked[spec.faiss_index] = None
-    for shard in spec.shards:
-        if parent(shard.neighbours) not in trusted:
-            yield from _guard(shard.neighbours, partial(_check_shard_neighbours, shard, shards, counts))
-        checked[shard.neighbours] = None
-        totals["neighbour rows"] += _rows(shard.neighbours) or 0
+    offsets = dict(zip((store.canonical(s.chunks) for s in shards), accumulate(counts, initial=0), strict=False))
+    to_check = [shard for shard in spec.shards if parent(shard.neighbours) not in trusted]
+    yield from _of_each(lambda s: _guard(s.neighbours, partial(_check_shard_neighbours, s, offsets, counts)), to_check)
+    checked |= dict.fromkeys(shard.neighbours for shard in spec.shards)
+    totals["neighbour rows"] += sum(
+        rows or 0 for rows in store.side_by_side(_rows, [s.neighbours for s in spec.shards])
+    )
+
+
+def _check_other_chunks(shards: Sequence[DatasetShard], checked: dict[str, None], trusted: Folders) -> list[Finding]:
+    """Of shards that are queried and not indexed."""
+    checked |= dict.fromkeys(uri for shard in shards for uri in (shard.chunks, shard.seq2chunk, shard.chunk2seq))
+    to_check = [shard for shard in shards if parent(shard.chunks) not in trusted]
+    return _of_each(lambda shard: _guard(shard.chunks, partial(_check_chunks, shard)), to_check)
+
+
+Checked = TypeVar("Checked")
+
+
+def _of_each(check: Callable[[Checked], Iterator[Finding]], items: Sequence[Checked]) -> list[Finding]:
+    """Findings of all ``items``, in order. Several at a time, since most of the work is to wait for the store."""
+    found = store.side_by_side(lambda item: list(check(item)), items, store.READERS)
+    return [finding for of_item in found for finding in of_item]
 
 
 def _check_index_shards(
     shards: Sequence[IndexShard], checked: dict[str, None], totals: dict[str, int], trusted: Folders
 ) -> Iterator[Finding]:
-    for shard in shards:
-        if shard.embeddings not in checked:
-            if parent(shard.chunks) not in trusted:
-                yield from _guard(shard.chunks, partial(_check_chunks, shard))
-            if parent(shard.embeddings) not in trusted:
-                yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard))
-            totals["chunks"] += _rows(shard.chunks) or 0
-            checked |= dict.fromkeys(astuple(shard))
+    new = [shard for shard in shards if shard.embeddings not in checked]
+    yield from _of_each(partial(_check_index_shard, trusted=trusted), new)
+    totals["chunks"] += sum(rows or 0 for rows in store.side_by_side(_rows, [shard.chunks for shard in new]))
+    checked |= dict.fromkeys(uri for shard in new for uri in astuple(shard))
+
+
+def _check_index_shard(shard: IndexShard, trusted: Folders) -> Iterator[Finding]:
+    if parent(shard.chunks) not in trusted:
+        yield from _guard(shard.chunks, partial(_check_chunks, shard))
+    if parent(shard.embeddings) not in trusted:
+        yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard))
 
 
 def _guard(file: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -186,7 +210,7 @@ def _rows(uri: str) -> int | None:
         return None
 
 
-def _check_chunks(shard: IndexShard) -> Iterator[Finding]:
+def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
     from retro_ops.arrays import open_npy
     from retro_ops.core import validation
 
@@ -236,8 +260,9 @@ def _check_index(uri: str, expected: int) -> Iterator[Finding]:
 
 
 def _check_shard_neighbours(
-    shard: DatasetShard, index_shards: Sequence[IndexShard], counts: Sequence[int]
+    shard: DatasetShard, offsets: Mapping[str, int], counts: Sequence[int]
 ) -> Iterator[Finding]:
+    """``offsets``: first id of each shard of the index, by its chunks."""
     import numpy as np
 
     from retro_ops.arrays import open_npy
@@ -249,13 +274,12 @@ def _check_shard_neighbours(
     if len(neighbours) != _rows(shard.chunks):
         yield shard.neighbours, f"has {len(neighbours):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
         return
-    position = next((i for i, s in enumerate(index_shards) if store.same_object(s.chunks, shard.chunks)), None)
-    offset = sum(counts[:position]) if position is not None else 0
+    offset = offsets.get(store.canonical(shard.chunks))
     distances = _open_if_there(layout.distances_uri(shard.neighbours))
     owners, starts = open_npy(shard.chunk2seq, ndim=1, kind="i"), open_npy(shard.seq2chunk, ndim=1, kind="i")
     for first, block in neighbours.blocks(BLOCK_ROWS):
         own_first = own_end = np.zeros(len(block), np.int64)
-        if position is not None:
+        if offset is not None:
             documents = owners.rows(first, first + len(block)).astype(np.int64)
             base = int(documents[0])
             if base < 0 or documents[-1] >= len(starts) or (np.diff(documents) >> 1).any():

@@ -4,6 +4,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from retro_ops import layout, report, store
@@ -16,6 +17,8 @@ from retro_ops.specs import (
     IndexShard,
     Parameters,
     Plan,
+    Shard,
+    as_written,
     dataset_spec_to_json,
     index_spec_to_json,
     parent,
@@ -43,7 +46,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         return
     plan = read_plan(arguments.plan)
     uri = layout.report_uri(plan, STAGE)
-    inputs = [layout.neighbours_uri(plan, shard.name) for shard in plan.shards]
+    inputs = [layout.neighbours_uri(plan, shard.name) for shard in plan.shards if shard.queried]
     report.run_once(STAGE, uri, layout.version_digest(plan), {}, inputs, lambda: _work(plan))
 
 
@@ -54,7 +57,7 @@ def _work(plan: Plan) -> report.Outcome:
         outputs.append(store.write(uri, index_spec_to_json(layout.index_shards(plan, split), uri).encode()))
         uri = layout.dataset_spec_uri(plan, split)
         outputs.append(store.write(uri, dataset_spec_to_json(layout.dataset_spec(plan, split), uri).encode()))
-    counts = {shard.name: _counts(plan, shard.name) for shard in plan.shards}
+    counts = store.side_by_side(partial(_counts, plan), plan.shards)
     trained = report.require(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
     manifest = {
         "format": MANIFEST_FORMAT,
@@ -65,20 +68,32 @@ def _work(plan: Plan) -> report.Outcome:
         "trained_index": relative(layout.trained_index_uri(plan), parent(layout.manifest_uri(plan))),
         "index_type": trained["details"]["index_type"],
         "tuning": layout.tuning_digest(plan),
-        "shards": [{**asdict(shard), "counts": counts[shard.name]} for shard in plan.shards],
+        "shards": [
+            {**as_written(shard), **_embeddings(plan, shard), "counts": of_shard}
+            for shard, of_shard in zip(plan.shards, counts, strict=True)
+        ],
         "skipped": plan.skipped,
     }
     outputs.append(store.write(layout.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
     outputs.append(write_plan(plan, layout.version_plan_uri(plan)))
-    totals = {key: sum(c[key] for c in counts.values()) for key in ("documents", "chunks", "bad_records", "full_rows")}
+    totals = {key: sum(c.get(key, 0) for c in counts) for key in ("documents", "chunks", "bad_records", "full_rows")}
     return report.Outcome(counts={"shards": len(plan.shards), **totals}, outputs=outputs)
 
 
-def _counts(plan: Plan, shard: str) -> dict[str, int]:
+def _counts(plan: Plan, shard: Shard) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage in ("tokenize-and-chunk", "retrieve-neighbours"):
-        counts |= report.require(layout.report_uri(plan, stage, shard), f"{stage} of shard {shard!r}")["counts"]
+        if layout.runs_on(stage, shard):
+            of_stage = report.require(layout.report_uri(plan, stage, shard.name), f"{stage} of shard {shard.name!r}")
+            counts |= of_stage["counts"]
     return counts
+
+
+def _embeddings(plan: Plan, shard: Shard) -> dict[str, str]:
+    """Where they are, of a shard that no index spec names."""
+    if shard.indexed:
+        return {}
+    return {"embeddings": relative(layout.embeddings_uri(plan, shard.name), parent(layout.manifest_uri(plan)))}
 
 
 def _write_by_hand(arguments: Namespace) -> None:

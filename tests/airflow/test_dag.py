@@ -256,10 +256,32 @@ def test_a_run_stops_at_the_gate_when_a_shard_fails(tmp_path: Path, corpus: Path
     assert str(done.state) == "failed"
     state = states(done)
     assert state["shards.tokenize_and_chunk", 1] == "failed"
-    assert state["shards.embed_chunks", 1] == "upstream_failed"
+    assert state["shards.embed_chunks", 1] == "failed"
     assert {state["shards.embed_chunks", index] for index in (0, 2, 3)} == {"success"}
     assert state["gate", -1] == "failed"
     assert state["train_faiss_index", -1] == "upstream_failed"
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_bad_shard_of_a_group_fails_its_task_and_leaves_the_others_done(
+    tmp_path: Path, corpus: Path, stub_command: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
+    (stub_command / "fail.tokenize-and-chunk.b").write_text("65")
+    done = run(tmp_path, corpus, allow_partial=True)
+    state = states(done)
+    assert {task: state[f"shards.{task}", 0] for task in ("tokenize_and_chunk", "embed_chunks")} == {
+        "tokenize_and_chunk": "failed",
+        "embed_chunks": "failed",
+    }
+    assert state["shards.embed_chunks", 1] == state["publish", -1] == "success"
+    labels = {ti.task_id: set[str]() for ti in done.get_task_instances()}
+    for ti in done.get_task_instances():
+        labels[ti.task_id].add(ti.rendered_map_index)
+    assert labels["shards.tokenize_and_chunk"] == {"shards a … b (2)", "shards c … d (2)"}
+    assert labels["retrieve_neighbours"] == {"shards a … c (2)", "shard d"}
+    plan_uri = layout.selected_plan_uri(layout.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
+    assert specs.plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
 
 
 @pytest.mark.usefixtures("airflow_database")

@@ -44,6 +44,8 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "dataset": "d",
         "corpus": "/c",
         "validation-corpus": None,
+        "indexed": None,
+        "queried": None,
         "output": "/data/d/runs/manual__2026-01-01T00-00-00-00-00/plan.json",
         "tokenizer": "tok",
         "model": "m",
@@ -228,6 +230,8 @@ def test_a_refresh_says_only_what_the_form_says(tmp_path: Path) -> None:
         "dataset": "d",
         "corpus": None,
         "validation-corpus": None,
+        "indexed": None,
+        "queried": None,
         "as-of": None,
         "output": f"{tmp_path}/d/runs/r/plan.json",
         "refresh": True,
@@ -235,6 +239,7 @@ def test_a_refresh_says_only_what_the_form_says(tmp_path: Path) -> None:
     assert refreshed(tmp_path, {}) == expected
     more = refreshed(tmp_path, {"num_neighbours": 2, "max_drift": 0, "corpus": "/e", "as_of": "2026-01-02"})
     assert more == expected | {"num-neighbours": "2", "max-drift": "0", "corpus": "/e", "as-of": "2026-01-02"}
+    assert refreshed(tmp_path, {"queried": "0[0-8]_*,val_*"}) == expected | {"queried": "0[0-8]_*,val_*"}
 
 
 def test_only_the_dataset_of_the_deployment_starts_from_its_corpus(

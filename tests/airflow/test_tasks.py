@@ -26,31 +26,67 @@ def embed(plan: specs.Plan, *names: str) -> None:
         write(layout.report_uri(plan, "embed-chunks", name), "{}")
 
 
+EMBED = "embed-chunks"
+
+
+def listed(uri: str) -> list[str]:
+    entries = tasks.list_shards(uri, EMBED)
+    assert {entry["plan"] for entry in entries} == {uri}
+    return [entry["shard"] for entry in entries]
+
+
 def test_list_shards(uri: str) -> None:
-    assert tasks.list_shards(uri) == [{"plan": uri, "shard": name} for name in ("a", "b", "v")]
+    assert listed(uri) == ["a", "b", "v"]
 
 
-def test_list_shards_says_what_to_do_about_too_many(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
-    with pytest.raises(AirflowFailException, match=r"3 shards.*AIRFLOW__CORE__MAX_MAP_LENGTH"):
-        tasks.list_shards(uri)
+@pytest.mark.parametrize("variable", ["RETRO_MAPPED_TASKS", "AIRFLOW__CORE__MAX_MAP_LENGTH"])
+def test_more_shards_than_tasks_go_in_groups(uri: str, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "2")
+    assert listed(uri) == ["a,b", "v"]
+    monkeypatch.setenv(variable, "1")
+    assert listed(uri) == ["a,b,v"]
 
 
-def test_only_what_is_to_be_done_must_fit(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 1000, 2000, 5003])
+def test_groups_are_never_more_than_the_limit_and_miss_no_shard(tmp_path: Path, plan: specs.Plan, count: int) -> None:
+    shards = tuple(dataclasses.replace(plan.shards[0], name=f"{number:04}") for number in range(count))
+    uri = str(tmp_path / "plan.json")
+    write(uri, specs.plan_to_json(dataclasses.replace(plan, shards=shards)))
+    groups = listed(uri)
+    assert len(groups) <= 256
+    assert ",".join(groups).split(",") == [shard.name for shard in shards]
+    assert max(len(group.split(",")) for group in groups) == -(-count // 256)
+
+
+def test_only_what_is_to_be_done_is_grouped(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
-    assert len(tasks.list_unfinished_shards(uri, "embed-chunks")) == 2
+    assert [entry["shard"] for entry in tasks.list_unfinished_shards(uri, EMBED)] == ["b", "v"]
+
+
+@pytest.mark.parametrize("which", [tasks.list_shards, tasks.list_unfinished_shards])
+def test_a_stage_gets_the_shards_that_it_runs_on(plan: specs.Plan, uri: str, which: Any) -> None:
+    a, b, v = plan.shards
+    shards = (dataclasses.replace(a, queried=False), dataclasses.replace(b, indexed=False), v)
+    write(uri, specs.plan_to_json(dataclasses.replace(plan, shards=shards)))
+    found = {stage: [entry["shard"] for entry in which(uri, stage)] for stage in layout.SHARD_STAGES}
+    assert found == {
+        "tokenize-and-chunk": ["a", "b", "v"],
+        "embed-chunks": ["a", "b", "v"],
+        "build-faiss-index": ["a", "v"],
+        "retrieve-neighbours": ["b", "v"],
+    }
 
 
 def test_gate_lets_a_whole_plan_through(plan: specs.Plan, uri: str) -> None:
     embed(plan, "a", "b", "v")
-    assert tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": False}) == uri
+    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}) == uri
 
 
 def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str) -> None:
     embed(plan, "a")
     with pytest.raises(AirflowFailException) as caught:
-        tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": False})
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False})
     message = str(caught.value)
     assert "2 of 3 shards" in message
     assert "b (map index 1), v (map index 2)" in message
@@ -58,9 +94,26 @@ def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str
     assert not Path(layout.selected_plan_uri(uri)).exists()
 
 
+def test_gate_names_the_failed_shards_of_a_group(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
+    embed(plan, "a")
+    with pytest.raises(AirflowFailException, match=r"2 of 3 shards.*: b .map index 0., v .map index 1."):
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False})
+
+
+def test_gate_needs_an_indexed_shard_and_one_that_asks(plan: specs.Plan, uri: str) -> None:
+    a, b, v = plan.shards
+    shards = (dataclasses.replace(a, queried=False), dataclasses.replace(b, indexed=False), v)
+    plan = dataclasses.replace(plan, shards=shards)
+    write(uri, specs.plan_to_json(plan))
+    embed(plan, "b", "v")
+    with pytest.raises(AirflowFailException, match=r"a .map index 0."):
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
+
+
 def test_gate_selects_what_is_there(plan: specs.Plan, uri: str) -> None:
     embed(plan, "b", "v")
-    selected = tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": True})
+    selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
     assert selected == layout.selected_plan_uri(uri)
     expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
     assert specs.plan_from_json(Path(selected).read_text(), selected) == expected
@@ -70,7 +123,7 @@ def test_gate_selects_what_is_there(plan: specs.Plan, uri: str) -> None:
 def test_gate_needs_a_training_shard(plan: specs.Plan, uri: str, embedded: tuple[str, ...]) -> None:
     embed(plan, *embedded)
     with pytest.raises(AirflowFailException, match=r"a .map index 0., b .map index 1."):
-        tasks.gate(uri, tasks.list_shards(uri), {"allow_partial": True})
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
 
 
 def test_gate_without_a_plan() -> None:
@@ -94,7 +147,7 @@ def test_gate_without_a_list(uri: str) -> None:
 def test_a_plan_that_is_none_fails_without_retry(uri: str) -> None:
     write(uri, "{}")
     with pytest.raises(AirflowFailException, match="retro-ops plan"):
-        tasks.list_shards(uri)
+        tasks.list_shards(uri, EMBED)
 
 
 @pytest.mark.parametrize("is_current", [True, False])

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from retro_ops import layout
+from retro_ops.plans import read_plan
+from retro_ops.specs import Plan
+
 Run = Callable[..., None]
 
 
@@ -42,3 +46,16 @@ def write_index_spec(path: Path, shards: list[Path]) -> Path:
     names = ("chunks", "seq2chunk", "chunk2seq", "embeddings")
     path.write_text(json.dumps([{name: str(shard / f"{name}.npy") for name in names} for shard in shards]))
     return path
+
+
+def build_in_groups(run: Run, uri: str, size: int) -> Plan:
+    """Up to the specs; ``size`` shards a call."""
+    plan = read_plan(uri)
+    for stage in [stage for stage in layout.CODE_VERSIONS if stage != "describe"]:
+        if stage not in layout.SHARD_STAGES:
+            run(stage, "--plan", uri)
+            continue
+        names = [shard.name for shard in layout.shards_of(plan, stage)]
+        for first in range(0, len(names), size):
+            run(stage, "--plan", uri, "--shard", ",".join(names[first : first + size]))
+    return plan

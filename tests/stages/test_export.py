@@ -1,0 +1,86 @@
+"""What is exported of a dataset of many categories: every name of the original's MassiveOpenText; specs that load."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from samples import Run, build_in_groups, write_corpus
+
+from retro_ops import layout
+from retro_ops.specs import DatasetSpec, IndexShard, dataset_spec_from_json, index_spec_from_json
+
+CATEGORIES = ("wikipedia_en", "github", "pile_cc", "books3", "realnews")
+TRAIN = [f"{number:02}_{category}" for number in range(2) for category in sorted(CATEGORIES)]
+VALIDATION = [f"val_{category}" for category in sorted(CATEGORIES)]
+QUERIED = [name for name in TRAIN if name.startswith("00_")]
+"""The original queries shards 00 to 08 of each category, while the index holds 00 to 29."""
+
+RETRIEVER = "retriever_sentence_transformer"
+NAMES = {
+    *("manifest.json", "card.html", "card.json", "train.data.spec.json", "val.data.spec.json"),
+    *(f"chunk_shards/{n}.{kind}.npy" for n in TRAIN + VALIDATION for kind in ("chunks", "seq2chunk", "chunk2seq")),
+    *(f"{RETRIEVER}/embeddings/{name}.embeddings.npy" for name in TRAIN + VALIDATION),
+    *(f"{RETRIEVER}/neighbours/{n}.{k}.npy" for n in QUERIED + VALIDATION for k in ("neighbours", "distances")),
+    *(f"{RETRIEVER}/{name}" for name in ("IVF4,PQ8x4.index", "train.index", "val.index")),
+    *(f"{RETRIEVER}/{name}" for name in ("train.index.spec.json", "val.index.spec.json")),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], model_dir: str) -> Path:
+    folder = tmp_path_factory.mktemp("massive")
+    for number, name in enumerate(TRAIN + VALIDATION):
+        split = "val" if name in VALIDATION else "train"
+        write_corpus(folder / f"corpus/{split}/{name}.jsonl", [text[:900] for text in texts[3 + number : 5 + number]])
+    uri = layout.plan_uri(str(folder / "root"), "MassiveOpenText", "x")
+    run(
+        *("plan", "--root", folder / "root", "--dataset", "MassiveOpenText", "--output", uri),
+        *("--corpus", folder / "corpus/train", "--validation-corpus", folder / "corpus/val"),
+        *("--tokenizer", model_dir, "--model", model_dir, "--index-type", "IVF4,PQ8x4"),
+        *("--queried", "00_*,val_*", "--min-recall", "0"),
+    )
+    build_in_groups(run, uri, 15)
+    for stage in ("describe", "validate", "publish"):
+        run(stage, "--plan", uri)
+    run("export", "--root", folder / "root", "--dataset", "MassiveOpenText", "--to", folder / "MassiveOpenText")
+    return folder / "MassiveOpenText"
+
+
+def test_the_tree_has_every_name_of_the_original_and_no_other(exported: Path) -> None:
+    assert {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()} == NAMES
+
+
+def load(tree: Path, split: str) -> tuple[DatasetSpec, tuple[IndexShard, ...]]:
+    uri = str(tree / f"{split}.data.spec.json")
+    spec = dataset_spec_from_json(Path(uri).read_text(), uri)
+    return spec, index_spec_from_json(Path(spec.index_spec).read_text(), spec.index_spec)
+
+
+@pytest.mark.parametrize(
+    ("split", "indexed", "queried"), [("train", TRAIN, QUERIED), ("val", TRAIN + VALIDATION, VALIDATION)]
+)
+def test_specs_load_from_where_they_lie(
+    exported: Path, tmp_path: Path, split: str, indexed: list[str], queried: list[str]
+) -> None:
+    moved = tmp_path / "elsewhere"
+    exported.rename(moved)  # All paths are relative.
+    try:
+        spec, shards = load(moved, split)
+        assert [Path(shard.chunks).name for shard in shards] == [f"{name}.chunks.npy" for name in indexed]
+        assert [Path(shard.neighbours).name for shard in spec.shards] == [f"{n}.neighbours.npy" for n in queried]
+        total = 0
+        for shard in shards:
+            chunks, embeddings = (np.load(of, mmap_mode="r") for of in (shard.chunks, shard.embeddings))
+            assert len(chunks) == len(embeddings) == len(np.load(shard.chunk2seq))
+            total += len(chunks)
+        assert faiss.read_index(spec.faiss_index).ntotal == total
+        for query in spec.shards:
+            neighbours = np.load(query.neighbours, mmap_mode="r")
+            assert len(neighbours) == len(np.load(query.chunks, mmap_mode="r"))
+            assert neighbours.max() < total
+        trained = faiss.read_index(str(moved / RETRIEVER / "IVF4,PQ8x4.index"))
+        assert trained.is_trained
+        assert trained.ntotal == 0
+    finally:
+        moved.rename(exported)
