@@ -268,8 +268,9 @@ def category(shard: str) -> str:
 
 
 ADDED_LATER: dict[str, Any] = {
-    **{"indexed": True, "queried": True},
-    **{"recipe": None, "source_folder": None, "index_shards": None, "query_shards": None},
+    "indexed": True,
+    "queried": True,
+    **dict.fromkeys(("recipe", "source_folder", "index_shards", "query_shards")),
 }
 """Fields, and the value with which they are not written: a plan without them has the bytes it always had."""
 

@@ -32,7 +32,9 @@ def list_source_files(sources_uri: str) -> list[dict[str, str]]:
     with failures.airflow_errors():
         object_store.use_connection(settings.load().deployment.object_store.connection)
         listed = sources.from_json(store.read(sources_uri), sources_uri)
-    return [{"sources": sources_uri, "file": group} for group in _grouped("files", [file.name for file in listed.files])]
+    return [
+        {"sources": sources_uri, "file": group} for group in _grouped("files", [file.name for file in listed.files])
+    ]
 
 
 def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
