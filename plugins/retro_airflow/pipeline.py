@@ -12,7 +12,7 @@ from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
 
 SHARD_LABEL = "shard {{ task.arguments['shard'] }}"
-FILE_LABEL = "file {{ task.arguments['file'] }}"
+FILE_LABEL = "file {{ task.arguments['file'] | truncate(200) }}"
 
 # The gate runs even if there is no plan, and says so.
 PLAN_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
