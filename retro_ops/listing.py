@@ -9,7 +9,7 @@ from retro_ops.core.routing import ByPath, LeftOut, by_path
 from retro_ops.errors import BadInputError
 from retro_ops.recipes import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
 from retro_ops.recipes.nodes import Faults
-from retro_ops.recipes.reading import alternatives
+from retro_ops.recipes.patterns import alternatives
 from retro_ops.sources import SourceFile
 from retro_ops.specs import NAME_PATTERN, resolve
 
