@@ -5,6 +5,9 @@ import io
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -485,6 +488,29 @@ def _prune(made: Corpus, run: Run) -> None:
     series = versions.read(made.root, "d")
     current = read_plan(series.plan_uri())
     assert {source.uri.rpartition("/")[0] for shard in current.shards for source in shard.sources} == folders()
+
+
+def test_a_kill_leaves_nothing_that_counts_and_the_next_try_writes_the_same(
+    made: Corpus, run: Run, tmp_path: Path
+) -> None:
+    made.put("x.jsonl", LINES * 5000)
+    # Shards that are full are there before the file is through.
+    cut = recipe_of("x.jsonl", '    cut: {documents: 1000}\n    shard: "{number:02}_{category}"\n')
+    made.look(cut)
+    folder = Path(made.listed.parts_folder(made.listed.files[0]))
+    command = [sys.executable, "-m", "retro_ops.cli", "split-corpus", "--sources", made.uri, "--file", "x"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(folder.glob("*.zst")):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not store.exists(made.listed.report_uri(made.listed.files[0]))
+    made.split()
+    assert len(made.shards()) == 100
+    assert not list(folder.glob(".*")), "what was not finished is swept away"
+    other = Corpus(made.folder, str(tmp_path / "other"), run)
+    other.build(cut)
+    assert [s.sources[0].fingerprint for s in other.shards()] == [s.sources[0].fingerprint for s in made.shards()]
 
 
 DAMAGED: dict[str, tuple[bytes, str]] = {
