@@ -167,6 +167,12 @@ def test_lines_stay_as_they_are_and_parts_are_the_same_bytes_every_time(made: Co
     assert [line for shard in first for line in lines_of(shard.sources[0].uri)] == [*odd[1::3], *odd[0::3]]
     other = Corpus(made.folder, str(tmp_path / "other"), run)
     # Whatever may be open at a time: then the file is read once for each shard.
+    other.build(recipe_of("x.jsonl", "    max_documents: 9\n"), "--memory-budget", "1MiB")
+    assert other.report()["details"] | {"parts": 0} == {
+        "parts": 0,
+        "left_out": {"meta.kind: x": 10, "over max_documents of train docs": 1, "over max_documents of train code": 1},
+        "passes": 2,
+    }
     other.build(recipe_of("x.jsonl"), "--memory-budget", "1MiB")
     assert other.report()["details"]["passes"] == 2
     assert [s.sources[0].fingerprint for s in other.shards()] == [s.sources[0].fingerprint for s in first]
