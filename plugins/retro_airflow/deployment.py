@@ -13,6 +13,7 @@ from retro_ops.specs import parse_bytes
 RuntimeName = Literal["local", "docker", "kubernetes"]
 
 STAGES = (
+    *("list-sources", "split-corpus"),
     *("plan", "tokenize-and-chunk", "embed-chunks", "check-drift", "train-faiss-index", "build-faiss-index"),
     *("merge-indexes", "tune-search", "retrieve-neighbours", "write-specs", "describe", "validate", "publish"),
 )

@@ -18,6 +18,20 @@ INDEX = "Index and neighbours"
 _RUN = "How it runs"
 
 
+def recipe_fields() -> dict[str, Param]:
+    return {
+        "recipe": optional_text(
+            None,
+            "Recipe",
+            "Instead of a corpus: a file (YAML, `s3://` or a full path) that says which documents there are, what each "
+            "is, and which shards they become; or the name of one that comes with the package.",
+        ),
+        "source_folder": optional_text(
+            None, "Source folder", "Where the relative paths of the recipe start. Empty: in the recipe's own folder."
+        ),
+    }
+
+
 def chunk_fields(settings: Settings) -> dict[str, Param]:
     return {
         "tokenizer": text(

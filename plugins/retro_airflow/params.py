@@ -46,7 +46,7 @@ def form(settings: Settings) -> dict[str, Param]:
             "Validation corpus",
             "Documents to validate on. They search the training chunks as well; training never sees them.",
         ),
-        **_recipe_fields(),
+        **form_fields.recipe_fields(),
         "preset": form_fields.choice(
             "standard",
             list(PRESETS),
@@ -62,20 +62,6 @@ def form(settings: Settings) -> dict[str, Param]:
         **form_fields.embedding_fields(settings),
         **form_fields.index_fields(),
         **form_fields.run_fields(),
-    }
-
-
-def _recipe_fields() -> dict[str, Param]:
-    return {
-        "recipe": form_fields.optional_text(
-            None,
-            "Recipe",
-            "Instead of a corpus: a file (YAML, `s3://` or a full path) that says which documents there are, what each "
-            "is, and which shards they become; or the name of one that comes with the package.",
-        ),
-        "source_folder": form_fields.optional_text(
-            None, "Source folder", "Where the relative paths of the recipe start. Empty: in the recipe's own folder."
-        ),
     }
 
 
@@ -121,7 +107,7 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
         "validation_corpus": form_fields.optional_text(
             None, "Validation corpus", "Likewise. Empty: as in the published version."
         ),
-        **{name: form_fields.as_published(param) for name, param in _recipe_fields().items()},
+        **{name: form_fields.as_published(param) for name, param in form_fields.recipe_fields().items()},
         "as_of": Param(
             None,
             type=["null", "string"],

@@ -12,14 +12,21 @@ from retro_airflow import tasks
 from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
 
-SHARD_LABEL = (
-    "{% set names = task.arguments['shard'].split(',') %}"
-    "{% if names | length == 1 %}shard {{ names[0] | truncate(240, True) }}{% else %}"
-    "shards {{ names[0] | truncate(110, True) }} … {{ names[-1] | truncate(110, True) }} ({{ names | length }})"
-    "{% endif %}"
-)
-"""Airflow's column for it has 250 characters."""
-FILE_LABEL = "file {{ task.arguments['file'] }}"
+
+def _label(kind: str) -> str:
+    """Of a mapped task, which has the names of some shards or files; Airflow's column for it has 250 characters."""
+    return (
+        "{% set names = task.arguments['" + kind + "'].split(',') %}"
+        "{% if names | length == 1 %}"
+        + kind
+        + " {{ names[0] | truncate(240, True) }}{% else %}"
+        + kind
+        + "s {{ names[0] | truncate(110, True) }} … {{ names[-1] | truncate(110, True) }} ({{ names | length }})"
+        "{% endif %}"
+    )
+
+
+SHARD_LABEL, FILE_LABEL = _label("shard"), _label("file")
 
 # The gate runs even if there is no plan, and says so.
 PLAN_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"

@@ -98,8 +98,8 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
 
     if not plan_uri:
         raise AirflowFailException(
-            "there is no plan. Look into the log of the first task that failed (`list_sources`, `split_corpus` or "
-            "`plan`), mend what it says, and clear it"
+            "there is no plan. Look into the log of task `plan` (or `list_sources`, `split_corpus`, where a recipe is "
+            "named), mend what it says, and clear it"
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():

@@ -5,20 +5,16 @@ import string
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-import bracex
-
 from retro_ops.core.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.errors import BadInputError
-from retro_ops.recipes import SUFFIXES, Line, Output, Recipe, Rule, format_of
+from retro_ops.recipes import Line, Output, Recipe, Rule, format_of
 from retro_ops.recipes.nodes import Faults, Keys, Value, Word, Words, load, near
+from retro_ops.recipes.patterns import check_pattern, patterns, words
 from retro_ops.specs import NAME_PATTERN, SPLITS, Split, parse_bytes
 
 RECIPE_KEYS = ("categories", "sources", "indexed", "queried")
 SOURCE_KEYS = ("files", "members", "text", "category", "split", "cut", "shard", "max_documents", "optional")
 PLACEHOLDERS = ("file", "category", "number")
-MOST_ALTERNATIVES = 100_000
-"""Of the braces in a pattern."""
-
 DEFAULT_SHARD: dict[Split, str] = {"train": "{file}_{category}", "val": "{file}_{category}"}
 OF_BOTH_SPLITS: dict[Split, str] = {**DEFAULT_SHARD, "val": "val_{file}_{category}"}
 """Where documents of one file go to both, so that shards have different names."""
@@ -30,7 +26,7 @@ def recipe(text: str, uri: str) -> Recipe:
     faults = Faults(uri)
     keys = load(text, uri, faults)
     _known(keys, RECIPE_KEYS, faults)
-    categories = tuple(_name(word, "category", faults) for word in _words(keys, "categories", faults))
+    categories = tuple(_name(word, "category", faults) for word in words(keys, "categories", faults))
     named = keys.get(Word("sources"))
     rules: list[Rule] = []
     if not isinstance(named, Words) or not named:
@@ -43,27 +39,11 @@ def recipe(text: str, uri: str) -> Recipe:
         uri,
         tuple(map(str, categories)),
         tuple(rules),
-        indexed=_patterns(keys, "indexed", faults),
-        queried=_patterns(keys, "queried", faults),
+        indexed=patterns(keys, "indexed", faults),
+        queried=patterns(keys, "queried", faults),
     )
     faults.raise_if_any()
     return found
-
-
-def alternatives(pattern: str) -> list[str]:
-    """``{00..29}.jsonl`` -> 30 patterns. ValueError, saying what is wrong, for braces that are no list or range."""
-    for opening, closing in ("{}", "[]"):
-        if pattern.count(opening) != pattern.count(closing):
-            raise ValueError(f"{opening} and {closing} do not match")
-    if "{date}" in pattern:
-        raise ValueError("a recipe knows no {date}")
-    try:
-        found = bracex.expand(pattern, keep_escapes=True, limit=MOST_ALTERNATIVES)
-    except bracex.ExpansionLimitException:
-        raise ValueError(f"its braces stand for more than {MOST_ALTERNATIVES:,} names") from None
-    if any("{" in name or "}" in name for name in found):
-        raise ValueError("braces hold a list {a,b} or a range {00..29}")
-    return list(found)
 
 
 class _Source:
@@ -79,7 +59,7 @@ class _Source:
             return None
         self._keys = entry
         _known(entry, SOURCE_KEYS, faults)
-        files = _patterns(entry, "files", faults, required=True)
+        files = patterns(entry, "files", faults, required=True)
         category, split = self._category(), self._split()
         outputs = self._outputs(split)
         members = self._members(files)
@@ -176,7 +156,7 @@ class _Source:
             self._faults.add(word, f"unknown split {str(word)!r}", f"write {' or '.join(SPLITS)}")
 
     def _check_pattern(self, word: Word) -> None:
-        _check_pattern(word, self._faults)
+        check_pattern(word, self._faults)
 
     def _members(self, files: tuple[Line, ...]) -> str | None:
         word = self._word("members")
@@ -292,42 +272,6 @@ def _known(keys: Keys, names: tuple[str, ...], faults: Faults) -> None:
     for key in keys:
         if key not in names:
             faults.add(key, f"unknown key {str(key)!r}", near(key, names))
-
-
-def _words(keys: Keys, key: str, faults: Faults, required: bool = True) -> list[Word]:
-    """A text, or a list of texts."""
-    value = keys.get(Word(key))
-    found = [value] if isinstance(value, Word) else list(value) if isinstance(value, Words) else []
-    for word in found:
-        if not isinstance(word, Word) or not word:
-            faults.add(
-                word, f"{key!r} holds what is no text", "write one text a line, in quotes if it holds { } [ ] : #"
-            )
-    if (required or value is not None) and not found:
-        faults.add(
-            value if value is not None else keys, f"no {key!r}", f"write '{key}:' with a text or a list of texts"
-        )
-    return [word for word in found if isinstance(word, Word) and word]
-
-
-def _patterns(keys: Keys, key: str, faults: Faults, required: bool = False) -> tuple[Line, ...]:
-    words = _words(keys, key, faults, required)
-    for word in words:
-        _check_pattern(word, faults)
-        if (
-            key == "files"
-            and "." in (last := word.rpartition("/")[2])
-            and not last.endswith((*SUFFIXES, "*", "}", "]"))
-        ):
-            faults.add(word, f"{str(word)!r} has no known format", f"there is {', '.join(SUFFIXES)}")
-    return tuple(Line(str(word), word.line) for word in words)
-
-
-def _check_pattern(word: Word, faults: Faults) -> None:
-    try:
-        alternatives(word)
-    except ValueError as error:
-        faults.add(word, f"bad pattern {str(word)!r}: {error}", "write it like Pile/train/{00..29}.jsonl.zst")
 
 
 def _name(word: Word, kind: str, faults: Faults) -> Word:

@@ -64,23 +64,18 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
     folder = listed.parts_folder(file)
     places = [(split, category) for split in rule.outputs for category in rule.categories()]
     parts: list[_Part] = []
-    written: list[store.Written] = []
     left_out: Counter[str] = Counter()
-    progress = Progress(STAGE, None, "documents")
-    for start in range(0, len(places), most_open):
-        first = start == 0
-        with contextlib.ExitStack() as stack:
-            bad = _BadLines(stack, folder, listed) if first else None
+    with contextlib.ExitStack() as stack:
+        bad = _BadLines(stack, folder, listed)
+        for start in range(0, len(places), most_open):
             fan = _Fan(file, rule, folder, places[start : start + most_open])
             stack.callback(fan.abort)
-            for reason in _route(file, rule, listed, fan, bad, progress if first else None):
-                left_out[reason if reason in left_out or len(left_out) < REASONS else OTHERS] += first
+            # What is the same in every pass is counted in the first.
+            for reason in _route(file, rule, listed, fan, bad if start == 0 else None):
+                left_out[reason if reason in left_out or len(left_out) < REASONS else OTHERS] += 1
             parts += fan.close()
-            if bad:
-                bad.check_share()
-                bad_lines = bad.count
-                written += bad.close()
-    progress.close()
+        bad.check_share()
+        written = bad.close()
     _check_unchanged(file)
     parts.sort(key=lambda part: part.shard)
     return report.Outcome(
@@ -88,7 +83,7 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             "documents": sum(part.documents for part in parts),
             "parts": len(parts),
             "left_out": left_out.total(),
-            "bad_records": bad_lines,
+            "bad_records": bad.count,
         },
         outputs=[*(part.written for part in parts), *written],
         details={
@@ -108,10 +103,12 @@ def _check_unchanged(file: SourceFile) -> None:
         )
 
 
-def _route(
-    file: SourceFile, rule: Rule, listed: Sources, fan: "_Fan", bad: "_BadLines | None", progress: Progress | None
-) -> Iterator[str]:
-    """Sends every document to its part; yields the reason for each that goes nowhere."""
+def _route(file: SourceFile, rule: Rule, listed: Sources, fan: "_Fan", bad: "_BadLines | None") -> Iterator[str]:
+    """Sends every document to its part; yields the reason for each that goes nowhere.
+
+    ``bad``: None where an earlier pass has counted what is the same for all: bad lines, and documents without a place.
+    """
+    progress = Progress(STAGE, None, "lines")
     with ahead(_batches(lines(file.uri, rule.members, listed.line_bytes))) as batches:
         for batch in batches:
             for where, number, line in batch:
@@ -123,11 +120,13 @@ def _route(
                 if bad:
                     bad.good += 1
                 place = routing.place(rule.category, rule.split, _whole(record, rule.text), record.text, where)
-                reason = place if isinstance(place, LeftOut) else fan.add(place, _part_line(record, line, rule.text))
-                if reason:
-                    yield reason.reason
-            if progress:
-                progress.advance(len(batch))
+                if isinstance(place, LeftOut):
+                    if bad:
+                        yield place.reason
+                elif over := fan.add(place, _part_line(record, line, rule.text)):
+                    yield over.reason
+            progress.advance(len(batch))
+    progress.close()
 
 
 def _batches(of: Iterator[Line]) -> Iterator[list[Line]]:

@@ -11,7 +11,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowFailException
 from retro_airflow import tasks
 
-from retro_ops import layout, specs
+from retro_ops import layout, sources, specs
 
 Params = dict[str, Any]
 
@@ -56,6 +56,18 @@ def test_groups_are_never_more_than_the_limit_and_miss_no_shard(tmp_path: Path, 
     assert len(groups) <= 256
     assert ",".join(groups).split(",") == [shard.name for shard in shards]
     assert max(len(group.split(",")) for group in groups) == -(-count // 256)
+
+
+def test_source_files_are_split_one_by_one_or_together_where_they_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tuple(sources.SourceFile(f"f{n}", f"/f{n}", 1, "x", 0, "d") for n in range(5))
+    listed = sources.Sources("/r", "d", "/recipe.yaml", "", "/", None, files, "quarantine", 0.5, 1, "2GiB")
+    uri = str(tmp_path / "sources.json")
+    Path(uri).write_text(sources.to_json(listed))
+    assert tasks.list_source_files(uri) == [{"sources": uri, "file": f"f{n}"} for n in range(5)]
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    assert [entry["file"] for entry in tasks.list_source_files(uri)] == ["f0,f1,f2", "f3,f4"]
 
 
 def test_only_what_is_to_be_done_is_grouped(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

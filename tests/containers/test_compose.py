@@ -124,7 +124,9 @@ def test_the_tiny_preset_runs_from_end_to_end(stack: Stack, engine: APIClient) -
     wait_for(ended, RUN_TIMEOUT_S)
     tasks = stack.call("GET", f"{path}/taskInstances?limit=200")["task_instances"]
     states = {f"{task['task_id']}[{task['map_index']}]": task["state"] for task in tasks}
-    assert set(states.values()) == {"success"}, f"{states}\n{stack.compose('logs', '--tail', '60').stdout}"
+    skipped = {name for name, state in states.items() if state == "skipped"}
+    assert skipped == {"list_sources[-1]", "list_source_files[-1]", "split_corpus[-1]"}, "as no recipe is named"
+    assert set(states.values()) == {"success", "skipped"}, f"{states}\n{stack.compose('logs', '--tail', '60').stdout}"
     print(f"{len(tasks)} tasks in {time.monotonic() - start:.0f} s")
     store = boto3.client(
         "s3",

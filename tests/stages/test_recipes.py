@@ -4,16 +4,26 @@ import gzip
 import io
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
+from nightly import EXACT
 from samples import Run
 
-from retro_ops import corpus, layout, parts, recipes, report, sources, store
+from benchmarks.nights import compare
+from benchmarks.whole_run import Run as Done
+from benchmarks.whole_run import run as whole_run
+from retro_ops import corpus, layout, parts, recipes, report, sources, store, versions
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.plans import read_plan
 from retro_ops.sources import Sources
 from retro_ops.specs import Shard, Source
 
@@ -157,6 +167,12 @@ def test_lines_stay_as_they_are_and_parts_are_the_same_bytes_every_time(made: Co
     assert [line for shard in first for line in lines_of(shard.sources[0].uri)] == [*odd[1::3], *odd[0::3]]
     other = Corpus(made.folder, str(tmp_path / "other"), run)
     # Whatever may be open at a time: then the file is read once for each shard.
+    other.build(recipe_of("x.jsonl", "    max_documents: 9\n"), "--memory-budget", "1MiB")
+    assert other.report()["details"] | {"parts": 0} == {
+        "parts": 0,
+        "left_out": {"meta.kind: x": 10, "over max_documents of train docs": 1, "over max_documents of train code": 1},
+        "passes": 2,
+    }
     other.build(recipe_of("x.jsonl"), "--memory-budget", "1MiB")
     assert other.report()["details"]["passes"] == 2
     assert [s.sources[0].fingerprint for s in other.shards()] == [s.sources[0].fingerprint for s in first]
@@ -420,6 +436,87 @@ def test_the_demos_recipe_gives_the_shards_of_its_patterns(made: Corpus) -> None
     assert list(built) == [path.name.partition(".")[0] for path in files]
     for path, documents in zip(files, built.values(), strict=True):
         assert documents == [json.loads(line) for line in lines_of(str(path))]
+
+
+REFRESHED = """\
+categories: [docs]
+sources:
+  - {files: "{0,1}.jsonl", category: docs}
+  - {files: val.jsonl, category: docs, split: val}
+"""
+
+
+def test_a_refresh_goes_by_the_recipe_and_builds_what_changed(
+    made: Corpus, run: Run, texts: list[str], model_dir: str, tmp_path: Path
+) -> None:
+    def documents(start: int) -> list[bytes]:
+        return [json.dumps({"text": text[:900]}).encode() for text in texts[start : start + 3]]
+
+    def refresh(name: str) -> Done:
+        uri = layout.sources_uri(made.root, "d", name)
+        run("list-sources", "--refresh", "--root", made.root, "--dataset", "d", "--output", uri)
+        for file in sources.from_json(store.read(uri), uri).files:
+            run("split-corpus", "--sources", uri, "--file", file.name)
+        return whole_run(made.root, "d", name, "--sources", uri, "--refresh")
+
+    for number, name in enumerate(("0", "1", "val")):
+        made.put(f"{name}.jsonl", documents(3 + 3 * number))
+    store.write(made.recipe, REFRESHED.encode())
+    flags = ("--tokenizer", model_dir, "--model", model_dir, *EXACT)
+    whole_run(made.root, "d", "first", "--recipe", made.recipe, *flags)
+    assert refresh("idle").changes["nothing"]
+    made.put("1.jsonl", documents(20))
+    done = refresh("second")
+    assert done.changes["changed"] == ["1_docs"]
+    assert done.calls["embed-chunks"] == 1
+    assert done.plan.recipe == made.recipe
+    scratch = whole_run(f"{made.root}-scratch", "d", "x", "--recipe", made.recipe, *flags)
+    assert set(compare(done, scratch)[0].values()) == {1.0}
+    # Without its list a refresh says what is missing.
+    refused = ("--root", made.root, "--dataset", "d", "--output", f"{tmp_path}/plan.json", "--refresh")
+    run("plan", *refused, code=65)
+    _prune(made, run)
+    assert refresh("after").changes["nothing"]
+
+
+def _prune(made: Corpus, run: Run) -> None:
+    """Parts go with the last version that uses them."""
+
+    def folders() -> set[str]:
+        return {uri.rpartition("/")[0] for uri in store.at(made.root).list(f"{made.root}/d/corpus")}
+
+    before = folders()
+    for path in Path(made.root).rglob("*"):
+        os.utime(path, (time.time() - 7 * 86_400,) * 2)
+    run("prune", "--root", made.root, "--dataset", "d", "--keep", 1, "--yes")
+    assert len(before) == 4
+    assert len(before - folders()) == 1
+    series = versions.read(made.root, "d")
+    current = read_plan(series.plan_uri())
+    assert {source.uri.rpartition("/")[0] for shard in current.shards for source in shard.sources} == folders()
+
+
+def test_a_kill_leaves_nothing_that_counts_and_the_next_try_writes_the_same(
+    made: Corpus, run: Run, tmp_path: Path
+) -> None:
+    made.put("x.jsonl", LINES * 5000)
+    # Shards that are full are there before the file is through.
+    cut = recipe_of("x.jsonl", '    cut: {documents: 1000}\n    shard: "{number:02}_{category}"\n')
+    made.look(cut)
+    folder = Path(made.listed.parts_folder(made.listed.files[0]))
+    command = [sys.executable, "-m", "retro_ops.cli", "split-corpus", "--sources", made.uri, "--file", "x"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(folder.glob("*.zst")):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not store.exists(made.listed.report_uri(made.listed.files[0]))
+    made.split()
+    assert len(made.shards()) == 100
+    assert not list(folder.glob(".*")), "what was not finished is swept away"
+    other = Corpus(made.folder, str(tmp_path / "other"), run)
+    other.build(cut)
+    assert [s.sources[0].fingerprint for s in other.shards()] == [s.sources[0].fingerprint for s in made.shards()]
 
 
 DAMAGED: dict[str, tuple[bytes, str]] = {

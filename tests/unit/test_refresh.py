@@ -1,5 +1,6 @@
 """Ids renumbered, neighbours updated, drift, the series of versions, dated corpora."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,14 @@ def test_a_plan_of_the_first_format_can_still_be_read() -> None:
     for key in ("corpus", "validation_corpus", "as_of", "base", "condemned", "supersedes"):
         del document[key]
     assert specs.plan_from_json(json.dumps(document), "x") == plan_of()
+
+
+def test_what_a_recipe_adds_to_a_plan_is_written_only_where_there_is_one() -> None:
+    plain = specs.plan_to_json(plan_of())
+    assert not any(f'"{key}"' in plain for key in ("recipe", "source_folder", "indexed", "queried"))
+    shards = tuple(replace(shard, indexed=False, queried=shard.name == "a") for shard in plan_of().shards)
+    plan = replace(plan_of(recipe="massive_open_text", source_folder="/s"), shards=shards)
+    assert specs.plan_from_json(specs.plan_to_json(plan), "x") == plan
 
 
 def test_a_plan_with_a_base_survives_being_written() -> None:
