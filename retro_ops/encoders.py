@@ -1,5 +1,6 @@
 """Texts -> token ids: as Hugging Face tokenizers give them, by a faster package where it proves equal."""
 
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
@@ -53,8 +54,9 @@ class DisagreementError(RetroError):
     """A faster package gave other ids than Hugging Face tokenizers, after it had given the same."""
 
 
+@functools.cache
 def exact(encoding: Encoding) -> Encode:
-    """Ids of each text, special tokens included."""
+    """Ids of each text, special tokens included. Made once: the shards of a group have one tokenizer."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(encoding.json)
@@ -98,9 +100,7 @@ def fastest(encoding: Encoding) -> tuple[Encode, str]:
 
 def _package(encoding: Encoding) -> tuple[Encode | None, str]:
     """The package for the tokenizer and its name, or None and why not."""
-    import tokenizers
-
-    kind = type(tokenizers.Tokenizer.from_str(encoding.json).model).__name__
+    kind = _kind(encoding.json)
     if kind not in PACKAGES:
         return None, f"tokenizers: no faster package for {kind}"
     package = PACKAGES[kind]
@@ -112,6 +112,13 @@ def _package(encoding: Encoding) -> tuple[Encode | None, str]:
         return None, f"tokenizers: {package} is not installed"
     except Exception as error:  # Whatever it cannot do, the reference can.
         return None, f"tokenizers: {package} does not read this tokenizer: {error}"
+
+
+@functools.cache
+def _kind(json: str) -> str:
+    import tokenizers
+
+    return type(tokenizers.Tokenizer.from_str(json).model).__name__
 
 
 def _nanotoken(module: Any, encoding: Encoding) -> Encode:
