@@ -14,7 +14,7 @@ from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
 
-INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "OPQ8,IVF4,SQ8", "IVF4,PQ8x4fs")
+INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "PCA16,IVF4,SQ8", "IVF4,PQ8x4fs")
 
 
 @pytest.fixture(scope="module")
