@@ -1,5 +1,6 @@
 """Texts -> token ids: as Hugging Face tokenizers give them, by a faster package where it proves equal."""
 
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
@@ -53,8 +54,9 @@ class DisagreementError(RetroError):
     """A faster package gave other ids than Hugging Face tokenizers, after it had given the same."""
 
 
+@functools.cache
 def exact(encoding: Encoding) -> Encode:
-    """Ids of each text, special tokens included."""
+    """Ids of each text, special tokens included. Made once: the shards of a group have one tokenizer."""
     from tokenizers import Tokenizer
 
     tokenizer = _cut_at(Tokenizer.from_str(encoding.json), encoding.longest)
@@ -93,9 +95,7 @@ def fastest(encoding: Encoding) -> tuple[Encode, str]:
 
 def _package(encoding: Encoding) -> tuple[Encode | None, str]:
     """The package for the tokenizer and its name, or None and why not."""
-    import tokenizers
-
-    kind = type(tokenizers.Tokenizer.from_str(encoding.json).model).__name__
+    kind = _kind(encoding.json)
     if kind not in PACKAGES:
         return None, f"tokenizers: no faster package for {kind}"
     package = PACKAGES[kind]
@@ -117,6 +117,13 @@ def _cut_at(tokenizer: Any, longest: int | None) -> Any:
     else:
         tokenizer.enable_truncation(longest)
     return tokenizer
+
+
+@functools.cache
+def _kind(json: str) -> str:
+    import tokenizers
+
+    return type(tokenizers.Tokenizer.from_str(json).model).__name__
 
 
 def _nanotoken(module: Any, encoding: Encoding) -> Encode:

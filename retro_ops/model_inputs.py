@@ -1,5 +1,6 @@
 """Chunks as a model reads them. Made in processes of their own, so nothing here imports torch or transformers."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,8 +23,9 @@ class Decoding:
     cleans_up: bool
 
 
+@functools.cache
 def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
-    """Text of each chunk, special tokens (padding too) skipped."""
+    """Text of each chunk, special tokens (padding too) skipped. Made once, as ``encoders.exact`` is."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(decoding.json)

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
+from functools import partial
 
 from retro_ops import layout, report, store
 from retro_ops.errors import BadInputError
@@ -103,8 +104,9 @@ def _work(job: Job) -> report.Outcome:
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
     outputs = []
     for step in job.steps:
-        for uri in step.partials:
-            faiss_index.merge(index, load_index(uri), uri)
+        loaded = store.ahead(partial(load_index, uri) for uri in step.partials)
+        for uri, index_of_shard in zip(step.partials, loaded, strict=True):
+            faiss_index.merge(index, index_of_shard, uri)
             progress.advance(1)
         outputs.append(save_index(index, step.output))
     progress.close()

@@ -2,9 +2,10 @@
 
 import functools
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from retro_ops import groups, layout, report, store
@@ -71,7 +72,8 @@ class Query:
 class Job:
     """``index`` and what it was filled from: one for all ``queries``. ``tuning``: report that says how wide to search,
     None when it is measured here. ``former``: neighbours in the base version, if they only need to be brought up to
-    date. ``few``: most rows have theirs from the base version."""
+    date. ``few``: most rows have theirs from the base version. ``following``: queries that come next, which may be
+    searched for along with a small one."""
 
     index: str
     index_report: str
@@ -82,6 +84,7 @@ class Job:
     pad_id: int | None = None
     former: "Former | None" = None
     few: bool = False
+    following: Iterable[Query] = ()
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -102,8 +105,14 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     # So do they share what a plan of thousands of shards takes a while to say.
     of_split = functools.cache(partial(_of_split, plan))
 
+    def planned(name: str) -> Job:
+        return _planned_job(plan, name, of_split(plan.shard(name).split))
+
     def work(name: str) -> None:
-        _run(_planned_job(plan, name, of_split(plan.shard(name).split)), parameters, loaded)
+        job = planned(name)
+        later = map(planned, arguments.shard[arguments.shard.index(name) + 1 :])
+        following = (of.queries[0] for of in later if of.index == job.index and not of.former)
+        _run(replace(job, following=following), parameters, loaded)
 
     groups.each(STAGE, plan, arguments.shard, work)
 
@@ -376,12 +385,24 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     if job.former:
         news = loaded.setdefault("news", {})
         update = updating.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, news)
+    ahead: dict[str, Found] = loaded.setdefault("ahead", {})
     state: dict[str, Any] = {"start": 0, "keys": None}
     removed = np.zeros(len(REASONS), np.int64)
 
+    def look(start: int) -> "Found":
+        if update:
+            return update(start, start + rows)
+        if start == 0 and query.report in ahead:
+            return ahead.pop(query.report)
+        if start or len(shard) >= rows:
+            return seek(shard.rows(start, start + rows))
+        found, of_others = _together(shard, _others(job, parameters, chunks), rows, seek)
+        ahead.update(of_others)
+        return found
+
     def find(start: int, stop: int) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
         if state["keys"] is None or start >= state["start"] + len(state["keys"]):
-            found = update(start, start + rows) if update else seek(shard.rows(start, start + rows))
+            found = look(start)
             removed[:] += found.removed.sum(axis=0)
             state["start"], state["keys"] = start, found.keys
         return exact.unpack(state["keys"][start - state["start"] : stop - state["start"]])
@@ -394,6 +415,43 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
         }
 
     return Search(find, rows, {"search": tuned}, tally, same_document=shard.documents is not None)
+
+
+def _others(job: Job, parameters: Parameters, chunks: "IndexedChunks") -> "Iterator[tuple[str, QueryShard]]":
+    """What comes next and is not done yet, by its report."""
+    for query in job.following:
+        if not store.exists(query.report):
+            try:
+                yield query.report, _query_shard(job, query, parameters, chunks)
+            except BadInputError:
+                continue  # It says so when its turn comes.
+
+
+def _together(
+    shard: "QueryShard", others: "Iterable[tuple[str, QueryShard]]", rows: int, seek: "Callable[[Queries], Found]"
+) -> "tuple[Found, dict[str, Found]]":
+    """Neighbours of ``shard``, and of as many ``others`` as make no more than ``rows`` rows with it.
+
+    Whatever is searched for at a time, the embeddings of the candidates are read: for a small shard nearly as many as
+    for a large one.
+    """
+    from retro_ops import searching
+    from retro_ops.core.search import Found
+
+    names, shards, total = [], [shard], len(shard)
+    for name, other in others:
+        total += len(other)
+        if total > rows:
+            break
+        names.append(name)
+        shards.append(other)
+    found = seek(searching.join([of.rows(0, len(of)) for of in shards]))
+    ends = list(accumulate(map(len, shards)))
+    parts = [
+        Found(found.keys[end - len(of) : end], found.removed[end - len(of) : end])
+        for of, end in zip(shards, ends, strict=True)
+    ]
+    return parts[0], dict(zip(names, parts[1:], strict=True))
 
 
 def _query_shard(job: Job, query: Query, parameters: Parameters, chunks: "IndexedChunks") -> "QueryShard":

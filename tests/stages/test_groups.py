@@ -3,16 +3,18 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from samples import Run, build_in_groups, write_corpus
 
-from retro_ops import groups, layout, specs, store
+from retro_ops import groups, layout, report, specs, store
+from retro_ops.core import search
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
 
-INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "OPQ8,IVF4,SQ8", "IVF4,PQ8x4fs")
+INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "PCA16,IVF4,SQ8", "IVF4,PQ8x4fs")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,27 @@ def test_what_is_wrong_with_one_shard_keeps_no_other_from_being_done(
     run("tokenize-and-chunk", "--plan", plan_uri, "--shard", "a,b,c")
     assert capfd.readouterr().err.count("already done") == 2
     assert done(plan, "tokenize-and-chunk") == ["a", "b", "c"]
+
+
+def test_small_shards_of_a_group_are_searched_for_together(
+    run: Run, plan_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each search the embeddings of its candidates are read, whatever the number of rows."""
+    build_in_groups(run, plan_uri, 4)
+    plan, rows = read_plan(plan_uri), list[int]()
+    find = search.find
+
+    def counting(queries: search.Queries, *more: Any) -> search.Found:
+        rows.append(len(queries))
+        return find(queries, *more)
+
+    monkeypatch.setattr(search, "find", counting)
+    reports = [layout.report_uri(plan, "retrieve-neighbours", name) for name in "abcv"]
+    for uri in (reports[0], reports[2], reports[3]):  # The second one is done.
+        store.at(uri).delete(uri)
+    run("retrieve-neighbours", "--plan", plan_uri, "--shard", "a,b,c,v")
+    counts = [report.require(uri, "it")["counts"]["rows"] for uri in reports]
+    assert rows == [counts[0] + counts[2], counts[3]]
 
 
 def done(plan: Plan, stage: str) -> list[str]:
