@@ -25,6 +25,8 @@ from retro_ops.specs import Parameters
 
 STAGES = (
     "plan",
+    "sign-documents",
+    "find-duplicates",
     "tokenize-and-chunk",
     "embed-chunks",
     "check-drift",
@@ -127,6 +129,14 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "device": {"choices": ("auto", "cpu", "cuda"), "help": "cuda: an error when there is no GPU"},
     "shard_index": {"action": "store_true", "help": "spread the index over all GPUs"},
+    "duplicates": {
+        "choices": ("keep", "report", "drop"),
+        "help": "documents that repeat others: kept, counted, or counted and left out",
+    },
+    "duplicate_threshold": {
+        "type": _share,
+        "help": "Jaccard similarity of their word 5-grams from which on two documents are duplicates",
+    },
     "memory_budget": {"help": "memory beside model and index, such as 2GiB"},
 }
 

@@ -10,7 +10,6 @@ from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan, Shard
 
-STAGES = (*layout.CODE_VERSIONS, "validate")
 LOOKUPS = 32
 """At a time: each is a few small requests to the store."""
 
@@ -29,10 +28,15 @@ class Entry:
     why: str = ""
 
 
+def stages(plan: Plan) -> list[str]:
+    """Those that a run of ``plan`` has, and that leave a report."""
+    return [*layout.stages(plan), "validate"]
+
+
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        return list(pool.map(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, STAGES)))
+        return list(pool.map(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, stages(plan))))
 
 
 def _look(plan: Plan, stage: str, shard: str | None, *, thorough: bool) -> Entry:
@@ -62,7 +66,7 @@ def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iter
     for entry in entries:
         yield layout.output_digest(plan, entry.stage, entry.shard)
     for shard in shards:
-        for stage in layout.SHARD_STAGES:
+        for stage in layout.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
             yield layout.output_digest(plan, stage, shard)
 
 
@@ -73,7 +77,9 @@ def last_plan_uri(plan_uri: str) -> str:
 
 def all_shards(plan_uri: str) -> tuple[Shard, ...]:
     """Shards of the run of a plan, those that failed included."""
-    return read_plan(layout.first_plan_uri(plan_uri)).shards
+    first = layout.first_plan_uri(plan_uri)
+    deduplicated = layout.deduplicated_plan_uri(first)
+    return read_plan(deduplicated if store.exists(deduplicated) else first).shards
 
 
 def check_sources(plan: Plan) -> None:

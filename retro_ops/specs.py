@@ -66,9 +66,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Shard:
+    """``without``: numbers of the records that are left out, as `find-duplicates` wrote them; None: all are in."""
+
     name: str
     split: Split
     sources: tuple[Source, ...]
+    without: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Parameters:
     device: str = "auto"
     shard_index: bool = False
     memory_budget: str = "2GiB"
+    duplicates: str = "keep"
+    duplicate_threshold: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,8 @@ class Plan:
     with a date count. ``base``: None: nothing of another version is used. ``condemned``: digests of outputs that were
     found damaged, so that they are made again elsewhere. ``supersedes``: number of the version that was current when
     this was planned (0: none; None: nobody looked). ``code_versions``: of the stages, when this was planned; what it
-    names stays where it is when the code moves on. None: those of now.
+    names stays where it is when the code moves on. None: those of now. ``deduplicated``: whether `find-duplicates` has
+    said what each shard is without.
     """
 
     dataset: str
@@ -183,6 +189,7 @@ class Plan:
     condemned: tuple[str, ...] = ()
     supersedes: int | None = None
     code_versions: Mapping[str, int] | None = None
+    deduplicated: bool = False
 
     @functools.cached_property
     def memo(self) -> dict[tuple[str, ...], str]:
@@ -229,8 +236,25 @@ def category(shard: str) -> str:
     return "_".join(words) or shard
 
 
+def shard_to_json(shard: Shard) -> dict[str, Any]:
+    """Without what is as it always was, so that plans of before keep their bytes."""
+    default = Shard(shard.name, shard.split, shard.sources)
+    always = ("name", "split", "sources")
+    differs = [f.name for f in fields(Shard) if getattr(shard, f.name) != getattr(default, f.name)]
+    return {name: value for name, value in asdict(shard).items() if name in (*always, *differs)}
+
+
+def _shard_from_json(entry: Mapping[str, Any]) -> Shard:
+    without = {"without": Source(**entry["without"])} if entry.get("without") else {}
+    sources = tuple(Source(**source) for source in entry["sources"])
+    return Shard(**{**entry, "name": check_name("shard", entry["name"]), "sources": sources, **without})
+
+
 def plan_to_json(plan: Plan) -> str:
-    return json.dumps({"format": PLAN_FORMAT, **asdict(plan)}, indent=1) + "\n"
+    document = {**asdict(plan), "shards": [shard_to_json(shard) for shard in plan.shards]}
+    if not plan.deduplicated:
+        del document["deduplicated"]
+    return json.dumps({"format": PLAN_FORMAT, **document}, indent=1) + "\n"
 
 
 def plan_from_json(text: str | bytes, uri: str) -> Plan:
@@ -244,14 +268,7 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
             root=document["root"],
             parameters=Parameters(**document["parameters"]),
             identity=Identity(**document["identity"]),
-            shards=tuple(
-                Shard(
-                    check_name("shard", s["name"]),
-                    s["split"],
-                    tuple(Source(**source) for source in s["sources"]),
-                )
-                for s in document["shards"]
-            ),
+            shards=tuple(map(_shard_from_json, document["shards"])),
             skipped=tuple(document["skipped"]),
             **{
                 key: document.get(key)
@@ -259,6 +276,7 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
             },
             base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
             condemned=tuple(document.get("condemned", ())),
+            deduplicated=document.get("deduplicated", False),
         )
         for former in plan.base.shards if plan.base else ():
             check_name("shard", former.name)

@@ -13,8 +13,18 @@ from retro_ops.specs import parse_bytes
 RuntimeName = Literal["local", "docker", "kubernetes"]
 
 STAGES = (
-    *("plan", "tokenize-and-chunk", "embed-chunks", "check-drift", "train-faiss-index", "build-faiss-index"),
-    *("merge-indexes", "tune-search", "retrieve-neighbours", "write-specs", "describe", "validate", "publish"),
+    *("plan", "sign-documents", "find-duplicates", "tokenize-and-chunk", "embed-chunks", "check-drift"),
+    *(
+        "train-faiss-index",
+        "build-faiss-index",
+        "merge-indexes",
+        "tune-search",
+        "retrieve-neighbours",
+        "write-specs",
+        "describe",
+        "validate",
+        "publish",
+    ),
 )
 """Stages that a DAG runs, and so the names that a table of resources may have."""
 

@@ -224,8 +224,9 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
         if self.stage == "plan":
             result, marker = {"plan": given["output"]}, given["output"]
-        elif self.stage == "check-drift":
-            marker = layout.decided_plan_uri(given["plan"])
+        elif self.stage in ("find-duplicates", "check-drift"):
+            next_plan = layout.deduplicated_plan_uri if self.stage == "find-duplicates" else layout.decided_plan_uri
+            marker = next_plan(given["plan"])
             result = {"plan": marker}
         else:
             plan = specs.plan_from_json(store.read(given["plan"]), given["plan"])

@@ -52,6 +52,12 @@ def _mapped(plan_uri: str, shards: Sequence[specs.Shard]) -> list[dict[str, str]
     return [{"plan": plan_uri, "shard": shard.name} for shard in shards]
 
 
+def look_for_duplicates(plan_uri: str) -> bool:
+    """Whether somebody has to look for duplicates; if not, the two tasks that do are skipped."""
+    plan = read_plan(plan_uri)
+    return plan.parameters.duplicates != "keep" and not plan.deduplicated
+
+
 def anything_to_do(plan_uri: str) -> bool:
     """Whether a version would differ from the published one; if not, everything after this is skipped."""
     from retro_ops import store

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retro_ops import layout, store, versions
-from retro_ops.damage import STAGES
+from retro_ops.damage import stages
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
@@ -126,7 +126,8 @@ def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tup
 
 
 def _of_plan(plan: Plan) -> set[str]:
-    return {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, STAGES)}
+    found = {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, stages(plan))}
+    return found | {parent(shard.without.uri) for shard in plan.shards if shard.without}
 
 
 def _of_base(plan: Plan) -> Iterable[str]:

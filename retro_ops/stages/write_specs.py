@@ -20,6 +20,7 @@ from retro_ops.specs import (
     index_spec_to_json,
     parent,
     relative,
+    shard_to_json,
 )
 
 HELP = "write the spec files that the other stages and RETRO trainers read"
@@ -65,7 +66,7 @@ def _work(plan: Plan) -> report.Outcome:
         "trained_index": relative(layout.trained_index_uri(plan), parent(layout.manifest_uri(plan))),
         "index_type": trained["details"]["index_type"],
         "tuning": layout.tuning_digest(plan),
-        "shards": [{**asdict(shard), "counts": counts[shard.name]} for shard in plan.shards],
+        "shards": [{**shard_to_json(shard), "counts": counts[shard.name]} for shard in plan.shards],
         "skipped": plan.skipped,
     }
     outputs.append(store.write(layout.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
