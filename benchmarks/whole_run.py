@@ -19,7 +19,8 @@ from retro_ops.specs import Plan
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
 FROM_INDEX = ("train-faiss-index", "build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours")
 TO_PUBLISH = ("write-specs", "describe", "validate", "publish")
-IN_ORDER = ("list-sources", "split-corpus", "plan", *UNTIL_GATE, "check-drift", *FROM_INDEX, *TO_PUBLISH)
+BEFORE_SHARDS = ("list-sources", "split-corpus", "plan", "sign-documents", "find-duplicates")
+IN_ORDER = (*BEFORE_SHARDS, *UNTIL_GATE, "check-drift", *FROM_INDEX, *TO_PUBLISH)
 
 NOW = multiprocessing.get_context("fork").Array(ctypes.c_char, 64)
 """Name of the stage that a child is at, for whoever kills it."""
@@ -86,6 +87,10 @@ def run(root: str, dataset: str, name: str, *flags: object) -> Run:
     done.changes = json.loads(store.read(layout.changes_uri(done.plan_uri)))
     if incremental and done.changes["nothing"]:
         return done
+    if done.plan.parameters.duplicates != "keep" and not done.plan.deduplicated:
+        _stages(done, ("sign-documents",), incremental)
+        done.stage("find-duplicates", "--plan", done.plan_uri)
+        done.plan_uri = layout.deduplicated_plan_uri(done.plan_uri)
     _stages(done, UNTIL_GATE, incremental)
     if "--refresh" in flags:
         done.stage("check-drift", "--plan", done.plan_uri)

@@ -27,6 +27,8 @@ STAGES = (
     "list-sources",
     "split-corpus",
     "plan",
+    "sign-documents",
+    "find-duplicates",
     "tokenize-and-chunk",
     "embed-chunks",
     "check-drift",
@@ -132,6 +134,14 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "device": {"choices": ("auto", "cpu", "cuda"), "help": "cuda: an error when there is no GPU"},
     "shard_index": {"action": "store_true", "help": "spread the index over all GPUs"},
+    "duplicates": {
+        "choices": ("keep", "report", "drop"),
+        "help": "documents that repeat others: kept, counted, or counted and left out",
+    },
+    "duplicate_threshold": {
+        "type": _share,
+        "help": "Jaccard similarity of their word 5-grams from which on two documents are duplicates",
+    },
     "memory_budget": {"help": "memory beside model and index, such as 2GiB"},
 }
 

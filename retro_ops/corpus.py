@@ -114,9 +114,13 @@ def changed_source(sources: Iterable[Source]) -> str | None:
     return None
 
 
-def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[tuple[str, int, bytes | None]]:
-    """(source, number from 1, line without its end) of every line of every source, in order, streamed; without the
-    ``first`` lines. None for a line longer than ``max_line_bytes``."""
+Line = tuple[str, int, bytes | None]
+"""(source, number from 1, line without its end); None for a line that is too long."""
+
+
+def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[Line]:
+    """Every line of every source, in order, streamed; without the ``first`` lines. None for a line longer than
+    ``max_line_bytes``."""
     passed = 0
     for source in sources:
         with _open(source) as stream:

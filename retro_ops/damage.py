@@ -9,7 +9,6 @@ from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan, Shard
 
-STAGES = (*layout.CODE_VERSIONS, "validate")
 State = Literal["done", "missing", "damaged"]
 
 
@@ -25,10 +24,15 @@ class Entry:
     why: str = ""
 
 
+def stages(plan: Plan) -> list[str]:
+    """Those that a run of ``plan`` has, and that leave a report."""
+    return [*layout.stages(plan), "validate"]
+
+
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
     at_once = store.READERS if thorough else store.LOOKUPS
-    return store.side_by_side(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, STAGES), at_once)
+    return store.side_by_side(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, stages(plan)), at_once)
 
 
 def _look(plan: Plan, stage: str, shard: str | None, *, thorough: bool) -> Entry:
@@ -57,7 +61,7 @@ def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iter
     """Of the outputs of ``entries``, and of everything of ``shards``."""
     for entry in entries:
         yield layout.output_digest(plan, entry.stage, entry.shard)
-    for stage in layout.SHARD_STAGES:
+    for stage in layout.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
         for shard in shards:
             if layout.runs_on(stage, plan.shard(shard)):
                 yield layout.output_digest(plan, stage, shard)
@@ -70,7 +74,9 @@ def last_plan_uri(plan_uri: str) -> str:
 
 def all_shards(plan_uri: str) -> tuple[Shard, ...]:
     """Shards of the run of a plan, those that failed included."""
-    return read_plan(layout.first_plan_uri(plan_uri)).shards
+    first = layout.first_plan_uri(plan_uri)
+    deduplicated = layout.deduplicated_plan_uri(first)
+    return read_plan(deduplicated if store.exists(deduplicated) else first).shards
 
 
 def check_sources(plan: Plan) -> None:

@@ -28,6 +28,7 @@ from retro_ops.specs import (
 )
 
 CODE_VERSIONS = {
+    "sign-documents": 1,
     "tokenize-and-chunk": 3,
     "embed-chunks": 1,
     "train-faiss-index": 1,
@@ -109,13 +110,19 @@ def decided_plan_uri(plan_location: str) -> str:
 
 def first_plan_uri(plan_location: str) -> str:
     """The plan as `plan` wrote it, which knows the shards that failed later; facts about a run lie beside it."""
-    return plan_location.removesuffix(".json").removesuffix(".decided").removesuffix(".selected") + ".json"
+    suffix = next((suffix for suffix in PLAN_SUFFIXES if plan_location.endswith(suffix)), ".json")
+    return plan_location.removesuffix(suffix) + ".json"
+
+
+def deduplicated_plan_uri(plan_location: str) -> str:
+    """The plan after the search for duplicates, which says what each shard is without."""
+    return plan_location.removesuffix(".json") + ".deduplicated.json"
 
 
 def plans_after(plan_location: str) -> list[str]:
-    """Whatever a plan may become: without failed shards, after the check for drift, both; the last first."""
-    selected = selected_plan_uri(plan_location)
-    return [decided_plan_uri(selected), decided_plan_uri(plan_location), selected]
+    """Whatever a plan may become: after the search for duplicates, without failed shards, after the check for drift, or
+    several of these; the last first."""
+    return [plan_location.removesuffix(".json") + suffix for suffix in PLAN_SUFFIXES]
 
 
 def estimate_uri(plan_location: str) -> str:
@@ -128,12 +135,21 @@ def is_plan(uri: str) -> bool:
     return uri.rpartition("/")[2] in ("plan.json", *PLANS_AFTER_PLAN)
 
 
-PLANS_AFTER_PLAN = ("plan.selected.json", "plan.decided.json", "plan.selected.decided.json")
+PLAN_SUFFIXES = (
+    *(".deduplicated.selected.decided.json", ".deduplicated.decided.json", ".deduplicated.selected.json"),
+    *(".deduplicated.json", ".selected.decided.json", ".decided.json", ".selected.json"),
+)
+PLANS_AFTER_PLAN = tuple(f"plan{suffix}" for suffix in PLAN_SUFFIXES)
 
 
 def changes_uri(plan_location: str) -> str:
     """What differs from the published version, as `plan` found it."""
     return beside(first_plan_uri(plan_location), "changes.json")
+
+
+def duplicates_uri(plan_location: str) -> str:
+    """How many documents repeat others, and examples, as `find-duplicates` found them."""
+    return beside(first_plan_uri(plan_location), "duplicates.json")
 
 
 def drift_uri(plan_location: str) -> str:
@@ -189,6 +205,15 @@ def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concaten
 
 
 @_output
+def sign_digest(plan: Plan, shard: Shard) -> str:
+    return digest(
+        code_version(plan, "sign-documents"),
+        [source.fingerprint for source in shard.sources],
+        line_limit(plan.parameters.memory_budget),
+    )
+
+
+@_output
 def tokenize_digest(plan: Plan, shard: Shard) -> str:
     p = plan.parameters
     return digest(
@@ -198,6 +223,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
         [plan.identity.pad_id, p.chunk_size, p.max_chunks, p.token_dtype],
         [p.on_bad_record, p.max_bad_share, line_limit(p.memory_budget)],
         *cut_shard(p.max_chunks),
+        *([["without", shard.without.fingerprint]] if shard.without else []),
     )
 
 
@@ -333,6 +359,7 @@ def index_is_the_same(plan: Plan, split: Split) -> bool:
 
 
 SHARD_DIGESTS = {
+    "sign-documents": sign_digest,
     "tokenize-and-chunk": tokenize_digest,
     "embed-chunks": embed_digest,
     "build-faiss-index": partial_index_digest,
@@ -384,8 +411,13 @@ def shards_of(plan: Plan, stage: str) -> list[Shard]:
 def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     """(stage, shard) of every task of ``stages``, in order; shard None where a stage runs once."""
     for stage in stages:
-        for shard in [shard.name for shard in shards_of(plan, stage)] if stage in SHARD_STAGES else [None]:
+        for shard in [shard.name for shard in shards_of(plan, stage)] if stage in SHARD_DIGESTS else [None]:
             yield stage, shard
+
+
+def stages(plan: Plan) -> list[str]:
+    """Those whose outputs make a version of ``plan``, in order."""
+    return [stage for stage in CODE_VERSIONS if stage != "sign-documents" or plan.parameters.duplicates != "keep"]
 
 
 def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:
@@ -396,6 +428,22 @@ def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:
 def report_in(folder: str, stage: str) -> str:
     """Report of ``stage`` in its folder; the later stages of a version share one."""
     return join(folder, f"{stage}.{REPORT}" if stage in ("validate", "describe", "publish") else REPORT)
+
+
+def signature_files(plan: Plan, shard: str) -> dict[str, str]:
+    folder = stage_folder(plan, "sign-documents", shard)
+    return {name: join(folder, f"{name}.npy") for name in ("signatures", "contents", "records")}
+
+
+def without_uri(plan: Plan, shard: str, content: str) -> str:
+    """Numbers of the records that a shard is without, in a folder named by ``content``: the same in any run."""
+    return join(
+        dataset_folder(plan.root, plan.dataset),
+        "shards",
+        check_name("shard", shard),
+        f"without-{content}",
+        "records.npy",
+    )
 
 
 def chunks_files(plan: Plan, shard: str) -> dict[str, str]:

@@ -67,13 +67,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Shard:
-    """``indexed``: its chunks are in the index, so others find them. ``queried``: its chunks have neighbours."""
+    """``indexed``: its chunks are in the index, so others find them. ``queried``: its chunks have neighbours.
+    ``without``: numbers of the records that are left out, as `find-duplicates` wrote them; None: all are in."""
 
     name: str
     split: Split
     sources: tuple[Source, ...]
     indexed: bool = True
     queried: bool = True
+    without: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Parameters:
     device: str = "auto"
     shard_index: bool = False
     memory_budget: str = "2GiB"
+    duplicates: str = "keep"
+    duplicate_threshold: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ class Plan:
     this was planned (0: none; None: nobody looked). ``code_versions``: of the stages, when this was planned; what it
     names stays where it is when the code moves on. None: those of now. ``index_shards``, ``query_shards``: patterns of
     names that decided which shards are indexed and queried, for whoever plans the next version; None: all.
+    ``deduplicated``: whether `find-duplicates` has said what each shard is without.
     """
 
     dataset: str
@@ -195,6 +200,7 @@ class Plan:
     source_folder: str | None = None
     index_shards: str | None = None
     query_shards: str | None = None
+    deduplicated: bool = False
 
     @functools.cached_property
     def memo(self) -> dict[tuple[str, ...], str]:
@@ -270,7 +276,8 @@ def category(shard: str) -> str:
 ADDED_LATER: dict[str, Any] = {
     "indexed": True,
     "queried": True,
-    **dict.fromkeys(("recipe", "source_folder", "index_shards", "query_shards")),
+    "deduplicated": False,
+    **dict.fromkeys(("without", "recipe", "source_folder", "index_shards", "query_shards")),
 }
 """Fields, and the value with which they are not written: a plan without them has the bytes it always had."""
 
@@ -311,6 +318,7 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
             },
             base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
             condemned=tuple(document.get("condemned", ())),
+            deduplicated=document.get("deduplicated", False),
         )
         for former in plan.base.shards if plan.base else ():
             check_name("shard", former.name)
@@ -327,6 +335,7 @@ def _shard(entry: Mapping[str, Any], uri: str) -> Shard:
         tuple(Source(**source) for source in entry["sources"]),
         indexed=entry.get("indexed", True),
         queried=entry.get("queried", True),
+        without=Source(**entry["without"]) if entry.get("without") else None,
     )
     if not (shard.indexed or shard.queried):
         raise BadInputError(

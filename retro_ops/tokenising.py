@@ -29,10 +29,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Lines of one source that follow one another, the first of which has the number ``first``."""
+    """Lines of one source, in order. ``numbers``: of each, from 1; there are gaps where records were left out."""
 
     source: str
-    first: int
+    numbers: list[int]
     lines: list[bytes | None]
 
 
@@ -74,13 +74,14 @@ class Piece:
 
 def batches(lines: Iterable[tuple[str, int, bytes | None]], most_bytes: int, most_lines: int) -> Iterator[Batch]:
     """Lines together until they have ``most_bytes``, or are ``most_lines``, or their source ends."""
-    batch, size = Batch("", 0, []), 0
+    batch, size = Batch("", [], []), 0
     for source, number, line in lines:
         if batch.lines and (size >= most_bytes or len(batch.lines) >= most_lines or source != batch.source):
             yield batch
-            batch, size = Batch("", 0, []), 0
+            batch, size = Batch("", [], []), 0
         if not batch.lines:
-            batch = Batch(source, number, [])
+            batch = Batch(source, [], [])
+        batch.numbers.append(number)
         batch.lines.append(line)
         size += len(line or b"")
     if batch.lines:
@@ -98,7 +99,7 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
         documents: list[corpus.Document] = []
         bad: list[corpus.BadRecord] = []
         bad_before: list[int] = []
-        for number, line in enumerate(batch.lines, batch.first):
+        for number, line in zip(batch.numbers, batch.lines, strict=True):
             record = corpus.parse(line, batch.source, number, settings.line_bytes)
             if isinstance(record, corpus.Document):
                 documents.append(record)

@@ -13,8 +13,8 @@ from retro_ops.specs import parse_bytes
 RuntimeName = Literal["local", "docker", "kubernetes"]
 
 STAGES = (
-    *("list-sources", "split-corpus"),
-    *("plan", "tokenize-and-chunk", "embed-chunks", "check-drift", "train-faiss-index", "build-faiss-index"),
+    *("list-sources", "split-corpus", "plan", "sign-documents", "find-duplicates"),
+    *("tokenize-and-chunk", "embed-chunks", "check-drift", "train-faiss-index", "build-faiss-index"),
     *("merge-indexes", "tune-search", "retrieve-neighbours", "write-specs", "describe", "validate", "publish"),
 )
 """Stages that a DAG runs, and so the names that a table of resources may have."""

@@ -52,6 +52,20 @@ def chunk_fields(settings: Settings) -> dict[str, Param]:
             "A shard fails when a larger share of its records than this is bad (0 to 1).",
             _CHUNKS,
         ),
+        "duplicates": choice(
+            DEFAULT.duplicates,
+            ["keep", "report", "drop"],
+            "Duplicates",
+            "Documents that repeat others, in any shard: `report` counts them (the card shows how many), `drop` leaves "
+            "them out; a training document that repeats a validation document goes, whichever comes first.",
+            _CHUNKS,
+        ),
+        "duplicate_threshold": _share(
+            "duplicate_threshold",
+            "Duplicates from",
+            "Jaccard similarity of their word 5-grams from which on two documents are duplicates (0 to 1).",
+            _CHUNKS,
+        ),
     }
 
 

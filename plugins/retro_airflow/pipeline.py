@@ -29,7 +29,9 @@ def _label(kind: str) -> str:
 SHARD_LABEL, FILE_LABEL = _label("shard"), _label("file")
 
 # The gate runs even if there is no plan, and says so.
-PLAN_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
+PLANNED_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
+PLAN_URI = "{{ (ti.xcom_pull(task_ids='find_duplicates') or ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
+"""Once duplicates were looked for, if they were."""
 
 
 def dag_arguments(config: Settings) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def build(plan: StageOperator, config: Settings) -> None:
     train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
         config, kept, to_index.output, to_query.output
     )
-    plan >> list_shards
+    _duplicates(plan, list_shards)
     _shards(config).expand(arguments=list_shards.output) >> gate
     gate >> [to_index, to_query, train]
     train >> build_index >> merge >> tune >> retrieve >> write_specs
@@ -88,7 +90,7 @@ def build(plan: StageOperator, config: Settings) -> None:
 def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     """Only what is not done yet; nothing at all if the plan finds nothing to do."""
     anything_to_do = ShortCircuitOperator(
-        task_id="anything_to_do", python_callable=tasks.anything_to_do, op_kwargs={"plan_uri": PLAN_URI}
+        task_id="anything_to_do", python_callable=tasks.anything_to_do, op_kwargs={"plan_uri": PLANNED_URI}
     )
     list_shards = _listed(tasks.list_unfinished_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
@@ -106,11 +108,36 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     )
     # A list of shards may be empty, and the tasks that map over it are then skipped.
     merge.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
-    plan >> anything_to_do >> list_shards
+    plan >> anything_to_do
+    _duplicates(anything_to_do, list_shards)
     _shards(config).expand(arguments=list_shards.output) >> gate
     decide >> [to_index, to_query, train]
     train >> build_index >> merge >> tune >> retrieve >> write_specs
     _publish(write_specs, kept, {"changed-only": True} if check_drift else {})
+
+
+def _duplicates(before: Any, list_shards: PythonOperator) -> None:
+    """Between the plan and its shards; skipped, at the cost of one small task, where duplicates are kept."""
+    look_for_duplicates = ShortCircuitOperator(
+        task_id="look_for_duplicates",
+        python_callable=tasks.look_for_duplicates,
+        op_kwargs={"plan_uri": PLANNED_URI},
+        # Only the next two: the shards come all the same.
+        ignore_downstream_trigger_rules=False,
+    )
+    list_shards_to_sign = _listed(tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
+    sign_documents = StageOperator.partial(
+        task_id="sign_documents", stage="sign-documents", map_index_template=SHARD_LABEL
+    ).expand(arguments=list_shards_to_sign.output)
+    find_duplicates = StageOperator(
+        task_id="find_duplicates",
+        stage="find-duplicates",
+        arguments={"plan": PLANNED_URI},
+        trigger_rule=TriggerRule.NONE_FAILED,  # The shards may all be signed.
+    )
+    list_shards.trigger_rule = TriggerRule.NONE_FAILED
+    before >> look_for_duplicates >> [list_shards_to_sign, find_duplicates]
+    sign_documents >> find_duplicates >> list_shards
 
 
 def _shards(config: Settings) -> Any:

@@ -230,8 +230,9 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             result = {"stage": self.stage, **given, "report": markers[-1]}
         elif self.stage == "plan":
             result, markers = {"plan": given["output"]}, [given["output"]]
-        elif self.stage == "check-drift":
-            markers = [layout.decided_plan_uri(given["plan"])]
+        elif self.stage in ("find-duplicates", "check-drift"):
+            next_plan = layout.deduplicated_plan_uri if self.stage == "find-duplicates" else layout.decided_plan_uri
+            markers = [next_plan(given["plan"])]
             result = {"plan": markers[0]}
         else:
             plan = specs.plan_from_json(store.read(given["plan"]), given["plan"])

@@ -74,6 +74,12 @@ def shards_in(entry: Mapping[str, str]) -> list[str]:
     return entry["shard"].split(",")
 
 
+def look_for_duplicates(plan_uri: str) -> bool:
+    """Whether somebody has to look for duplicates; if not, the two tasks that do are skipped."""
+    plan = read_plan(plan_uri)
+    return plan.parameters.duplicates != "keep" and not plan.deduplicated
+
+
 def anything_to_do(plan_uri: str) -> bool:
     """Whether a version would differ from the published one; if not, everything after this is skipped."""
     from retro_ops import store

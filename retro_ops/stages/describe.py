@@ -4,6 +4,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import retro_ops
@@ -25,6 +26,8 @@ STAGE = "describe"
 CARD_FORMAT = 1
 EXAMPLES = 20
 LEAST_SHARED_WORDS = 3
+COUNTED = ("documents", "chunks", "bad_records", "duplicates_dropped")
+"""Of `tokenize-and-chunk`; the last only where duplicates are dropped."""
 
 UNITS = {
     "tokenize-and-chunk": "documents",
@@ -49,11 +52,14 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     estimate = layout.estimate_uri(arguments.plan)
     digest = layout.digest(layout.CODE_VERSIONS[STAGE], layout.version_digest(plan))
     inputs = [layout.dataset_spec_uri(plan, split) for split in plan.splits()]
+    duplicates = layout.duplicates_uri(arguments.plan)
     expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
-    report.run_once(STAGE, layout.report_uri(plan, STAGE), digest, {}, inputs, lambda: _work(plan, expected))
+    repeats = json.loads(store.read(duplicates)) if store.exists(duplicates) else None
+    work = partial(_work, plan, expected, repeats)
+    report.run_once(STAGE, layout.report_uri(plan, STAGE), digest, {}, inputs, work)
 
 
-def _work(plan: Plan, expected: dict[str, Any] | None) -> report.Outcome:
+def _work(plan: Plan, expected: dict[str, Any] | None, repeats: dict[str, Any] | None) -> report.Outcome:
     from retro_ops import card, quality, searching
     from retro_ops.models import Tokenizer
 
@@ -66,7 +72,7 @@ def _work(plan: Plan, expected: dict[str, Any] | None) -> report.Outcome:
         say(f"{STAGE}: {split}: exact search for {sum(len(d.rows) for d in drawn):,} rows in {chunks.total:,} chunks")
         measured[split] = quality.measure(plan, split, chunks, drawn)
         examples[split] = _examples(plan, split, chunks, drawn, tokenizer)
-    made = _card(plan, measured, examples, expected)
+    made = _card(plan, measured, examples, expected, repeats)
     outputs = [
         store.write(layout.card_uri(plan, "json"), (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()),
         store.write(layout.card_uri(plan, "html"), card.html(made).encode()),
@@ -80,6 +86,7 @@ def _card(
     measured: dict[Split, dict[str, Any]],
     examples: dict[Split, list[dict[str, Any]]],
     expected: dict[str, Any] | None,
+    repeats: dict[str, Any] | None,
 ) -> dict[str, Any]:
     reports = _reports(plan)
     flat = [made for of_stage in reports.values() for made in of_stage]
@@ -97,6 +104,7 @@ def _card(
             "stored_bytes": sum(output["bytes"] for made in flat for output in made["outputs"]),
         },
         "contents": contents,
+        "duplicates": repeats,
         "index_type": {"type": trained["index_type"], "why": trained["why"]},
         "search": _search(plan, reports),
         "quality": measured,
@@ -143,12 +151,10 @@ def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
     rows: dict[tuple[str, Split], dict[str, Any]] = {}
     for shard, made in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
         key = (category(shard.name), shard.split)
-        row = rows.setdefault(
-            key, {"category": key[0], "split": key[1], "shards": 0, "documents": 0, "chunks": 0, "bad_records": 0}
-        )
+        row = rows.setdefault(key, {"category": key[0], "split": key[1], "shards": 0, **dict.fromkeys(COUNTED, 0)})
         row["shards"] += 1
-        for name in ("documents", "chunks", "bad_records"):
-            row[name] += made["counts"][name]
+        for name in COUNTED:
+            row[name] += made["counts"].get(name, 0)
         if choice:
             for name, chosen in (("indexed_chunks", shard.indexed), ("queried_chunks", shard.queried)):
                 row[name] = row.get(name, 0) + (made["counts"]["chunks"] if chosen else 0)

@@ -78,7 +78,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         plan, tokenizer = _repair(arguments, series), None
     else:
         plan, tokenizer = _from_corpus(arguments, parameters, series)
-    for uri in layout.plans_after(arguments.output):  # Of an earlier try.
+    for uri in (*layout.plans_after(arguments.output), layout.duplicates_uri(arguments.output)):  # Of an earlier try.
         store.at(uri).delete(uri)
     changed = _changes(plan, series)
     store.write(layout.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
@@ -141,7 +141,19 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         supersedes=series.current,
         code_versions=dict(layout.CODE_VERSIONS),
     )
-    return _with_base(plan, series) if arguments.refresh else plan, tokenizer
+    return _with_base(_known_duplicates(plan, series), series) if arguments.refresh else plan, tokenizer
+
+
+def _known_duplicates(plan: Plan, series: versions.Series) -> Plan:
+    """With the records that the published version is without, if nothing changed that could change them."""
+    if not series.current or plan.parameters.duplicates == "keep":
+        return plan
+    former = read_plan(series.plan_uri())
+    of_parameters = ("duplicates", "duplicate_threshold")
+    same = all(getattr(former.parameters, name) == getattr(plan.parameters, name) for name in of_parameters)
+    same &= [replace(shard, without=None) for shard in former.shards] == list(plan.shards)
+    same &= [layout.sign_digest(former, s) for s in former.shards] == [layout.sign_digest(plan, s) for s in plan.shards]
+    return replace(plan, shards=former.shards, deduplicated=True) if same and former.deduplicated else plan
 
 
 def _of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[list[Shard], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retro_ops import layout, sources, store, versions
-from retro_ops.damage import STAGES
+from retro_ops.damage import stages
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
@@ -131,8 +131,9 @@ def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tup
 
 
 def _of_plan(plan: Plan) -> set[str]:
-    parts = {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
-    return {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, STAGES)} | parts
+    found = {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, stages(plan))}
+    found |= {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
+    return found | {parent(shard.without.uri) for shard in plan.shards if shard.without}
 
 
 def _of_base(plan: Plan) -> Iterable[str]:

@@ -42,7 +42,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _check_condemned(plan: Plan) -> None:
     """BadInputError when something of this version was found damaged after the run was planned."""
     condemned = set(bases.read_condemned(plan.root, plan.dataset))
-    for stage, shard in layout.tasks(plan, layout.CODE_VERSIONS):
+    for stage, shard in layout.tasks(plan, layout.stages(plan)):
         if layout.output_digest(plan, stage, shard) in condemned:
             raise BadInputError(
                 f"not published: {layout.stage_folder(plan, stage, shard)} was found damaged meanwhile",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from retro_ops import damage, layout, store, versions
-from retro_ops.damage import STAGES, Entry
+from retro_ops.damage import Entry
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Parameters, Plan
@@ -53,7 +53,7 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
     uri = layout.estimate_uri(plan_uri)
     expected = json.loads(store.read(uri))["seconds"]["cpu"] if store.exists(uri) else {}
     total = 0.0
-    for stage in STAGES:
+    for stage in damage.stages(plan):
         of_stage = [entry for entry in entries if entry.stage == stage]
         took = [entry.seconds for entry in of_stage if entry.state == "done" and entry.seconds is not None]
         each = sum(took) / len(took) if took else expected.get(stage, 0.0) / max(1, len(of_stage))
@@ -63,27 +63,31 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
 
 def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     cells = {(entry.shard, entry.stage): entry for entry in entries}
+    columns = [stage for stage in damage.stages(plan) if stage in layout.SHARD_DIGESTS]
     shards = [
         shard.name
         for shard in plan.shards
-        if show_all or any(cell.state != "done" for cell in _of_shard(cells, shard.name) if cell)
+        if show_all or any(cell.state != "done" for cell in _of_shard(cells, shard.name, columns) if cell)
     ]
     width = max([len(name) for name in shards] + [len("shard")]) + 2
     lines = [
-        f"{'shard':{width}}" + "".join(f"{stage:>22}" for stage in layout.SHARD_STAGES),
-        *(f"{name:{width}}" + "".join(f"{_cell(cell):>22}" for cell in _of_shard(cells, name)) for name in shards),
+        f"{'shard':{width}}" + "".join(f"{stage:>22}" for stage in columns),
+        *(
+            f"{name:{width}}" + "".join(f"{_cell(cell):>22}" for cell in _of_shard(cells, name, columns))
+            for name in shards
+        ),
     ]
     if hidden := len(plan.shards) - len(shards):
         lines.append(f"({hidden:,} of {len(plan.shards):,} shards are complete)")
     lines.append("")
-    lines += [f"{stage:22}{_cell(cells[None, stage]):>12}" for stage in STAGES if stage not in layout.SHARD_STAGES]
+    lines += [f"{stage:22}{_cell(cells[None, stage]):>12}" for stage in damage.stages(plan) if stage not in columns]
     damaged = [f"{entry.report}: {entry.why}" for entry in entries if entry.state == "damaged"]
     return lines + (["", "Damaged:", *damaged] if damaged else [])
 
 
-def _of_shard(cells: Mapping[tuple[str | None, str], Entry], name: str) -> list[Entry | None]:
+def _of_shard(cells: Mapping[tuple[str | None, str], Entry], name: str, stages: Sequence[str]) -> list[Entry | None]:
     """None: the stage does not run on it."""
-    return [cells.get((name, stage)) for stage in layout.SHARD_STAGES]
+    return [cells.get((name, stage)) for stage in stages]
 
 
 def _cell(entry: Entry | None) -> str:

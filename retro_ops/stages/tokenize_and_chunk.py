@@ -5,7 +5,7 @@ import functools
 import logging
 import uuid
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ class Job:
     line_bytes: int
     planned: tuple[Source, ...] = ()
     """The sources as the plan found them, whose content the digest stands for."""
+    without: Source | None = None
+    """Numbers of the records that are left out."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -87,6 +89,12 @@ def _run(job: Job, parameters: Parameters) -> None:
 
 
 def _planned_job(plan: Plan, shard: str) -> Job:
+    if plan.parameters.duplicates == "drop" and not plan.deduplicated:
+        raise BadInputError(
+            "the plan asks for duplicates to be dropped, but nobody has looked for them yet",
+            "run `sign-documents` for each shard and `find-duplicates`, and go on with the plan that it writes: "
+            "plan.deduplicated.json",
+        )
     sources = plan.shard(shard).sources
     files = layout.chunks_files(plan, shard)
     return Job(
@@ -98,6 +106,7 @@ def _planned_job(plan: Plan, shard: str) -> Job:
         digest=layout.tokenize_digest(plan, plan.shard(shard)),
         line_bytes=layout.line_limit(plan.parameters.memory_budget),
         planned=sources,
+        without=plan.shard(shard).without,
     )
 
 
@@ -156,14 +165,14 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
     settings = tokenising.Settings(
         tokenizer.encoding, fast, size, tokenizer.pad_id, str(dtype), parameters.on_bad_record, job.line_bytes
     )
-    full, package = False, None
+    full, package, left_out = False, None, _LeftOut(job.without)
     store.at(job.quarantine).delete(job.quarantine)
     with contextlib.ExitStack() as stack:
         out = _Outputs(stack, job, dtype, size)
         for part in unfinished.parts():
             out.append(part)
         progress = Progress(STAGE, None, "documents", out.documents)
-        lines = corpus.lines(job.sources, job.line_bytes, first=unfinished.end)
+        lines = left_out.skip(corpus.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
         # Read and tokenised while what came before is written.
         batches = stack.enter_context(ahead(tokenising.batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
         processes = device.cores() if _is_much(job.sources) else 1
@@ -180,14 +189,19 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
                     f"{STAGE}: stopped before the first document that passes --max-chunks {limit:,}", event="max_chunks"
                 )
                 break
-            unfinished.add(part, out.documents + out.bad_records)
+            unfinished.add(part, left_out.records(out.documents + out.bad_records))
             unfinished.commit_when_due()
         progress.close()
         _check_unchanged(job, unfinished)
         out.check_share(parameters.max_bad_share)
         written = out.close()
     return report.Outcome(
-        counts={"documents": out.documents, "chunks": out.chunks, "bad_records": out.bad_records},
+        counts={
+            "documents": out.documents,
+            "chunks": out.chunks,
+            "bad_records": out.bad_records,
+            **left_out.counts(out.documents + out.bad_records, full),
+        },
         outputs=written,
         identity={"tokenizer": tokenizer.digest, "chunk_size": size, "pad_id": tokenizer.pad_id},
         details={
@@ -206,6 +220,45 @@ def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
     from retro_ops.models import Tokenizer
 
     return Tokenizer(name, pad_id)
+
+
+class _LeftOut:
+    """The records of a shard that are left out of it. BadInputError if the file that names them is not as planned."""
+
+    def __init__(self, source: Source | None) -> None:
+        import numpy as np
+
+        from retro_ops.arrays import open_npy
+
+        self._any = source is not None
+        self._records = np.zeros(0, np.int64)
+        if source is not None:
+            if not store.exists(source.uri) or f"sha256:{store.sha256(source.uri)}" != source.fingerprint:
+                raise BadInputError(
+                    f"{source.uri} is gone or has changed since the run was planned", "start another run"
+                )
+            reader = open_npy(source.uri, ndim=1, kind="i")
+            self._records = reader.rows(0, len(reader))
+        # How many records that are kept come before each.
+        self._kept_before = self._records - np.arange(len(self._records))
+
+    def skip(self, lines: Iterator[corpus.Line], first: int) -> Iterator[corpus.Line]:
+        """``lines``, of which the first is record ``first``, without those that are left out."""
+        at = int(self._records.searchsorted(first))
+        for record, line in enumerate(lines, first):
+            if at < len(self._records) and self._records[at] == record:
+                at += 1
+            else:
+                yield line
+
+    def records(self, kept: int) -> int:
+        """Records up to the end of the first ``kept`` of those that are kept."""
+        return kept + int(self._kept_before.searchsorted(kept))
+
+    def counts(self, kept: int, cut: bool) -> dict[str, int]:
+        """``cut``: whether the shard ends before its last record."""
+        count = self.records(kept) - kept if cut else len(self._records)
+        return {"duplicates_dropped": count} if self._any else {}
 
 
 def _check_unchanged(job: Job, unfinished: Unfinished) -> None:

@@ -1,0 +1,140 @@
+"""Signed documents -> pairs that are alike, in memory that a budget bounds, whatever their number.
+
+Signatures are read in sequence: once, band by band, for those that share a key; and once for each batch of pairs, which
+are then compared number by number. What is held beside is a byte for each document, and 16 for each that has a copy.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.core import duplicates
+from retro_ops.core.duplicates import Pairs
+from retro_ops.core.signing import PERMUTATIONS
+from retro_ops.errors import BadInputError
+from retro_ops.signatures import SignedShards
+
+KEY_BYTES = 48
+"""Of a document while those with one key are found: key, number, order, and copies on the way."""
+
+PAIR_BYTES = 96
+"""Of a pair while it is compared: both numbers, their places, what they share, and copies on the way."""
+
+LEAST_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Alike:
+    """``exact``: pairs of equal texts; ``near``: of others whose estimated similarity is at the threshold or above;
+    ``compared``: how many pairs shared a key."""
+
+    exact: Pairs
+    near: Pairs
+    compared: int
+
+
+def find(signed: SignedShards, threshold: float, budget: int, progress: Callable[[int], None]) -> Alike:
+    """Pairs that hold each cluster of like documents together. ``progress`` is told of each band that is done."""
+    if signed.total > duplicates.MOST_DOCUMENTS:
+        raise BadInputError(
+            f"there are {signed.total:,} documents, more than {duplicates.MOST_DOCUMENTS:,}", "split the corpus"
+        )
+    exact, first_of_its_text = _equal(signed, budget)
+    rows = duplicates.rows_per_band(threshold)
+    least = int(np.ceil(threshold * PERMUTATIONS - 1e-9))
+    at_once = max(LEAST_AT_ONCE, budget // 2 // PAIR_BYTES)
+    waiting: list[Pairs] = []
+    near, compared = np.zeros(0, np.uint64), 0
+
+    def compare() -> None:
+        nonlocal near, compared
+        pairs = _not_united(duplicates.joined(waiting), near)
+        waiting.clear()
+        compared += len(pairs)
+        for start in range(0, len(pairs), at_once):
+            part = pairs[start : start + at_once]
+            alike = part[shared(signed, part, budget // 2) >= least]
+            if len(alike):
+                near = duplicates.forest(duplicates.joined([near, alike]))
+
+    for documents, keys in _bands(signed, first_of_its_text, rows, budget // 2, progress):
+        waiting.append(duplicates.candidates(*duplicates.groups(keys, documents)))
+        if sum(map(len, waiting)) >= at_once:
+            compare()
+    compare()
+    return Alike(exact, near, compared)
+
+
+def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]:
+    """Pairs of equal texts, and whether each document is the first of its text: the others need no comparing."""
+    found, first = [], np.ones(signed.total, np.bool_)
+    parts = _parts(signed.total, budget)
+    for part in range(parts):
+        documents, keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+        for start, block in signed.contents():
+            mine = np.flatnonzero(block % np.uint64(parts) == part)
+            documents.append(mine + start)
+            keys.append(block[mine])
+        found.append(duplicates.star(*duplicates.groups(np.concatenate(keys), np.concatenate(documents))))
+        first[duplicates.unpack(found[-1])[1]] = False
+    return duplicates.joined(found), first
+
+
+def _bands(
+    signed: SignedShards, wanted: NDArray[np.bool_], rows: int, budget: int, progress: Callable[[int], None]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
+    """(documents, their keys) of each band, of those ``wanted``; if they are many, of parts of the keys in turn.
+
+    Several bands are read at once where they fit, since each read of a shard costs a request.
+    """
+    bands, parts = PERMUTATIONS // rows, _parts(signed.total, budget)
+    read = max(1, min(bands, budget // max(1, KEY_BYTES * signed.total + 16 * rows * signed.largest)))
+    for first in range(0, bands, read):
+        together = range(first, min(first + read, bands))
+        for part in range(parts):
+            keys: list[list[NDArray[np.uint64]]] = [[np.zeros(0, np.uint64)] for _ in together]
+            of_band: list[list[NDArray[np.int64]]] = [[np.zeros(0, np.int64)] for _ in together]
+            for start, numbers in signed.numbers(first * rows, (together[-1] + 1) * rows):
+                mine = np.flatnonzero(wanted[start : start + numbers.shape[1]])
+                for at in range(len(together)):
+                    of = duplicates.band_keys(numbers[at * rows : (at + 1) * rows])[mine]
+                    kept = of % np.uint64(parts) == part
+                    keys[at].append(of[kept])
+                    of_band[at].append(mine[kept] + start)
+            for at in range(len(together)):
+                yield np.concatenate(of_band[at]), np.concatenate(keys[at])
+        progress(len(together))
+
+
+def _parts(documents: int, budget: int) -> int:
+    return max(1, -(-documents * KEY_BYTES // budget))
+
+
+def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
+    """``pairs`` whose documents do not hang together by ``near`` already."""
+    if not len(near) or not len(pairs):
+        return pairs
+    documents, clusters = duplicates.clusters(near)
+    places = [np.searchsorted(documents, of).clip(max=len(documents) - 1) for of in duplicates.unpack(pairs)]
+    known = [documents[at] == of for at, of in zip(places, duplicates.unpack(pairs), strict=True)]
+    united = known[0] & known[1] & (clusters[places[0]] == clusters[places[1]])
+    rest: Pairs = pairs[~united]
+    return rest
+
+
+def shared(signed: SignedShards, pairs: Pairs, budget: int) -> NDArray[np.uint16]:
+    """Numbers of their signatures that each of ``pairs`` has in common, of PERMUTATIONS."""
+    a, b = duplicates.unpack(pairs)
+    documents, places = np.unique(np.concatenate((a, b)), return_inverse=True)
+    left, right = places[: len(a)], places[len(a) :]
+    counts = np.zeros(len(pairs), np.uint16)
+    # The block of a shard is read whole, and four of them ahead.
+    each = 4 * (len(documents) + 5 * signed.largest)
+    at_once = max(1, min(PERMUTATIONS, budget // 2 // max(1, each)))
+    for first in range(0, PERMUTATIONS, at_once):
+        numbers = signed.numbers_of(documents, first, min(first + at_once, PERMUTATIONS))
+        for row in numbers:
+            counts += row[left] == row[right]
+    return counts

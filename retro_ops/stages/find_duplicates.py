@@ -1,0 +1,192 @@
+"""Signatures of all shards -> which documents repeat others: a report, and the plan whose shards are without them."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from retro_ops import layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan, write_plan
+from retro_ops.progress import Progress, say
+from retro_ops.specs import Parameters, Plan, Source, category, parse_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from retro_ops.signatures import SignedShards
+
+HELP = "find the documents that repeat others, and say what each shard is without"
+PARAMETERS = ("memory_budget",)
+
+STAGE = "find-duplicates"
+DUPLICATES_FORMAT = 1
+EXAMPLES = 20
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Only --plan."""
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not arguments.plan:
+        raise BadInputError("--plan is missing")
+    plan = read_plan(arguments.plan)
+    if plan.parameters.duplicates == "keep":
+        raise BadInputError(f"{arguments.plan} keeps duplicates", "plan with --duplicates report or drop")
+    facts, kept = _work(plan, parse_bytes(parameters.memory_budget))
+    store.write(
+        layout.duplicates_uri(arguments.plan), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
+    )
+    uri = layout.deduplicated_plan_uri(arguments.plan)
+    write_plan(replace(kept, deduplicated=True), uri)
+    what = "left out" if plan.parameters.duplicates == "drop" else "only counted"
+    kinds = f"{facts['exact']:,} exactly, {facts['across_splits']:,} across splits"
+    say(
+        f"{STAGE}: {facts['duplicates']:,} of {facts['documents']:,} documents repeat others ({kinds}); "
+        f"they are {what}: {uri}",
+        event="duplicates",
+    )
+
+
+def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
+    import numpy as np
+
+    from retro_ops import repeats
+    from retro_ops.core import duplicates, signing
+    from retro_ops.signatures import SignedShards
+
+    reports = [_report(plan, shard.name) for shard in plan.shards]
+    signed = SignedShards([layout.signature_files(plan, shard.name) for shard in plan.shards])
+    threshold = plan.parameters.duplicate_threshold
+    bands = signing.PERMUTATIONS // duplicates.rows_per_band(threshold)
+    progress = Progress(STAGE, bands, "bands")
+    alike = repeats.find(signed, threshold, budget, progress.advance)
+    progress.close()
+    documents, clusters = duplicates.clusters(duplicates.joined([alike.exact, alike.near]))
+    # A validation document stays, and the training documents that repeat it go.
+    is_train = np.array([shard.split == "train" for shard in plan.shards], np.int64)
+    stays = duplicates.who_stays(documents, clusters, is_train[signed.shard_of(documents)])
+    repeated = np.flatnonzero(documents != stays)
+    facts = {
+        "format": DUPLICATES_FORMAT,
+        "duplicates_are": plan.parameters.duplicates,
+        "threshold": threshold,
+        "ngram_words": signing.NGRAM_WORDS,
+        "permutations": signing.PERMUTATIONS,
+        "bands": bands,
+        "compared_pairs": alike.compared,
+        **_figures(plan, signed, documents[repeated], stays[repeated]),
+        "clusters": int(clusters.max(initial=-1)) + 1,
+        "largest_cluster": int(np.bincount(clusters).max(initial=0)),
+        "unsigned_shards": [
+            s.name for s, made in zip(plan.shards, reports, strict=True) if "damaged" in made["details"]
+        ],
+        "examples": _examples(plan, signed, reports, documents[repeated], stays[repeated], budget),
+    }
+    if plan.parameters.duplicates != "drop":
+        return facts, replace(plan, shards=tuple(replace(shard, without=None) for shard in plan.shards))
+    return facts, _without(plan, signed, documents[repeated])
+
+
+def _report(plan: Plan, name: str) -> dict[str, Any]:
+    """Of the signatures of a shard, which are as they were written."""
+    made = report.require(layout.report_uri(plan, "sign-documents", name), f"sign-documents of shard {name!r}")
+    if changed := report.changed_output(made):
+        raise BadInputError(
+            f"{changed} is not what its stage wrote", "delete its folder, and sign-documents runs again"
+        )
+    return made
+
+
+def _figures(
+    plan: Plan, signed: "SignedShards", repeats: "NDArray[np.int64]", stays: "NDArray[np.int64]"
+) -> dict[str, Any]:
+    """Counts of the documents ``repeats`` (ascending), each of which repeats the one in ``stays``."""
+    import numpy as np
+
+    unique, places = np.unique(stays, return_inverse=True)
+    exact = signed.contents_of(repeats) == signed.contents_of(unique)[places]
+    own, other = signed.shard_of(repeats), signed.shard_of(stays)
+    train = np.array([shard.split == "train" for shard in plan.shards], np.bool_)
+    crosses = train[own] != train[other]
+    by_shard = np.bincount(own, minlength=len(plan.shards))
+    categories: dict[str, Counter[str]] = {}
+    for shard, count, documents in zip(plan.shards, by_shard.tolist(), np.diff(signed.offsets).tolist(), strict=True):
+        of = categories.setdefault(f"{category(shard.name)}, {shard.split}", Counter())
+        of.update({"documents": documents, "duplicates": count})
+    return {
+        "documents": signed.total,
+        "duplicates": len(repeats),
+        "exact": int(exact.sum()),
+        "near": int((~exact).sum()),
+        "within_shards": int((own == other).sum()),
+        "across_shards": int(((own != other) & ~crosses).sum()),
+        "across_splits": int(crosses.sum()),
+        "categories": {name: dict(of) for name, of in sorted(categories.items())},
+        "shards": {s.name: count for s, count in zip(plan.shards, by_shard.tolist(), strict=True) if count},
+    }
+
+
+def _examples(
+    plan: Plan,
+    signed: "SignedShards",
+    reports: list[dict[str, Any]],
+    repeats: "NDArray[np.int64]",
+    stays: "NDArray[np.int64]",
+    budget: int,
+) -> list[dict[str, Any]]:
+    """Some of the duplicates, evenly spread over all of them."""
+    import numpy as np
+
+    from retro_ops.core import duplicates, signing
+    from retro_ops.repeats import shared
+
+    chosen = np.unique(np.linspace(0, len(repeats) - 1, EXAMPLES).astype(np.int64)) if len(repeats) else repeats
+    named = np.unique(np.concatenate((repeats[chosen], stays[chosen])))
+    records = dict(zip(named.tolist(), signed.records_of(named).tolist(), strict=True))
+
+    def place(document: int) -> dict[str, Any]:
+        shard = int(signed.shard_of(np.array([document]))[0])
+        record = records[document]
+        for source, count in zip(
+            plan.shards[shard].sources, reports[shard]["details"]["records_of_sources"], strict=True
+        ):
+            if record < count:
+                return {"shard": plan.shards[shard].name, "source": source.uri, "line": record + 1}
+            record -= count
+        raise AssertionError(f"{plan.shards[shard].name} has no record {records[document]}")
+
+    found = []
+    for document, other in zip(repeats[chosen].tolist(), stays[chosen].tolist(), strict=True):
+        pair = duplicates.pack(np.array([document]), np.array([other]))
+        in_common = int(shared(signed, pair, budget)[0])
+        found.append({**place(document), "repeats": place(other), "similarity": in_common / signing.PERMUTATIONS})
+    return found
+
+
+def _without(plan: Plan, signed: "SignedShards", dropped: "NDArray[np.int64]") -> Plan:
+    """``plan`` without the documents ``dropped`` (ascending)."""
+    import numpy as np
+
+    records, bounds = signed.records_of(dropped), np.searchsorted(dropped, signed.offsets)
+    shards = []
+    for shard, first, end in zip(plan.shards, bounds.tolist(), bounds[1:].tolist(), strict=False):
+        without = _written(plan, shard.name, records[first:end]) if first < end else None
+        shards.append(replace(shard, without=without))
+    return replace(plan, shards=tuple(shards))
+
+
+def _written(plan: Plan, shard: str, records: "NDArray[np.int64]") -> Source:
+    """The file that says what a shard is without. Its name follows from its content, so it never changes."""
+    import numpy as np
+
+    from retro_ops.arrays import NpyWriter
+
+    content = layout.digest(np.ascontiguousarray(records, "<i8").tobytes().hex())
+    with NpyWriter(layout.without_uri(plan, shard, content), np.int64, rows=len(records)) as writer:
+        writer.append(records)
+        written = writer.close()
+    return Source(written.uri, written.bytes, f"sha256:{written.sha256}")

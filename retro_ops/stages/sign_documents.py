@@ -1,0 +1,94 @@
+"""Documents in JSON lines -> their MinHash signatures, from which `find-duplicates` knows which are alike."""
+
+import logging
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from functools import partial
+from typing import Any
+
+from retro_ops import corpus, groups, layout, report, store
+from retro_ops.errors import BadInputError
+from retro_ops.plans import read_plan
+from retro_ops.progress import Progress, say
+from retro_ops.specs import Parameters, Plan, parse_bytes
+
+HELP = "sign the documents of a shard, so that duplicates can be found"
+PARAMETERS = ("memory_budget",)
+
+STAGE = "sign-documents"
+BATCH_BYTES = 2**20
+"""Lines signed at a time by a process: the strings of their n-grams take some 50 times the text."""
+
+BATCH_DOCUMENTS = 4096
+PARALLEL_BYTES = 16 * 2**20
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Only --plan and --shard."""
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    if not arguments.plan:
+        raise BadInputError("--plan is missing", "say which shards of which run")
+    plan = read_plan(arguments.plan)
+    groups.each(STAGE, plan, arguments.shard, partial(_run, plan, parse_bytes(parameters.memory_budget)))
+
+
+def _run(plan: Plan, budget: int, name: str) -> None:
+    shard = plan.shard(name)
+    uri, digest = layout.report_uri(plan, STAGE, name), layout.sign_digest(plan, shard)
+    inputs = [source.uri for source in shard.sources]
+    report.run_once(STAGE, uri, digest, {}, inputs, partial(_work, plan, name, budget))
+
+
+def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
+    sources = plan.shard(name).sources
+    _check_unchanged(plan, name)
+    try:
+        outcome = _sign(plan, name, [source.uri for source in sources], budget)
+    except BadInputError as error:
+        # Only a damaged file: `tokenize-and-chunk` fails at it and says so, and the other shards go on.
+        say(f"{STAGE}: {error}; shard {name!r} is left out of the search", logging.WARNING, event="damaged")
+        outcome = _sign(plan, name, [], budget, damaged=str(error).partition("\n")[0])
+    _check_unchanged(plan, name)
+    return outcome
+
+
+def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
+    from retro_ops import device, signatures
+    from retro_ops.core import signing
+    from retro_ops.parallel import ahead, in_order
+    from retro_ops.tokenising import batches
+
+    line_bytes = layout.line_limit(plan.parameters.memory_budget)
+    much = sum(store.at(uri).size(uri) for uri in uris) >= PARALLEL_BYTES
+    lines: Counter[str] = Counter()
+    progress = Progress(STAGE, None, "documents")
+    with (
+        signatures.SignatureWriter(layout.signature_files(plan, name), budget) as out,
+        ahead(batches(corpus.lines(uris, line_bytes), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
+        ahead(in_order(partial(signatures.signer, line_bytes), read, device.cores() if much else 1)) as made,
+    ):
+        for signed in made:
+            out.append(signed)
+            lines[signed.source] += signed.lines
+            progress.advance(len(signed.places))
+        progress.close()
+        written = out.close()
+    details: dict[str, Any] = {
+        "ngram_words": signing.NGRAM_WORDS,
+        "permutations": signing.PERMUTATIONS,
+        "records_of_sources": [lines[source.uri] for source in plan.shard(name).sources],
+        **({"damaged": damaged} if damaged else {}),
+    }
+    counts = {"documents": out.documents, "records": out.records}
+    return report.Outcome(counts=counts, outputs=written, details=details)
+
+
+def _check_unchanged(plan: Plan, name: str) -> None:
+    """What is read must be what was planned, before and after."""
+    if changed := corpus.changed_source(plan.shard(name).sources):
+        raise BadInputError(
+            f"{changed} since the run was planned",
+            "start another run, or clear the task `plan` with all after it: it takes the corpus as it is now",
+        )

@@ -1,0 +1,222 @@
+"""Duplicates from corpus to published version, on files and on S3, from night to night."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nightly import EXACT, Nights
+from samples import write_corpus
+
+from benchmarks.nights import compare
+from benchmarks.whole_run import Run as Done
+from benchmarks.whole_run import StageFailedError
+from benchmarks.whole_run import run as whole_run
+from retro_ops import corpus, layout, report, store
+from retro_ops.damage import look
+from retro_ops.plans import read_plan
+
+DROP = (*EXACT, "--duplicates", "drop")
+
+
+def changed(text: str, at: int) -> str:
+    """A near-duplicate: one word in two hundred is another."""
+    words = text.split(" ")
+    return " ".join("changed" if number % 200 == at else word for number, word in enumerate(words))
+
+
+@pytest.fixture
+def planted(nights: Nights) -> Nights:
+    """a: 0 1 2 3, its own copy of 1, a copy of 8 of validation. b: nearly 0, a bad record, 4, 5. v: 8, nearly 3, 9."""
+    nights.texts = [text for text in nights.texts if len(text) > 1000]
+    t = nights.texts
+    for path in nights.folder.rglob("*.jsonl"):
+        path.unlink()
+    write_corpus(nights.folder / "train/a.jsonl", [t[0], t[1], t[2], t[3], t[1], t[8]])
+    write_corpus(nights.folder / "train/b.jsonl", [changed(t[0], 100), {"no": "text"}, t[4], t[5]])
+    write_corpus(nights.folder / "train/c.jsonl", [t[6], t[7]])
+    write_corpus(nights.folder / "val/v.jsonl", [t[8], changed(t[3], 50), t[9], t[9]])
+    nights.flags = DROP
+    return nights
+
+
+def lines_of(done: Done) -> dict[str, list[int]]:
+    """Lines of the corpus that are in the chunks, by shard, as their sidecars say; with as many first chunks."""
+    found = {}
+    for shard in done.plan.shards:
+        files = layout.chunks_files(done.plan, shard.name)
+        lines = corpus.lines([layout.documents_uri(files["chunks"])], 2**20)
+        found[shard.name] = [json.loads(line or b"")["line"] for _, _, line in lines]
+        made = report.require(layout.report_uri(done.plan, "tokenize-and-chunk", shard.name), "the chunks")
+        assert made["counts"]["documents"] == len(found[shard.name])
+    return found
+
+
+def facts_of(done: Done) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(store.read(layout.duplicates_uri(done.plan_uri)))
+    return facts
+
+
+@pytest.mark.parametrize("where", ["files", "s3"])
+def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> None:
+    if where == "s3":
+        planted.root = f"{s3}/duplicates"
+    done = planted.first()
+    # Of training, what repeats validation goes; then whatever comes later.
+    assert lines_of(done) == {"a": [1, 2, 3], "b": [3, 4], "c": [1, 2], "v": [1, 2, 3]}
+    made = {
+        s.name: report.require(layout.report_uri(done.plan, "tokenize-and-chunk", s.name), "") for s in done.plan.shards
+    }
+    assert {name: of["counts"].get("duplicates_dropped") for name, of in made.items()} == {
+        "a": 3,
+        "b": 1,
+        "c": None,
+        "v": 1,
+    }
+    assert made["b"]["counts"]["bad_records"] == 1
+    facts = facts_of(done)
+    assert {name: facts[name] for name in ("documents", "duplicates", "exact", "near")} == {
+        "documents": 15,
+        "duplicates": 5,
+        "exact": 3,
+        "near": 2,
+    }
+    assert (facts["within_shards"], facts["across_shards"], facts["across_splits"]) == (2, 1, 2)
+    assert facts["categories"]["b, train"] == {"documents": 3, "duplicates": 1}
+    examples = {(e["shard"], e["line"]): (e["repeats"]["shard"], e["repeats"]["line"]) for e in facts["examples"]}
+    assert examples == {
+        ("a", 4): ("v", 2),
+        ("a", 5): ("a", 2),
+        ("a", 6): ("v", 1),
+        ("b", 1): ("a", 1),
+        ("v", 4): ("v", 3),
+    }
+    card = json.loads(store.read(layout.card_uri(done.plan, "json")))
+    assert card["duplicates"]["duplicates"] == 5
+    assert [row["duplicates_dropped"] for row in card["contents"]] == [3, 1, 0, 1]
+    assert b"<h2>Duplicates</h2>" in store.read(layout.card_uri(done.plan, "html"))
+    Done().stage("validate", "--plan", done.plan_uri)
+    assert {entry.state for entry in look(done.plan, thorough=True)} == {"done"}
+
+
+def test_a_report_changes_nothing(planted: Nights) -> None:
+    planted.flags = EXACT
+    kept = planted.first()
+    assert kept.calls["sign-documents"] == kept.calls["find-duplicates"] == 0
+    assert not store.exists(layout.duplicates_uri(kept.plan_uri))
+    assert b"deduplicated" not in store.read(kept.plan_uri)
+    assert b"without" not in store.read(kept.plan_uri)
+    done = planted.refresh("--duplicates", "report")
+    # The same version, so whoever only wants to know need build nothing.
+    assert layout.version_digest(done.plan) == layout.version_digest(kept.plan)
+    assert done.changes["nothing"]
+    reported = whole_run(planted.root, "d", "report", *planted.settings, "--duplicates", "report")
+    assert facts_of(reported)["duplicates"] == 5
+    assert lines_of(reported) == lines_of(kept)
+    assert layout.version_digest(reported.plan) == layout.version_digest(kept.plan)
+
+
+def test_from_night_to_night_as_if_built_from_scratch(planted: Nights) -> None:
+    t = planted.texts
+    first = planted.first()
+    # A night without news is one, whatever the version is without.
+    done = planted.refresh()
+    assert done.changes["nothing"]
+    assert set(done.calls) == {"plan"}
+    # A copy of what is there already: only the new shard is signed and built.
+    write_corpus(planted.folder / "train/d.jsonl", [t[4], t[10]])
+    done = planted.refresh()
+    assert (done.calls["sign-documents"], done.calls["find-duplicates"]) == (1, 1)
+    assert (done.calls["tokenize-and-chunk"], done.calls["embed-chunks"]) == (1, 1)
+    assert lines_of(done)["d"] == [2]
+    assert set(compare(done, planted.scratch())[0].values()) == {1.0}
+    # What others repeated goes: their copies come back, and only they are built.
+    write_corpus(planted.folder / "val/v.jsonl", [t[8], t[9]])
+    done = planted.refresh()
+    assert done.calls["tokenize-and-chunk"] == 2
+    assert lines_of(done) == {"a": [1, 2, 3, 4], "b": [3, 4], "c": [1, 2], "d": [2], "v": [1, 2]}
+    assert set(compare(done, planted.scratch())[0].values()) == {1.0}
+    # A new validation document takes what training had of it.
+    write_corpus(planted.folder / "val/w.jsonl", [changed(t[7], 30)])
+    done = planted.refresh()
+    assert lines_of(done)["c"] == [1]
+    assert set(compare(done, planted.scratch())[0].values()) == {1.0}
+    unchanged = layout.tokenize_digest(first.plan, first.plan.shard("b"))
+    assert layout.tokenize_digest(done.plan, done.plan.shard("b")) == unchanged
+    # Keeping them again is as it was without all this.
+    done = planted.refresh("--duplicates", "keep")
+    planted.flags = EXACT
+    assert set(compare(done, planted.scratch())[0].values()) == {1.0}
+    assert lines_of(done)["a"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_repair_keeps_what_was_dropped(planted: Nights) -> None:
+    first = planted.first()
+    chunks = layout.chunks_files(first.plan, "a")["chunks"]
+    data = bytearray(store.read(chunks))
+    data[len(data) // 2] ^= 1
+    store.write(chunks, bytes(data))
+    done = planted.repair()
+    assert done.calls["find-duplicates"] == 0
+    assert done.calls["tokenize-and-chunk"] == 1
+    assert lines_of(done) == lines_of(first)
+    Done().stage("validate", "--plan", done.plan_uri)
+
+
+def test_prune_keeps_signatures_and_what_shards_are_without(planted: Nights) -> None:
+    first = planted.first()
+    Done().stage("prune", "--root", planted.root, "--dataset", "d", "--keep", 1, "--grace", "0m", "--yes")
+    for shard in first.plan.shards:
+        assert store.exists(layout.report_uri(first.plan, "sign-documents", shard.name))
+        assert shard.without is None or store.exists(shard.without.uri)
+    write_corpus(planted.folder / "train/d.jsonl", [planted.texts[10]])
+    assert planted.refresh().calls["sign-documents"] == 1
+
+
+def test_nobody_goes_on_without_looking(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
+    plan_uri = layout.plan_uri(planted.root, "d", "x")
+    Done().stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
+    for stage, shard, said in (
+        ("tokenize-and-chunk", ("--shard", "a"), "nobody has looked for them yet"),
+        ("find-duplicates", (), "sign-documents of shard 'a' is not done"),
+    ):
+        with pytest.raises(StageFailedError):
+            Done().stage(stage, "--plan", plan_uri, *shard)
+        assert said in capfd.readouterr().err
+
+
+def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
+    (planted.folder / "train/z.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd damaged")
+    plan_uri = layout.plan_uri(planted.root, "d", "x")
+    run = Done(plan_uri)
+    run.stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
+    for shard in read_plan(plan_uri).shards:
+        run.stage("sign-documents", "--plan", plan_uri, "--shard", shard.name)
+    run.stage("find-duplicates", "--plan", plan_uri)
+    assert facts_of(run)["unsigned_shards"] == ["z"]
+    assert facts_of(run)["duplicates"] == 5
+    with pytest.raises(StageFailedError):
+        run.stage("tokenize-and-chunk", "--plan", layout.deduplicated_plan_uri(plan_uri), "--shard", "z")
+
+
+def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
+    first = planted.first()
+    without = first.plan.shard("a").without
+    assert without
+    store.write(without.uri, store.read(without.uri)[:-8] + bytes(8))
+    store.at(planted.root).delete(layout.report_uri(first.plan, "tokenize-and-chunk", "a"))
+    with pytest.raises(StageFailedError):
+        Done().stage("tokenize-and-chunk", "--plan", first.plan_uri, "--shard", "a")
+    assert "is gone or has changed" in capfd.readouterr().err
+
+
+def test_most_chunks_and_resuming_count_what_was_passed_over(planted: Nights, tmp_path: Path) -> None:
+    planted.flags = (*DROP, "--max-chunks", "30")
+    done = planted.first()
+    made = report.require(layout.report_uri(done.plan, "tokenize-and-chunk", "a"), "the chunks")
+    kept = lines_of(done)["a"]
+    assert made["details"]["stopped_at_max_chunks"]
+    gone = {4, 5, 6}
+    # Those before the first record that did not fit.
+    passed = [line for line in gone if line < next(n for n in range(1, 7) if n not in gone and n not in kept)]
+    assert made["counts"]["duplicates_dropped"] == len(passed)
