@@ -37,6 +37,43 @@ def squared_distances(queries: NDArray[np.float16], block: NDArray[np.float16]) 
     return distances.astype(np.float32)
 
 
+def asking(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Left operand of scores, ``[n, d + 1]`` of ``[n, d]``: ``q.x - |x|^2 / 2 = (|q|^2 - |q - x|^2) / 2``."""
+    return np.concatenate((vectors, np.ones((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
+
+
+def answering(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Right operand, likewise."""
+    given = np.concatenate((vectors, np.empty((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
+    given[:, -1] = _squares(given[:, :-1]) / -2
+    return given
+
+
+def near_pairs(
+    asked: NDArray[np.float32], given: NDArray[np.float32], limits: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Rows (ascending), columns and exact distances of all pairs no farther than the row's limit, float32 ``[m]``.
+
+    Scores in single precision, by one product of matrices, leave few to be computed exactly. Rounding loses none: a
+    float32 sum of n products is wrong by no more than about n 2^-24 times the sum of their absolute values, in whatever
+    order (N. Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and twice that is allowed for.
+    """
+    queries, block = asked[:, :-1], given[:, :-1]
+    squares = _squares(queries)
+    longest = np.sqrt(squares) + np.sqrt(-2 * given[:, -1].min(initial=0))
+    least = (squares - limits.astype(np.float64)) / 2 - (asked.shape[1] + 15) * 2.0**-23 * longest**2
+    near = asked @ given.T >= np.nextafter(least.astype(np.float32), np.float32(-np.inf))[:, None]
+    rows, columns = np.divmod(np.flatnonzero(near), len(given))
+    distances = pair_distances(queries, block, rows, columns)
+    kept = distances <= limits[rows]
+    return rows[kept], columns[kept], distances[kept]
+
+
+def _squares(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Squared lengths of float16 values ``[n, d]``, exactly: float64 ``[n]``."""
+    return np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+
+
 def pair_distances(
     queries: NDArray[np.float32], block: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> NDArray[np.float32]:

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.exact import NOTHING, Keys, pack, pair_distances, smallest, squared_distances, unpack
+from retro_ops.core.exact import (
+    NOTHING,
+    Keys,
+    answering,
+    asking,
+    near_pairs,
+    pack,
+    pair_distances,
+    smallest,
+    squared_distances,
+    unpack,
+)
 from retro_ops.core.filters import REASONS, SAME_DOCUMENT, Tokens
 
 Coarse = Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]
@@ -28,6 +39,9 @@ Blocks = Callable[[NDArray[np.int64] | None], Iterator[Block]]
 
 QUERIES_PER_STEP = 512
 """Rows of an exact search at a time: with a block of 16,384, distances and keys take some 200 MB."""
+
+FIRST_CHUNKS = 512
+"""Of an exact search, in its first block, at a time."""
 
 WIDEN = 4
 
@@ -186,14 +200,20 @@ def exact_search(
     best = np.full((len(queries), k), NOTHING) if known is None else known.copy()
     steps = [slice(start, start + QUERIES_PER_STEP) for start in range(0, len(queries), QUERIES_PER_STEP)]
     refused = [NOBODY for _ in steps]
-    for block in blocks(None):
+    for block in _small_at_first(blocks(None)):
         ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
+        given = answering(block.vectors)
         for number, step in enumerate(steps):
             part, nearest = queries.take(step), best[step]
-            distances = squared_distances(part.vectors, block.vectors)
             # Only what is as near as the neighbours so far can matter: after the first blocks that is little.
-            rows, columns = np.nonzero(distances <= unpack(nearest)[1][:, -1:])
-            hits = pack(distances[rows, columns], ids[columns], EVERYONE)
+            limits = unpack(nearest)[1][:, -1]
+            if np.isinf(limits).any():
+                distances = squared_distances(part.vectors, block.vectors)
+                rows, columns = np.nonzero(distances <= limits[:, None])
+                of_pairs = distances[rows, columns]
+            else:
+                rows, columns, of_pairs = near_pairs(asking(part.vectors), given, limits)
+            hits = pack(of_pairs, ids[columns], EVERYONE)
             same = part.documents[rows] == block.documents[columns]
             own = Refused.of_same_document(rows[same], hits[same])
             counted, others = _admit(part, _by_row(rows[~same], hits[~same], len(part)), k, refuse)
@@ -203,6 +223,15 @@ def exact_search(
     for step, of_step in zip(steps, refused, strict=True):
         found.removed[step] = of_step.counts(len(best[step]))
     return found
+
+
+def _small_at_first(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The first block in pieces: until rows have neighbours, every chunk is one."""
+    for number, block in enumerate(blocks):
+        size = FIRST_CHUNKS if number == 0 else max(1, len(block.vectors))
+        for start in range(0, len(block.vectors), size):
+            piece = slice(start, start + size)
+            yield Block(block.first + start, block.vectors[piece], block.documents[piece])
 
 
 def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[Keys, Refused]:

@@ -178,6 +178,25 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
 
 
 @settings(deadline=None)
+@given(
+    st.integers(1, 80), st.integers(1, 400), st.sampled_from([0.01, 1.0, 30.0]), st.booleans(), st.integers(0, 2**31)
+)
+def test_pairs_up_to_a_limit_are_all_found_and_no_other(
+    rows: int, dimension: int, length: float, grid: bool, seed: int
+) -> None:
+    """Whatever single precision makes of them: limits are distances that occur, so ties lie on them."""
+    rng = np.random.default_rng(seed)
+    vectors = (unit_vectors(rows, dimension, seed, grid) * np.float16(length)).astype(np.float16)
+    queries = vectors[rng.integers(0, rows, 20)]
+    distances = exact.squared_distances(queries, vectors)
+    limits = distances[np.arange(20), rng.integers(0, rows, 20)]
+    of_rows, columns, found = exact.near_pairs(exact.asking(queries), exact.answering(vectors), limits)
+    expected = np.nonzero(distances <= limits[:, None])
+    np.testing.assert_array_equal((of_rows, columns), expected)
+    np.testing.assert_array_equal(found, distances[expected])
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 4, width=32), st.integers(0, exact.MAX_CHUNKS - 1)), min_size=1, unique=True))
 def test_keys_have_the_order_of_distance_and_id(pairs: list[tuple[float, int]]) -> None:
     distances, ids = np.array([d for d, _ in pairs], np.float32), np.array([i for _, i in pairs], np.int64)
