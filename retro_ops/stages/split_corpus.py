@@ -5,6 +5,7 @@ memory budget allows: then it is read once for each group of them.
 """
 
 import contextlib
+import logging
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from retro_ops.core import routing
 from retro_ops.core.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
 from retro_ops.parallel import ahead
-from retro_ops.progress import Progress
+from retro_ops.progress import Progress, say
 from retro_ops.recipes import Rule
 from retro_ops.source_lines import Line, lines
 from retro_ops.sources import SourceFile, Sources
@@ -53,8 +54,21 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     for name in arguments.file.split(","):
         file = listed.file(name)
         settings = {"recipe": listed.recipe, "source_folder": listed.folder, "file": name}
+        _forget_if_damaged(listed, file)
         work = partial(_split, listed, file, recipe.sources[file.rule], most_open)
         report.run_once(STAGE, listed.report_uri(file), file.digest, settings, [file.uri], work)
+
+
+def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
+    """What a plan would take by the fingerprint in the report must have it, or no later run could mend it."""
+    made = report.read(listed.report_uri(file))
+    folder = listed.parts_folder(file)
+    for part in made["details"]["parts"] if made else ():
+        source = Source(layout.part_uri(folder, part["shard"]), part["bytes"], part["fingerprint"])
+        if changed := corpus.changed_source([source]):
+            say(f"{STAGE}: {changed} since it was written, so {file.uri} is split again", logging.WARNING)
+            store.at(source.uri).delete(listed.report_uri(file))
+            return
 
 
 def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> report.Outcome:

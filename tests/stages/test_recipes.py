@@ -196,6 +196,16 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(made: Corpus) -> Non
     assert [s.name for s in made.shards() if s not in shards] == ["b_code", "b_docs"]
 
 
+def test_a_damaged_part_is_written_again(made: Corpus) -> None:
+    made.put("x.jsonl", LINES)
+    built = made.build(recipe_of("x.jsonl"))
+    part = Path(made.shards()[0].sources[0].uri)
+    data = bytearray(part.read_bytes())
+    data[40] ^= 1
+    part.write_bytes(data)
+    assert made.build(recipe_of("x.jsonl")) == built
+
+
 def test_shards_are_cut_by_documents_and_by_bytes(made: Corpus) -> None:
     made.put("x.jsonl", LINES)
     built = made.build(recipe_of("x.jsonl", '    cut: {documents: 4}\n    shard: "{number:03}-{category}"\n'))
