@@ -76,13 +76,20 @@ def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> Non
     assert made["b"]["counts"]["bad_records"] == 1
     facts = facts_of(done)
     assert {name: facts[name] for name in ("documents", "duplicates", "exact", "near")} == {
-        "documents": 15, "duplicates": 5, "exact": 3, "near": 2
+        "documents": 15,
+        "duplicates": 5,
+        "exact": 3,
+        "near": 2,
     }
     assert (facts["within_shards"], facts["across_shards"], facts["across_splits"]) == (2, 1, 2)
     assert facts["categories"]["b, train"] == {"documents": 3, "duplicates": 1}
     examples = {(e["shard"], e["line"]): (e["repeats"]["shard"], e["repeats"]["line"]) for e in facts["examples"]}
     assert examples == {
-        ("a", 4): ("v", 2), ("a", 5): ("a", 2), ("a", 6): ("v", 1), ("b", 1): ("a", 1), ("v", 4): ("v", 3)
+        ("a", 4): ("v", 2),
+        ("a", 5): ("a", 2),
+        ("a", 6): ("v", 1),
+        ("b", 1): ("a", 1),
+        ("v", 4): ("v", 3),
     }
     card = json.loads(store.read(layout.card_uri(done.plan, "json")))
     assert card["duplicates"]["duplicates"] == 5
