@@ -191,8 +191,8 @@ def run_fields() -> dict[str, Param]:
             pattern=MEMORY_PATTERN,
             title="Search memory",
             description_md="Most memory that an index may take where it is merged or searched, such as `16GiB`; a "
-            "larger one is read part by part, with the same result. Empty: three quarters of what the machine has, less "
-            "the memory budget.",
+            "larger one is read part by part, with the same result. Empty: three quarters of the machine's, less the "
+            "memory budget.",
             section=_RUN,
         ),
         "seed": _integer(DEFAULT.seed, "Random seed", "Same seed and input, same dataset.", _RUN, minimum=0),

@@ -36,6 +36,9 @@ def main() -> None:
             path = version_of(the_plan)
             current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
             write(layout.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
+        elif arguments.stage == "find-duplicates":
+            changed = dataclasses.replace(the_plan, deduplicated=True)
+            write(layout.deduplicated_plan_uri(arguments.plan), specs.plan_to_json(changed))
         elif arguments.stage == "check-drift":
             write(layout.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
         else:
@@ -61,7 +64,9 @@ def plan(arguments: argparse.Namespace) -> specs.Plan:
     return specs.Plan(
         dataset=arguments.dataset,
         root=arguments.root,
-        parameters=specs.Parameters(index_type=arguments.index_type or "auto"),
+        parameters=specs.Parameters(
+            index_type=arguments.index_type or "auto", duplicates=arguments.duplicates or "keep"
+        ),
         identity=specs.Identity("t", 100, 0, "m", 8),
         shards=tuple(shards),
     )
