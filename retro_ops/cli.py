@@ -55,7 +55,7 @@ STAGES_WITHOUT_PLAN = (
 )
 
 HOW_NOT_WHAT = frozenset(
-    {"batch_size", "device", "shard_index", "memory_budget"}
+    {"batch_size", "device", "shard_index", "memory_budget", "search_memory"}
     | {"min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance", "max_drift"}
 )
 """Parameters of how a stage runs or whether it refuses, not of what it writes: they may differ from the plan's."""
@@ -141,6 +141,10 @@ FLAGS: dict[str, dict[str, Any]] = {
     "duplicate_threshold": {
         "type": _share,
         "help": "Jaccard similarity of their word 5-grams from which on two documents are duplicates",
+    },
+    "search_memory": {
+        "help": "most memory that an index may take where it is merged, searched or measured, such as 16GiB; a larger "
+        "one is read part by part (default: three quarters of what the machine has, less the memory budget)",
     },
     "memory_budget": {"help": "memory beside model and index, such as 2GiB"},
 }

@@ -19,6 +19,8 @@ from retro_ops.core import faiss_index, filters, tuning
 from retro_ops.core.exact import unpack
 from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Queries, exact_search
+from retro_ops.device import Room
+from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
 from retro_ops.specs import Plan, Shard, Split, category
 
@@ -99,7 +101,7 @@ def measure(plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Se
             "last": np.sum([w["last"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
         },
         "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
-        "index": _index_figures(layout.index_uri(plan, split), drawn),
+        "index": _index_figures(layout.index_uri(plan, split), drawn, searching.room_for(plan.parameters)),
     }
 
 
@@ -167,12 +169,15 @@ def _rates(
     return rates, longest
 
 
-def _index_figures(uri: str, drawn: Sequence[Sampled]) -> dict[str, Any]:
-    index = load_index(uri)
+def _index_figures(uri: str, drawn: Sequence[Sampled], room: Room) -> dict[str, Any]:
+    parts = too_large([uri], room)
+    # Sizes of the lists and what was trained say everything.
+    index = parts[0].empty() if parts else load_index(uri)
+    sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)
     vectors = searching.join([entry.queries for entry in drawn]).vectors if drawn else None
     return {
-        "vectors": int(index.ntotal),
+        "vectors": int(sizes.sum()),
         "bytes": store.at(uri).size(uri),
-        **faiss_index.list_figures(index),
+        **faiss_index.figures_of(sizes),
         "quantisation_error": None if vectors is None else faiss_index.quantisation_error(index, vectors),
     }

@@ -1,7 +1,7 @@
 """A filled index together with the chunks it was filled from, as the search reads them; and how wide to search it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from retro_ops.core import faiss_index, filters, scan, tuning
 from retro_ops.core.exact import MAX_CHUNKS
 from retro_ops.core.nearness import prepare
 from retro_ops.core.sampling import sample_rows
-from retro_ops.core.search import Block, Blocks, Index, Queries, Refuse, Width
-from retro_ops.device import Device
+from retro_ops.core.search import Block, Blocks, Coarse, Index, Queries, Refuse, Width
+from retro_ops.device import Device, Room, room
 from retro_ops.errors import BadInputError
+from retro_ops.index_lists import ListFile, in_parts, too_large
 from retro_ops.indexes import load_index
 from retro_ops.progress import say
 from retro_ops.specs import IndexShard, Parameters, Plan, Split
@@ -187,15 +188,47 @@ def refuser(chunks: IndexedChunks, of: filters.Limits, pad_id: int) -> Refuse | 
 def open_index(
     uri: str, chunks: IndexedChunks, device: Device, parameters: Parameters, split: Split | None, pad_id: int
 ) -> Index:
-    """The index at ``uri`` on ``device``. BadInputError when it was not filled from ``chunks``."""
+    """The index at ``uri`` on ``device``; part by part, if it is larger than it may be in memory. BadInputError when it
+    was not filled from ``chunks``."""
+    refuse = refuser(chunks, limits(parameters, split), pad_id)
+    room, everything = room_for(parameters), range(len(chunks.embeddings))
+    parts = too_large([uri], room)
+    if parts:
+        _check_total(uri, parts[0].total, chunks)
+        return search_in_parts(parts, chunks, everything, device, refuse, room)
     loaded = load_index(uri)
-    if loaded.ntotal != chunks.total:
+    _check_total(uri, loaded.ntotal, chunks)
+    return search_of(loaded, chunks, everything, device, refuse)
+
+
+def room_for(parameters: Parameters) -> Room:
+    return room(parameters.search_memory, parameters.memory_budget)
+
+
+def _check_total(uri: str, total: int, chunks: IndexedChunks) -> None:
+    if total != chunks.total:
         raise BadInputError(
-            f"{uri} holds {loaded.ntotal:,} vectors, its index spec names {chunks.total:,}",
+            f"{uri} holds {total:,} vectors, its index spec names {chunks.total:,}",
             "give the index spec that the index was filled from",
         )
-    refuse = refuser(chunks, limits(parameters, split), pad_id)
-    return search_of(loaded, chunks, range(len(chunks.embeddings)), device, refuse)
+
+
+def search_in_parts(
+    files: Sequence[ListFile],
+    chunks: IndexedChunks,
+    positions: Sequence[int],
+    device: Device,
+    refuse: Refuse | None,
+    room: Room,
+) -> Index:
+    """As ``search_of``, of files whose lists are read as they are needed and that together hold what the shards at
+    ``positions`` do. On a GPU only their numbers are."""
+    if device.chosen == "cuda":
+        numbers = np.concatenate([file.numbers(room.bytes // 3) for file in files])
+        return _by_vectors(files[0].empty(), chunks, positions, device, refuse, numbers)
+    ids, by_codes = chunks.ids_of(positions), in_parts(files, room.bytes)
+    made = Index(_in_ids(by_codes, ids), chunks.blocks_of(positions), len(ids), len(files[0].sizes), MOST_CANDIDATES)
+    return replace(made, refuse=refuse, coarse_rows=None)
 
 
 def search_of(
@@ -203,24 +236,43 @@ def search_of(
 ) -> Index:
     """Of a faiss ``index`` that was filled from the shards at ``positions`` (ascending), in global ids. A GPU searches
     the embeddings themselves, list by list; the CPU the codes."""
-    blocks, lists = chunks.blocks_of(positions), faiss_index.list_count(index)
     ids = chunks.ids_of(positions)
     if device.chosen == "cuda" and len(ids):
-        import torch
-
-        name = prepare(device)
-        devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
-        of = faiss_index.lists_of(index, ids)
-        room = min(map(scan.capacity, devices))
-        made = scan.Scan(of, blocks, scan.spans(of, chunks.embeddings[0].shape[1], devices, room))
-        return Index(made.coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse, made.nearest)
+        return _by_vectors(index, chunks, positions, device, refuse, None)
     by_codes = faiss_index.searcher(index, device, shard_over_gpus=False)
+    lists = faiss_index.list_count(index)
+    return Index(_in_ids(by_codes, ids), chunks.blocks_of(positions), len(ids), lists, MOST_CANDIDATES, refuse)
+
+
+def _by_vectors(
+    index: Any,
+    chunks: IndexedChunks,
+    positions: Sequence[int],
+    device: Device,
+    refuse: Refuse | None,
+    numbers: NDArray[np.int32] | None,
+) -> Index:
+    """On a GPU. ``numbers``: the list of each vector, if ``index`` does not hold them."""
+    import torch
+
+    blocks, ids = chunks.blocks_of(positions), chunks.ids_of(positions)
+    name = prepare(device)
+    devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
+    of = faiss_index.lists_of(index, ids, numbers)
+    capacity = min(map(scan.capacity, devices))
+    made = scan.Scan(of, blocks, scan.spans(of, chunks.embeddings[0].shape[1], devices, capacity))
+    lists = faiss_index.list_count(index)
+    return Index(made.coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse, made.nearest)
+
+
+def _in_ids(by_codes: Coarse, ids: NDArray[np.int64]) -> Coarse:
+    """What a search finds by row, by global id."""
 
     def coarse(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         distances, found = by_codes(queries, width, nprobe)
         return distances, np.where(found < 0, found, ids[found])
 
-    return Index(coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse)
+    return coarse
 
 
 @dataclass(frozen=True)

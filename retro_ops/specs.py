@@ -118,6 +118,7 @@ class Parameters:
     device: str = "auto"
     shard_index: bool = False
     memory_budget: str = "2GiB"
+    search_memory: str | None = None
     duplicates: str = "keep"
     duplicate_threshold: float = 0.8
 

@@ -17,11 +17,12 @@ from retro_ops.core import faiss_index, search
 from retro_ops.core.exact import Keys, pack, smallest
 from retro_ops.core.renumbering import GONE, renumber
 from retro_ops.core.search import Found, Index, Queries, Refuse, Width
-from retro_ops.device import Device
+from retro_ops.device import Device, Room
 from retro_ops.errors import BadInputError
+from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
 from retro_ops.layout import distances_uri
-from retro_ops.searching import IndexedChunks, QueryShard, search_of
+from retro_ops.searching import IndexedChunks, QueryShard, search_in_parts, search_of
 
 Seek = Callable[[Queries], Found]
 """Search of the whole index."""
@@ -94,6 +95,7 @@ def update(
     device: Device,
     refuse: Refuse | None,
     seek: Seek,
+    room: Room,
     loaded: dict[tuple[str, ...], Index],
 ) -> Update:
     """What is new is searched exactly if it is little or ``width`` is None, else by an index of its own. ``loaded``:
@@ -114,7 +116,7 @@ def update(
             return search.exact_search(queries, k, chunks.blocks_of(new), refuse, known)
     else:
         if former.partials not in loaded:
-            loaded[former.partials] = _index_of(former, chunks, new, device, refuse)
+            loaded[former.partials] = _index_of(former, chunks, new, device, refuse, room)
         index = loaded[former.partials]
 
         def news(queries: Queries, known: Keys) -> Found:
@@ -125,8 +127,12 @@ def update(
     return Update(former, shard, offsets, news, seek, short_rows_count=by_index)
 
 
-def _index_of(former: Former, chunks: IndexedChunks, new: list[int], device: Device, refuse: Refuse | None) -> Index:
+def _index_of(
+    former: Former, chunks: IndexedChunks, new: list[int], device: Device, refuse: Refuse | None, room: Room
+) -> Index:
     """An index of the shards ``new`` alone, whose ids are those of all."""
+    if parts := too_large(former.partials, room):
+        return search_in_parts(parts, chunks, new, device, refuse, room)
     index = load_index(former.trained)
     for uri in former.partials:
         faiss_index.merge(index, load_index(uri), uri)

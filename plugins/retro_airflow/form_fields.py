@@ -211,6 +211,16 @@ def run_fields() -> dict[str, Param]:
             description_md="Memory that a stage may use beside its model and index, such as `2GiB`.",
             section=_RUN,
         ),
+        "search_memory": Param(
+            None,
+            type=["null", "string"],
+            pattern=MEMORY_PATTERN,
+            title="Search memory",
+            description_md="Most memory that an index may take where it is merged or searched, such as `16GiB`; a "
+            "larger one is read part by part, with the same result. Empty: three quarters of the machine's, less the "
+            "memory budget.",
+            section=_RUN,
+        ),
         "seed": _integer(DEFAULT.seed, "Random seed", "Same seed and input, same dataset.", _RUN, minimum=0),
         "runtime": Param(
             None,

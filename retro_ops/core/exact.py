@@ -71,7 +71,8 @@ def near_pairs(
 
 def _squares(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Squared lengths of float16 values ``[n, d]``, exactly: float64 ``[n]``."""
-    return np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    squares: NDArray[np.float64] = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    return squares
 
 
 def pair_distances(

@@ -139,14 +139,18 @@ def list_figures(index: Any) -> dict[str, Any]:
 
     ``imbalance``: expected cost of probing a list, as a multiple of that with equal lists (faiss' imbalance factor).
     """
-    inner: Any = inner_index(index)
-    sizes = list_sizes(index)
-    if list_count(index) == 1:
-        return {"lists": 1, "imbalance": 1.0, "empty_lists": 0, "largest_list": int(index.ntotal)}
+    return figures_of(list_sizes(index))
+
+
+def figures_of(sizes: NDArray[np.int64]) -> dict[str, Any]:
+    """Likewise of lists of these ``sizes``."""
+    if len(sizes) == 1:
+        return {"lists": 1, "imbalance": 1.0, "empty_lists": 0, "largest_list": int(sizes[0])}
     counts, bins = np.histogram(sizes, LIST_BINS)
+    total = float(sizes.sum())
     return {
-        "lists": int(inner.nlist),
-        "imbalance": float(inner.invlists.imbalance_factor()) if inner.ntotal else 1.0,
+        "lists": len(sizes),
+        "imbalance": float((sizes.astype(np.float64) ** 2).sum() * len(sizes) / (total * total)) if total else 1.0,
         "empty_lists": int((sizes == 0).sum()),
         "largest_list": int(sizes.max()),
         "list_sizes": {"bins": bins.round(2).tolist(), "lists": counts.tolist()},
@@ -173,21 +177,36 @@ def list_numbers(index: Any) -> NDArray[np.int64]:
     return numbers
 
 
-def lists_of(index: Any, ids: NDArray[np.int64]) -> Lists:
+def lists_of(index: Any, ids: NDArray[np.int64], numbers: NDArray[np.int32] | None = None) -> Lists:
     """Which list each vector of a filled index is in; all in one where there are none. ``ids`` ``[n]``: its global ids,
-    ascending."""
+    ascending. ``numbers`` ``[n]``: if they are known, the index need not be filled."""
     inner: Any = inner_index(index)
-    of = list_numbers(index).astype(np.int32)
+    of = list_numbers(index).astype(np.int32) if numbers is None else numbers
     if not isinstance(inner, faiss.IndexIVF):
         return Lists(np.zeros((1, index.d), np.float32), of, ids, None)
+    project = projection(index) if _transforms(index) else None
+    return Lists(inner.quantizer.reconstruct_n(0, inner.nlist), of, ids, project)
+
+
+def projection(index: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Queries as the lists see them: through the transforms before the lists."""
     transforms = _transforms(index)
 
     def project(queries: NDArray[np.float32]) -> NDArray[np.float32]:
         for transform in transforms:
-            queries = transform.apply(queries)
+            queries = transform.apply(np.ascontiguousarray(queries, np.float32))
         return queries
 
-    return Lists(inner.quantizer.reconstruct_n(0, inner.nlist), of, ids, project if transforms else None)
+    return project
+
+
+def set_total(index: Any, total: int) -> None:
+    """Let an index of lists say that it holds ``total`` vectors, which are kept elsewhere."""
+    index = faiss.downcast_index(index)
+    while isinstance(index, faiss.IndexPreTransform):
+        index.ntotal = total
+        index = faiss.downcast_index(index.index)
+    index.ntotal = total
 
 
 def _transforms(index: Any) -> list[Any]:

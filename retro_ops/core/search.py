@@ -47,6 +47,9 @@ WIDEN = 4
 
 EVERYONE = np.ones(1, np.bool_)
 
+COARSE_ROWS = 4096
+"""Queries that an index in memory is asked about at a time."""
+
 
 @dataclass(frozen=True)
 class Width:
@@ -86,7 +89,9 @@ See core/filters.py; a hit of the same document is never asked about."""
 @dataclass(frozen=True)
 class Index:
     """What searching needs of an index. ``most_candidates``: the widest search that it can do. ``nearest``: where whole
-    vectors are searched instead of codes (core/scan.py); filters are asked on the other way all the same."""
+    vectors are searched instead of codes (core/scan.py); filters are asked on the other way all the same.
+    ``coarse_rows``: queries that ``coarse`` is asked about at a time; None: as many as there are, since each call reads
+    the index anew."""
 
     coarse: Coarse
     blocks: Blocks
@@ -95,6 +100,7 @@ class Index:
     most_candidates: int
     refuse: Refuse | None = None
     nearest: "Nearest | None" = None
+    coarse_rows: int | None = COARSE_ROWS
 
     def clip(self, width: Width) -> Width:
         return Width(min(width.nprobe, self.lists), min(width.candidates, self.total, self.most_candidates))
@@ -318,15 +324,13 @@ def _joined(parts: list[Refused]) -> Refused:
     )
 
 
-COARSE_ROWS = 4096
-
-
 def coarse_ids(index: Index, vectors: NDArray[np.float16], width: Width) -> NDArray[np.int64]:
     """Candidates of the index, in its own order: int64 ``[m, width.candidates]``."""
     ids = np.empty((len(vectors), width.candidates), np.int64)
-    for start in range(0, len(vectors), COARSE_ROWS):
-        block = vectors[start : start + COARSE_ROWS].astype(np.float32)
-        ids[start : start + COARSE_ROWS] = index.coarse(block, width.candidates, width.nprobe)[1]
+    step = index.coarse_rows or max(1, len(vectors))
+    for start in range(0, len(vectors), step):
+        block = vectors[start : start + step].astype(np.float32)
+        ids[start : start + step] = index.coarse(block, width.candidates, width.nprobe)[1]
     return ids
 
 

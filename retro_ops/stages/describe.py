@@ -3,7 +3,7 @@
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retro_ops.searching import IndexedChunks
 
 HELP = "measure the neighbours and write the dataset card"
-PARAMETERS = ("memory_budget",)
+PARAMETERS = ("memory_budget", "search_memory")
 
 STAGE = "describe"
 CARD_FORMAT = 1
@@ -55,6 +55,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     duplicates = layout.duplicates_uri(arguments.plan)
     expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
     repeats = json.loads(store.read(duplicates)) if store.exists(duplicates) else None
+    plan = replace(plan, parameters=replace(plan.parameters, search_memory=parameters.search_memory))
     work = partial(_work, plan, expected, repeats)
     report.run_once(STAGE, layout.report_uri(plan, STAGE), digest, {}, inputs, work)
 

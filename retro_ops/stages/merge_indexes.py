@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from retro_ops import layout, report, store
+from retro_ops.device import Room
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
 from retro_ops.specs import Parameters, Plan, Shard
 
 HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
-PARAMETERS = ("memory_budget",)
+PARAMETERS = ("memory_budget", "search_memory")
 
 STAGE = "merge-indexes"
 
@@ -45,7 +46,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     job = _planned_job(arguments.plan) if arguments.plan else _job(arguments)
     inputs = [job.base, *(uri for step in job.steps for uri in step.partials)]
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
-    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job))
+    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job, parameters))
 
 
 def _planned_job(plan_uri: str) -> Job:
@@ -91,15 +92,43 @@ def _job(arguments: Namespace) -> Job:
     )
 
 
-def _work(job: Job) -> report.Outcome:
-    from retro_ops.core import faiss_index
-    from retro_ops.indexes import load_index, save_index
+def _work(job: Job, parameters: Parameters) -> report.Outcome:
+    from retro_ops import device
 
     made = store.side_by_side(report.read, job.reports)
     identity = report.check_same_identity(dict(zip(job.reports, made, strict=True)))
     if job.planned:
         used = (job.base, *(uri for step in job.steps for uri in step.partials))
         store.side_by_side(report.check_unchanged, used, store.READERS)
+    room = device.room(parameters.search_memory, parameters.memory_budget)
+    vectors, outputs = _on_disk(job, room) or _in_memory(job)
+    return report.Outcome(counts={"vectors": vectors}, outputs=outputs, identity=identity)
+
+
+def _on_disk(job: Job, room: Room) -> tuple[int, list[store.Written]] | None:
+    """Vectors of the last index, and what was written, list by list; None where all fits into memory."""
+    from retro_ops import index_lists
+
+    files = index_lists.too_large([job.base, *(uri for step in job.steps for uri in step.partials)], room)
+    if files is None:
+        return None
+    whole, rest = files[0], files[1:]
+    progress, outputs = Progress(STAGE, len(rest), "partial indexes"), []
+    for step in job.steps:
+        parts, rest = rest[: len(step.partials)], rest[len(step.partials) :]
+        outputs.append(index_lists.merge(whole, parts, step.output, room.bytes // 3))
+        progress.advance(len(parts))
+        merged = index_lists.open_lists(step.output)
+        assert merged, f"{step.output} is an index of lists"
+        whole = merged
+    progress.close()
+    return whole.total, outputs
+
+
+def _in_memory(job: Job) -> tuple[int, list[store.Written]]:
+    from retro_ops.core import faiss_index
+    from retro_ops.indexes import load_index, save_index
+
     index = load_index(job.base)
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
     outputs = []
@@ -110,4 +139,4 @@ def _work(job: Job) -> report.Outcome:
             progress.advance(1)
         outputs.append(save_index(index, step.output))
     progress.close()
-    return report.Outcome(counts={"vectors": int(index.ntotal)}, outputs=outputs, identity=identity)
+    return int(index.ntotal), outputs

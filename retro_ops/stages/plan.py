@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 HELP = "read the corpus, name its shards, check the parameters, and write the plan of a run"
 PARAMETERS = tuple(field.name for field in fields(Parameters))
-OF_ONE_RUN = ("batch_size", "device", "shard_index")
+OF_ONE_RUN = ("batch_size", "device", "shard_index", "search_memory")
 """Not taken over from the published version: they suit the machines of a run, not the dataset."""
 
 SAMPLED_SHARDS = 8
@@ -125,8 +125,9 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         _check_patterns(shards, patterns)
     shards = _chosen(shards, choice["index_shards"], choice["query_shards"])
     parse_bytes(parameters.memory_budget)
-    if parameters.index_memory:
-        parse_bytes(parameters.index_memory)
+    for amount in (parameters.index_memory, parameters.search_memory):
+        if amount:
+            parse_bytes(amount)
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     plan = Plan(
         dataset=arguments.dataset,

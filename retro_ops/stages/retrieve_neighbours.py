@@ -39,7 +39,7 @@ CONTENT = (
     "pad_id",
     "seed",
 )
-PARAMETERS = (*CONTENT, "device", "shard_index", "memory_budget")
+PARAMETERS = (*CONTENT, "device", "shard_index", "memory_budget", "search_memory")
 
 STAGE = "retrieve-neighbours"
 BLOCK_ROWS = 4096
@@ -381,10 +381,10 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
             return index().exact(queries, k)
         return search.exact_search(queries, k, chunks.blocks, refuse)
 
-    update = None
+    update, room = None, searching.room_for(parameters)
     if job.former:
         news = loaded.setdefault("news", {})
-        update = updating.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, news)
+        update = updating.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, room, news)
     ahead: dict[str, Found] = loaded.setdefault("ahead", {})
     state: dict[str, Any] = {"start": 0, "keys": None}
     removed = np.zeros(len(REASONS), np.int64)
@@ -512,16 +512,22 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
     from retro_ops.arrays import open_npy
     from retro_ops.core import faiss_index
     from retro_ops.core.neighbours import seed_neighbours
+    from retro_ops.index_lists import in_parts, too_large
     from retro_ops.indexes import load_index
+    from retro_ops.searching import room_for
 
     embeddings, chunk2seq = _open(query)
     if "counts" not in loaded:
         loaded["counts"] = store.side_by_side(lambda shard: len(open_npy(shard.embeddings)), job.shards)
     counts: list[int] = loaded["counts"]
     if "search" not in loaded:
-        index = load_index(job.index)
-        loaded["total"] = int(index.ntotal)
-        loaded["search"] = faiss_index.searcher(index, where, parameters.shard_index)
+        room = room_for(parameters)
+        if where.chosen == "cpu" and (parts := too_large([job.index], room)):
+            loaded |= {"total": parts[0].total, "search": in_parts(parts, room.bytes)}
+        else:
+            index = load_index(job.index)
+            loaded["total"] = int(index.ntotal)
+            loaded["search"] = faiss_index.searcher(index, where, parameters.shard_index)
     if loaded["total"] != sum(counts):
         raise BadInputError(
             f"{job.index} holds {loaded['total']:,} vectors, its index spec names {sum(counts):,}",

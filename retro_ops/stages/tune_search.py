@@ -13,7 +13,7 @@ HELP = "measure how wide to search for the wanted recall"
 PARAMETERS = (
     *("num_neighbours", "profile", "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed"),
     *("max_overlap", "max_shared_run", "max_shared_ngrams"),
-    *("device", "shard_index", "memory_budget"),
+    *("device", "shard_index", "memory_budget", "search_memory"),
 )
 
 STAGE = "tune-search"

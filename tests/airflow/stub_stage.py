@@ -48,6 +48,9 @@ def main() -> None:
             current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
             current["history"] = []
             write(layout.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
+        elif arguments.stage == "find-duplicates":
+            changed = dataclasses.replace(the_plan, deduplicated=True)
+            write(layout.deduplicated_plan_uri(arguments.plan), specs.plan_to_json(changed))
         elif arguments.stage == "check-drift":
             write(layout.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
         else:
@@ -107,7 +110,9 @@ def plan_of(arguments: argparse.Namespace, shards: list[specs.Shard], recipe: st
     return specs.Plan(
         dataset=arguments.dataset,
         root=arguments.root,
-        parameters=specs.Parameters(index_type=arguments.index_type or "auto"),
+        parameters=specs.Parameters(
+            index_type=arguments.index_type or "auto", duplicates=arguments.duplicates or "keep"
+        ),
         identity=specs.Identity("t", 100, 0, "m", 8),
         shards=tuple(shards),
         recipe=recipe,

@@ -64,7 +64,7 @@ DAGS = ("retro_dataset", "retro_refresh", "retro_repair", "massive_open_text")
 def test_tasks_are_named_like_their_stages(name: str) -> None:
     dag = load(name)
     staged = {task.task_id: task.stage for task in map(operator_of, dag.tasks) if hasattr(task, "stage")}
-    stages = {"plan", *layout.CODE_VERSIONS, "validate", "publish"}
+    stages = {"plan", "find-duplicates", *layout.CODE_VERSIONS, "validate", "publish"}
     stages |= {"check-drift"} if name == "retro_refresh" else set()
     stages |= set() if name == "retro_repair" else {"list-sources", "split-corpus"}
     assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == stages
@@ -169,7 +169,7 @@ def test_a_whole_run(tmp_path: Path, corpus: Path) -> None:
     plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert [shard.name for shard in plan.shards] == ["a", "b", "c", "d"]
     assert plan.parameters.index_type == "IVF64,Flat"
-    for stage in (*layout.CODE_VERSIONS, "validate"):
+    for stage in (*layout.stages(plan), "validate"):
         for shard in plan.shards if stage in layout.SHARD_STAGES else (None,):
             assert Path(layout.report_uri(plan, stage, shard.name if shard else None)).exists()
     assert Path(layout.current_uri(plan.root, plan.dataset)).exists()
@@ -247,6 +247,48 @@ def test_a_recipe_with_an_error_is_refused_before_anything_runs(
     }
     assert f"{recipe}:5: unknown category 'cood'; did you mean 'code'?" in capfd.readouterr().out
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.usefixtures("airflow_database", "stub_command")
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+def test_duplicates_are_looked_for_only_on_request(tmp_path: Path, corpus: Path, duplicates: str) -> None:
+    done = run(tmp_path, corpus, duplicates=duplicates)
+    assert str(done.state) == "success"
+    state = states(done)
+    signed = {index for task, index in state if task == "sign_documents"}
+    assert state["look_for_duplicates", -1] == "success"
+    if duplicates == "keep":
+        assert signed == {-1}
+        assert {state[task, -1] for task in ("list_shards_to_sign", "sign_documents", "find_duplicates")} == {"skipped"}
+        return
+    assert signed == {0, 1, 2, 3}
+    assert state["find_duplicates", -1] == "success"
+    # Whatever comes after goes by what was found.
+    (current,) = Path(tmp_path / "root/demo").glob("current.json")
+    assert json.loads(current.read_text())["plan"].endswith("plan.deduplicated.json")
+
+
+@pytest.mark.usefixtures("airflow_database", "stub_command")
+def test_a_refresh_signs_only_what_came(tmp_path: Path, corpus: Path) -> None:
+    place = {"root": str(tmp_path / "root"), "dataset": "demo", "corpus": str(corpus / "train"), "duplicates": "report"}
+    load("retro_refresh").test(run_conf=place)
+    (corpus / "train/e.jsonl").write_text('{"text": "one more"}\n')
+    more = states(load("retro_refresh").test(run_conf=place))
+    assert {index for task, index in more if task == "sign_documents"} == {0}
+    assert more["find_duplicates", -1] == more["check_drift", -1] == more["publish", -1] == "success"
+    # A document goes, none comes: every shard is signed already, and somebody has to look all the same.
+    (corpus / "train/e.jsonl").unlink()
+    fewer = states(load("retro_refresh").test(run_conf=place))
+    assert fewer["sign_documents", -1] == "skipped"
+    assert fewer["find_duplicates", -1] == fewer["publish", -1] == "success"
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_shard_that_cannot_be_signed_stops_the_run(tmp_path: Path, corpus: Path, stub_command: Path) -> None:
+    (stub_command / "fail.sign-documents.b").write_text("65")
+    done = run(tmp_path, corpus, duplicates="drop")
+    assert str(done.state) == "failed"
+    assert states(done)["gate", -1] == "failed"
 
 
 @pytest.mark.usefixtures("airflow_database")

@@ -1,7 +1,6 @@
 """Duplicates from corpus to published version, on files and on S3, from night to night."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import corpus, layout, report, store
+from retro_ops import blocks, corpus, layout, report, store
 from retro_ops.damage import look
 from retro_ops.plans import read_plan
+from retro_ops.stages import tokenize_and_chunk
 
 DROP = (*EXACT, "--duplicates", "drop")
 
@@ -164,10 +164,10 @@ def test_repair_keeps_what_was_dropped(planted: Nights) -> None:
 
 
 def test_prune_keeps_signatures_and_what_shards_are_without(planted: Nights) -> None:
-    first = planted.first()
+    plan = planted.first().plan
     Done().stage("prune", "--root", planted.root, "--dataset", "d", "--keep", 1, "--grace", "0m", "--yes")
-    for shard in first.plan.shards:
-        assert store.exists(layout.report_uri(first.plan, "sign-documents", shard.name))
+    for shard in plan.shards:
+        assert store.exists(layout.report_uri(plan, "sign-documents", shard.name))
         assert shard.without is None or store.exists(shard.without.uri)
     write_corpus(planted.folder / "train/d.jsonl", [planted.texts[10]])
     assert planted.refresh().calls["sign-documents"] == 1
@@ -210,13 +210,51 @@ def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pyte
     assert "is gone or has changed" in capfd.readouterr().err
 
 
-def test_most_chunks_and_resuming_count_what_was_passed_over(planted: Nights, tmp_path: Path) -> None:
-    planted.flags = (*DROP, "--max-chunks", "30")
+def test_a_shard_that_was_cut_counts_what_it_passed_over(planted: Nights) -> None:
+    t = planted.texts
+    write_corpus(planted.folder / "train/a.jsonl", [t[0], t[0], t[1], t[2], t[2]])
+    planted.flags = (*DROP, "--max-chunks", "12")
     done = planted.first()
     made = report.require(layout.report_uri(done.plan, "tokenize-and-chunk", "a"), "the chunks")
-    kept = lines_of(done)["a"]
     assert made["details"]["stopped_at_max_chunks"]
-    gone = {4, 5, 6}
-    # Those before the first record that did not fit.
-    passed = [line for line in gone if line < next(n for n in range(1, 7) if n not in gone and n not in kept)]
-    assert made["counts"]["duplicates_dropped"] == len(passed)
+    assert lines_of(done)["a"] == [1, 3]
+    assert made["counts"]["duplicates_dropped"] == 1
+
+
+def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = planted.texts
+    write_corpus(planted.folder / "train/a.jsonl", [t[0], t[0], t[0], t[1], t[0], t[2], t[2]])
+    plan_uri = layout.plan_uri(planted.root, "d", "x")
+    run = Done(plan_uri)
+    run.stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
+    for shard in read_plan(plan_uri).shards:
+        run.stage("sign-documents", "--plan", plan_uri, "--shard", shard.name)
+    run.stage("find-duplicates", "--plan", plan_uri)
+    run.plan_uri = layout.deduplicated_plan_uri(plan_uri)
+    arguments = ("tokenize-and-chunk", "--plan", run.plan_uri, "--shard", "a")
+    run.stage(*arguments)
+    uri = layout.report_uri(run.plan, "tokenize-and-chunk", "a")
+    undisturbed = report.require(uri, "the chunks")
+    # A block for each document, and an end after the first and after the second.
+    monkeypatch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 1)
+    monkeypatch.setattr(blocks, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 0.0)
+    commit = blocks.Unfinished.commit_when_due
+    for ends_at in (1, 4, None):
+        store.at(uri).delete(uri)
+
+        def commit_and_end(self: blocks.Unfinished, ends_at: int | None = ends_at) -> None:
+            commit(self)
+            if self.end == ends_at:
+                raise RuntimeError("the machine died")
+
+        monkeypatch.setattr(blocks.Unfinished, "commit_when_due", commit_and_end)
+        if ends_at is None:
+            run.stage(*arguments)
+        else:
+            with pytest.raises(StageFailedError):
+                run.stage(*arguments)
+    resumed = report.require(uri, "the chunks")
+    assert resumed["details"]["resumed_at"] == 4
+    assert (resumed["counts"], resumed["outputs"]) == (undisturbed["counts"], undisturbed["outputs"])
+    assert resumed["counts"]["duplicates_dropped"] == 4

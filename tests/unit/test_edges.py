@@ -33,6 +33,28 @@ def test_a_plan_survives_the_way_to_json_and_back() -> None:
     assert specs.plan_from_json(specs.plan_to_json(PLAN), "plan.json") == PLAN
 
 
+def test_a_shard_is_without_only_what_is_said() -> None:
+    without = dataclasses.replace(SHARD, without=specs.Source("s3://b/root/without.npy", 9, "sha256:1"))
+    plan = dataclasses.replace(PLAN, shards=(without, VALIDATION), deduplicated=True)
+    assert specs.plan_from_json(specs.plan_to_json(plan), "plan.json") == plan
+    assert "without" not in specs.plan_to_json(PLAN)
+    assert "deduplicated" not in specs.plan_to_json(PLAN)
+    assert layout.tokenize_digest(plan, without) != layout.tokenize_digest(PLAN, SHARD)
+    assert layout.tokenize_digest(plan, VALIDATION) == layout.tokenize_digest(PLAN, VALIDATION)
+    assert layout.sign_digest(plan, without) == layout.sign_digest(PLAN, SHARD)
+    # As it was before there was anything to leave out.
+    assert layout.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
+
+
+@pytest.mark.parametrize("after", layout.PLAN_SUFFIXES)
+def test_every_plan_leads_to_the_first(after: str) -> None:
+    uri = f"s3://b/root/d/runs/x/plan{after}"
+    assert layout.first_plan_uri(uri) == "s3://b/root/d/runs/x/plan.json"
+    assert layout.is_plan(uri)
+    assert uri in layout.plans_after("s3://b/root/d/runs/x/plan.json")
+    assert layout.duplicates_uri(uri) == "s3://b/root/d/runs/x/plan.duplicates.json"
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1}', '{"format": 1, "dataset": ".."}'])
 def test_what_is_no_plan_is_told_with_its_file(text: str) -> None:
     with pytest.raises(BadInputError, match=r"plan\.json|dataset name"):
@@ -47,6 +69,8 @@ def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -
     changed = dataclasses.replace(PLAN, parameters=dataclasses.replace(PLAN.parameters, **{field: other}))
     # Tokenizer, model and pad id count by what they are, which the plan's identity says.
     how = {*cli.HOW_NOT_WHAT, "tokenizer", "model", "pad_id"}
+    # And duplicates by what the shards are without, once somebody has looked.
+    how |= {"duplicates", "duplicate_threshold"}
     assert (_folders(changed) == _folders(PLAN)) == (field in how)
 
 

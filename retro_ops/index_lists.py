@@ -1,0 +1,255 @@
+"""The inverted lists of an index file, read range by range: for an index that is larger than the memory it may take.
+
+faiss writes an IVF index as what was trained, then the sizes of its lists, then the lists one after the other, each its
+codes and its ids. So any list can be read from where the file lies, and a merged file can be written list by list.
+"""
+
+import logging
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops import store
+from retro_ops.core import faiss_index
+from retro_ops.core.faiss_index import ID_BYTES
+from retro_ops.core.search import Coarse
+from retro_ops.device import Room
+from retro_ops.errors import BadInputError
+from retro_ops.progress import say
+from retro_ops.store import Written
+
+MARK = re.compile(rb"ilar(.{8})(.{8})(full|sprs)(.{8})", re.DOTALL)
+"""Before the sizes: number of lists, bytes of a code, sizes of all lists or (number, size) of those that hold any, and
+how many numbers follow."""
+
+FIRST_READ_BYTES = 2**20
+MOST_HEAD_BYTES = 2**32
+
+GAP_BYTES = 2**18
+"""Lists that nobody asked for are read along where they are less than this, which costs less than another request."""
+
+
+@dataclass(frozen=True)
+class ListFile:
+    """``head``: what was trained. ``sizes`` int64 ``[lists]``: vectors of each. ``first``: where the lists begin."""
+
+    uri: str
+    head: bytes
+    sizes: NDArray[np.int64]
+    code_size: int
+    first: int
+
+    @property
+    def total(self) -> int:
+        return int(self.sizes.sum())
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.code_size + ID_BYTES
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each list begins, and the last ends."""
+        return self.first + np.concatenate(([0], np.cumsum(self.sizes))) * self.vector_bytes
+
+    def empty(self) -> Any:
+        """The index without its vectors."""
+        data = self.head + _sizes(np.zeros(len(self.sizes), np.int64), self.code_size)
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        faiss_index.set_total(index, 0)
+        return index
+
+    def lists(self, start: int, stop: int) -> memoryview:
+        """Lists ``start:stop``, as they are stored."""
+        first, end = int(self.offsets[start]), int(self.offsets[stop])
+        return memoryview(store.at(self.uri).read_range(self.uri, first, end - first))
+
+    def split(self, block: memoryview, start: int, number: int) -> tuple[memoryview, NDArray[np.int64]]:
+        """Codes and ids of list ``number`` in ``block``, which begins with list ``start``."""
+        at, size = int(self.offsets[number] - self.offsets[start]), int(self.sizes[number])
+        end = at + size * self.code_size
+        return block[at:end], np.frombuffer(block, "<i8", size, end)
+
+    def runs(self, wanted: NDArray[np.int64], most_bytes: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of lists to read for those ``wanted`` (ascending): ``most_bytes`` at most, or one list."""
+        start = stop = -1
+        for number in wanted.tolist():
+            near = stop >= 0 and self.offsets[number] - self.offsets[stop] <= GAP_BYTES
+            if near and self.offsets[number + 1] - self.offsets[start] <= most_bytes:
+                stop = number + 1
+                continue
+            if stop >= 0:
+                yield start, stop
+            start, stop = number, number + 1
+        if stop >= 0:
+            yield start, stop
+
+    def numbers(self, most_bytes: int) -> NDArray[np.int32]:
+        """Which list each vector is in, by its id, ``[total]``."""
+        found = np.zeros(self.total, np.int32)
+        for start, stop in self.runs(np.flatnonzero(self.sizes), most_bytes):
+            block = self.lists(start, stop)
+            for number in range(start, stop):
+                found[self.split(block, start, number)[1]] = number
+        return found
+
+
+def open_lists(uri: str) -> ListFile | None:
+    """The index at ``uri``; None for a type that keeps its vectors otherwise, so that it must be loaded whole."""
+    size, wanted = store.at(uri).size(uri), FIRST_READ_BYTES
+    while True:
+        wanted = min(wanted, size)
+        data = store.at(uri).read_range(uri, 0, wanted)
+        if not data.startswith((b"Iw", b"IxPT")):
+            return None
+        for found in MARK.finditer(data):
+            lists, code_size, count = (struct.unpack("<Q", found[number])[0] for number in (1, 2, 4))
+            first = found.end() + 8 * count
+            if not (lists > 0 and count <= 2 * lists and first <= size):
+                continue
+            stored = np.frombuffer(store.at(uri).read_range(uri, found.end(), 8 * count), "<u8").astype(np.int64)
+            sizes = stored if found[3] == b"full" else np.zeros(lists, np.int64)
+            if found[3] == b"sprs":
+                sizes[stored[::2]] = stored[1::2]
+            # By chance the mark may be among the numbers of what was trained.
+            if len(sizes) == lists and first + int(sizes.sum()) * (code_size + ID_BYTES) == size:
+                return ListFile(uri, data[: found.start()], sizes, code_size, first)
+        if wanted == size or wanted >= MOST_HEAD_BYTES:
+            return None
+        wanted *= 4
+
+
+def too_large(uris: Sequence[str], room: Room) -> list[ListFile] | None:
+    """The index files ``uris``, if together they are larger than ``room``, so that their lists are to be read part by
+    part; None if they fit, or are of a type that must be loaded whole. Says which."""
+    size = sum(store.at(uri).size(uri) for uri in uris)
+    if size <= room.bytes:
+        return None
+    said = f"{uris[0]}{' and others' if len(uris) > 1 else ''}: {size:,} bytes, more than {room.bytes:,} ({room.why})"
+    files = [file for uri in uris if (file := open_lists(uri))]
+    if len(files) < len(uris):
+        say(f"{said}, but its type must be loaded whole", logging.WARNING, event="too_large")
+        return None
+    say(f"{said}, so it is read part by part", event="in_parts")
+    return files
+
+
+def _sizes(sizes: NDArray[np.int64], code_size: int) -> bytes:
+    """As faiss writes them: all, or only those of lists that hold any if these are fewer than half."""
+    filled = np.flatnonzero(sizes)
+    full = len(filled) > len(sizes) // 2
+    numbers = sizes if full else np.stack((filled, sizes[filled]), axis=1).reshape(-1)
+    start = b"ilar" + struct.pack("<QQ", len(sizes), code_size) + (b"full" if full else b"sprs")
+    return start + struct.pack("<Q", len(numbers)) + numbers.astype("<u8").tobytes()
+
+
+def merge(base: ListFile, parts: Sequence[ListFile], uri: str, most_bytes: int) -> Written:
+    """Write ``base`` with ``parts`` appended, list by list: the bytes that faiss writes of the same index in memory.
+
+    ``most_bytes``: read at a time, and once more while it is written. BadInputError when the parts do not come from one
+    trained index.
+    """
+    trained = _trained(base)
+    for part in parts:
+        if _trained(part) != trained:
+            raise BadInputError(f"{part.uri} cannot be appended", "build all partial indexes from one trained index")
+    files = [base, *parts]
+    shifts = np.cumsum([0, *(file.total for file in files)])[:-1].tolist()
+    sizes: NDArray[np.int64] = np.add.reduce([file.sizes for file in files])
+    index = base.empty()
+    faiss_index.set_total(index, int(sizes.sum()))
+    empty = _sizes(np.zeros(len(sizes), np.int64), base.code_size)
+    head = faiss.serialize_index(index).tobytes()
+    whole = ListFile(uri, head.removesuffix(empty), sizes, base.code_size, 0)
+    with store.create(uri) as writer:
+        writer.write(whole.head)
+        writer.write(_sizes(sizes, base.code_size))
+        for start, stop in whole.runs(np.arange(len(sizes)), most_bytes):
+            blocks = list(store.ahead(partial(file.lists, start, stop) for file in files))
+            for number in range(start, stop):
+                held = [of for of in range(len(files)) if files[of].sizes[number]]
+                found = [files[of].split(blocks[of], start, number) for of in held]
+                writer.write(b"".join(codes for codes, _ in found))
+                writer.write(b"".join((ids + shifts[of]).tobytes() for of, (_, ids) in zip(held, found, strict=True)))
+        return writer.close()
+
+
+def _trained(file: ListFile) -> bytes:
+    return bytes(faiss.serialize_index(file.empty()).tobytes())
+
+
+def in_parts(files: Sequence[ListFile], room: int) -> Coarse:
+    """Search of ``files``, whose ids follow one another, as of one index; ``room``: bytes that this may take beside
+    what was trained.
+
+    Of each file the lists that any query probes are read in turn, and what they give is merged by (distance, id). So an
+    index is read once for as many queries as fit.
+    """
+    index = files[0].empty()
+    shifts = np.cumsum([0, *(file.total for file in files)])[:-1].tolist()
+
+    def coarse(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        inner: Any = faiss_index.inner_index(index)
+        project = faiss_index.projection(index)
+        distances = np.full((len(queries), width), np.inf, np.float32)
+        ids = np.full((len(queries), width), -1, np.int64)
+        step = max(1, room // 3 // (64 * width + 32 * nprobe + 8 * queries.shape[1]))
+        for start in range(0, len(queries), step):
+            rows = slice(start, start + step)
+            vectors = np.ascontiguousarray(project(queries[rows]), np.float32)
+            inner.nprobe = min(nprobe, inner.nlist)
+            probed_distances, probed = inner.quantizer.search(vectors, inner.nprobe)
+            nearest = distances[rows], ids[rows]
+            for file, shift in zip(files, shifts, strict=True):
+                wanted = np.unique(probed)
+                wanted = wanted[wanted >= 0]
+                for first, end in file.runs(wanted[file.sizes[wanted] > 0], room // 3):
+                    _search_lists(inner, file, (first, end), vectors, probed, probed_distances, nearest, shift)
+        return distances, ids
+
+    return coarse
+
+
+def _search_lists(
+    inner: Any,
+    file: ListFile,
+    lists: tuple[int, int],
+    vectors: NDArray[np.float32],
+    probed: NDArray[np.int64],
+    probed_distances: NDArray[np.float32],
+    nearest: tuple[NDArray[np.float32], NDArray[np.int64]],
+    shift: int,
+) -> None:
+    """Merge what ``lists`` (first, end) hold into ``nearest``, (distances, ids), for the queries that probe them."""
+    first, end = lists
+    mine = (probed >= first) & (probed < end)
+    rows = np.flatnonzero(mine.any(axis=1))
+    held = faiss.ArrayInvertedLists(inner.nlist, file.code_size)
+    block = file.lists(first, end)
+    for number in range(first, end):
+        if file.sizes[number]:
+            codes, ids = file.split(block, first, number)
+            of = np.frombuffer(codes, np.uint8)
+            own = np.ascontiguousarray(ids)
+            held.add_entries(number, len(own), faiss.swig_ptr(own), faiss.swig_ptr(of))
+    inner.replace_invlists(held, False)
+    inner.ntotal = int(file.sizes[first:end].sum())
+    width = nearest[0].shape[1]
+    keys = np.where(mine, probed, -1)[rows]
+    found, where = inner.search_preassigned(vectors[rows], width, keys, probed_distances[rows])
+    # Whoever gave it up frees it.
+    inner.replace_invlists(None, False)
+    where = np.where(where < 0, where, where + shift)
+    both = np.concatenate((nearest[0][rows], found), axis=1), np.concatenate((nearest[1][rows], where), axis=1)
+    # What was not found comes last, whatever faiss says of its distance.
+    both[0][both[1] < 0] = np.inf
+    order = np.lexsort((both[1], both[0]), axis=1)[:, :width]
+    nearest[0][rows] = np.take_along_axis(both[0], order, axis=1)
+    nearest[1][rows] = np.take_along_axis(both[1], order, axis=1)

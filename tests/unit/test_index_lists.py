@@ -1,0 +1,116 @@
+"""Index files read list by list: the bytes and the results of one that is loaded whole."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from vectors import unit_vectors
+
+from retro_ops import index_lists
+from retro_ops.core import faiss_index
+from retro_ops.device import Device, Room, room
+from retro_ops.errors import BadInputError
+
+TYPES = ("IVF64,PQ8", "IVF64,Flat", "OPQ8,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
+CUTS = (0, 2000, 2000, 4100, 4105, 6000)
+CPU = Device("cpu", "a test")
+
+
+@pytest.fixture(scope="module")
+def vectors() -> NDArray[np.float32]:
+    made = unit_vectors(6000, 32, seed=1).astype(np.float32)
+    made[3000:3300] = made[100:400]  # Copies, whose codes are equally far from any query.
+    return made
+
+
+def build(folder: Path, index_type: str, vectors: NDArray[np.float32]) -> tuple[Any, list[str]]:
+    """The index as faiss merges it in memory, and the files of the trained and of the partial ones."""
+    index = faiss.index_factory(32, index_type)
+    faiss_index.train(index, vectors, 0, index_type, CPU)
+    files = [str(folder / "trained.index")]
+    faiss.write_index(index, files[0])
+    for start, end in itertools.pairwise(CUTS):
+        part = faiss.read_index(files[0])
+        part.add(vectors[start:end])
+        files.append(str(folder / f"{start}-{end}.index"))
+        faiss.write_index(part, files[-1])
+    for uri in files[1:]:
+        faiss_index.merge(index, faiss.read_index(uri), uri)
+    return index, files
+
+
+def opened(uri: str) -> index_lists.ListFile:
+    found = index_lists.open_lists(uri)
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_merged_on_disk_are_the_bytes_of_a_merge_in_memory(
+    tmp_path: Path, index_type: str, vectors: NDArray[np.float32]
+) -> None:
+    whole, (trained, *parts) = build(tmp_path, index_type, vectors)
+    faiss.write_index(whole, str(tmp_path / "whole"))
+    for most_bytes in (1, 30_000, 10**9):
+        index_lists.merge(opened(trained), [opened(uri) for uri in parts], str(tmp_path / "merged"), most_bytes)
+        assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
+    # A filled index grows likewise.
+    index_lists.merge(opened(trained), [opened(uri) for uri in parts[:3]], str(tmp_path / "first"), 30_000)
+    index_lists.merge(opened(str(tmp_path / "first")), [opened(u) for u in parts[3:]], str(tmp_path / "then"), 30_000)
+    assert (tmp_path / "then").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert opened(str(tmp_path / "then")).numbers(10_000).tolist() == faiss_index.list_numbers(whole).tolist()
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_parts_find_what_the_whole_finds(tmp_path: Path, index_type: str, vectors: NDArray[np.float32]) -> None:
+    whole, (_, *parts) = build(tmp_path, index_type, vectors)
+    faiss.write_index(whole, str(tmp_path / "whole"))
+    queries = unit_vectors(300, 32, seed=2).astype(np.float32)
+    queries[:50] = vectors[100:150]
+    search = faiss_index.searcher(whole, CPU, shard_over_gpus=False)
+    for width, nprobe in ((20, 4), (100, 64), (3000, 1)):
+        distances, ids = search(queries, width, nprobe)
+        order = np.lexsort((ids, np.where(ids < 0, np.inf, distances)), axis=1)
+        expected = np.take_along_axis(ids, order, axis=1)
+        for files in ([str(tmp_path / "whole")], parts):
+            for bytes_at_once in (20_000, 200_000, 10**9):
+                coarse = index_lists.in_parts([opened(uri) for uri in files], bytes_at_once)
+                found_distances, found = coarse(queries, width, nprobe)
+                assert (found == expected).all()
+                near = np.take_along_axis(distances, order, axis=1)[found >= 0]
+                assert np.allclose(found_distances[found >= 0], near, atol=1e-5)
+
+
+def test_what_is_not_of_lists_or_not_whole_is_left_to_faiss(tmp_path: Path, vectors: NDArray[np.float32]) -> None:
+    for index_type in ("Flat", "IVF16,PQ8x4fs", "IVF16,PQ8+8"):
+        index = faiss.index_factory(32, index_type)
+        index.train(vectors)
+        index.add(vectors)
+        faiss.write_index(index, str(tmp_path / "other"))
+        assert index_lists.open_lists(str(tmp_path / "other")) is None
+        assert index_lists.too_large([str(tmp_path / "other")], Room(1, "a test")) is None
+    _, (trained, first, *_) = build(tmp_path, "IVF64,PQ8", vectors)
+    Path(first).write_bytes(Path(first).read_bytes()[:-8])
+    assert index_lists.open_lists(first) is None
+    assert index_lists.too_large([trained], Room(2**30, "a test")) is None
+    assert index_lists.too_large([trained], Room(1, "a test"))
+
+
+def test_parts_of_another_index_are_refused(tmp_path: Path, vectors: NDArray[np.float32]) -> None:
+    (tmp_path / "other").mkdir()
+    _, (trained, *_) = build(tmp_path, "IVF64,PQ8", vectors)
+    _, (_, other, *_) = build(tmp_path / "other", "IVF64,PQ8", vectors[::-1].copy())
+    with pytest.raises(BadInputError, match="one trained index"):
+        index_lists.merge(opened(trained), [opened(other)], str(tmp_path / "merged"), 10**6)
+
+
+def test_the_room_of_an_index() -> None:
+    assert room("3GiB", "2GiB") == Room(3 * 2**30, "--search-memory 3GiB")
+    left = room(None, "2GiB")
+    assert 0 < left.bytes < 2**50
+    assert "less the memory budget" in left.why
+    assert room(None, "900TiB").bytes > 0
