@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from tokenize import TokenError
 from types import TracebackType
@@ -16,8 +16,9 @@ from retro_ops import store
 from retro_ops.errors import BadInputError
 from retro_ops.store import Written
 
-HEADER_BYTES = 4096
-"""Far more than the header of any array of plain numbers."""
+HEADER_BYTES = 16 * 2**10
+"""Far more than the header of any array of plain numbers: a small array is read with it, and need not be asked for
+again. Thousands of them are little memory."""
 
 
 DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, TokenError, Warning)
@@ -32,6 +33,8 @@ class NpyReader:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
+    content: bytes | None = field(default=None, repr=False, compare=False)
+    """All of it, header included, where it was read with that."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -44,7 +47,11 @@ class NpyReader:
         """Rows ``start:stop`` (clipped to the array), in memory."""
         start, stop = max(0, start), min(stop, len(self))
         count = max(0, stop - start)
-        data = store.at(self.uri).read_range(self.uri, self.offset + start * self.row_bytes, count * self.row_bytes)
+        first, length = self.offset + start * self.row_bytes, count * self.row_bytes
+        if self.content is not None:
+            data = self.content[first : first + length]
+        else:
+            data = store.at(self.uri).read_range(self.uri, first, length)
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
     def blocks(self, rows: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -59,8 +66,8 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
     ``kind`` holds the accepted ``dtype.kind`` letters (``"u"``, ``"iu"``, ``"f"``).
     Raises BadInputError for what is not a plain C-ordered array, or is truncated.
     """
-    size = store.at(uri).size(uri)
-    head = io.BytesIO(store.at(uri).read_range(uri, 0, min(size, HEADER_BYTES)))
+    data, size = store.at(uri).head(uri, HEADER_BYTES)
+    head = io.BytesIO(data)
     try:
         version = npy_format.read_magic(head)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
@@ -69,7 +76,7 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
         raise BadInputError(f"{uri} is not a .npy array: {error}", "it was changed: build it again") from error
     if (fortran and len(shape) > 1) or dtype.hasobject or not shape:
         raise BadInputError(f"{uri} must be a C-ordered array of numbers, not {dtype} {shape}")
-    reader = NpyReader(uri, dtype, shape, head.tell())
+    reader = NpyReader(uri, dtype, shape, head.tell(), data if len(data) == size else None)
     if size != reader.offset + reader.row_bytes * len(reader):
         raise BadInputError(
             f"{uri} holds {size} bytes, its header promises {reader.offset + reader.row_bytes * len(reader)}",

@@ -81,6 +81,9 @@ class Store(Protocol):
 
     def read(self, uri: str) -> bytes: ...
 
+    def head(self, uri: str, length: int) -> tuple[bytes, int]:
+        """The first ``length`` bytes, fewer if there are no more, and the length of the whole; in one request."""
+
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``start``, else BadInputError."""
 
@@ -242,6 +245,10 @@ class LocalStore:
         with _local_errors(uri):
             return Path(uri).read_bytes()
 
+    def head(self, uri: str, length: int) -> tuple[bytes, int]:
+        with _local_errors(uri), open(uri, "rb") as file:
+            return file.read(length), os.fstat(file.fileno()).st_size
+
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         with _local_errors(uri), open(uri, "rb") as file:
             file.seek(start)
@@ -356,6 +363,20 @@ class S3Store:
 
     def read(self, uri: str) -> bytes:
         return self._get(uri, {})
+
+    def head(self, uri: str, length: int) -> tuple[bytes, int]:
+        from botocore.exceptions import ClientError
+
+        with _s3_errors(uri):
+            try:
+                response = _client().get_object(**_bucket_key(uri), Range=f"bytes=0-{length - 1}")
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:  # It is empty.
+                    return b"", 0
+                raise
+            data = bytes(response["Body"].read())
+        # "bytes 0-99/1234"; a server that gave all of it may leave it out.
+        return data, int(response.get("ContentRange", f"/{len(data)}").rpartition("/")[2])
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         if length == 0:
