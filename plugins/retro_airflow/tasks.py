@@ -153,7 +153,10 @@ def read_plan(uri: str) -> specs.Plan:
 def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) -> str:
     """``missing``: map index of each shard that is not there."""
     if not missing:
-        return "the shards were not listed. Look into the log of task `list_shards`, mend what it says, and clear it"
+        return (
+            "the shards were not listed. Look into the log of the first task that failed (`list_shards`, or one before "
+            "it), mend what it says, and clear it"
+        )
     shown = ", ".join(f"{shard} (map index {index})" for shard, index in list(missing.items())[:20])
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
     lines = [
