@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from retro_ops import repeats
 from retro_ops.core import duplicates, signing
-from retro_ops.signatures import Signed, SignedShards, SignatureWriter
+from retro_ops.signatures import SignatureWriter, Signed, SignedShards
 
 DOCUMENT_CHARACTERS = 4000
 FILES = ("signatures", "contents", "records")
