@@ -79,7 +79,7 @@ def test_parts_find_what_the_whole_finds(tmp_path: Path, index_type: str, vector
             for bytes_at_once in (100_000, 10**9):
                 coarse = index_lists.in_parts([opened(uri) for uri in files], bytes_at_once)
                 found_distances, found = coarse(queries, width, nprobe)
-                assert (np.diff(found_distances[:, : width // 4]) >= 0).all()
+                assert (found_distances[:, 1:] >= found_distances[:, :-1]).all()
                 for row in range(len(queries)):
                     # faiss rounds the distances of codes by how many it computes at once: only the last may differ.
                     there, here = ids[row] >= 0, found[row] >= 0
