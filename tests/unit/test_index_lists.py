@@ -56,7 +56,7 @@ def test_merged_on_disk_are_the_bytes_of_a_merge_in_memory(
 ) -> None:
     whole, (trained, *parts) = build(tmp_path, index_type, vectors)
     faiss.write_index(whole, str(tmp_path / "whole"))
-    for most_bytes in (1, 30_000, 10**9):
+    for most_bytes in (9_000, 10**9):
         index_lists.merge(opened(trained), [opened(uri) for uri in parts], str(tmp_path / "merged"), most_bytes)
         assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
     # A filled index grows likewise.
