@@ -1,8 +1,7 @@
 """An index that is larger than it may be in memory: merged and searched whole, and with little room, side by side.
 
 Vectors are synthetic and clustered, as only their number matters for memory. Each stage is a process of its own; time
-and peak memory are those of its report. The two merged files must have the same bytes, and the neighbours must be
-equal.
+and peak memory are those of its report. The merged files must have the same bytes, and the neighbours must be equal.
 """
 
 import argparse

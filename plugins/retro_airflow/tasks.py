@@ -192,7 +192,10 @@ def _some(names: Sequence[str]) -> str:
 def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) -> str:
     """``missing``: map index of each shard that is not there."""
     if not missing:
-        return "the shards were not listed. Look into the log of task `list_shards`, mend what it says, and clear it"
+        return (
+            "the shards were not listed. Look into the log of the first task that failed (`list_shards`, or one before "
+            "it), mend what it says, and clear it"
+        )
     shown = _some([f"{shard} (map index {index})" for shard, index in missing.items()])
     lines = [
         f"{len(missing)} of {total} shards are not embedded: {shown}.",

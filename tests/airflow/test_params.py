@@ -55,6 +55,8 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "token-dtype": "auto",
         "on-bad-record": "quarantine",
         "max-bad-share": "0.5",
+        "duplicates": "keep",
+        "duplicate-threshold": "0.8",
         "embed-input": "text",
         "seed": "0",
         "num-neighbours": "4",

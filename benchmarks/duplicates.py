@@ -1,0 +1,118 @@
+"""Duplicates: text signed on one core, by rensa and (if it is installed) by datasketch; and the search among many.
+
+Text is that of the Python files of this environment. The documents that are searched are made of random words, a fifth
+of them copies with some words changed, in shards that are signed and searched as the stages do it.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["RAYON_NUM_THREADS"] = "1"
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops import repeats
+from retro_ops.core import duplicates, signing
+from retro_ops.signatures import SignatureWriter, Signed, SignedShards
+
+DOCUMENT_CHARACTERS = 4000
+FILES = ("signatures", "contents", "records")
+
+
+def documents(most_bytes: int) -> list[str]:
+    found: list[str] = []
+    size = 0
+    for path in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
+        text = path.read_text(errors="replace")
+        for start in range(0, len(text), DOCUMENT_CHARACTERS):
+            found.append(text[start : start + DOCUMENT_CHARACTERS])
+            size += len(found[-1])
+        if size >= most_bytes:
+            break
+    return found
+
+
+def by_datasketch(texts: list[str]) -> None:
+    from datasketch import MinHash
+
+    permutations = MinHash(signing.PERMUTATIONS).permutations
+    for text in texts:
+        sketch = MinHash(permutations=permutations, num_perm=signing.PERMUTATIONS, scheme="affine32")
+        sketch.update_batch([gram.encode() for gram in signing.ngrams(text)])
+
+
+def timed(name: str, work: Callable[[list[str]], object], texts: list[str]) -> None:
+    started = time.process_time()
+    work(texts)
+    seconds = time.process_time() - started
+    size = sum(map(len, texts)) / 1e6
+    print(f"{name:28}{len(texts):>9,} documents{len(texts) / seconds:>10,.0f}/s{size / seconds:>8.1f} MB/s", flush=True)
+
+
+def random_signatures(count: int, seed: int) -> NDArray[np.uint32]:
+    """As of documents, a fifth of which are copies of earlier ones, nine tenths like them."""
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 2**32, (count, signing.PERMUTATIONS), dtype=np.uint32)
+    copies = np.flatnonzero(rng.random(count) < 0.2)[1:]
+    kept = rng.random((len(copies), signing.PERMUTATIONS)) < 0.9
+    made[copies] = np.where(kept, made[(copies * rng.random(len(copies))).astype(np.int64)], made[copies])
+    return made
+
+
+def search(folder: Path, shards: int, count: int, budget: int) -> None:
+    files = []
+    for number in range(shards):
+        of = {name: str(folder / f"{number}/{name}.npy") for name in FILES}
+        with SignatureWriter(of, budget) as out:
+            contents = np.random.default_rng(number).integers(0, 2**63, count).astype(np.uint64)
+            made = random_signatures(count, number)
+            out.append(Signed("x", count, np.arange(count, dtype=np.int64), contents, made))
+            out.close()
+        files.append(of)
+    del made, contents
+    started = time.monotonic()
+    signed = SignedShards(files)
+    alike = repeats.find(signed, 0.8, budget, lambda _: None)
+    found, clusters = duplicates.clusters(duplicates.joined([alike.exact, alike.near]))
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    repeated = len(found) - int(clusters.max(initial=-1)) - 1
+    print(
+        f"{signed.total:,} documents in {shards} shards, budget {budget / 2**20:,.0f} MiB: {repeated:,} repeat others, "
+        f"{alike.compared:,} pairs compared, {seconds:.1f} s, peak memory of the process {peak:,.0f} MiB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=20)
+    parser.add_argument("--shards", type=int, default=20)
+    parser.add_argument("--documents", type=int, default=50_000, help="of each shard")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 1024], help="in MiB; a process for each")
+    options = parser.parse_args()
+    texts = documents(options.megabytes * 10**6)
+    timed("words and 5-grams", lambda of: [signing.ngrams(text) for text in of], texts)
+    timed("rensa, all together", signing.signatures, texts)
+    try:
+        timed("datasketch, all together", by_datasketch, texts[:: max(1, len(texts) // 500)])
+    except ImportError:
+        print("datasketch is not installed", file=sys.stderr)
+    for budget in options.budgets:
+        with tempfile.TemporaryDirectory() as scratch:
+            if (child := os.fork()) == 0:
+                search(Path(scratch), options.shards, options.documents, budget * 2**20)
+                os._exit(0)
+            os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()
