@@ -71,7 +71,7 @@ def covered(tasks: Sequence[Task]) -> float:
 def work_of(plan_uri: str) -> dict[str, float]:
     """Seconds of work by stage, as the stages themselves reported them."""
     plan = read_plan(plan_uri)
-    tasks = list(layout.tasks(plan, (*layout.CODE_VERSIONS, "validate")))
+    tasks = list(layout.tasks(plan, (*layout.stages(plan), "validate")))
     made = store.side_by_side(lambda of: report.require(layout.report_uri(plan, *of), "it"), tasks)
     work: dict[str, float] = {}
     for (stage, _), found in zip(tasks, made, strict=True):

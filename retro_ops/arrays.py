@@ -1,6 +1,7 @@
 """``.npy`` arrays in the store: rows read by range, rows appended by stream. Never pickles."""
 
 import io
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,10 @@ HEADER_BYTES = 16 * 2**10
 """Far more than the header of any array of plain numbers: a small array is read with it, and need not be asked for
 again. Thousands of them are little memory."""
 
+
+# Python 3.11 counts how deep it is in a text that it parses once for all threads, and fails where two of them do it
+# (python/cpython#106905); headers of many arrays are read side by side.
+_parsing = threading.Lock()
 
 DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, TokenError, Warning)
 """What numpy raises while it reads a header, which is text that Python parses."""
@@ -71,7 +76,8 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
     try:
         version = npy_format.read_magic(head)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, fortran, dtype = read(head)
+        with _parsing:
+            shape, fortran, dtype = read(head)
     except DAMAGED_HEADER as error:
         raise BadInputError(f"{uri} is not a .npy array: {error}", "it was changed: build it again") from error
     if (fortran and len(shape) > 1) or dtype.hasobject or not shape:

@@ -51,8 +51,8 @@ def write_index_spec(path: Path, shards: list[Path]) -> Path:
 def build_in_groups(run: Run, uri: str, size: int) -> Plan:
     """Up to the specs; ``size`` shards a call."""
     plan = read_plan(uri)
-    for stage in [stage for stage in layout.CODE_VERSIONS if stage != "describe"]:
-        if stage not in layout.SHARD_STAGES:
+    for stage in [stage for stage in layout.stages(plan) if stage != "describe"]:
+        if stage not in layout.SHARD_DIGESTS:
             run(stage, "--plan", uri)
             continue
         names = [shard.name for shard in layout.shards_of(plan, stage)]

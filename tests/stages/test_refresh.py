@@ -274,7 +274,7 @@ def test_of_two_runs_at_once_one_publishes_and_the_other_is_told(built: Nights, 
     built.put("train/g")
     built.refresh()
     rest = Done(slow)
-    for stage, shard in layout.tasks(rest.plan, tuple(s for s in layout.CODE_VERSIONS if s != "describe")):
+    for stage, shard in layout.tasks(rest.plan, tuple(s for s in layout.stages(rest.plan) if s != "describe")):
         rest.stage(stage, "--plan", slow, *(["--shard", shard] if shard else []))
     for stage in ("describe", "validate"):
         rest.stage(stage, "--plan", slow)

@@ -148,7 +148,7 @@ def test_a_plan_of_the_first_format_can_still_be_read() -> None:
 def test_what_a_recipe_adds_to_a_plan_is_written_only_where_there_is_one() -> None:
     plain = specs.plan_to_json(plan_of())
     assert not any(f'"{key}"' in plain for key in ("recipe", "source_folder", "indexed", "queried"))
-    shards = tuple(replace(shard, indexed=False, queried=shard.name == "a") for shard in plan_of().shards)
+    shards = tuple(replace(s, indexed=s.name == "a", queried=s.name != "a") for s in plan_of().shards)
     plan = replace(plan_of(recipe="massive_open_text", source_folder="/s"), shards=shards)
     assert specs.plan_from_json(specs.plan_to_json(plan), "x") == plan
 
