@@ -210,10 +210,10 @@ def _hash_stream(stream: IO[bytes]) -> str:
 class _RangeStream(io.RawIOBase):
     def __init__(self, uri: str) -> None:
         self._store = at(uri)
-        size = self._store.size(uri)
-        ranges = ((start, min(READ_AHEAD_BYTES, size - start)) for start in range(0, size, READ_AHEAD_BYTES))
+        first, size = self._store.head(uri, READ_AHEAD_BYTES)
+        ranges = ((start, min(READ_AHEAD_BYTES, size - start)) for start in range(len(first), size, READ_AHEAD_BYTES))
         self._chunks = ahead(functools.partial(self._store.read_range, uri, *of) for of in ranges)
-        self._rest = memoryview(b"")
+        self._rest = memoryview(first)
 
     def readable(self) -> bool:
         return True
