@@ -82,7 +82,7 @@ def massive_open_text_form(settings: Settings) -> dict[str, Param]:
             "by its full path.",
         ),
         "preset": form_fields.choice("original", list(PRESETS), "Preset", whole["preset"].schema["description_md"]),
-        **{name: whole[name] for name in (*_PARAMETER_FIELDS, *_HOW_IT_RUNS) if name in whole},
+        **{name: whole[name] for name in (*_PARAMETER_FIELDS, *_CHOICE, *_HOW_IT_RUNS) if name in whole},
     }
 
 

@@ -152,7 +152,7 @@ def test_gate_names_the_map_index_in_a_list_of_what_was_to_be_done(plan: specs.P
 
 
 def test_gate_without_a_list(uri: str) -> None:
-    with pytest.raises(AirflowFailException, match="task `list_shards`"):
+    with pytest.raises(AirflowFailException, match="`list_shards`"):
         tasks.gate(uri, None, {"allow_partial": False})
 
 
