@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from demo_stack import REPOSITORY, Demo
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Quiet: without these Chromium talks to its maker's servers.
@@ -42,6 +42,8 @@ def find_browser() -> str:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
+    # A page asks Airflow for its texts first, which takes a busy machine longer than the five seconds of the default.
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
         yield browser
