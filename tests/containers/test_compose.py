@@ -114,6 +114,10 @@ def test_the_socket_proxy_lets_only_the_runtime_through(stack: Stack, method: st
 
 
 def test_the_tiny_preset_runs_from_end_to_end(stack: Stack, engine: APIClient) -> None:
+    def knows_the_dag() -> bool:
+        return "retro_dataset" in {dag["dag_id"] for dag in stack.call("GET", "dags")["dags"]}
+
+    wait_for(knows_the_dag, UP_TIMEOUT_S)
     start = time.monotonic()
     run = stack.call("POST", "dags/retro_dataset/dagRuns", {"logical_date": None, "conf": {"preset": "tiny"}})
     path = f"dags/retro_dataset/dagRuns/{run['dag_run_id']}"
