@@ -10,16 +10,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/ui"))
 from conftest import FLAGS, find_browser
 from playwright.sync_api import expect, sync_playwright
 
+TIMEOUT_MS = 120_000
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="of the run")
     parser.add_argument("screenshot", type=Path)
     arguments = parser.parse_args()
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(TIMEOUT_MS)
         for what in ("first", "second"):  # The second time the browser has the UI's own files.
             started = time.monotonic()
             page.goto(arguments.url)

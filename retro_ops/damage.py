@@ -1,6 +1,6 @@
 """What of a plan is done, missing or damaged, task by task; and what a repair does about it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,10 +32,20 @@ def stages(plan: Plan) -> list[str]:
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
     at_once = store.READERS if thorough else store.LOOKUPS
-    return store.side_by_side(lambda of: _look(plan, *of, thorough=thorough), layout.tasks(plan, stages(plan)), at_once)
+    sizes = _sizes(plan)
+    return store.side_by_side(
+        lambda of: _look(plan, *of, sizes, thorough=thorough), layout.tasks(plan, stages(plan)), at_once
+    )
 
 
-def _look(plan: Plan, stage: str, shard: str | None, *, thorough: bool) -> Entry:
+def _sizes(plan: Plan) -> dict[str, int]:
+    """Bytes of all files of the dataset: a list of a thousand is one request."""
+    folder = layout.dataset_folder(plan.root, plan.dataset)
+    listed = store.side_by_side(store.at(folder).objects, [layout.join(folder, room) for room in layout.ROOMS])
+    return {entry.uri: entry.bytes for of_room in listed for entry in of_room}
+
+
+def _look(plan: Plan, stage: str, shard: str | None, sizes: Mapping[str, int], *, thorough: bool) -> Entry:
     uri = layout.report_uri(plan, stage, shard)
     try:
         made = report.read(uri)
@@ -43,7 +53,7 @@ def _look(plan: Plan, stage: str, shard: str | None, *, thorough: bool) -> Entry
         return Entry(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
     if made is None:
         return Entry(stage, shard, "missing", None, uri, "it does not exist")
-    if lost := report.lost_output(made):
+    if lost := report.lost_output(made, sizes):
         return Entry(stage, shard, "damaged", made["seconds"], uri, f"{lost} is gone or was cut off")
     if thorough and (changed := report.changed_output(made)):
         return Entry(stage, shard, "damaged", made["seconds"], uri, f"{changed} is not what its stage wrote")

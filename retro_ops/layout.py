@@ -49,6 +49,9 @@ SHARD_STAGES = ("tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retr
 
 REPORT = "report.json"
 
+ROOMS = ("shards", "index", "versions")
+"""Folders of a dataset in which stages write."""
+
 P = ParamSpec("P")
 
 

@@ -163,12 +163,14 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def lost_output(report: Mapping[str, Any]) -> str | None:
-    """The first output that is gone or has another length than its stage wrote."""
+def lost_output(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> str | None:
+    """The first output that is gone or has another length than its stage wrote. ``sizes``: of files that were listed,
+    which need not be asked for one by one."""
     for output in report["outputs"]:
         uri = str(output["uri"])
         try:
-            if store.at(uri).size(uri) != output["bytes"]:
+            known = (sizes or {}).get(uri)
+            if (store.at(uri).size(uri) if known is None else known) != output["bytes"]:
                 return uri
         except BadInputError:  # There is none.
             return uri

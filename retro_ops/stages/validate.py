@@ -313,7 +313,8 @@ def _check_checksums(uri: str, required: bool, trusted: Folders) -> Iterator[Fin
             yield lost, "is gone or was cut off"
         return
     for output in found["outputs"]:
-        if not store.exists(output["uri"]):
+        try:
+            if store.sha256(output["uri"]) != output["sha256"]:
+                yield output["uri"], "its content is not what its stage wrote (SHA-256 differs)"
+        except BadInputError:
             yield output["uri"], "does not exist"
-        elif store.sha256(output["uri"]) != output["sha256"]:
-            yield output["uri"], "its content is not what its stage wrote (SHA-256 differs)"
