@@ -21,7 +21,7 @@ def _label(kind: str) -> str:
         + kind
         + " {{ names[0] | truncate(240, True) }}{% else %}"
         + kind
-        + "s {{ names[0] | truncate(110, True) }} … {{ names[-1] | truncate(110, True) }} ({{ names | length }})"
+        + "s {{ names[0] | truncate(110, True) }} to {{ names[-1] | truncate(110, True) }} ({{ names | length }})"
         "{% endif %}"
     )
 
