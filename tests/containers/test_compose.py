@@ -84,6 +84,7 @@ def stack(engine: APIClient) -> Iterator[Stack]:
         print(f"healthy after {time.monotonic() - start:.0f} s")
         yield stack
     finally:
+        stack.api.close()
         stack.compose("down", "--volumes", "--timeout", "5")
 
 
