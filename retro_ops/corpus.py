@@ -114,6 +114,19 @@ def changed_source(sources: Iterable[Source]) -> str | None:
     return None
 
 
+def changed_since_the_plan(changed: str) -> BadInputError:
+    """What to say of a source that is not what was planned any more."""
+    return BadInputError(
+        f"{changed} since the run was planned",
+        "start another run, or clear the task `plan` with all after it: it takes the corpus as it is now",
+    )
+
+
+def is_much(sources: Sequence[str], much: int) -> bool:
+    """Whether they have ``much`` bytes or more, as they are stored; of standard input nobody knows, so it does."""
+    return STDIN in sources or sum(store.at(uri).size(uri) for uri in sources) >= much
+
+
 Line = tuple[str, int, bytes | None]
 """(source, number from 1, line without its end); None for a line that is too long."""
 
@@ -279,6 +292,26 @@ def parse(
     except UnicodeEncodeError as error:
         return bad(f"{text_key!r} holds a lone surrogate at character {error.start}")
     return Document(text, record, source, number, len(line))
+
+
+def refusal(record: BadRecord) -> BadInputError:
+    """What to say of a bad record where none is set aside."""
+    return BadInputError(
+        f"{record.source}, line {record.line}: {record.reason}",
+        "mend the record, or set bad records aside with --on-bad-record quarantine",
+    )
+
+
+def too_many_bad(bad: int, good: int, limit: float, quarantine: str) -> BadInputError | None:
+    """What to say where a larger share of the records than ``limit`` is bad; ``quarantine``: where they are."""
+    share = bad / max(1, bad + good)
+    if share <= limit:
+        return None
+    return BadInputError(
+        f"{bad:,} of {bad + good:,} records ({share:.1%}) are bad, more than the limit of "
+        f"{limit:.1%}; file, line and reason of each: {quarantine}",
+        "mend the file, or raise --max-bad-share",
+    )
 
 
 def json_line(entry: dict[str, Any]) -> bytes:

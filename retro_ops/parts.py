@@ -3,21 +3,19 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from wcmatch import fnmatch
 
-from retro_ops import layout, report
+from retro_ops import report, store
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.recipes import Line, Recipe
 from retro_ops.recipes.nodes import Faults
 from retro_ops.sources import SourceFile, Sources
 from retro_ops.specs import Shard, Source, Split, check_name
-
-LOOKUPS = 32
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
     Says which categories are absent, and what was left out. BadInputError when a file is not split yet, when two
     splits or sources wrote one shard, and for a pattern of the recipe that no shard matches.
     """
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        reports = list(pool.map(lambda file: _report(listed, file), listed.files))
+    reports = store.side_by_side(partial(_report, listed), listed.files)
     parts = [part for file, made in zip(listed.files, reports, strict=True) for part in _parts(listed, file, made)]
     _say_what_is_absent(listed, recipe, parts, reports)
     by_name: dict[str, list[Part]] = {}
@@ -75,14 +72,13 @@ def _report(listed: Sources, file: SourceFile) -> dict[str, Any]:
 
 
 def _parts(listed: Sources, file: SourceFile, made: dict[str, Any]) -> list[Part]:
-    folder = listed.parts_folder(file)
     return [
         Part(
             part["shard"],
             part["split"],
             part["category"],
             part["documents"],
-            Source(layout.part_uri(folder, part["shard"]), part["bytes"], part["fingerprint"]),
+            listed.part(file, part),
             file,
         )
         for part in made["details"]["parts"]

@@ -1,7 +1,7 @@
 """A filled index together with the chunks it was filled from, as the search reads them; and how wide to search it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -227,8 +227,8 @@ def search_in_parts(
         numbers = np.concatenate([file.numbers(room.bytes // 3) for file in files])
         return _by_vectors(files[0].empty(), chunks, positions, device, refuse, numbers)
     ids, by_codes = chunks.ids_of(positions), in_parts(files, room.bytes)
-    made = Index(_in_ids(by_codes, ids), chunks.blocks_of(positions), len(ids), len(files[0].sizes), MOST_CANDIDATES)
-    return replace(made, refuse=refuse, coarse_rows=None)
+    blocks, lists = chunks.blocks_of(positions), len(files[0].sizes)
+    return Index(_in_ids(by_codes, ids), blocks, len(ids), lists, MOST_CANDIDATES, refuse, coarse_rows=None)
 
 
 def search_of(

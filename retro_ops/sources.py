@@ -10,7 +10,7 @@ from typing import Any
 
 from retro_ops import layout
 from retro_ops.errors import BadInputError
-from retro_ops.specs import check_name
+from retro_ops.specs import Source, check_name
 
 FORMAT = 1
 
@@ -57,6 +57,10 @@ class Sources:
 
     def parts_folder(self, file: SourceFile) -> str:
         return layout.parts_folder(self.root, self.dataset, file.name, file.digest)
+
+    def part(self, file: SourceFile, entry: Mapping[str, Any]) -> Source:
+        """What ``entry``, of the parts in the report of ``file``, says is there."""
+        return Source(layout.part_uri(self.parts_folder(file), entry["shard"]), entry["bytes"], entry["fingerprint"])
 
     def report_uri(self, file: SourceFile) -> str:
         """It exists if and only if the file was split."""

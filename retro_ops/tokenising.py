@@ -11,7 +11,6 @@ from retro_ops import corpus
 from retro_ops.blocks import Part
 from retro_ops.core.chunking import Chunked, chunk_documents
 from retro_ops.encoders import Encoding, exact, fastest
-from retro_ops.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,7 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
                 documents.append(record)
                 bad_before.append(len(bad))
             elif settings.on_bad_record == "fail":
-                raise BadInputError(
-                    f"{record.source}, line {record.line}: {record.reason}",
-                    "mend the record, or set bad records aside with --on-bad-record quarantine",
-                )
+                raise corpus.refusal(record)
             else:
                 bad.append(replace(record, content=record.content[: corpus.QUARANTINED_CHARACTERS]))
         rows = encode([document.text for document in documents])

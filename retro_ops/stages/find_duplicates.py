@@ -4,6 +4,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retro_ops import layout, report, store
@@ -58,7 +59,7 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
     from retro_ops.core import duplicates, signing
     from retro_ops.signatures import SignedShards
 
-    reports = [_report(plan, shard.name) for shard in plan.shards]
+    reports = store.side_by_side(partial(_report, plan), [shard.name for shard in plan.shards], store.READERS)
     signed = SignedShards([layout.signature_files(plan, shard.name) for shard in plan.shards])
     threshold = plan.parameters.duplicate_threshold
     bands = signing.PERMUTATIONS // duplicates.rows_per_band(threshold)

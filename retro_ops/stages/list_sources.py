@@ -6,7 +6,6 @@ Nothing runs before this, so whatever is wrong with a recipe is said here, with 
 import logging
 import os
 from argparse import ArgumentParser, Namespace
-from concurrent.futures import ThreadPoolExecutor
 
 from retro_ops import layout, listing, recipes, sources, store, versions
 from retro_ops.errors import BadInputError
@@ -51,8 +50,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     line_bytes = layout.line_limit(parameters.memory_budget)
     settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
     found, absent = listing.find(recipe, folder)
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        files = tuple(pool.map(lambda file: listing.source_file(recipe, folder, file, settings), found))
+    files = tuple(store.side_by_side(lambda file: listing.source_file(recipe, folder, file, settings), found, LOOKUPS))
     listed = sources.Sources(
         *(root, arguments.dataset, recipe.uri, text, folder, given_folder, files),
         *(*settings, parameters.memory_budget, absent),

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from retro_ops import corpus, groups, layout, report, store
+from retro_ops import corpus, groups, layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
@@ -61,13 +61,13 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     from retro_ops.tokenising import batches
 
     line_bytes = layout.line_limit(plan.parameters.memory_budget)
-    much = sum(store.at(uri).size(uri) for uri in uris) >= PARALLEL_BYTES
+    processes = device.cores() if corpus.is_much(uris, PARALLEL_BYTES) else 1
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")
     with (
         signatures.SignatureWriter(layout.signature_files(plan, name), budget) as out,
         ahead(batches(corpus.lines(uris, line_bytes), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
-        ahead(in_order(partial(signatures.signer, line_bytes), read, device.cores() if much else 1)) as made,
+        ahead(in_order(partial(signatures.signer, line_bytes), read, processes)) as made,
     ):
         for signed in made:
             out.append(signed)
@@ -88,7 +88,4 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
 def _check_unchanged(plan: Plan, name: str) -> None:
     """What is read must be what was planned, before and after."""
     if changed := corpus.changed_source(plan.shard(name).sources):
-        raise BadInputError(
-            f"{changed} since the run was planned",
-            "start another run, or clear the task `plan` with all after it: it takes the corpus as it is now",
-        )
+        raise corpus.changed_since_the_plan(changed)

@@ -62,9 +62,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
     """What a plan would take by the fingerprint in the report must have it, or no later run could mend it."""
     made = report.read(listed.report_uri(file))
-    folder = listed.parts_folder(file)
     for part in made["details"]["parts"] if made else ():
-        source = Source(layout.part_uri(folder, part["shard"]), part["bytes"], part["fingerprint"])
+        source = listed.part(file, part)
         if changed := corpus.changed_source([source]):
             say(f"{STAGE}: {changed} since it was written, so {file.uri} is split again", logging.WARNING)
             store.at(source.uri).delete(listed.report_uri(file))
@@ -251,10 +250,7 @@ class _BadLines:
 
     def add(self, record: corpus.BadRecord) -> None:
         if self._listed.on_bad_record == "fail":
-            raise BadInputError(
-                f"{record.source}, line {record.line}: {record.reason}",
-                "mend the record, or set bad records aside with --on-bad-record quarantine",
-            )
+            raise corpus.refusal(record)
         self._lines = self._lines or corpus.JsonLinesWriter(
             self._stack.enter_context(store.create(self._uri)), self._uri
         )
@@ -263,15 +259,9 @@ class _BadLines:
         self.count += 1
 
     def check_share(self) -> None:
-        records = self.good + self.count
-        share = self.count / max(1, records)
-        if share > self._listed.max_bad_share:
+        if refused := corpus.too_many_bad(self.count, self.good, self._listed.max_bad_share, self._uri):
             self.close()
-            raise BadInputError(
-                f"{self.count:,} of {records:,} records ({share:.1%}) are bad, more than the limit of "
-                f"{self._listed.max_bad_share:.1%}; file, line and reason of each: {self._uri}",
-                "mend the file, or raise --max-bad-share",
-            )
+            raise refused
 
     def close(self) -> list[store.Written]:
         return [self._lines.close()] if self._lines else []

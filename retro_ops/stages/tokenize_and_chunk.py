@@ -5,7 +5,7 @@ import functools
 import logging
 import uuid
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ BATCH_DOCUMENTS = 4096
 """Bounds a batch of short or empty documents, whose objects cost far more than their text; bad records likewise."""
 
 PARALLEL_BYTES = 16 * 2**20
-"""Size of a corpus, as it is stored, from which on processes of its own save more than they cost."""
+"""Size of a corpus from which on processes of its own, which take a second to start, save more than they cost."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
         lines = left_out.skip(corpus.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
         # Read and tokenised while what came before is written.
         batches = stack.enter_context(ahead(tokenising.batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
-        processes = device.cores() if _is_much(job.sources) else 1
+        processes = device.cores() if corpus.is_much(job.sources, PARALLEL_BYTES) else 1
         made = in_order(partial(tokenising.maker, settings), batches, processes)
         for piece in stack.enter_context(ahead(made)):
             package = piece.package
@@ -265,15 +265,7 @@ def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
     """What is read must be what was planned, before and after: the output would go by the name of another content."""
     if changed := corpus.changed_source(job.planned):
         unfinished.delete()
-        raise BadInputError(
-            f"{changed} since the run was planned",
-            "start another run, or clear the task `plan` with all after it: it takes the corpus as it is now",
-        )
-
-
-def _is_much(sources: Sequence[str]) -> bool:
-    """Whether processes of its own, which take a second to start, are worth it."""
-    return corpus.STDIN in sources or sum(store.at(uri).size(uri) for uri in sources) >= PARALLEL_BYTES
+        raise corpus.changed_since_the_plan(changed)
 
 
 class _Outputs:
@@ -307,15 +299,9 @@ class _Outputs:
         self.bad_records += bad.count(b"\n")
 
     def check_share(self, limit: float) -> None:
-        records = self.documents + self.bad_records
-        share = self.bad_records / max(1, records)
-        if share > limit:
+        if refused := corpus.too_many_bad(self.bad_records, self.documents, limit, self._quarantine_uri):
             self._close_quarantine()
-            raise BadInputError(
-                f"{self.bad_records:,} of {records:,} records ({share:.1%}) are bad, more than the limit of "
-                f"{limit:.1%}; file, line and reason of each: {self._quarantine_uri}",
-                "mend the file, or raise --max-bad-share",
-            )
+            raise refused
 
     def close(self) -> list[store.Written]:
         return [*(a.close() for a in self._arrays.values()), self._sidecar.close(), *self._close_quarantine()]

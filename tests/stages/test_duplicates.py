@@ -185,18 +185,24 @@ def test_nobody_goes_on_without_looking(planted: Nights, capfd: pytest.CaptureFi
         assert said in capfd.readouterr().err
 
 
-def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
-    (planted.folder / "train/z.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd damaged")
+def searched(planted: Nights) -> Done:
+    """A run that has looked for duplicates."""
     plan_uri = layout.plan_uri(planted.root, "d", "x")
     run = Done(plan_uri)
     run.stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
     for shard in read_plan(plan_uri).shards:
         run.stage("sign-documents", "--plan", plan_uri, "--shard", shard.name)
     run.stage("find-duplicates", "--plan", plan_uri)
+    return run
+
+
+def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
+    (planted.folder / "train/z.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd damaged")
+    run = searched(planted)
     assert facts_of(run)["unsigned_shards"] == ["z"]
     assert facts_of(run)["duplicates"] == 5
     with pytest.raises(StageFailedError):
-        run.stage("tokenize-and-chunk", "--plan", layout.deduplicated_plan_uri(plan_uri), "--shard", "z")
+        run.stage("tokenize-and-chunk", "--plan", layout.deduplicated_plan_uri(run.plan_uri), "--shard", "z")
 
 
 def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
@@ -224,13 +230,8 @@ def test_a_shard_that_was_cut_counts_what_it_passed_over(planted: Nights) -> Non
 def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
     t = planted.texts
     write_corpus(planted.folder / "train/a.jsonl", [t[0], t[0], t[0], t[1], t[0], t[2], t[2]])
-    plan_uri = layout.plan_uri(planted.root, "d", "x")
-    run = Done(plan_uri)
-    run.stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
-    for shard in read_plan(plan_uri).shards:
-        run.stage("sign-documents", "--plan", plan_uri, "--shard", shard.name)
-    run.stage("find-duplicates", "--plan", plan_uri)
-    run.plan_uri = layout.deduplicated_plan_uri(plan_uri)
+    run = searched(planted)
+    run.plan_uri = layout.deduplicated_plan_uri(run.plan_uri)
     arguments = ("tokenize-and-chunk", "--plan", run.plan_uri, "--shard", "a")
     run.stage(*arguments)
     uri = layout.report_uri(run.plan, "tokenize-and-chunk", "a")
