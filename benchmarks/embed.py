@@ -155,7 +155,7 @@ def main() -> None:
 
     plain = SentenceTransformer(arguments.model, device=where.chosen)
     own = Embedder(arguments.model, where)
-    own.prepare(0)
+    own.prepare()
     ways: dict[str, Callable[[Array], Array]] = {
         "the original's way": lambda of: as_the_original(plain, tokenizer._tokenizer, of)
     }

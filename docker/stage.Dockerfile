@@ -61,6 +61,10 @@ CMD ["--help"]
 
 FROM stage AS gpu
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Triton compiles what starts a kernel; without a compiler a slower way to embed is taken.
+USER root
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
 COPY --from=environment-gpu /opt/retro /opt/retro
 COPY retro_ops /opt/retro-ops/retro_ops
 ARG VERSION=unknown

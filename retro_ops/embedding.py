@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops import device, model_inputs
-from retro_ops.core import packing
+from retro_ops.core import bert, packing
 from retro_ops.encoders import Encoding, exact
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.models import LOADING_HINT, Tokenizer
@@ -26,9 +26,6 @@ BATCH_ROWS = {"cpu": 16, "cuda": 8192}
 ROW_TOKENS = 64
 LEAST_ROW_TOKENS = 32
 """Rows of a packed batch are at most so many that they would fill it with so few ids each."""
-
-COMPILED_ROWS = 4_000_000
-"""From so many chunks on compiling, which takes some ten seconds a GPU, saves more than it takes."""
 
 LEAST_COSINE = 0.999
 """Of our way with sentence-transformers' own in float32, on ``SAMPLE``."""
@@ -47,6 +44,9 @@ Vectors: TypeAlias = NDArray[np.float16]
 Inputs: TypeAlias = packing.Rows | list[str]
 Way: TypeAlias = Callable[[Iterable[packing.Rows]], Iterator[Vectors]]
 Input = Literal["text", "ids"]
+
+Hidden: TypeAlias = Callable[[Any, Any, Any], Any]
+"""(ids, positions within the row, starts of the rows) -> last hidden state ``[tokens, d]``, of packed rows."""
 
 
 class Embedder:
@@ -69,14 +69,14 @@ class Embedder:
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self.digest = _weights_digest(self._model)
 
-    def prepare(self, rows: int) -> None:
-        """Choose the fastest way that gives what sentence-transformers gives; ``rows`` are to come."""
+    def prepare(self) -> None:
+        """Choose the fastest way that gives what sentence-transformers gives."""
         odd = _odd(self._model)
         precision = device.precision(self._where.chosen)
         if odd is None:
             sample = exact(self._encoding)(list(SAMPLE))
             wanted = self._model.encode(list(SAMPLE), normalize_embeddings=True, show_progress_bar=False)
-            for name, way in self._ways(precision, rows):
+            for name, way in self._ways(precision):
                 try:
                     cosine = _least_cosine(way, sample, np.asarray(wanted, np.float32))
                 except Exception as error:  # Of a model or a library that is not as we know it: the next way may do.
@@ -125,7 +125,7 @@ class Embedder:
     def _encoding(self) -> Encoding:
         return Encoding(_backend(self._model).to_str(), int(self._model.max_seq_length))
 
-    def _ways(self, precision: device.Precision, rows: int) -> Iterator[tuple[str, Way]]:
+    def _ways(self, precision: device.Precision) -> Iterator[tuple[str, Way]]:
         """Fastest first."""
         import torch
 
@@ -136,7 +136,9 @@ class Embedder:
         if getattr(module, "pooler", None) is not None:
             module.pooler = None  # What it makes of the first token, nobody reads.
         if self._where.chosen == "cuda":
-            yield _packed_way(module, int(self._model.max_seq_length), tokens, rows >= COMPILED_ROWS)
+            if bert.is_bert(module):
+                yield _packed_way("packed, own layers", tokens, partial(_own_layers, module))
+            yield _packed_way("packed", tokens, partial(_its_layers, module, int(self._model.max_seq_length)))
         module.to(self._where.chosen)
         pad_id = int(_tokenizer(self._model).pad_token_id or 0)
         yield "padded", partial(_padded, module, self._where.chosen, tokens, pad_id)
@@ -201,21 +203,45 @@ def _padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[p
             yield vectors
 
 
-def _packed_way(module: Any, longest: int, tokens: int, compiled: bool) -> tuple[str, Way]:
-    """Each GPU has a copy of the model."""
+def _packed_way(name: str, tokens: int, load: Callable[[str], Hidden]) -> tuple[str, Way]:
+    """Each GPU has a copy of the model, which ``load`` makes."""
+    import torch
+
+    def embed(parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
+        if not replicas:
+            devices = [f"cuda:{number}" for number in range(count)]
+            replicas.extend(partial(_submit, load(name), name) for name in devices)
+        return _packed(replicas, tokens, parts)
+
+    count = torch.cuda.device_count()
+    replicas: list[Callable[[packing.Packed], Callable[[], Vectors]]] = []
+    return f"{name}, {count} GPU{'s' if count > 1 else ''}", embed
+
+
+def _own_layers(module: Any, where: str) -> Hidden:
+    return bert.Bert.of(copy.deepcopy(module).to(where))
+
+
+def _its_layers(module: Any, longest: int, where: str) -> Hidden:
+    """Those of transformers, with an attention that knows packed rows."""
     import torch
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, _attend_packed)
-    module.set_attn_implementation(PACKED)
-    replicas = []
-    for number in range(torch.cuda.device_count()):
-        replica = copy.deepcopy(module).to(f"cuda:{number}")
-        run = torch.compile(replica, dynamic=False) if compiled else replica
-        replicas.append(partial(_submit, run, f"cuda:{number}", longest))
-    module.set_attn_implementation("sdpa")
-    name = f"packed{', compiled' if compiled else ''}, {len(replicas)} GPU{'s' if len(replicas) > 1 else ''}"
-    return name, partial(_packed, replicas, tokens)
+    replica = copy.deepcopy(module).to(where)
+    replica.set_attn_implementation(PACKED)
+
+    def hidden(ids: Any, positions: Any, starts: Any) -> Any:
+        return replica(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            token_type_ids=torch.zeros_like(ids)[None],
+            cu_seq_lens_q=starts,
+            max_length_q=longest,
+            return_dict=True,
+        ).last_hidden_state[0]
+
+    return hidden
 
 
 def _packed(
@@ -232,24 +258,19 @@ def _packed(
         yield waiting.popleft()()
 
 
-def _submit(module: Any, where: str, longest: int, batch: packing.Packed) -> Callable[[], Vectors]:
+def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[], Vectors]:
     """Start on ``batch``; the function that is returned waits for its vectors."""
     import torch
 
     with torch.inference_mode(), torch.cuda.device(where):
-        ids, positions, starts = (
-            torch.from_numpy(array).pin_memory().to(where, non_blocking=True)
-            for array in (batch.ids, batch.positions, batch.starts)
+        ids, starts = (
+            torch.from_numpy(array).pin_memory().to(where, non_blocking=True) for array in (batch.ids, batch.starts)
         )
-        hidden = module(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            token_type_ids=torch.zeros_like(ids)[None],
-            cu_seq_lens_q=starts,
-            max_length_q=longest,
-            return_dict=True,
-        ).last_hidden_state[0]
         every = torch.arange(len(ids), dtype=torch.int32, device=where)
+        row = torch.searchsorted(starts, every, right=True, out_int32=True) - 1
+        # Nobody reads what comes behind the last row, but it has to be somewhere.
+        positions = torch.where(every < starts[-1], every - starts[row], 0)
+        hidden = hidden_of(ids, positions, starts)
         means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
         unit = torch.nn.functional.normalize(means[: batch.rows].float(), dim=1).half()
         found = torch.empty(unit.shape, dtype=torch.float16, pin_memory=True)

@@ -1,6 +1,7 @@
 """Chunks as a model reads them. Made in processes of their own, so nothing here imports torch or transformers."""
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.core import packing
-from retro_ops.encoders import Encoding, exact
+from retro_ops.encoders import DisagreementError, Encoding, exact, fastest
+from retro_ops.progress import say
 
 Chunks: TypeAlias = NDArray[Any]
 """Token ids ``[n, chunk_size]``."""
@@ -39,8 +41,18 @@ def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
 
 def reencoder(decoding: Decoding, encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
     """Ids of the text of each chunk: what a sentence-transformer would make of it."""
-    decode, encode = texts(decoding), exact(encoding)
-    return lambda chunks: encode(decode(chunks))
+    decode, sure = texts(decoding), exact(encoding)
+    encode, _ = fastest(encoding)
+
+    def reencode(chunks: Chunks) -> packing.Rows:
+        found = decode(chunks)
+        try:
+            return encode(found)
+        except DisagreementError as error:
+            say(f"{error}: tokenizers is used for these chunks", logging.WARNING, event="disagreement")
+            return sure(found)
+
+    return reencode
 
 
 def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:

@@ -34,7 +34,7 @@ def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
     parameters = plan.parameters
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
-    embedder.prepare(0)
+    embedder.prepare()
     prepare = embedder.inputs(tokenizer, parameters.embed_input)()
     for shard in plan.shards:
         chunks = open_npy(layout.chunks_files(plan, shard.name)["chunks"], ndim=2, kind="u")

@@ -28,12 +28,11 @@ class Rows:
 class Packed:
     """Rows without any padding between them, in arrays whose size is always the same.
 
-    ``ids``, ``positions`` (within the row): int32 ``[tokens]``; ``starts``: int32 ``[rows + 1]``, of each row and then
-    the end, again and again; ``rows``: how many there are.
+    ``ids``: int32 ``[tokens]``; ``starts``: int32 ``[rows + 1]``, of each row and then the end, again and again;
+    ``rows``: how many there are.
     """
 
     ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
     starts: NDArray[np.int32]
     rows: int
 
@@ -118,9 +117,8 @@ def _fitting(rows: Rows, tokens: int, most_rows: int) -> int:
 def _packed(rows: Rows, count: int, tokens: int, most_rows: int) -> Packed:
     bounds = rows.starts[: count + 1].astype(np.int32)
     end = int(bounds[-1])
-    ids, positions = np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
+    ids = np.zeros(tokens, np.int32)
     ids[:end] = rows.ids[:end]
-    positions[:end] = np.arange(end, dtype=np.int32) - np.repeat(bounds[:-1], rows.lengths[:count])
     starts = np.full(most_rows + 1, end, np.int32)
     starts[: count + 1] = bounds
-    return Packed(ids, positions, starts, count)
+    return Packed(ids, starts, count)

@@ -48,7 +48,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         _run(_job(arguments, parameters), parameters, _Loaded())
         return
     plan = read_plan(arguments.plan)
-    loaded = _Loaded(len(arguments.shard or ()))
+    loaded = _Loaded()
     groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
 
 
@@ -56,7 +56,6 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 class _Loaded:
     """What the shards of a group share, once the first of them needed it."""
 
-    shards: int = 1
     tokenizers: "dict[str, Tokenizer]" = field(default_factory=dict)
     where: "Device | None" = None
     model: "Embedder | None" = None
@@ -68,15 +67,15 @@ class _Loaded:
             self.tokenizers[name] = Tokenizer(name, pad_id=0)
         return self.tokenizers[name]
 
-    def embedder(self, parameters: Parameters, rows: int) -> "tuple[Embedder, Device]":
-        """The model, made ready for shards of about ``rows``, and where it is."""
+    def embedder(self, parameters: Parameters) -> "tuple[Embedder, Device]":
+        """The model, made ready, and where it is."""
         from retro_ops import device
         from retro_ops.embedding import Embedder
 
         if self.model is None or self.where is None:
             self.where = device.choose(parameters.device, "torch")
             self.model = Embedder(parameters.model, self.where, parameters.batch_size)
-            self.model.prepare(rows * self.shards)
+            self.model.prepare()
         return self.model, self.where
 
 
@@ -127,7 +126,7 @@ def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinis
     tokenizer = loaded.tokenizer(_tokenizer_name(of_chunks, parameters))
     identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
-    embedder, where = loaded.embedder(parameters, len(chunks))
+    embedder, where = loaded.embedder(parameters)
     prepare = embedder.inputs(tokenizer, parameters.embed_input)
     # A CPU has nothing to spare for processes beside the model, and they nothing to save.
     rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, device.cores() - 2))

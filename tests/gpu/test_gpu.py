@@ -1,6 +1,8 @@
 """Every device path gives what the CPU path gives. Needs a GPU, torch with CUDA and faiss-gpu."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +116,16 @@ def test_rows_of_a_long_document_are_widened_on_the_gpu(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["text", "ids"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("layers", ["own layers", "packed", "padded"])
 def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
-    tmp_path: Path, model_dir: str, how: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_dir: str, how: str, layers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "COMPILED_ROWS", 0 if compiled else 2**40)
+    ways, slower = embedding.Embedder._ways, ["own layers", "packed", "padded"].index(layers)
+
+    def others(embedder: embedding.Embedder, precision: device.Precision) -> Iterator[tuple[str, embedding.Way]]:
+        return itertools.islice(ways(embedder, precision), slower if embedder._where.chosen == "cuda" else 0, None)
+
+    monkeypatch.setattr(embedding.Embedder, "_ways", others)
     text = " ".join(f"Chapter {i} speaks of the sea, the wind and number {i * i}." for i in range(2000))
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": text}) + "\n")
     outputs = [f"--{n}={tmp_path}/{f}.npy" for n, f in (("chunks-out", "c"), ("seq2chunk-index-out", "s"))]
@@ -129,7 +136,7 @@ def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
         _run("embed-chunks", tmp_path / "c.npy", tmp_path / f"{where}.npy", *options)
     found = report.read(str(tmp_path / "cuda.report.json"))
     assert found is not None
-    assert found["details"]["way"].startswith("packed, compiled" if compiled else "packed, ")
+    assert layers in found["details"]["way"]
     cpu, gpu = (np.load(tmp_path / f"{where}.npy").astype(np.float32) for where in ("cpu", "cuda"))
     assert len(cpu) > 300
     assert (cpu * gpu).sum(axis=1).min() > 0.999
@@ -138,7 +145,7 @@ def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
 def test_a_vector_does_not_depend_on_what_is_embedded_with_it(model_dir: str) -> None:
     chunks = np.random.default_rng(0).integers(1000, 20_000, (9000, 64)).astype(np.uint16)
     embedder = embedding.Embedder(model_dir, device.choose("cuda", "torch"))
-    embedder.prepare(0)
+    embedder.prepare()
     prepare = embedder.inputs(Tokenizer(model_dir, pad_id=0), "ids")()
     found = np.concatenate(list(embedder.vectors([prepare(chunks)])))
     other = np.random.default_rng(1).permutation(len(chunks))

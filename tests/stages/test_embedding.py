@@ -27,7 +27,7 @@ def plain(model_dir: str) -> Any:
 @pytest.fixture(scope="module")
 def embedder(model_dir: str) -> Embedder:
     made = Embedder(model_dir, CPU)
-    made.prepare(0)
+    made.prepare()
     return made
 
 
@@ -102,7 +102,7 @@ def test_a_model_that_is_not_as_we_feed_it_is_left_to_encode(
         made._model[1].pooling_mode = "cls"
     else:
         monkeypatch.setattr(embedding, "LEAST_COSINE", 1.01)
-    made.prepare(0)
+    made.prepare()
     assert made.how["way"] == "encode"
     tokenizer = Tokenizer(model_dir, pad_id=0)
     chunks = _chunks(tokenizer, texts)[:8]
