@@ -12,6 +12,7 @@ import itertools
 import json
 import time
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ COMMIT_SECONDS = 10.0
 COMMIT_BYTES = 12 * 2**20
 """A block is committed after so much work or output, whichever comes first. Less than a part of the store's uploads,
 so a block is one request, and a kill leaves no upload behind that nobody sees."""
+
+WRITTEN_AT_ONCE = 4
+"""Blocks that come faster than by time are written beside the work, so many at a time; a kill costs that many."""
 
 ABOUT = "about"
 SEAL_BYTES = hashlib.sha256().digest_size
@@ -46,8 +50,8 @@ class Unfinished:
         self._folder = folder
         self._left_behind = folder is not None  # Until somebody has looked.
         self._number = 0
-        self._writer = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self._writer = ThreadPoolExecutor(WRITTEN_AT_ONCE)
+        self._writing: deque[Future[None]] = deque()
         self.resumed_at = self.end = 0
         self.state: dict[str, Any] = {}
         """What was counted in the blocks that were found."""
@@ -91,18 +95,18 @@ class Unfinished:
         with zipfile.ZipFile(self._buffer, "a") as block:
             block.writestr(ABOUT, about)
         self._left_behind = True
-        self._wait()
-        # Blocks that come faster than by time are written beside the work; a kill then costs two of them.
-        self._writing = self._writer.submit(_write_block, layout.block_uri(self._folder, self._number), self._buffer)
+        self._wait(WRITTEN_AT_ONCE - 1)
+        uri = layout.block_uri(self._folder, self._number)
+        self._writing.append(self._writer.submit(_write_block, uri, self._buffer))
         if in_time:
-            self._wait()
+            self._wait(0)
         self._number += 1
         self._begin()
 
-    def _wait(self) -> None:
-        if self._writing:
-            self._writing.result()
-            self._writing = None
+    def _wait(self, at_most: int) -> None:
+        """Until no more than so many blocks are being written."""
+        while len(self._writing) > at_most:
+            self._writing.popleft().result()
 
     def restart(self) -> None:
         """Nothing of it is of use."""
@@ -114,7 +118,7 @@ class Unfinished:
     def delete(self) -> None:
         """All blocks, once the output counts without them."""
         if self._folder is not None and self._left_behind:
-            self._wait()
+            self._wait(0)
             store.at(self._folder).delete_folder(self._folder)
 
     def _begin(self) -> None:

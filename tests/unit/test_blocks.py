@@ -55,7 +55,7 @@ def test_a_block_holds_the_parts_of_so_much_time_or_so_many_bytes(
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(blocks, "COMMIT_BYTES", 1000)
     _add(unfinished, 4)
-    unfinished._wait()  # It is written beside the work, as it came by bytes and not by time.
+    unfinished._wait(0)  # It is written beside the work, as it came by bytes and not by time.
     assert [path.name for path in tmp_path.iterdir()] == ["00000.npz"]
     assert _values(Unfinished(str(tmp_path))) == [0, 1, 2, 3]
     monkeypatch.setattr(blocks, "COMMIT_SECONDS", 0)
