@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from retro_ops.core import tiles
 from retro_ops.core.exact import Keys, smallest, unpack
+from retro_ops.core.filters import REASONS, SAME_DOCUMENT
 from retro_ops.core.nearness import Tensor, answering, asking, columns, scores
-from retro_ops.core.search import Blocks, Found, Queries, Refused
+from retro_ops.core.search import NOBODY, Blocks, Found, Queries, Refused, joined
 
 PROBE_ROWS = 4096
 """Queries whose lists are chosen at a time, the last filled up: one shape, so that no row depends on the others."""
@@ -97,21 +98,27 @@ class Scan:
         """The ``k`` nearest of other documents in the ``nprobe`` nearest lists. Counts all nearer ones of the own."""
 
         def of_part(part: tiles.Part, device: str) -> tuple[Keys, Refused]:
-            found = [
-                (rows.start, tiles.nearest(part, vectors, _on(device, documents[rows]), probes, k))
-                for rows, vectors, probes in self._batches(queries.vectors, nprobe, part, device)
-            ]
-            keys = np.concatenate([keys for _, (keys, _, _) in found])
-            rows = np.concatenate([start + of for start, (_, of, _) in found])
-            return keys, Refused.of_same_document(rows, np.concatenate([own for _, (_, _, own) in found]))
+            keys, refused = [], []
+            for rows, vectors, probes in self._batches(queries.vectors, nprobe, part, device):
+                of_rows, own_rows, own_keys = tiles.nearest(part, vectors, _on(device, documents[rows]), probes, k)
+                keys.append(of_rows)
+                if alone:  # There is no nearer neighbour elsewhere, so they are counted where they are.
+                    removed[rows, SAME_DOCUMENT - 1] = own_rows.bincount(minlength=len(of_rows)).cpu().numpy()
+                else:
+                    own = rows.start + own_rows.cpu().numpy()
+                    refused.append(Refused.of_same_document(own, tiles.unsigned(own_keys)))
+            return np.concatenate(keys), joined([NOBODY, *refused])
 
         if not len(queries):
             return Found.nothing(0, k)
         documents = queries.documents.view(np.int64)
+        alone = len(self._divided) == 1
+        removed = np.zeros((len(queries), len(REASONS)), np.int64)
         found = self._over_parts(of_part)
         best = smallest(np.concatenate([keys for keys, _ in found], axis=1), k)
-        counts = [refused.nearer_than(best).counts(len(best)) for _, refused in found]
-        return Found(best, np.sum(counts, axis=0))
+        for _, refused in found:
+            removed += refused.nearer_than(best).counts(len(best))
+        return Found(best, removed)
 
     def coarse(
         self, vectors: NDArray[np.float32], width: int, nprobe: int

@@ -224,7 +224,7 @@ def exact_search(
             own = Refused.of_same_document(rows[same], hits[same])
             counted, others = _admit(part, _by_row(rows[~same], hits[~same], len(part)), k, refuse)
             best[step] = smallest(np.concatenate((nearest, counted), axis=1), k)
-            refused[number] = _joined([refused[number], own, others]).nearer_than(best[step])
+            refused[number] = joined([refused[number], own, others]).nearer_than(best[step])
     found = Found(best, Found.nothing(len(best), k).removed)
     for step, of_step in zip(steps, refused, strict=True):
         found.removed[step] = of_step.counts(len(best[step]))
@@ -275,7 +275,7 @@ def candidates(queries: Queries, k: int, index: Index, width: Width, cells: int)
         part = queries.take(slice(start, start + rows))
         keys, same = rescore(part, coarse_ids(index, part.vectors, width), index.blocks)
         best, refused = _admit(part, keys, k, index.refuse)
-        removed = _joined([same, refused]).nearer_than(best)
+        removed = joined([same, refused]).nearer_than(best)
         found.put(slice(start, start + rows), Found(best, removed.counts(len(part))))
     return found
 
@@ -305,7 +305,7 @@ def _admit(queries: Queries, keys: Keys, k: int, refuse: Refuse | None) -> tuple
         fits = places < k
         best[rows[fits], places[fits]] = hits[fits]
         filled = np.minimum(filled + np.bincount(rows, minlength=len(keys)), k)
-    return best, _joined(refused)
+    return best, joined(refused)
 
 
 def _by_row(rows: NDArray[np.int64], hits: Keys, count: int) -> Keys:
@@ -316,7 +316,7 @@ def _by_row(rows: NDArray[np.int64], hits: Keys, count: int) -> Keys:
     return keys
 
 
-def _joined(parts: list[Refused]) -> Refused:
+def joined(parts: list[Refused]) -> Refused:
     return Refused(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.keys for part in parts]),

@@ -21,7 +21,7 @@ FIRST_GROUPS = 16
 """Groups whose members are looked at first: most rows need no more."""
 
 EXACT_OF_A_GROUP = 2
-"""Members for each of these groups that are scored exactly: those with the best scores of all that are looked at."""
+"""Members for each of these groups that are scored exactly: those with the best scores of all of other documents."""
 
 WIDEN = 4
 
@@ -31,8 +31,11 @@ QUERY_TILES = (16, 512)
 ITEM_ROWS = 2**20
 """Vectors and queries that are gathered for products at a time: 800 MB each at d = 384."""
 
+GATHERED_NUMBERS = 2**30
+"""Numbers of members that are gathered at a time, half each."""
+
 EXACT_NUMBERS = 2**28
-"""Numbers of candidates that are looked at at a time, float64 each at most."""
+"""Numbers of vectors that are scored exactly at a time, float64 each."""
 
 NONE = 2**63 - 1
 """The key after all others, in torch's signed integers."""
@@ -88,11 +91,14 @@ def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, bloc
 
 def nearest(
     part: Part, queries: Tensor, documents: Tensor, probes: Tensor | None, k: int
-) -> tuple[Keys, NDArray[np.int64], Keys]:
-    """Keys ``[m, k]``; rows and keys of nearer vectors of the same document. ``queries`` half ``[m, d]``."""
+) -> tuple[Keys, Tensor, Tensor]:
+    """Keys ``[m, k]``; rows and keys of nearer vectors of the same document, on the device. ``queries`` half
+    ``[m, d]``."""
     import torch
 
     asked = asking(queries)
+    squares = queries.float().square().sum(dim=1)
+    error = ROUNDING * max(1.0, part.largest, float(squares.max()))
     best = Best.of(part, asked, probes)
     keys = torch.full((len(queries), k), NONE, device=queries.device)
     own_rows, own_keys = [], []
@@ -101,21 +107,32 @@ def nearest(
     while len(open_rows):
         groups, bound = best.groups(open_rows, wanted)
         proven = []
-        step = max(1, EXACT_NUMBERS // (groups.shape[1] * GROUP * queries.shape[1]))
+        step = max(1, GATHERED_NUMBERS // (groups.shape[1] * GROUP * part.vectors.shape[-1]))
         for rows, of, limit in zip(open_rows.split(step), groups.split(step), bound.split(step), strict=True):
-            slots, limit = _best_members(part, asked[rows], of, limit, wanted * EXACT_OF_A_GROUP)
-            scored = _exact(part, queries[rows], slots)
-            own = (part.documents[slots] == documents[rows, None]) & (scored != NONE)
-            of_row = scored.masked_fill(own, NONE).topk(min(k, scored.shape[1]), largest=False).values.sort().values
+            slots, found = _scored_members(part, asked[rows], of)
+            own = (part.documents[slots] == documents[rows, None]) & (slots >= 0)
+            count = min(wanted * EXACT_OF_A_GROUP, slots.shape[1])
+            values, at = found.masked_fill(own, -torch.inf).topk(count, dim=1)
+            scored = _exact(part, queries[rows], torch.where(values > -torch.inf, slots.gather(1, at), -1))
+            of_row = scored.topk(min(k, scored.shape[1]), largest=False).values.sort().values
             keys[rows, : of_row.shape[1]] = of_row
-            done = _is_proven(part, queries[rows], keys[rows, -1], limit)
-            where, columns_of = (own & (scored < keys[rows, -1:]) & done[:, None]).nonzero(as_tuple=True)
-            own_rows.append(rows[where].cpu().numpy())
-            own_keys.append(_unsigned(scored[where, columns_of]))
+            # None of the others has a score above this.
+            limit = torch.maximum(limit, values[:, -1])
+            # None has one below this that is as near as the last neighbour.
+            distance = (keys[rows, -1] >> 32).int().view(torch.float32)
+            least = (squares[rows] - distance.masked_fill(keys[rows, -1] == NONE, torch.inf)) / 2 - error
+            done = (limit == -torch.inf) | (limit.float() < least)
             proven.append(done)
+            where, at = (own & (found.float() >= least[:, None]) & done[:, None]).nonzero(as_tuple=True)
+            some = EXACT_NUMBERS // queries.shape[1]
+            for pairs, of_own in zip(rows[where].split(some), slots[where, at].split(some), strict=True):
+                own_of = _exact(part, queries[pairs], of_own[:, None])[:, 0]
+                nearer = own_of < keys[pairs, -1]
+                own_rows.append(pairs[nearer])
+                own_keys.append(own_of[nearer])
         open_rows = open_rows[~torch.cat(proven)]
         wanted *= WIDEN
-    return _unsigned(keys), np.concatenate(own_rows), np.concatenate(own_keys)
+    return unsigned(keys), torch.cat(own_rows), torch.cat(own_keys)
 
 
 def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Keys:
@@ -129,7 +146,7 @@ def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Ke
         _exact(part, of_queries, _members(of)).topk(min(width, of.shape[1] * GROUP), largest=False).values
         for of_queries, of in zip(queries.split(step), groups.split(step), strict=True)
     ]
-    return smallest(_unsigned(torch.cat(found)), width)
+    return smallest(unsigned(torch.cat(found)), width)
 
 
 @dataclass(frozen=True)
@@ -226,17 +243,14 @@ def _members(groups: Tensor) -> Tensor:
     return torch.where(groups[:, :, None] < 0, -1, slots).flatten(1)
 
 
-def _best_members(part: Part, asked: Tensor, groups: Tensor, bound: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Slots of the ``count`` members of ``groups`` with the best scores, and the score that none of the others is
-    above, those of groups with scores up to ``bound`` included. Halves are gathered: a quarter of what exact takes."""
+def _scored_members(part: Part, asked: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots of the members of ``groups`` ``[m, w]`` and their scores, ``[m, w * GROUP]``; -1 and minus infinity for
+    none. Halves are gathered: a quarter of what exact distances take."""
     import torch
 
     slots = _members(groups)
-    if count >= slots.shape[1]:
-        return slots, bound
     found = scores(asked[:, None], part.vectors.reshape(-1, part.vectors.shape[-1])[slots.clamp(min=0)])[:, 0]
-    values, at = found.masked_fill_(slots < 0, -torch.inf).topk(count, dim=1)
-    return slots.gather(1, at), torch.maximum(bound, values[:, -1])
+    return slots, found.masked_fill_(slots < 0, -torch.inf)
 
 
 def _exact(part: Part, queries: Tensor, slots: Tensor) -> Tensor:
@@ -254,16 +268,6 @@ def _exact(part: Part, queries: Tensor, slots: Tensor) -> Tensor:
     return keys.masked_fill_((ids < 0) | (slots < 0), NONE)
 
 
-def _is_proven(part: Part, queries: Tensor, last: Tensor, bound: Tensor) -> Tensor:
-    """Whether no group that was left out, with scores up to ``bound``, holds a vector as near as ``last`` (a key)."""
-    import torch
-
-    squares = queries.float().square().sum(dim=1)
-    error = ROUNDING * max(1.0, part.largest, float(squares.max()))
-    distance = torch.where(last == NONE, torch.inf, (last >> 32).int().view(torch.float32))
-    return (bound == -torch.inf) | (bound.float() + error < (squares - distance) / 2)
-
-
 def _starts(sizes: Tensor) -> Tensor:
     """``[0, sizes[0], sizes[0] + sizes[1], …]``."""
     import torch
@@ -271,6 +275,6 @@ def _starts(sizes: Tensor) -> Tensor:
     return torch.cat((sizes.new_zeros(1), sizes.cumsum(dim=0)))
 
 
-def _unsigned(keys: Tensor) -> Keys:
+def unsigned(keys: Tensor) -> Keys:
     found: Keys = keys.cpu().numpy().view(np.uint64)
     return np.where(found == np.uint64(NONE), NOTHING, found)
