@@ -4,11 +4,13 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import pickle
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -71,8 +73,9 @@ def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes
     """What the function that ``make`` gives makes of each item, in the order of ``items``.
 
     In ``processes`` of its own, each of which calls ``make`` once; in this one where there is one item only, or one
-    process. ``items`` is read no further ahead than keeps them busy, so memory is bounded. An exception is raised where
-    the result would have come.
+    process. They stay for whoever asks for the same next, as the shards of a group do; one caller at a time. ``items``
+    is read no further ahead than keeps them busy, so memory is bounded. An exception is raised where the result would
+    have come.
     """
     source = iter(items)
     first = list(itertools.islice(source, 2))
@@ -80,20 +83,43 @@ def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes
         function = make()
         yield from map(function, itertools.chain(first, source))
         return
-    # Spawned, since a fork would copy locks that threads of this process hold.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _begin, (make,)) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in itertools.chain(first, source):
-                waiting.append(pool.submit(_call, item))
-                if len(waiting) > processes * AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = _pool(make, processes)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in itertools.chain(first, source):
+            waiting.append(pool.submit(_call, item))
+            if len(waiting) > processes * AHEAD:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        _end_pool()
+        raise
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+_kept: tuple[bytes, ProcessPoolExecutor] | None = None
+
+
+def _pool(make: Callable[[], Callable[[Any], Any]], processes: int) -> ProcessPoolExecutor:
+    """Processes in which ``make`` was called: those that are kept, if it was the same."""
+    global _kept
+    wanted = pickle.dumps((make, processes))
+    if _kept is None or _kept[0] != wanted:
+        _end_pool()
+        # Spawned, since a fork would copy locks that threads of this process hold.
+        context = multiprocessing.get_context("spawn")
+        _kept = wanted, ProcessPoolExecutor(processes, context, _begin, (make,))
+    return _kept[1]
+
+
+def _end_pool() -> None:
+    global _kept
+    if _kept is not None:
+        _kept[1].shutdown()
+    _kept = None
 
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:

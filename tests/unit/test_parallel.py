@@ -3,6 +3,8 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,15 @@ def test_processes_give_results_in_order() -> None:
     found = list(in_order(with_process, range(20), 2))
     assert [number for number, _ in found] == list(range(20))
     assert os.getpid() not in {process for _, process in found}
+
+
+def test_processes_stay_for_the_same_work_and_go_for_another() -> None:
+    def processes(make: Any) -> set[int]:
+        return {process for _, process in in_order(make, range(40), 2)}
+
+    first = processes(with_process)
+    assert processes(with_process) & first
+    assert not processes(partial(with_process)) & first
 
 
 @pytest.mark.parametrize(("items", "processes"), [([5], 2), ([5, 6], 1), ([], 2)])
