@@ -6,7 +6,6 @@ of them copies with some words changed, in shards that are signed and searched a
 
 import argparse
 import os
-import resource
 import sys
 import sysconfig
 import tempfile
@@ -19,7 +18,7 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import repeats
+from retro_ops import repeats, report
 from retro_ops.core import duplicates, signing
 from retro_ops.signatures import SignatureWriter, Signed, SignedShards
 
@@ -83,7 +82,7 @@ def search(folder: Path, shards: int, count: int, budget: int) -> None:
     alike = repeats.find(signed, 0.8, budget, lambda _: None)
     found, clusters = duplicates.clusters(duplicates.joined([alike.exact, alike.near]))
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = report.peak_rss_bytes() / 2**20
     repeated = len(found) - int(clusters.max(initial=-1)) - 1
     print(
         f"{signed.total:,} documents in {shards} shards, budget {budget / 2**20:,.0f} MiB: {repeated:,} repeat others, "

@@ -1,5 +1,6 @@
 """What a stage did, in numbers. The report is written last: it is what makes the output count."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -159,8 +160,12 @@ def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[st
 
 
 def peak_rss_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/status") as status:
+        # What getrusage says on Linux began with the size of the process that started this one.
+        (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
+        return int(peak) * 1024
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes if sys.platform == "darwin" else peak_bytes * 1024
 
 
 def lost_output(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> str | None:
