@@ -1,6 +1,6 @@
 """What a run will take, from the number of chunks: bytes, peak memory and seconds of each stage.
 
-The rates were measured with this package: on 2 cores of a server and, for embedding, on one H100 (docs/benchmarks.md).
+The rates were measured with this package, on 2 cores of a server and on one H100 (docs/benchmarks.md).
 They are a first guess for other machines; the dataset card sets them beside what the run took. Standard library only.
 """
 
@@ -12,22 +12,28 @@ from retro_ops.layout import SHARD_STAGES
 
 MIB = 2**20
 
-EMBEDDED_PER_SECOND = {"cpu": 160.0, "cuda": 16_000.0}
-"""Chunks of 64 tokens, all-MiniLM-L6-v2; 2 cores, one H100."""
-
 TOKENIZED_PER_SECOND = 13_300.0
-ASSIGNED_PER_SECOND = 3.0e7
-"""Pairs of a vector and a centroid (of a list or of a code), while an index is filled."""
-
-TRAINED_PER_SECOND = 2.0e8
-"""Pairs of a vector and a centroid, while an index is trained; 10 rounds for lists."""
-
 MERGED_PER_SECOND = 375_000.0
-EXACT_PER_SECOND = 5.5e7
-"""Pairs of exact search."""
 
-SCANNED_PER_SECOND = 3.1e7
-"""Codes scanned, with the exact distances of the candidates."""
+
+@dataclass(frozen=True)
+class Rates:
+    """A second. ``embedded``: chunks of 64 tokens, all-MiniLM-L6-v2. The others are pairs of two vectors: ``assigned``,
+    with a centroid (of a list or of a code) while an index is filled; ``trained``, while it is trained, 10 rounds for
+    lists; ``compared``, in exact search; ``scanned``, in probed lists, with the exact distances of the candidates."""
+
+    embedded: float
+    assigned: float
+    trained: float
+    compared: float
+    scanned: float
+
+
+RATES = {
+    "cpu": Rates(embedded=190, assigned=3.0e7, trained=2.0e8, compared=5.5e7, scanned=3.1e7),
+    "cuda": Rates(embedded=190_000, assigned=6.0e10, trained=2.1e11, compared=7.8e10, scanned=3.0e10),
+}
+"""Of 2 cores, and of one H100."""
 
 VALIDATED_PER_SECOND = 350_000.0
 
@@ -116,7 +122,7 @@ def estimate(work: Work, index: Index) -> Estimate:
             "retrieve-neighbours": total * work.num_neighbours * 12,
         },
         peak_rss_bytes={stage: base + _growing(stage, work, index) for stage, base in LIBRARIES.items()},
-        seconds={device: _seconds(work, index, rate) for device, rate in EMBEDDED_PER_SECOND.items()},
+        seconds={device: _seconds(work, index, rates) for device, rates in RATES.items()},
     )
 
 
@@ -135,21 +141,21 @@ def scaled(samples: Sequence[tuple[int, float, int]], total_bytes: int) -> int:
     return round(sum(count for _, _, count in samples) * total_bytes / read) if read else 0
 
 
-def _seconds(work: Work, index: Index, embedded_per_second: float) -> dict[str, float]:
+def _seconds(work: Work, index: Index, rates: Rates) -> dict[str, float]:
     total, in_indexes = work.total, sum(work.indexed.values())
     pairs = work.recall_sample * in_indexes
     scanned = sum(work.chunks[split] * held for split, held in work.indexed.items())
     scanned_share = PROBED_SHARE if index.lists > 1 else 1.0
     took = {
         "tokenize-and-chunk": total / TOKENIZED_PER_SECOND,
-        "embed-chunks": total / embedded_per_second,
-        "train-faiss-index": index.training_vectors * index.lists * 10 / TRAINED_PER_SECOND if index.lists > 1 else 0,
-        "build-faiss-index": total * (index.lists + 256) / ASSIGNED_PER_SECOND if index.lists > 1 else 0,
+        "embed-chunks": total / rates.embedded,
+        "train-faiss-index": index.training_vectors * index.lists * 10 / rates.trained if index.lists > 1 else 0,
+        "build-faiss-index": total * (index.lists + 256) / rates.assigned if index.lists > 1 else 0,
         "merge-indexes": in_indexes / MERGED_PER_SECOND,
         # Exact search, and trials of 1, 2, 4, … lists: together twice the whole index.
-        "tune-search": pairs * (1 / EXACT_PER_SECOND + 2 / SCANNED_PER_SECOND),
-        "retrieve-neighbours": scanned * scanned_share / SCANNED_PER_SECOND,
-        "describe": pairs / EXACT_PER_SECOND,
+        "tune-search": pairs * (1 / rates.compared + 2 / rates.scanned),
+        "retrieve-neighbours": scanned * scanned_share / rates.scanned,
+        "describe": pairs / rates.compared,
         "validate": total / VALIDATED_PER_SECOND,
     }
     return {
