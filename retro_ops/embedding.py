@@ -209,13 +209,12 @@ def _packed_way(name: str, tokens: int, load: Callable[[str], Hidden]) -> tuple[
 
     def embed(parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
         if not replicas:
-            devices = [f"cuda:{number}" for number in range(count)]
-            replicas.extend(partial(_submit, load(name), name) for name in devices)
+            replicas.extend(partial(_submit, load(where), where) for where in devices)
         return _packed(replicas, tokens, parts)
 
-    count = torch.cuda.device_count()
+    devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     replicas: list[Callable[[packing.Packed], Callable[[], Vectors]]] = []
-    return f"{name}, {count} GPU{'s' if count > 1 else ''}", embed
+    return f"{name}, {len(devices)} GPU{'s' if len(devices) > 1 else ''}", embed
 
 
 def _own_layers(module: Any, where: str) -> Hidden:
