@@ -2,8 +2,8 @@
 #
 #   docker build -f docker/stage.Dockerfile --target cpu -t retro-ops-stage:cpu .
 #
-# BASE_IMAGE: any Debian with Python 3.11 or newer. The gpu target needs no CUDA in it: the libraries come
-# as wheels, the driver from the machine (NVIDIA Container Toolkit).
+# BASE_IMAGE: any Debian with Python 3.11 or newer, for the gpu target with its headers (python3-dev). That needs no CUDA
+# in it: the libraries come as wheels, the driver from the machine (NVIDIA Container Toolkit).
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS python

@@ -10,11 +10,12 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import time
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,7 +32,8 @@ COMMIT_BYTES = 12 * 2**20
 so a block is one request, and a kill leaves no upload behind that nobody sees."""
 
 WRITTEN_AT_ONCE = 4
-"""Blocks that come faster than by time are written beside the work, so many at a time; a kill costs that many."""
+"""Blocks that come faster than by time are written beside the work, so many at a time; a kill costs at most these and
+the one that is being filled."""
 
 ABOUT = "about"
 SEAL_BYTES = hashlib.sha256().digest_size
@@ -118,7 +120,10 @@ class Unfinished:
     def delete(self) -> None:
         """All blocks, once the output counts without them."""
         if self._folder is not None and self._left_behind:
-            self._wait(0)
+            wait(self._writing)
+            for failed in filter(None, (write.exception() for write in self._writing)):
+                say(f"a block that nobody needs any more was not written: {failed}", logging.WARNING, event="block")
+            self._writing.clear()
             store.at(self._folder).delete_folder(self._folder)
 
     def _begin(self) -> None:

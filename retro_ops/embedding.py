@@ -80,8 +80,11 @@ class Embedder:
         say(f"sentence-transformers' own encode is used, which is slower: {odd}", logging.WARNING, event="way_encode")
         self._model.to(self._where.chosen)
 
-    def inputs(self, tokenizer: Tokenizer, how: str) -> Callable[[], Callable[[NDArray[Any]], Inputs]]:
-        """After ``prepare``: what makes the function that turns chunks of ``tokenizer`` into what ``vectors`` takes."""
+    def inputs(
+        self, tokenizer: Tokenizer, how: str, *, fast: bool = True
+    ) -> Callable[[], Callable[[NDArray[Any]], Inputs]]:
+        """After ``prepare``: what makes the function that turns chunks of ``tokenizer`` into what ``vectors`` takes.
+        ``fast``: text is tokenised by what is fastest, which raises DisagreementError once it proves wrong."""
         if how == "ids" and (self._way is None or self.tokenizer_digest != tokenizer.digest):
             why = self.how["why"] if self._way is None else "the chunks are of another tokenizer than the model's own"
             raise BadInputError(
@@ -91,7 +94,7 @@ class Embedder:
             return partial(model_inputs.wrapper, self._encoding)
         if self._way is None:
             return partial(model_inputs.texts, tokenizer.decoding)
-        return partial(model_inputs.reencoder, tokenizer.decoding, self._encoding)
+        return partial(model_inputs.reencoder, tokenizer.decoding, self._encoding, fast)
 
     def vectors(self, inputs: Iterable[Any]) -> Iterator[Vectors]:
         """Embeddings float16 ``[n, dimension]`` of the rows of ``inputs``, in order; some at a time."""

@@ -1,7 +1,6 @@
 """Chunks as a model reads them. Made in processes of their own, so nothing here imports torch or transformers."""
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.core import packing
-from retro_ops.encoders import DisagreementError, Encoding, exact, fastest
-from retro_ops.progress import say
+from retro_ops.encoders import Encoding, exact, fastest
 
 Chunks: TypeAlias = NDArray[Any]
 """Token ids ``[n, chunk_size]``."""
@@ -39,20 +37,12 @@ def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
     return decode
 
 
-def reencoder(decoding: Decoding, encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
-    """Ids of the text of each chunk: what a sentence-transformer would make of it."""
-    decode, sure = texts(decoding), exact(encoding)
-    encode, _ = fastest(encoding)
-
-    def reencode(chunks: Chunks) -> packing.Rows:
-        found = decode(chunks)
-        try:
-            return encode(found)
-        except DisagreementError as error:
-            say(f"{error}: tokenizers is used for these chunks", logging.WARNING, event="disagreement")
-            return sure(found)
-
-    return reencode
+@functools.cache
+def reencoder(decoding: Decoding, encoding: Encoding, fast: bool) -> Callable[[Chunks], packing.Rows]:
+    """Ids of the text of each chunk: what a sentence-transformer would make of it. Made once, likewise. ``fast``: by
+    what is fastest; raises DisagreementError once that proves wrong."""
+    decode, encode = texts(decoding), fastest(encoding)[0] if fast else exact(encoding)
+    return lambda chunks: encode(decode(chunks))
 
 
 def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:

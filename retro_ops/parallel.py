@@ -86,7 +86,13 @@ def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes
     pool = _pool(make, processes)
     waiting: deque[Future[R]] = deque()
     try:
-        for item in itertools.chain(first, source):
+        try:
+            waiting.append(pool.submit(_call, first[0]))
+        except BrokenProcessPool:  # One died since the last time; of this time nothing is lost.
+            _end_pool()
+            pool = _pool(make, processes)
+            waiting.append(pool.submit(_call, first[0]))
+        for item in itertools.chain(first[1:], source):
             waiting.append(pool.submit(_call, item))
             if len(waiting) > processes * AHEAD:
                 yield waiting.popleft().result()

@@ -161,9 +161,10 @@ def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[st
 
 def peak_rss_bytes() -> int:
     with contextlib.suppress(FileNotFoundError), open("/proc/self/status") as status:
-        # What getrusage says on Linux began with the size of the process that started this one.
-        (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
-        return int(peak) * 1024
+        # What getrusage says on Linux began with the size of the process that started this one. Not every kernel tells.
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak_bytes if sys.platform == "darwin" else peak_bytes * 1024
 

@@ -118,6 +118,8 @@ def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[]
         # Nobody reads what comes behind the last row, but it has to be somewhere.
         positions = torch.where(every < starts[-1], every - starts[row], 0)
         hidden = hidden_of(ids, positions, starts)
+        # On a GPU the last bag goes on to the end of the indices, whatever the last offset says (pytorch#76885): it is
+        # never a row of ours.
         means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
         unit = torch.nn.functional.normalize(means[: batch.rows].float(), dim=1).half()
         found = torch.empty(unit.shape, dtype=torch.float16, pin_memory=True)

@@ -28,8 +28,8 @@ class Rows:
 class Packed:
     """Rows without any padding between them, in arrays whose size is always the same.
 
-    ``ids``: int32 ``[tokens]``; ``starts``: int32 ``[rows + 1]``, of each row and then the end, again and again;
-    ``rows``: how many there are.
+    ``ids``: int32 ``[tokens]``; ``starts``: int32 ``[most_rows + 2]``, of each row and then the end, again and again,
+    so the last row is never one of ours; ``rows``: how many are.
     """
 
     ids: NDArray[np.int32]
@@ -119,6 +119,6 @@ def _packed(rows: Rows, count: int, tokens: int, most_rows: int) -> Packed:
     end = int(bounds[-1])
     ids = np.zeros(tokens, np.int32)
     ids[:end] = rows.ids[:end]
-    starts = np.full(most_rows + 1, end, np.int32)
+    starts = np.full(most_rows + 2, end, np.int32)
     starts[: count + 1] = bounds
     return Packed(ids, starts, count)

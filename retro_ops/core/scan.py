@@ -98,16 +98,20 @@ class Scan:
         """The ``k`` nearest of other documents in the ``nprobe`` nearest lists. Counts all nearer ones of the own."""
 
         def of_part(part: tiles.Part, device: str) -> tuple[Keys, Refused]:
-            keys, refused = [], []
+            keys, refused = [], [NOBODY]
             for rows, vectors, probes in self._batches(queries.vectors, nprobe, part, device):
-                of_rows, own_rows, own_keys = tiles.nearest(part, vectors, _on(device, documents[rows]), probes, k)
-                keys.append(of_rows)
-                if alone:  # There is no nearer neighbour elsewhere, so they are counted where they are.
-                    removed[rows, SAME_DOCUMENT - 1] = own_rows.bincount(minlength=len(of_rows)).cpu().numpy()
-                else:
-                    own = rows.start + own_rows.cpu().numpy()
-                    refused.append(Refused.of_same_document(own, tiles.unsigned(own_keys)))
-            return np.concatenate(keys), joined([NOBODY, *refused])
+                counts = _on(device, np.zeros(len(vectors), np.int64))
+
+                def own(of_rows: Tensor, of_keys: Tensor, first: int = rows.start, counts: Tensor = counts) -> None:
+                    if alone:  # There is no nearer neighbour elsewhere, so they are counted where they are.
+                        counts.add_(of_rows.bincount(minlength=len(counts)))
+                    else:
+                        found = Refused.of_same_document(first + of_rows.cpu().numpy(), tiles.unsigned(of_keys))
+                        refused.append(found)
+
+                keys.append(tiles.nearest(part, vectors, _on(device, documents[rows]), probes, k, own))
+                removed[rows, SAME_DOCUMENT - 1] += counts.cpu().numpy()
+            return np.concatenate(keys), joined(refused)
 
         if not len(queries):
             return Found.nothing(0, k)

@@ -1,5 +1,6 @@
 """Vectors on one device, cut into tiles by list: the nearest of the probed lists, exactly; see core/scan.py."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,9 @@ GATHERED_NUMBERS = 2**30
 
 EXACT_NUMBERS = 2**28
 """Numbers of vectors that are scored exactly at a time, float64 each."""
+
+OWN_PAIRS = 2**20
+"""Pairs of a row and a vector of its own document at a time."""
 
 NONE = 2**63 - 1
 """The key after all others, in torch's signed integers."""
@@ -90,10 +94,15 @@ def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, bloc
 
 
 def nearest(
-    part: Part, queries: Tensor, documents: Tensor, probes: Tensor | None, k: int
-) -> tuple[Keys, Tensor, Tensor]:
-    """Keys ``[m, k]``; rows and keys of nearer vectors of the same document, on the device. ``queries`` half
-    ``[m, d]``."""
+    part: Part,
+    queries: Tensor,
+    documents: Tensor,
+    probes: Tensor | None,
+    k: int,
+    removed: Callable[[Tensor, Tensor], None],
+) -> Keys:
+    """Keys ``[m, k]``. ``queries`` half ``[m, d]``. ``removed`` is given rows and keys of nearer vectors of the same
+    document, some at a time."""
     import torch
 
     asked = asking(queries)
@@ -101,7 +110,6 @@ def nearest(
     error = ROUNDING * max(1.0, part.largest, float(squares.max()))
     best = Best.of(part, asked, probes)
     keys = torch.full((len(queries), k), NONE, device=queries.device)
-    own_rows, own_keys = [], []
     open_rows = torch.arange(len(queries), device=queries.device)
     wanted = FIRST_GROUPS
     while len(open_rows):
@@ -116,23 +124,22 @@ def nearest(
             scored = _exact(part, queries[rows], torch.where(values > -torch.inf, slots.gather(1, at), -1))
             of_row = scored.topk(min(k, scored.shape[1]), largest=False).values.sort().values
             keys[rows, : of_row.shape[1]] = of_row
-            # None of the others has a score above this.
-            limit = torch.maximum(limit, values[:, -1])
+            if count < slots.shape[1]:
+                limit = torch.maximum(limit, values[:, -1])
+            # None of the others has a score above the limit.
             # None has one below this that is as near as the last neighbour.
             distance = (keys[rows, -1] >> 32).int().view(torch.float32)
             least = (squares[rows] - distance.masked_fill(keys[rows, -1] == NONE, torch.inf)) / 2 - error
             done = (limit == -torch.inf) | (limit.float() < least)
             proven.append(done)
             where, at = (own & (found.float() >= least[:, None]) & done[:, None]).nonzero(as_tuple=True)
-            some = EXACT_NUMBERS // queries.shape[1]
-            for pairs, of_own in zip(rows[where].split(some), slots[where, at].split(some), strict=True):
+            for pairs, of_own in zip(rows[where].split(OWN_PAIRS), slots[where, at].split(OWN_PAIRS), strict=True):
                 own_of = _exact(part, queries[pairs], of_own[:, None])[:, 0]
                 nearer = own_of < keys[pairs, -1]
-                own_rows.append(pairs[nearer])
-                own_keys.append(own_of[nearer])
+                removed(pairs[nearer], own_of[nearer])
         open_rows = open_rows[~torch.cat(proven)]
         wanted *= WIDEN
-    return unsigned(keys), torch.cat(own_rows), torch.cat(own_keys)
+    return unsigned(keys)
 
 
 def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Keys:
@@ -141,12 +148,8 @@ def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Ke
 
     rows = torch.arange(len(queries), device=queries.device)
     groups, _ = Best.of(part, asking(queries), probes).groups(rows, width)
-    step = max(1, EXACT_NUMBERS // (groups.shape[1] * GROUP * queries.shape[1]))
-    found = [
-        _exact(part, of_queries, _members(of)).topk(min(width, of.shape[1] * GROUP), largest=False).values
-        for of_queries, of in zip(queries.split(step), groups.split(step), strict=True)
-    ]
-    return smallest(unsigned(torch.cat(found)), width)
+    found = _exact(part, queries, _members(groups)).topk(min(width, groups.shape[1] * GROUP), largest=False).values
+    return smallest(unsigned(found), width)
 
 
 @dataclass(frozen=True)
@@ -254,9 +257,14 @@ def _scored_members(part: Part, asked: Tensor, groups: Tensor) -> tuple[Tensor, 
 
 
 def _exact(part: Part, queries: Tensor, slots: Tensor) -> Tensor:
-    """Exact keys of the vectors at ``slots`` ``[m, w]``, NONE for none."""
+    """Exact keys of the vectors at ``slots`` ``[m, w]``, NONE for none; for as many rows at a time as EXACT_NUMBERS
+    allow, the queries counted."""
     import torch
 
+    step = max(1, EXACT_NUMBERS // ((slots.shape[1] + 3) * part.vectors.shape[-1]))
+    if len(slots) > step:
+        some = zip(queries.split(step), slots.split(step), strict=True)
+        return torch.cat([_exact(part, *of) for of in some])
     there = slots.clamp(min=0)
     vectors = part.vectors.reshape(-1, part.vectors.shape[-1])[there].double()
     # Columns beyond the dimension are multiplied with zero; padding becomes NaN there, and is masked.

@@ -1,5 +1,6 @@
 """chunks.npy -> embeddings.npy: each chunk decoded to text and embedded by a sentence-transformer."""
 
+import logging
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +10,7 @@ from retro_ops import groups, layout, report, store
 from retro_ops.blocks import Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
-from retro_ops.progress import Progress
+from retro_ops.progress import Progress, say
 from retro_ops.specs import Parameters, Plan
 
 if TYPE_CHECKING:
@@ -115,6 +116,17 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished) -> report.Outcome:
+    from retro_ops.encoders import DisagreementError
+
+    try:
+        return _embed(job, parameters, loaded, unfinished, fast=True)
+    except DisagreementError as error:
+        say(f"{STAGE}: {error}; all is done again by tokenizers", logging.WARNING, event="disagreement")
+        unfinished.restart()
+        return _embed(job, parameters, loaded, unfinished, fast=False)
+
+
+def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
     import numpy as np
 
     from retro_ops import device
@@ -127,7 +139,7 @@ def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinis
     identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
     embedder, where = loaded.embedder(parameters)
-    prepare = embedder.inputs(tokenizer, parameters.embed_input)
+    prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=fast)
     # A CPU has nothing to spare for processes beside the model, and they nothing to save.
     rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, device.cores() - 2))
     with NpyWriter(job.embeddings, np.float16, (embedder.dimension,), rows=len(chunks)) as out:

@@ -11,6 +11,7 @@ import pytest
 
 from retro_ops import device, embedding, report
 from retro_ops.cli import main
+from retro_ops.core import packing
 from retro_ops.models import Tokenizer
 from retro_ops.specs import IndexShard, index_spec_to_json
 
@@ -150,3 +151,16 @@ def test_a_vector_does_not_depend_on_what_is_embedded_with_it(model_dir: str) ->
     found = np.concatenate(list(embedder.vectors([prepare(chunks)])))
     other = np.random.default_rng(1).permutation(len(chunks))
     assert np.array_equal(found[other], np.concatenate(list(embedder.vectors([prepare(chunks[other])]))))
+
+
+def test_rows_too_short_to_fill_a_batch_are_embedded_like_others(model_dir: str) -> None:
+    """So many of them that a batch is full by rows, not by ids."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 12, 40_000).astype(np.int32)
+    rows = packing.Rows(rng.integers(1000, 20_000, lengths.sum()).astype(np.int32), lengths)
+    embedder = embedding.Embedder(model_dir, device.choose("cuda", "torch"))
+    embedder.prepare()
+    found = np.concatenate(list(embedder.vectors([rows]))).astype(np.float32)
+    ((name, padded),) = [way for way in embedder._ways(device.precision("cuda")) if way[0] == "padded"]
+    (wanted,) = padded([rows])
+    assert (found * wanted.astype(np.float32)).sum(axis=1).min() > 0.999, name

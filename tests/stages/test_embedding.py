@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from samples import Run, tokenize_flags, write_corpus
 
-from retro_ops import device, embedding, report
+from retro_ops import device, embedding, model_inputs, report
+from retro_ops.core import packing
 from retro_ops.device import Device
 from retro_ops.embedding import Embedder
+from retro_ops.encoders import DisagreementError, Encoding, exact
 from retro_ops.models import Tokenizer
 from retro_ops.specs import Parameters
+from retro_ops.stages import embed_chunks
 
 CPU = Device("cpu", "asked for")
 ROWS = 96
@@ -129,3 +132,32 @@ def test_the_stage_feeds_ids_when_asked_and_says_how(
     assert found["text"][1] != found["ids"][1]
     assert not np.array_equal(found["text"][0], found["ids"][0])
     assert Parameters().embed_input == "text"
+
+
+def test_a_package_that_proves_wrong_is_left_and_all_is_done_again(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "d.jsonl", [text[:600] for text in texts[:8]])
+    run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, model_dir))
+    outputs = [tmp_path / "right" / "e.npy", tmp_path / "mended" / "e.npy"]
+    run("embed-chunks", tmp_path / "chunks.npy", outputs[0], "--model", model_dir)
+    calls = 0
+
+    def wrong(encoding: Encoding) -> tuple[Any, str]:
+        def encode(texts: list[str]) -> packing.Rows:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise DisagreementError("it gives other ids")
+            return exact(encoding)(["another text"] * len(texts))
+
+        return encode, "wrong 1.0"
+
+    monkeypatch.setattr(model_inputs, "fastest", wrong)
+    monkeypatch.setattr(embed_chunks, "BLOCK_ROWS", 8)
+    model_inputs.reencoder.cache_clear()
+    run("embed-chunks", tmp_path / "chunks.npy", outputs[1], "--model", model_dir)
+    model_inputs.reencoder.cache_clear()
+    assert calls == 2
+    right, mended = (np.load(output) for output in outputs)
+    assert _cosines(right, mended).min() > 0.9999

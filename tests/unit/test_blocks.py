@@ -1,5 +1,8 @@
 """Finished blocks: what is found again, and what is not taken for one."""
 
+import io
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 
 from retro_ops import blocks, report, store
 from retro_ops.blocks import Unfinished
+from retro_ops.errors import TransientError
 
 ROWS = 10
 
@@ -158,3 +162,49 @@ def test_what_is_done_before_the_first_block_asks_the_store_for_one_list(
     _add(unfinished, 3)
     unfinished.delete()
     assert asked == ["list"]
+
+
+def test_blocks_written_beside_the_work_count_up_to_the_first_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first write takes long, and is all that a kill leaves undone."""
+    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 1000)
+    monkeypatch.setattr(blocks, "COMMIT_BYTES", 1)
+    write, held = blocks._write_block, threading.Event()
+
+    def slowly(uri: str, buffer: io.BytesIO) -> None:
+        if uri.endswith("00000.npz"):
+            held.wait()
+        write(uri, buffer)
+
+    monkeypatch.setattr(blocks, "_write_block", slowly)
+    unfinished = Unfinished(str(tmp_path))
+    for end in (1, 2, 3):
+        _add(unfinished, end)
+    while len(list(tmp_path.glob("*.npz"))) < 2:
+        time.sleep(0.01)
+    assert _values(Unfinished(str(tmp_path))) == []
+    held.set()
+    unfinished._wait(0)
+    assert _values(Unfinished(str(tmp_path))) == [0, 1, 2]
+
+
+def test_a_block_that_could_not_be_written_does_not_fail_what_counts_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 1000)
+    monkeypatch.setattr(blocks, "COMMIT_BYTES", 1)
+
+    def fail(uri: str, buffer: io.BytesIO) -> None:
+        raise TransientError("the store is away")
+
+    unfinished = Unfinished(str(tmp_path))
+    _add(unfinished, 1)
+    monkeypatch.setattr(blocks, "_write_block", fail)
+    _add(unfinished, 2)
+    unfinished.delete()
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    unfinished = Unfinished(str(tmp_path))
+    _add(unfinished, 1)
+    with pytest.raises(TransientError, match="the store is away"):
+        unfinished._wait(0)

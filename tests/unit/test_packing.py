@@ -32,7 +32,7 @@ def test_packed_rows_follow_one_another_in_arrays_of_one_size(
     found = []
     packed = list(packing.pack(map(_rows, parts), tokens, most_rows))
     for batch in packed:
-        assert (len(batch.ids), len(batch.starts)) == (tokens, most_rows + 1)
+        assert (len(batch.ids), len(batch.starts)) == (tokens, most_rows + 2)
         assert 1 <= batch.rows <= most_rows
         for start, end in zip(batch.starts[: batch.rows], batch.starts[1:], strict=False):
             found.append(batch.ids[start:end].tolist())

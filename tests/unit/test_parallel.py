@@ -1,9 +1,12 @@
 """Threads ahead of the caller and processes beside it: order, errors, ends."""
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +90,11 @@ def test_an_error_in_a_process_is_raised_here() -> None:
     assert next(found)[0] == 1
     with pytest.raises(ValueError, match="no -1"):
         list(found)
+
+
+def test_a_process_that_died_since_costs_nothing() -> None:
+    (process, *_) = {process for _, process in in_order(with_process, range(40), 2)}
+    os.kill(process, signal.SIGKILL)
+    while Path(f"/proc/{process}").exists():  # Until the pool has noticed.
+        time.sleep(0.01)
+    assert [number for number, _ in in_order(with_process, range(20), 2)] == list(range(20))

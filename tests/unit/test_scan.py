@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from vectors import as_rows, blocks_of, clustered, unit_vectors
 
-from retro_ops.core import faiss_index, scan, search, tuning
+from retro_ops.core import faiss_index, scan, search, tiles, tuning
 from retro_ops.core.exact import unpack
 from retro_ops.core.nearness import prepare
 from retro_ops.core.scan import Lists, Scan, Span
@@ -135,3 +135,36 @@ def test_vectors_are_divided_over_devices_and_into_as_many_parts_as_fit() -> Non
 def test_torch_is_told_to_sum_in_float32() -> None:
     assert prepare(CPU) == "cpu"
     assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+
+
+@pytest.mark.parametrize(("count", "k"), [(64, 2), (3, 5), (4, 4)])
+def test_vectors_that_are_all_alike_or_too_few_are_settled(count: int, k: int) -> None:
+    """A part may hold whole tiles, and nothing of the query's own document."""
+    rows = 64
+    vectors = np.tile(unit_vectors(1, 8, 0, grid=False), (rows, 1))
+    if count < rows:
+        vectors = unit_vectors(count, 8, 0, grid=False)
+    documents = np.arange(len(vectors), dtype=np.uint64)
+    lists = Lists(np.zeros((1, 8), np.float32), np.zeros(len(vectors), np.int32), np.arange(len(vectors)), None)
+    queries = Queries(unit_vectors(5, 8, 1, grid=False), np.arange(1000, 1005, dtype=np.uint64))
+    found = scan_of(vectors, documents, lists, [0, len(vectors)]).nearest(queries, k, 1)
+    truth = search.exact_search(queries, k, blocks_of(vectors, documents, 100))
+    np.testing.assert_array_equal(found.keys, truth.keys)
+
+
+def test_work_is_cut_to_what_memory_allows_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, documents = clustered(2000, 5), np.arange(2000, dtype=np.uint64) // np.uint64(40)
+    lists = Lists(np.zeros((1, 32), np.float32), np.zeros(2000, np.int32), np.arange(2000), None)
+    made = scan_of(vectors, documents, lists, [0, 2000])
+    queries = Queries(vectors[::10], documents[::10])
+    whole = made.nearest(queries, 4, 1)
+    scored: list[int] = []
+    exactly = tiles._exact
+    monkeypatch.setattr(tiles, "EXACT_NUMBERS", 2**13)
+    monkeypatch.setattr(tiles, "GATHERED_NUMBERS", 2**16)
+    monkeypatch.setattr(tiles, "OWN_PAIRS", 50)
+    monkeypatch.setattr(tiles, "_exact", lambda *of: (scored.append(len(of[2])), exactly(*of))[1])
+    cut = made.nearest(queries, 4, 1)
+    np.testing.assert_array_equal(cut.keys, whole.keys)
+    np.testing.assert_array_equal(cut.removed, whole.removed)
+    assert len(scored) > 20
