@@ -3,14 +3,21 @@
 import functools
 import importlib
 import importlib.metadata
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from retro_ops.core.packing import Rows, from_lists
 from retro_ops.errors import RetroError
+from retro_ops.progress import say
+
+if TYPE_CHECKING:
+    from retro_ops.blocks import Unfinished
+
+T = TypeVar("T")
 
 PACKAGES = {"WordPiece": "nanotoken", "BPE": "fastokens"}
 """Of the extra ``fast``, by the model in ``tokenizer.json``. Both are young, so neither is taken at its word."""
@@ -91,6 +98,16 @@ def fastest(encoding: Encoding) -> tuple[Encode, str]:
         return found
 
     return encode, name
+
+
+def sure_if_wrong(stage: str, unfinished: "Unfinished", work: Callable[[bool], T]) -> T:
+    """What ``work`` gives with the faster package; once that proves wrong, all of it again without."""
+    try:
+        return work(True)
+    except DisagreementError as error:
+        say(f"{stage}: {error}; all is done again by tokenizers", logging.WARNING, event="disagreement")
+        unfinished.restart()
+        return work(False)
 
 
 def _package(encoding: Encoding) -> tuple[Encode | None, str]:

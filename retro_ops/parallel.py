@@ -86,21 +86,12 @@ def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes
     pool = _pool(make, processes)
     waiting: deque[Future[R]] = deque()
     try:
-        try:
-            waiting.append(pool.submit(_call, first[0]))
-        except BrokenProcessPool:  # One died since the last time; of this time nothing is lost.
-            _end_pool()
-            pool = _pool(make, processes)
-            waiting.append(pool.submit(_call, first[0]))
-        for item in itertools.chain(first[1:], source):
+        for item in itertools.chain(first, source):
             waiting.append(pool.submit(_call, item))
             if len(waiting) > processes * AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool:
-        _end_pool()
-        raise
     finally:
         for future in waiting:
             future.cancel()
@@ -110,15 +101,23 @@ _kept: tuple[bytes, ProcessPoolExecutor] | None = None
 
 
 def _pool(make: Callable[[], Callable[[Any], Any]], processes: int) -> ProcessPoolExecutor:
-    """Processes in which ``make`` was called: those that are kept, if it was the same."""
+    """Processes in which ``make`` was called: those that are kept, if it was the same and none of them died."""
     global _kept
     wanted = pickle.dumps((make, processes))
-    if _kept is None or _kept[0] != wanted:
+    if _kept is None or _kept[0] != wanted or _is_broken(_kept[1]):
         _end_pool()
         # Spawned, since a fork would copy locks that threads of this process hold.
         context = multiprocessing.get_context("spawn")
         _kept = wanted, ProcessPoolExecutor(processes, context, _begin, (make,))
     return _kept[1]
+
+
+def _is_broken(pool: ProcessPoolExecutor) -> bool:
+    try:
+        pool.submit(os.getpid)
+    except BrokenProcessPool:
+        return True
+    return False
 
 
 def _end_pool() -> None:

@@ -35,7 +35,7 @@ def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
     embedder.prepare()
-    prepare = embedder.inputs(tokenizer, parameters.embed_input)()
+    prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=False)()
     for shard in plan.shards:
         chunks = open_npy(layout.chunks_files(plan, shard.name)["chunks"], ndim=2, kind="u")
         stored = open_npy(layout.embeddings_uri(plan, shard.name), ndim=2, kind="f")

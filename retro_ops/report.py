@@ -165,8 +165,8 @@ def peak_rss_bytes() -> int:
         for line in status:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak_bytes if sys.platform == "darwin" else peak_bytes * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def lost_output(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> str | None:

@@ -115,7 +115,7 @@ def nearest(
     while len(open_rows):
         groups, bound = best.groups(open_rows, wanted)
         proven = []
-        step = max(1, GATHERED_NUMBERS // (groups.shape[1] * GROUP * part.vectors.shape[-1]))
+        step = _at_once(part, groups)
         for rows, of, limit in zip(open_rows.split(step), groups.split(step), bound.split(step), strict=True):
             slots, found = _scored_members(part, asked[rows], of)
             own = (part.documents[slots] == documents[rows, None]) & (slots >= 0)
@@ -148,8 +148,12 @@ def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Ke
 
     rows = torch.arange(len(queries), device=queries.device)
     groups, _ = Best.of(part, asking(queries), probes).groups(rows, width)
-    found = _exact(part, queries, _members(groups)).topk(min(width, groups.shape[1] * GROUP), largest=False).values
-    return smallest(unsigned(found), width)
+    step = _at_once(part, groups)
+    found = [
+        _exact(part, of_queries, _members(of)).topk(min(width, of.shape[1] * GROUP), largest=False).values
+        for of_queries, of in zip(queries.split(step), groups.split(step), strict=True)
+    ]
+    return smallest(unsigned(torch.cat(found)), width)
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,11 @@ def _seats(lists: Tensor, count: int) -> tuple[int, Tensor, Tensor]:
     seats = torch.full((int(tiles.sum()) * side,), len(lists), device=lists.device)
     seats[seat] = order
     return side, seats.reshape(-1, side), tiles
+
+
+def _at_once(part: Part, groups: Tensor) -> int:
+    """Rows whose members of ``groups`` ``[m, w]`` GATHERED_NUMBERS allow at a time."""
+    return max(1, GATHERED_NUMBERS // int(groups.shape[1] * GROUP * part.vectors.shape[-1]))
 
 
 def _members(groups: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """chunks.npy -> embeddings.npy: each chunk decoded to text and embedded by a sentence-transformer."""
 
-import logging
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +9,7 @@ from retro_ops import groups, layout, report, store
 from retro_ops.blocks import Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
-from retro_ops.progress import Progress, say
+from retro_ops.progress import Progress
 from retro_ops.specs import Parameters, Plan
 
 if TYPE_CHECKING:
@@ -116,14 +115,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished) -> report.Outcome:
-    from retro_ops.encoders import DisagreementError
+    from retro_ops.encoders import sure_if_wrong
 
-    try:
-        return _embed(job, parameters, loaded, unfinished, fast=True)
-    except DisagreementError as error:
-        say(f"{STAGE}: {error}; all is done again by tokenizers", logging.WARNING, event="disagreement")
-        unfinished.restart()
-        return _embed(job, parameters, loaded, unfinished, fast=False)
+    return sure_if_wrong(STAGE, unfinished, lambda fast: _embed(job, parameters, loaded, unfinished, fast=fast))
 
 
 def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished, *, fast: bool) -> report.Outcome:

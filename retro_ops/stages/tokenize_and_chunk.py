@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import uuid
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -143,14 +142,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
-    from retro_ops.encoders import DisagreementError
+    from retro_ops.encoders import sure_if_wrong
 
-    try:
-        return _tokenise(job, parameters, unfinished, fast=True)
-    except DisagreementError as error:
-        say(f"{STAGE}: {error}; all is done again by tokenizers", logging.WARNING, event="disagreement")
-        unfinished.restart()
-        return _tokenise(job, parameters, unfinished, fast=False)
+    return sure_if_wrong(STAGE, unfinished, lambda fast: _tokenise(job, parameters, unfinished, fast=fast))
 
 
 def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
