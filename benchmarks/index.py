@@ -22,7 +22,7 @@ import torch
 import vectors as made
 from numpy.typing import NDArray
 
-from retro_ops.core import faiss_index, kmeans, tensor_ivf
+from retro_ops.core import faiss_index, kmeans
 from retro_ops.core.nearness import prepare
 from retro_ops.device import Device, choose
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
@@ -178,8 +178,7 @@ def main() -> None:
 
 def fill_from_device(index: Any, vectors: Vectors, device: str, limits: machine.Limits, lists: int) -> None:
     """Lists and codes of vectors that are on the device, left there."""
-    inner = faiss.downcast_index(index)
-    coder = tensor_ivf.Coder(*(None if q is None else tensor_ivf.on(device, q) for q in faiss_index._quantisers(inner)))
+    inner, coder = faiss_index.inner_index(index), faiss_index.coder(index, device)
     kept = torch.from_numpy(np.array(vectors[: 2**21])).to(device)
     seconds = machine.timed(lambda: [coder.encode(block) for block in kept.split(BLOCK_ROWS)], device, repeat=3)
     row("fill, ours: from device memory", seconds, len(kept))

@@ -19,7 +19,7 @@ from retro_ops.core import faiss_index, filters, tuning
 from retro_ops.core.exact import unpack
 from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Queries, exact_search
-from retro_ops.device import Room
+from retro_ops.device import Device, Room
 from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
 from retro_ops.specs import Plan, Shard, Split, category
@@ -68,14 +68,16 @@ def sample(plan: Plan, split: Split, chunks: searching.IndexedChunks) -> list[Sa
     return store.side_by_side(lambda of: _sampled(plan, *of), drawn, store.READERS)
 
 
-def measure(plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled]) -> dict[str, Any]:
+def measure(
+    plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled], device: Device
+) -> dict[str, Any]:
     """All figures of ``split``; see docs/quality.md for what each means."""
     queried = plan.queried(split)
     figures = store.side_by_side(partial(_whole, plan), queried, store.READERS)
     whole = {shard.name: of for shard, of in zip(queried, figures, strict=True)}
     categories = sorted({category(name) for name in whole})
     rows = {name: sum(w["rows"] for shard, w in whole.items() if category(shard) == name) for name in categories}
-    rates, runs = _rates(plan, split, chunks, drawn)
+    rates, runs = _rates(plan, split, chunks, drawn, device)
     by_category = {
         name: {
             "rows": rows[name],
@@ -131,7 +133,7 @@ def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
 
 
 def _rates(
-    plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled]
+    plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled], device: Device
 ) -> tuple[dict[str, dict[str, Any]], NDArray[np.float64]]:
     """Figures of the sample by category, and the longest shared run of every row as a share of the chunk."""
     if not drawn:
@@ -140,7 +142,8 @@ def _rates(
     found = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
     refuse = searching.refuser(chunks, searching.limits(plan.parameters, split), plan.identity.pad_id)
-    truth, _ = unpack(exact_search(queries, found.shape[1], chunks.blocks, refuse).keys)
+    compare = searching.comparer(device)
+    truth, _ = unpack(exact_search(queries, found.shape[1], chunks.blocks, refuse, compare=compare).keys)
     hits = ((truth[:, :, None] == found[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
     rows, columns = np.nonzero(found >= 0)
     ids = found[rows, columns]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from retro_ops import layout, store
 from retro_ops.arrays import NpyReader, open_npy
 from retro_ops.core import faiss_index, filters, scan, tuning
-from retro_ops.core.exact import MAX_CHUNKS
-from retro_ops.core.nearness import prepare
+from retro_ops.core.exact import MAX_CHUNKS, Compare, on_host
+from retro_ops.core.nearness import comparing, prepare
 from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Block, Blocks, Coarse, Index, Queries, Refuse, Width
 from retro_ops.device import Device, Room, room
@@ -261,8 +261,13 @@ def _by_vectors(
     of = faiss_index.lists_of(index, ids, numbers)
     capacity = min(map(scan.capacity, devices))
     made = scan.Scan(of, blocks, scan.spans(of, chunks.embeddings[0].shape[1], devices, capacity))
-    lists = faiss_index.list_count(index)
-    return Index(made.coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse, made.nearest)
+    lists, compare = faiss_index.list_count(index), comparer(device)
+    return Index(made.coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse, made.nearest, compare=compare)
+
+
+def comparer(device: Device) -> Compare:
+    """Who computes the scores of brute force on ``device``."""
+    return comparing(prepare(device)) if device.chosen == "cuda" else on_host
 
 
 def _in_ids(by_codes: Coarse, ids: NDArray[np.int64]) -> Coarse:

@@ -22,7 +22,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
 from retro_ops.layout import distances_uri
-from retro_ops.searching import IndexedChunks, QueryShard, search_in_parts, search_of
+from retro_ops.searching import IndexedChunks, QueryShard, comparer, search_in_parts, search_of
 
 Seek = Callable[[Queries], Found]
 """Search of the whole index."""
@@ -111,9 +111,10 @@ def update(
     count = sum(len(chunks.embeddings[at]) for at in new)
     by_index = width is not None and count > faiss_index.FLAT_VECTORS
     if not by_index or width is None:
+        compare = comparer(device)
 
         def news(queries: Queries, known: Keys) -> Found:
-            return search.exact_search(queries, k, chunks.blocks_of(new), refuse, known)
+            return search.exact_search(queries, k, chunks.blocks_of(new), refuse, known, compare)
     else:
         if former.partials not in loaded:
             loaded[former.partials] = _index_of(former, chunks, new, device, refuse, room)

@@ -84,7 +84,7 @@ def build(plan: StageOperator, config: Settings) -> None:
     _shards(config).expand(arguments=list_shards.output) >> gate
     gate >> [to_index, to_query, train]
     train >> build_index >> merge >> tune >> retrieve >> write_specs
-    _publish(write_specs, kept, {})
+    _publish(config, write_specs, kept, {})
 
 
 def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
@@ -113,7 +113,7 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     _shards(config).expand(arguments=list_shards.output) >> gate
     decide >> [to_index, to_query, train]
     train >> build_index >> merge >> tune >> retrieve >> write_specs
-    _publish(write_specs, kept, {"changed-only": True} if check_drift else {})
+    _publish(config, write_specs, kept, {"changed-only": True} if check_drift else {})
 
 
 def _duplicates(before: Any, list_shards: PythonOperator) -> None:
@@ -195,8 +195,8 @@ def _index_tasks(config: Settings, kept: dict[str, str], to_index: Any, to_query
     return train, build_index, merge, tune, retrieve, write_specs
 
 
-def _publish(write_specs: Any, kept: dict[str, str], of_validation: dict[str, bool]) -> None:
-    describe = StageOperator(task_id="describe", stage="describe", arguments=kept)
+def _publish(config: Settings, write_specs: Any, kept: dict[str, str], of_validation: dict[str, bool]) -> None:
+    describe = StageOperator(task_id="describe", stage="describe", arguments=kept, pool=config.gpu_pool)
     validate = StageOperator(task_id="validate", stage="validate", arguments={**kept, **of_validation})
     publish = StageOperator(
         task_id="publish",

@@ -155,8 +155,7 @@ def _seconds(work: Work, index: Index, rates: Rates) -> dict[str, float]:
         # Exact search, and trials of 1, 2, 4, … lists: together twice the whole index.
         "tune-search": pairs * (1 / rates.compared + 2 / rates.scanned),
         "retrieve-neighbours": scanned * scanned_share / rates.scanned,
-        # Always on the CPU.
-        "describe": pairs / RATES["cpu"].compared,
+        "describe": pairs / rates.compared,
         "validate": total / VALIDATED_PER_SECOND,
     }
     return {

@@ -10,6 +10,7 @@ integer, unique for every candidate: a plain partition or sort settles ties.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,21 +50,34 @@ def answering(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
     return given
 
 
+AtLeast = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]
+"""(left operand ``[m, d + 1]``, least ``[m]``) -> which scores are no smaller: places in the flat ``[m, b]``, int64."""
+
+Compare = Callable[[NDArray[np.float32]], AtLeast]
+"""Of a right operand ``[b, d + 1]``, in float32 throughout."""
+
+
+def on_host(given: NDArray[np.float32]) -> AtLeast:
+    """The ``Compare`` of the CPU; that of a GPU is core/nearness.py's."""
+    return lambda asked, least: np.flatnonzero(asked @ given.T >= least[:, None])
+
+
 def near_pairs(
-    asked: NDArray[np.float32], given: NDArray[np.float32], limits: NDArray[np.float32]
+    asked: NDArray[np.float32], given: NDArray[np.float32], limits: NDArray[np.float32], at_least: AtLeast
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Rows (ascending), columns and exact distances of all pairs no farther than the row's limit, float32 ``[m]``.
 
     Scores in single precision, by one product of matrices, leave few to be computed exactly. Rounding loses none: a
     float32 sum of n products is wrong by no more than about n 2^-24 times the sum of their absolute values, in whatever
     order (N. Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and twice that is allowed for.
+    ``at_least``: of ``given``.
     """
     queries, block = asked[:, :-1], given[:, :-1]
     squares = _squares(queries)
     longest = np.sqrt(squares) + np.sqrt(-2 * given[:, -1].min(initial=0))
     least = (squares - limits.astype(np.float64)) / 2 - (asked.shape[1] + 15) * 2.0**-23 * longest**2
-    near = asked @ given.T >= np.nextafter(least.astype(np.float32), np.float32(-np.inf))[:, None]
-    rows, columns = np.divmod(np.flatnonzero(near), len(given))
+    near = at_least(asked, np.nextafter(least.astype(np.float32), np.float32(-np.inf)))
+    rows, columns = np.divmod(near, len(given))
     distances = pair_distances(queries, block, rows, columns)
     kept = distances <= limits[rows]
     return rows[kept], columns[kept], distances[kept]

@@ -38,6 +38,9 @@ ID_BYTES = 8
 PQ_CENTROIDS = 256
 """Of each part of a vector: together as many numbers as 256 vectors."""
 
+PCA_POINTS_PER_DIMENSION = 1000
+"""More do not help: faiss itself samples down to them."""
+
 
 def choose_index_type(
     vectors: int, dimension: int, memory: int | None = None, trained_on: int | None = None
@@ -119,10 +122,15 @@ def check_mergeable(index: Any, index_type: str) -> None:
 
 def inner_index(index: Any) -> Any:
     """The index behind transforms such as OPQ or PCA, as its concrete class."""
-    index = faiss.downcast_index(index)
-    while isinstance(index, faiss.IndexPreTransform):
-        index = faiss.downcast_index(index.index)
-    return index
+    return _layers(index)[-1]
+
+
+def _layers(index: Any) -> list[Any]:
+    """``index`` and what is behind its transforms, the innermost last, as their concrete classes."""
+    layers = [faiss.downcast_index(index)]
+    while isinstance(layers[-1], faiss.IndexPreTransform):
+        layers.append(faiss.downcast_index(layers[-1].index))
+    return layers
 
 
 def list_count(index: Any) -> int:
@@ -201,21 +209,15 @@ def projection(index: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32
 
 
 def set_total(index: Any, total: int) -> None:
-    """Let an index of lists say that it holds ``total`` vectors, which are kept elsewhere."""
-    index = faiss.downcast_index(index)
-    while isinstance(index, faiss.IndexPreTransform):
-        index.ntotal = total
-        index = faiss.downcast_index(index.index)
-    index.ntotal = total
+    """Let an index say that it holds ``total`` vectors, which were put elsewhere or behind its transforms."""
+    for layer in _layers(index):
+        layer.ntotal = total
 
 
 def _transforms(index: Any) -> list[Any]:
     """Those before the lists, in order."""
-    outer: Any = faiss.downcast_index(index)
-    if not isinstance(outer, faiss.IndexPreTransform):
-        return []
-    chain: Any = outer.chain
-    return [faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())] + _transforms(outer.index)
+    chains = [layer.chain for layer in _layers(index)[:-1]]
+    return [faiss.downcast_VectorTransform(chain.at(i)) for chain in chains for i in range(chain.size())]
 
 
 def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None:
@@ -246,40 +248,80 @@ def training_vectors(index: Any) -> int:
 
 
 def on_tensor_cores(index: Any) -> bool:
-    """Whether core/tensor_ivf.py can train and fill it: plain lists of whole vectors or of product codes of bytes."""
-    inner: Any = faiss.downcast_index(index)
-    if type(inner) not in (faiss.IndexIVFFlat, faiss.IndexIVFPQ):
+    """Whether core/tensor_ivf.py can train and fill it: plain lists of whole vectors or of product codes of bytes,
+    behind linear transforms that lengthen no vector, or none."""
+    inner: Any = inner_index(index)
+    if type(inner) not in (faiss.IndexIVFFlat, faiss.IndexIVFPQ) or not all(map(_only_turns, _transforms(index))):
         return False
     plain = isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat) and inner.metric_type == faiss.METRIC_L2
     return plain and (type(inner) is faiss.IndexIVFFlat or (inner.pq.nbits == 8 and bool(inner.by_residual)))
+
+
+def _only_turns(transform: Any) -> bool:
+    whitens = isinstance(transform, faiss.PCAMatrix) and transform.eigen_power != 0
+    return isinstance(transform, faiss.OPQMatrix | faiss.PCAMatrix | faiss.RandomRotationMatrix) and not whitens
 
 
 def train(index: Any, vectors: NDArray[Any], seed: int, index_type: str, device: Device) -> None:
     """Train in place on ``[n, d]``. The result is on the CPU and has no vectors."""
     reason = too_small(index, len(vectors))
     if device.chosen == "cuda" and reason is None and on_tensor_cores(index):
-        train_on(prepare(device), faiss.downcast_index(index), vectors, seed)
+        train_on(prepare(device), index, vectors, seed)
     else:
         _train_by_faiss(index, vectors.astype(np.float32, copy=False), seed, index_type, device)
 
 
-def train_on(device: str, inner: Any, vectors: NDArray[Any], seed: int) -> None:
-    """``inner``: an index for which ``on_tensor_cores`` holds. ``device``: torch's name."""
+def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
+    """``index``: one for which ``on_tensor_cores`` holds. ``device``: torch's name."""
+    inner = inner_index(index)
     codes = isinstance(inner, faiss.IndexIVFPQ)
     iterations = inner.cp.niter, inner.pq.cp.niter if codes else 0
     points = tensor_ivf.on(device, vectors).half()
-    coder = tensor_ivf.train(points, inner.nlist, inner.pq.M if codes else None, iterations, seed)
-    inner.quantizer.add(coder.centroids[0].cpu().numpy())
-    if coder.codebooks is not None:
-        faiss.copy_array_to_vector(coder.codebooks.cpu().numpy().reshape(-1), inner.pq.centroids)
+    for transform in _transforms(index):
+        _train_transform(transform, points, seed)
+        points = _linear([transform], device).halves(points)
+    trained = tensor_ivf.train(points, inner.nlist, inner.pq.M if codes else None, iterations, seed)
+    inner.quantizer.add(trained.centroids[0].cpu().numpy())
+    if trained.codebooks is not None:
+        faiss.copy_array_to_vector(trained.codebooks.cpu().numpy().reshape(-1), inner.pq.centroids)
         inner.precompute_table()
-    inner.is_trained = True
+    for layer in _layers(index):
+        layer.is_trained = True
+
+
+def _train_transform(transform: Any, points: Any, seed: int) -> None:
+    """In place, on half ``points`` ``[n, d_in]`` on a device."""
+    if isinstance(transform, faiss.OPQMatrix):
+        iterations = transform.niter, transform.niter_pq_0, transform.niter_pq
+        most = transform.max_train_points
+        turn = tensor_ivf.rotation(points, transform.d_out, transform.M, most, iterations, seed)
+        faiss.copy_array_to_vector(turn.cpu().numpy().reshape(-1), transform.A)
+        transform.is_trained = transform.is_orthonormal = True
+    elif not transform.is_trained:
+        some = tensor_ivf.sampled(points, PCA_POINTS_PER_DIMENSION * transform.d_in, seed)
+        transform.train(some.float().cpu().numpy())
+
+
+def _linear(transforms: list[Any], device: str) -> tensor_ivf.Linear:
+    """All in a row, as one. They are trained."""
+    matrix: NDArray[np.float64] = np.eye(transforms[0].d_in)
+    bias: NDArray[np.float64] = np.zeros(transforms[0].d_in)
+    for transform in transforms:
+        of = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T.astype(np.float64)
+        matrix, bias = matrix @ of, bias @ of
+        if transform.have_bias:
+            bias = bias + faiss.vector_to_array(transform.b)
+    return tensor_ivf.Linear(*(tensor_ivf.on(device, part.astype(np.float32)) for part in (matrix, bias)))
 
 
 def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_type: str, device: Device) -> None:
     inner = inner_index(index)
     on_gpu = None
-    for clustering in _clusterings(inner):
+    rotations = [transform for transform in _transforms(index) if isinstance(transform, faiss.OPQMatrix)]
+    quantisers = [faiss.ProductQuantizer(of.d_out, of.M, 8) for of in rotations]  # These must outlive train() as well.
+    for transform, quantiser in zip(rotations, quantisers, strict=True):
+        transform.pq = quantiser
+    for clustering in _clusterings(inner) + [quantiser.cp for quantiser in quantisers]:
         clustering.seed = seed
         # faiss warns once per subspace and iteration; the stage says it once, in its own words.
         clustering.min_points_per_centroid = 1
@@ -298,6 +340,8 @@ def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_t
         ) from error
     if on_gpu is not None:
         inner.clustering_index = None
+    for transform in rotations:
+        transform.pq = None
 
 
 def _clusterings(inner: Any) -> list[Any]:
@@ -308,24 +352,26 @@ def _clusterings(inner: Any) -> list[Any]:
 def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None], device: Device) -> None:
     """Add float16 ``[n, d]`` blocks in order, so that ids follow the order of rows."""
     if device.chosen == "cuda" and on_tensor_cores(index):
-        fill_on(prepare(device), faiss.downcast_index(index), blocks, on_block)
+        fill_on(prepare(device), index, blocks, on_block)
         return
     for block in blocks:
         index.add(np.ascontiguousarray(block, np.float32))
         on_block(len(block))
 
 
-def fill_on(device: str, inner: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
+def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
     """Likewise, codes computed by torch on ``device``: those of a block while faiss adds those of the one before."""
+    inner = inner_index(index)
 
     def add(codes: NDArray[np.uint8]) -> None:
         inner.add_sa_codes(codes)
+        set_total(index, inner.ntotal)
         on_block(len(codes))
 
-    coder = tensor_ivf.Coder(*(None if of is None else tensor_ivf.on(device, of) for of in _quantisers(inner)))
+    coding = coder(index, device)
     before = None
     for block in blocks:
-        coming = tensor_ivf.to_host(coder.encode(tensor_ivf.on(device, block)))
+        coming = tensor_ivf.to_host(coding.encode(tensor_ivf.on(device, block)))
         if before:
             add(before())
         before = coming
@@ -333,12 +379,15 @@ def fill_on(device: str, inner: Any, blocks: Iterable[NDArray[np.float16]], on_b
         add(before())
 
 
-def _quantisers(inner: Any) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Centroids ``[1, lists, d]``, and codebooks ``[parts, 256, d / parts]`` if there are codes."""
-    centroids = inner.quantizer.reconstruct_n(0, inner.nlist)[None]
-    if not isinstance(inner, faiss.IndexIVFPQ):
-        return centroids, None
-    return centroids, faiss.vector_to_array(inner.pq.centroids).reshape(inner.pq.M, inner.pq.ksub, inner.pq.dsub)
+def coder(index: Any, device: str) -> tensor_ivf.Coder:
+    """What codes vectors as ``index`` does, on ``device`` (torch's name)."""
+    inner, transforms = inner_index(index), _transforms(index)
+    centroids = tensor_ivf.on(device, inner.quantizer.reconstruct_n(0, inner.nlist)[None])
+    codebooks = None
+    if isinstance(inner, faiss.IndexIVFPQ):
+        shape = (inner.pq.M, inner.pq.ksub, inner.pq.dsub)
+        codebooks = tensor_ivf.on(device, faiss.vector_to_array(inner.pq.centroids).reshape(shape))
+    return tensor_ivf.Coder(centroids, codebooks, _linear(transforms, device) if transforms else None)
 
 
 def merge(target: Any, part: Any, name: str) -> None:

@@ -23,8 +23,9 @@ SPLIT = 1 / 1024
 """Halves of a split cluster lie this share of each number apart, alternately up and down."""
 
 
-def kmeans(points: Tensor, count: int, iterations: int, seed: int) -> Tensor:
-    """Float32 ``[b, count, d]`` centroids of each of ``b`` sets of half ``points`` ``[b, n, d]``, n >= ``count``."""
+def kmeans(points: Tensor, count: int, iterations: int, seed: int, start: Tensor | None = None) -> Tensor:
+    """Float32 ``[b, count, d]`` centroids of each of ``b`` sets of half ``points`` ``[b, n, d]``, n >= ``count``.
+    ``start``: centroids to begin with, in place of random points."""
     import torch
 
     problems, rows, dimension = points.shape
@@ -33,8 +34,10 @@ def kmeans(points: Tensor, count: int, iterations: int, seed: int) -> Tensor:
         kept = torch.randperm(rows, generator=random)[: count * MOST_POINTS_PER_CENTROID].sort().values
         points = points[:, kept.to(points.device)]
         rows = points.shape[1]
-    first = torch.randperm(rows, generator=random)[:count]
-    centroids = points[:, first.to(points.device)].float()
+    if start is None:
+        first = torch.randperm(rows, generator=random)[:count]
+        start = points[:, first.to(points.device)].float()
+    centroids = start
     asked = asking(points)
     flat = points.reshape(problems * rows, dimension)
     problem = torch.arange(problems, device=points.device)[:, None] * count

@@ -8,6 +8,10 @@ columns that tensor cores want.
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.core.exact import AtLeast, Compare
 from retro_ops.device import Device
 
 Tensor = Any
@@ -21,10 +25,11 @@ _COLUMNS = 8
 
 
 def prepare(device: Device) -> str:
-    """The name by which torch knows ``device``, where sums of halves are float32 from now on."""
+    """Torch's name of ``device``. Sums of halves and products of float32 are float32 there from now on."""
     import torch
 
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.set_float32_matmul_precision("highest")
     return device.chosen
 
 
@@ -55,6 +60,22 @@ def columns(dimension: int) -> int:
 def scores(asked: Tensor, given: Tensor) -> Tensor:
     """Half ``[..., m, n]`` of operands ``[..., m, c]`` and ``[..., n, c]``."""
     return asked @ given.transpose(-1, -2)
+
+
+def comparing(device: str) -> Compare:
+    """Scores in float32 and their comparison on ``device`` (torch's name); see core/exact.py."""
+    import torch
+
+    def of(given: NDArray[np.float32]) -> AtLeast:
+        there = torch.from_numpy(given).to(device)
+
+        def at_least(asked: NDArray[np.float32], least: NDArray[np.float32]) -> NDArray[np.int64]:
+            near = torch.from_numpy(asked).to(device) @ there.T >= torch.from_numpy(least).to(device)[:, None]
+            return np.asarray(near.flatten().nonzero()[:, 0].cpu().numpy())
+
+        return at_least
+
+    return of
 
 
 def _half() -> Any:

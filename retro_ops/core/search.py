@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from retro_ops.core.exact import (
     NOTHING,
+    Compare,
     Keys,
     answering,
     asking,
     near_pairs,
+    on_host,
     pack,
     pair_distances,
     smallest,
@@ -91,7 +93,7 @@ class Index:
     """What searching needs of an index. ``most_candidates``: the widest search that it can do. ``nearest``: where whole
     vectors are searched instead of codes (core/scan.py); filters are asked on the other way all the same.
     ``coarse_rows``: queries that ``coarse`` is asked about at a time; None: as many as there are, since each call reads
-    the index anew."""
+    the index anew. ``compare``: who computes the scores of brute force."""
 
     coarse: Coarse
     blocks: Blocks
@@ -101,6 +103,7 @@ class Index:
     refuse: Refuse | None = None
     nearest: "Nearest | None" = None
     coarse_rows: int | None = COARSE_ROWS
+    compare: Compare = on_host
 
     def clip(self, width: Width) -> Width:
         return Width(min(width.nprobe, self.lists), min(width.candidates, self.total, self.most_candidates))
@@ -112,7 +115,9 @@ class Index:
     def exact(self, queries: Queries, k: int) -> "Found":
         """Brute force."""
         whole = self.whole()
-        return whole(queries, k, self.lists) if whole else exact_search(queries, k, self.blocks, self.refuse)
+        if whole:
+            return whole(queries, k, self.lists)
+        return exact_search(queries, k, self.blocks, self.refuse, compare=self.compare)
 
 
 @dataclass
@@ -199,16 +204,22 @@ def _wider(width: Width, index: Index) -> Width:
 
 
 def exact_search(
-    queries: Queries, k: int, blocks: Blocks, refuse: Refuse | None = None, known: Keys | None = None
+    queries: Queries,
+    k: int,
+    blocks: Blocks,
+    refuse: Refuse | None = None,
+    known: Keys | None = None,
+    compare: Compare = on_host,
 ) -> Found:
     """Brute force over all blocks, in one pass. ``known`` uint64 ``[m, k]``: neighbours that are known already, of
-    chunks that are in none of the blocks."""
+    chunks that are in none of the blocks. ``compare``: who computes the scores."""
     best = np.full((len(queries), k), NOTHING) if known is None else known.copy()
     steps = [slice(start, start + QUERIES_PER_STEP) for start in range(0, len(queries), QUERIES_PER_STEP)]
     refused = [NOBODY for _ in steps]
     for block in _small_at_first(blocks(None)):
         ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
         given = answering(block.vectors)
+        at_least = compare(given)
         for number, step in enumerate(steps):
             part, nearest = queries.take(step), best[step]
             # Only what is as near as the neighbours so far can matter: after the first blocks that is little.
@@ -218,7 +229,7 @@ def exact_search(
                 rows, columns = np.nonzero(distances <= limits[:, None])
                 of_pairs = distances[rows, columns]
             else:
-                rows, columns, of_pairs = near_pairs(asking(part.vectors), given, limits)
+                rows, columns, of_pairs = near_pairs(asking(part.vectors), given, limits, at_least)
             hits = pack(of_pairs, ids[columns], EVERYONE)
             same = part.documents[rows] == block.documents[columns]
             own = Refused.of_same_document(rows[same], hits[same])

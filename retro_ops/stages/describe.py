@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retro_ops.searching import IndexedChunks
 
 HELP = "measure the neighbours and write the dataset card"
-PARAMETERS = ("memory_budget", "search_memory")
+PARAMETERS = ("device", "memory_budget", "search_memory")
 
 STAGE = "describe"
 CARD_FORMAT = 1
@@ -56,22 +56,27 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
     repeats = json.loads(store.read(duplicates)) if store.exists(duplicates) else None
     plan = replace(plan, parameters=replace(plan.parameters, search_memory=parameters.search_memory))
-    work = partial(_work, plan, expected, repeats)
+    work = partial(_work, plan, parameters.device, expected, repeats)
     report.run_once(STAGE, layout.report_uri(plan, STAGE), digest, {}, inputs, work)
 
 
-def _work(plan: Plan, expected: dict[str, Any] | None, repeats: dict[str, Any] | None) -> report.Outcome:
-    from retro_ops import card, quality, searching
+def _work(
+    plan: Plan, requested: str, expected: dict[str, Any] | None, repeats: dict[str, Any] | None
+) -> report.Outcome:
+    from retro_ops import card, device, quality, searching
     from retro_ops.models import Tokenizer
 
+    where = device.choose(requested, "torch")
     tokenizer = Tokenizer(plan.parameters.tokenizer, plan.parameters.pad_id)
     measured: dict[Split, dict[str, Any]] = {}
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
         chunks = searching.IndexedChunks(layout.index_shards(plan, split))
         drawn = quality.sample(plan, split, chunks)
-        say(f"{STAGE}: {split}: exact search for {sum(len(d.rows) for d in drawn):,} rows in {chunks.total:,} chunks")
-        measured[split] = quality.measure(plan, split, chunks, drawn)
+        rows = sum(len(of.rows) for of in drawn)
+        on = f"{where.chosen} ({where.why})"
+        say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks, {on}")
+        measured[split] = quality.measure(plan, split, chunks, drawn, where)
         examples[split] = _examples(plan, split, chunks, drawn, tokenizer)
     made = _card(plan, measured, examples, expected, repeats)
     outputs = [
@@ -79,7 +84,8 @@ def _work(plan: Plan, expected: dict[str, Any] | None, repeats: dict[str, Any] |
         store.write(layout.card_uri(plan, "html"), card.html(made).encode()),
     ]
     say(f"{STAGE}: the card is {layout.card_uri(plan, 'html')}", event="described")
-    return report.Outcome(counts={"sampled_rows": sum(m["sampled_rows"] for m in measured.values())}, outputs=outputs)
+    counts = {"sampled_rows": sum(m["sampled_rows"] for m in measured.values())}
+    return report.Outcome(counts=counts, outputs=outputs, device=where)
 
 
 def _card(

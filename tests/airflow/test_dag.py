@@ -94,8 +94,8 @@ def test_stages_retry_with_back_off(name: str) -> None:
 def test_gpu_stages_share_the_pool(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_GPU_POOL", "gpus")
     pooled = {task.task_id for task in load(name).tasks if task.pool == "gpus"}
-    of_one_index = {"train_faiss_index", "build_faiss_index", "tune_search", "retrieve_neighbours"}
-    assert pooled == {"shards.embed_chunks"} | of_one_index
+    of_all = {"train_faiss_index", "build_faiss_index", "tune_search", "retrieve_neighbours", "describe"}
+    assert pooled == {"shards.embed_chunks"} | of_all
 
 
 def run(tmp_path: Path, corpus: Path, **conf: Any) -> Any:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from vectors import blocks_of
 
 from retro_ops.core import faiss_index, search
-from retro_ops.core.nearness import prepare
+from retro_ops.core.nearness import comparing, prepare
 from retro_ops.core.scan import Scan, Span
 from retro_ops.core.search import Queries
 from retro_ops.device import Device
@@ -39,7 +39,7 @@ def filled(index: faiss.Index, vectors: NDArray[np.float16], where: Device) -> f
     return copy
 
 
-@pytest.mark.parametrize("index_type", [f"IVF{LISTS},PQ32", f"IVF{LISTS},Flat"])
+@pytest.mark.parametrize("index_type", [f"IVF{LISTS},PQ32", f"IVF{LISTS},Flat", f"OPQ32,IVF{LISTS},PQ32"])
 def test_training_is_deterministic_and_codes_are_those_of_the_cpu(index_type: str, queries: Queries) -> None:
     index, same = (trained(index_type, queries.vectors, GPU) for _ in range(2))
     assert np.array_equal(faiss.serialize_index(index), faiss.serialize_index(same))
@@ -47,9 +47,9 @@ def test_training_is_deterministic_and_codes_are_those_of_the_cpu(index_type: st
     assert np.array_equal(faiss.serialize_index(ours), faiss.serialize_index(again))
     lists = [faiss_index.lists_of(made, np.arange(ROWS)).of for made in (ours, theirs)]
     assert (lists[0] == lists[1]).mean() > 0.999
-    wide = queries.vectors[:5000].astype(np.float32)
+    wide = faiss_index.projection(index)(queries.vectors[:5000].astype(np.float32))
     errors = []
-    for made in (ours, theirs):
+    for made in map(faiss_index.inner_index, (ours, theirs)):
         made.make_direct_map()
         errors.append(float(((made.reconstruct_n(0, 5000) - wide) ** 2).sum()))
     assert errors[0] == pytest.approx(errors[1], rel=0.001, abs=1e-3)
@@ -81,5 +81,8 @@ def test_search_equals_brute_force_and_depends_on_no_division(queries: Queries) 
     np.testing.assert_array_equal(narrow.removed, divided.removed)
     batches = [whole.nearest(some.take(rows), 4, 5).keys for rows in np.array_split(np.arange(len(some)), 7)]
     np.testing.assert_array_equal(narrow.keys, np.concatenate(batches))
+    by_scores = search.exact_search(some, 4, blocks, compare=comparing(prepare(GPU)))
+    np.testing.assert_array_equal(by_scores.keys, truth.keys)
+    np.testing.assert_array_equal(by_scores.removed, truth.removed)
     on_cpu = Scan(lists, blocks, [Span(0, ROWS, "cpu")]).nearest(some.take(np.arange(100)), 4, 5)
     assert (on_cpu.keys == narrow.keys[:100]).all(axis=1).mean() > 0.97, "lists that are as near may be others"

@@ -42,7 +42,7 @@ def test_ten_times_the_corpus_takes_ten_times_the_embedding_and_no_more_memory_f
     assert ten.peak_rss_bytes["tune-search"] > once.peak_rss_bytes["tune-search"]
     assert once.seconds["cuda"]["embed-chunks"] < once.seconds["cpu"]["embed-chunks"] / 20
     assert set(once.seconds["cpu"]) == set(once.peak_rss_bytes)
-    for stage in ("tokenize-and-chunk", "merge-indexes", "describe", "validate"):  # These know no device.
+    for stage in ("tokenize-and-chunk", "merge-indexes", "validate"):  # These know no device.
         assert once.seconds["cuda"][stage] == once.seconds["cpu"][stage]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from vectors import as_rows, blocks_of, clustered, unit_vectors
 
-from retro_ops.core import exact, faiss_index, filters, search, tuning
+from retro_ops.core import exact, faiss_index, filters, nearness, search, tuning
 from retro_ops.core.faiss_index import searcher
 from retro_ops.core.search import Effort, Index, Queries, Width
 from retro_ops.device import Device
@@ -179,10 +179,15 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
 
 @settings(deadline=None)
 @given(
-    st.integers(1, 80), st.integers(1, 400), st.sampled_from([0.01, 1.0, 32.0]), st.booleans(), st.integers(0, 2**31)
+    st.integers(1, 80),
+    st.integers(1, 400),
+    st.sampled_from([0.01, 1.0, 32.0]),
+    st.booleans(),
+    st.sampled_from([exact.on_host, nearness.comparing("cpu")]),
+    st.integers(0, 2**31),
 )
 def test_pairs_up_to_a_limit_are_all_found_and_no_other(
-    rows: int, dimension: int, length: float, grid: bool, seed: int
+    rows: int, dimension: int, length: float, grid: bool, compare: exact.Compare, seed: int
 ) -> None:
     """Whatever single precision makes of them: limits are distances that occur, so ties lie on them. Unit vectors
     times a power of 2 keep distances exact, see core/exact.py; any other large factor would not."""
@@ -191,7 +196,8 @@ def test_pairs_up_to_a_limit_are_all_found_and_no_other(
     queries = vectors[rng.integers(0, rows, 20)]
     distances = exact.squared_distances(queries, vectors)
     limits = distances[np.arange(20), rng.integers(0, rows, 20)]
-    of_rows, columns, found = exact.near_pairs(exact.asking(queries), exact.answering(vectors), limits)
+    right = exact.answering(vectors)
+    of_rows, columns, found = exact.near_pairs(exact.asking(queries), right, limits, compare(right))
     expected = np.nonzero(distances <= limits[:, None])
     np.testing.assert_array_equal((of_rows, columns), expected)
     np.testing.assert_array_equal(found, distances[expected])
