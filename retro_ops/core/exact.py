@@ -12,6 +12,7 @@ integer, unique for every candidate: a plain partition or sort settles ties.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,42 +44,49 @@ def asking(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
     return np.concatenate((vectors, np.ones((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
 
 
-def answering(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Right operand, likewise."""
-    given = np.concatenate((vectors, np.empty((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
-    given[:, -1] = _squares(given[:, :-1]) / -2
-    return given
-
-
 AtLeast = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]
 """(left operand ``[m, d + 1]``, least ``[m]``) -> which scores are no smaller: places in the flat ``[m, b]``, int64."""
 
-Compare = Callable[[NDArray[np.float32]], AtLeast]
-"""Of a right operand ``[b, d + 1]``, in float32 throughout."""
+
+@dataclass(frozen=True)
+class Given:
+    """Right operand of scores, of ``b`` vectors. ``longest``: the greatest length of one."""
+
+    longest: float
+    at_least: AtLeast
 
 
-def on_host(given: NDArray[np.float32]) -> AtLeast:
-    """The ``Compare`` of the CPU; that of a GPU is core/nearness.py's."""
-    return lambda asked, least: np.flatnonzero(asked @ given.T >= least[:, None])
+Compare = Callable[[NDArray[np.float16]], Given]
+"""Of vectors ``[b, d]``; scores are float32."""
+
+
+def on_host(vectors: NDArray[np.float16]) -> Given:
+    """The ``Compare`` of the CPU; that of a GPU is in core/nearness.py."""
+    given = np.concatenate((vectors, np.empty((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
+    squares = _squares(given[:, :-1])
+    given[:, -1] = squares / -2
+    longest = float(np.sqrt(squares.max(initial=0)))
+    return Given(longest, lambda asked, least: np.flatnonzero(asked @ given.T >= least[:, None]))
 
 
 def near_pairs(
-    asked: NDArray[np.float32], given: NDArray[np.float32], limits: NDArray[np.float32], at_least: AtLeast
+    asked: NDArray[np.float32], block: NDArray[np.float16], given: Given, limits: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Rows (ascending), columns and exact distances of all pairs no farther than the row's limit, float32 ``[m]``.
 
     Scores in single precision, by one product of matrices, leave few to be computed exactly. Rounding loses none: a
     float32 sum of n products is wrong by no more than about n 2^-24 times the sum of their absolute values, in whatever
     order (N. Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and twice that is allowed for.
-    ``at_least``: of ``given``.
+    ``given``: of ``block`` ``[b, d]``.
     """
-    queries, block = asked[:, :-1], given[:, :-1]
+    queries = asked[:, :-1]
     squares = _squares(queries)
-    longest = np.sqrt(squares) + np.sqrt(-2 * given[:, -1].min(initial=0))
+    longest = np.sqrt(squares) + given.longest
     least = (squares - limits.astype(np.float64)) / 2 - (asked.shape[1] + 15) * 2.0**-23 * longest**2
-    near = at_least(asked, np.nextafter(least.astype(np.float32), np.float32(-np.inf)))
-    rows, columns = np.divmod(near, len(given))
-    distances = pair_distances(queries, block, rows, columns)
+    near = given.at_least(asked, np.nextafter(least.astype(np.float32), np.float32(-np.inf)))
+    rows, columns = np.divmod(near, len(block))
+    wanted, places = np.unique(columns, return_inverse=True)
+    distances = pair_distances(queries, block[wanted].astype(np.float32), rows, places)
     kept = distances <= limits[rows]
     return rows[kept], columns[kept], distances[kept]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.core import tensor_ivf
-from retro_ops.core.nearness import prepare
+from retro_ops.core.nearness import on, prepare
 from retro_ops.core.scan import Lists
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
@@ -276,7 +276,7 @@ def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
     inner = inner_index(index)
     codes = isinstance(inner, faiss.IndexIVFPQ)
     iterations = inner.cp.niter, inner.pq.cp.niter if codes else 0
-    points = tensor_ivf.on(device, vectors).half()
+    points = on(device, vectors).half()
     for transform in _transforms(index):
         _train_transform(transform, points, seed)
         points = _linear([transform], device).halves(points)
@@ -311,7 +311,7 @@ def _linear(transforms: list[Any], device: str) -> tensor_ivf.Linear:
         matrix, bias = matrix @ of, bias @ of
         if transform.have_bias:
             bias = bias + faiss.vector_to_array(transform.b)
-    return tensor_ivf.Linear(*(tensor_ivf.on(device, part.astype(np.float32)) for part in (matrix, bias)))
+    return tensor_ivf.Linear(*(on(device, part.astype(np.float32)) for part in (matrix, bias)))
 
 
 def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_type: str, device: Device) -> None:
@@ -371,7 +371,7 @@ def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_b
     coding = coder(index, device)
     before = None
     for block in blocks:
-        coming = tensor_ivf.to_host(coding.encode(tensor_ivf.on(device, block)))
+        coming = tensor_ivf.to_host(coding.encode(on(device, block)))
         if before:
             add(before())
         before = coming
@@ -382,11 +382,11 @@ def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_b
 def coder(index: Any, device: str) -> tensor_ivf.Coder:
     """What codes vectors as ``index`` does, on ``device`` (torch's name)."""
     inner, transforms = inner_index(index), _transforms(index)
-    centroids = tensor_ivf.on(device, inner.quantizer.reconstruct_n(0, inner.nlist)[None])
+    centroids = on(device, inner.quantizer.reconstruct_n(0, inner.nlist)[None])
     codebooks = None
     if isinstance(inner, faiss.IndexIVFPQ):
         shape = (inner.pq.M, inner.pq.ksub, inner.pq.dsub)
-        codebooks = tensor_ivf.on(device, faiss.vector_to_array(inner.pq.centroids).reshape(shape))
+        codebooks = on(device, faiss.vector_to_array(inner.pq.centroids).reshape(shape))
     return tensor_ivf.Coder(centroids, codebooks, _linear(transforms, device) if transforms else None)
 
 

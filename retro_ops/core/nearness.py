@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.exact import AtLeast, Compare
+from retro_ops.core.exact import Compare, Given
 from retro_ops.device import Device
 
 Tensor = Any
@@ -31,6 +31,14 @@ def prepare(device: Device) -> str:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("highest")
     return device.chosen
+
+
+def on(device: str, values: NDArray[Any]) -> Tensor:
+    """``values`` on ``device`` (torch's name)."""
+    import torch
+
+    # Arrays over the store's bytes cannot be written to, which torch warns of.
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).to(device)
 
 
 def asking(vectors: Tensor) -> Tensor:
@@ -66,14 +74,17 @@ def comparing(device: str) -> Compare:
     """Scores in float32 and their comparison on ``device`` (torch's name); see core/exact.py."""
     import torch
 
-    def of(given: NDArray[np.float32]) -> AtLeast:
-        there = torch.from_numpy(given).to(device)
+    def of(vectors: NDArray[np.float16]) -> Given:
+        wide = on(device, vectors).float()
+        squares = wide.double().square_().sum(dim=1)
+        given = torch.cat((wide, (squares / -2).float()[:, None]), dim=1)
+        longest = float(squares.max().sqrt()) if len(vectors) else 0.0
 
         def at_least(asked: NDArray[np.float32], least: NDArray[np.float32]) -> NDArray[np.int64]:
-            near = torch.from_numpy(asked).to(device) @ there.T >= torch.from_numpy(least).to(device)[:, None]
+            near = on(device, asked) @ given.T >= on(device, least)[:, None]
             return np.asarray(near.flatten().nonzero()[:, 0].cpu().numpy())
 
-        return at_least
+        return Given(longest, at_least)
 
     return of
 

@@ -1,4 +1,5 @@
-"""The exact nearest vectors of the probed lists, from the embeddings themselves on one device or several.
+"""The exact nearest vectors of the probed lists, from the embeddings themselves on one device or several: each holds
+all vectors and is asked a share of the queries, or, if there are too many, holds a share of them and is asked all.
 
 No codes: half-precision products of whole vectors are what tensor cores do fastest. Queries are sorted by the lists
 that they probe, so each list is multiplied with all its queries at once. Of each GROUP of vectors the best score is
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from retro_ops.core import tiles
 from retro_ops.core.exact import Keys, smallest, unpack
 from retro_ops.core.filters import REASONS, SAME_DOCUMENT
-from retro_ops.core.nearness import Tensor, answering, asking, columns, scores
+from retro_ops.core.nearness import Tensor, answering, asking, columns, on, scores
 from retro_ops.core.search import NOBODY, Blocks, Found, Queries, Refused, joined
 
 PROBE_ROWS = 4096
@@ -58,11 +59,14 @@ class Span:
 
 
 def spans(lists: Lists, dimension: int, devices: Sequence[str], capacity: int) -> list[Span]:
-    """Even divisions of the vectors, one for each device or as many more as ``capacity`` bytes a device ask for."""
+    """All vectors on every device if ``capacity`` bytes of one are enough, else even divisions of them: one for each
+    device, or as many more as fit one after the other."""
     count = len(lists.ids)
     row_bytes = columns(dimension) * 2 + 3 * 8
     # Each list may end in a tile that is nearly empty.
     room = max(1, capacity // row_bytes - len(lists.centroids) * (tiles.TILE - 1))
+    if count <= room:
+        return [Span(0, count, device) for device in devices]
     parts = max(len(devices), -(-count // room))
     parts = min(-(-parts // len(devices)) * len(devices), count)
     cuts = [count * number // parts for number in range(parts + 1)]
@@ -84,10 +88,15 @@ class Scan:
         self._lists, self._blocks = lists, blocks
         self._divided = divided
         self._devices = sorted({span.device for span in divided})
-        resident = len(divided) == len(self._devices)
-        self._parts = {span: self._load(span) for span in divided} if resident else {}
+        self._whole = all((span.first, span.end) == (0, len(lists.ids)) for span in divided)
+        self._parts: dict[Span, tiles.Part] = {}
+        if self._whole:
+            loaded = self._load(divided[0])
+            self._parts = {span: loaded.to(span.device) for span in divided}
+        elif len(divided) == len(self._devices):
+            self._parts = {span: self._load(span) for span in divided}
         self._given = {
-            device: answering(_on(device, lists.centroids)) for device in self._devices if len(lists.centroids) > 1
+            device: answering(on(device, lists.centroids)) for device in self._devices if len(lists.centroids) > 1
         }
 
     def _load(self, span: Span) -> tiles.Part:
@@ -97,29 +106,28 @@ class Scan:
     def nearest(self, queries: Queries, k: int, nprobe: int) -> Found:
         """The ``k`` nearest of other documents in the ``nprobe`` nearest lists. Counts all nearer ones of the own."""
 
-        def of_part(part: tiles.Part, device: str) -> tuple[Keys, Refused]:
+        def of_part(part: tiles.Part, device: str, share: slice) -> tuple[Keys, Refused]:
             keys, refused = [], [NOBODY]
-            for rows, vectors, probes in self._batches(queries.vectors, nprobe, part, device):
-                counts = _on(device, np.zeros(len(vectors), np.int64))
+            for rows, vectors, probes in self._batches(queries.vectors, share, nprobe, part, device):
+                counts = on(device, np.zeros(len(vectors), np.int64))
 
                 def own(of_rows: Tensor, of_keys: Tensor, first: int = rows.start, counts: Tensor = counts) -> None:
-                    if alone:  # There is no nearer neighbour elsewhere, so they are counted where they are.
+                    if self._whole:  # There is no nearer neighbour elsewhere, so they are counted where they are.
                         counts.add_(of_rows.bincount(minlength=len(counts)))
                     else:
                         found = Refused.of_same_document(first + of_rows.cpu().numpy(), tiles.unsigned(of_keys))
                         refused.append(found)
 
-                keys.append(tiles.nearest(part, vectors, _on(device, documents[rows]), probes, k, own))
+                keys.append(tiles.nearest(part, vectors, on(device, documents[rows]), probes, k, own))
                 removed[rows, SAME_DOCUMENT - 1] += counts.cpu().numpy()
             return np.concatenate(keys), joined(refused)
 
         if not len(queries):
             return Found.nothing(0, k)
         documents = queries.documents.view(np.int64)
-        alone = len(self._divided) == 1
         removed = np.zeros((len(queries), len(REASONS)), np.int64)
-        found = self._over_parts(of_part)
-        best = smallest(np.concatenate([keys for keys, _ in found], axis=1), k)
+        found = self._over_parts(len(queries), of_part)
+        best = self._best([keys for keys, _ in found], k)
         for _, refused in found:
             removed += refused.nearer_than(best).counts(len(best))
         return Found(best, removed)
@@ -128,34 +136,44 @@ class Scan:
         self, vectors: NDArray[np.float32], width: int, nprobe: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Distances and ids ``[m, width]`` of the nearest, whatever their document; see core/search.py."""
+        halves = vectors.astype(np.float16)
 
-        def of_part(part: tiles.Part, device: str) -> Keys:
-            batches = self._batches(vectors.astype(np.float16), nprobe, part, device)
+        def of_part(part: tiles.Part, device: str, share: slice) -> Keys:
+            batches = self._batches(halves, share, nprobe, part, device)
             return np.concatenate([tiles.widest(part, of, probes, width) for _, of, probes in batches])
 
-        ids, distances = unpack(smallest(np.concatenate(self._over_parts(of_part), axis=1), width))
+        ids, distances = unpack(self._best(self._over_parts(len(vectors), of_part), width))
         return distances, ids
 
-    def _over_parts(self, of_part: Callable[[tiles.Part, str], Any]) -> list[Any]:
-        def on(device: str) -> list[Any]:
+    def _over_parts(self, rows: int, of_part: Callable[[tiles.Part, str, slice], Any]) -> list[Any]:
+        """What ``of_part`` finds in each part for those of ``rows`` queries that its device is asked."""
+        count = min(len(self._devices), rows)
+        shares = [slice(rows * number // count, rows * (number + 1) // count) for number in range(count)]
+
+        def ask(device: str, share: slice) -> list[Any]:
             spans_of = [span for span in self._divided if span.device == device]
-            return [of_part(self._parts.get(span) or self._load(span), device) for span in spans_of]
+            return [of_part(self._parts.get(span) or self._load(span), device, share) for span in spans_of]
 
         with ThreadPoolExecutor(len(self._devices)) as pool:
-            return [found for of_device in pool.map(on, self._devices) for found in of_device]
+            found = pool.map(ask, self._devices, shares if self._whole else [slice(0, rows)] * len(self._devices))
+            return [part for of_device in found for part in of_device]
+
+    def _best(self, keys: list[Keys], count: int) -> Keys:
+        """Of all parts, for all rows: ``[m, count]``."""
+        return smallest(np.concatenate(keys, axis=0 if self._whole else 1), count)
 
     def _batches(
-        self, vectors: NDArray[np.float16], nprobe: int, part: tiles.Part, device: str
+        self, vectors: NDArray[np.float16], share: slice, nprobe: int, part: tiles.Part, device: str
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Rows, their vectors and probed lists (None: all) of as many queries as can be asked at once."""
+        """Rows, their vectors and probed lists (None: all) of as many queries of ``share`` as can be asked at once."""
         lists = len(self._lists.centroids)
         every = nprobe >= lists
         probed_tiles = part.vectors.shape[0] * (1 if every else nprobe / lists)
         rows = int(min(MOST_ROWS, MOST_PAIRS // (1 if every else nprobe), MOST_BEST / (probed_tiles * tiles.GROUPS)))
         rows = max(PROBE_ROWS, rows // PROBE_ROWS * PROBE_ROWS) if not every else max(1, rows)
-        for start in range(0, len(vectors), rows):
-            of = slice(start, min(start + rows, len(vectors)))
-            queries = _on(device, vectors[of])
+        for start in range(share.start, share.stop, rows):
+            of = slice(start, min(start + rows, share.stop))
+            queries = on(device, vectors[of])
             yield of, queries, None if every else self._probes(queries, nprobe, device)
 
     def _probes(self, queries: Tensor, nprobe: int, device: str) -> Tensor:
@@ -163,15 +181,9 @@ class Scan:
         import torch
 
         project = self._lists.project
-        asked = asking(_on(device, project(queries.float().cpu().numpy())) if project else queries)
+        asked = asking(on(device, project(queries.float().cpu().numpy())) if project else queries)
         probes = []
         for block in asked.split(PROBE_ROWS):
             filled = torch.cat((block, block.new_zeros((PROBE_ROWS - len(block), block.shape[1]))))
             probes.append(scores(filled, self._given[device]).topk(nprobe, dim=1).indices[: len(block)])
         return torch.cat(probes)
-
-
-def _on(device: str, values: NDArray[Any]) -> Tensor:
-    import torch
-
-    return torch.from_numpy(values if values.flags.writeable else values.copy()).to(device)

@@ -10,7 +10,6 @@ from retro_ops.core.exact import (
     NOTHING,
     Compare,
     Keys,
-    answering,
     asking,
     near_pairs,
     on_host,
@@ -215,11 +214,11 @@ def exact_search(
     chunks that are in none of the blocks. ``compare``: who computes the scores."""
     best = np.full((len(queries), k), NOTHING) if known is None else known.copy()
     steps = [slice(start, start + QUERIES_PER_STEP) for start in range(0, len(queries), QUERIES_PER_STEP)]
+    asked = [asking(queries.vectors[step]) for step in steps]
     refused = [NOBODY for _ in steps]
     for block in _small_at_first(blocks(None)):
         ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
-        given = answering(block.vectors)
-        at_least = compare(given)
+        given = compare(block.vectors)
         for number, step in enumerate(steps):
             part, nearest = queries.take(step), best[step]
             # Only what is as near as the neighbours so far can matter: after the first blocks that is little.
@@ -229,7 +228,7 @@ def exact_search(
                 rows, columns = np.nonzero(distances <= limits[:, None])
                 of_pairs = distances[rows, columns]
             else:
-                rows, columns, of_pairs = near_pairs(asking(part.vectors), given, limits, at_least)
+                rows, columns, of_pairs = near_pairs(asked[number], block.vectors, given, limits)
             hits = pack(of_pairs, ids[columns], EVERYONE)
             same = part.documents[rows] == block.documents[columns]
             own = Refused.of_same_document(rows[same], hits[same])

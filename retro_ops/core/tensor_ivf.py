@@ -122,14 +122,6 @@ def _parts(vectors: Tensor, parts: int) -> Tensor:
     return vectors.reshape(len(vectors), parts, -1).transpose(0, 1)
 
 
-def on(device: str, vectors: NDArray[np.float16] | NDArray[np.float32]) -> Tensor:
-    """``vectors`` on the device."""
-    import torch
-
-    # Arrays over the store's bytes cannot be written to, which torch warns of.
-    return torch.from_numpy(vectors if vectors.flags.writeable else vectors.copy()).to(device)
-
-
 def to_host(values: Tensor) -> Callable[[], NDArray[Any]]:
     """Starts the copy; the call waits for it alone, not for what the device was given to do since."""
     import torch

@@ -58,6 +58,17 @@ class Part:
     first_tiles: Tensor
     largest: float
 
+    def to(self, device: str) -> "Part":
+        """The same on another device; itself on its own."""
+        return Part(
+            self.vectors.to(device),
+            self.squares.to(device),
+            self.ids.to(device),
+            self.documents.to(device),
+            self.first_tiles.to(device),
+            self.largest,
+        )
+
 
 def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, blocks: Blocks, device: str) -> Part:
     """Vectors ``ids`` ``[n]`` (ascending) in the lists ``of_vectors`` ``[n]``, read block by block."""

@@ -125,11 +125,27 @@ def test_rows_that_their_own_document_fills_are_widened_until_they_are_full() ->
 
 def test_vectors_are_divided_over_devices_and_into_as_many_parts_as_fit() -> None:
     lists = Lists(np.zeros((2, 384), np.float32), np.zeros(10**6, np.int32), np.arange(10**6), None)
-    for devices, gigabytes, parts in ((["cpu"], 2, 1), (["a", "b"], 2, 2), (["a", "b"], 0.3, 4), (["cpu"], 0.1, 9)):
+    for devices, gigabytes, parts in ((["cpu"], 2, 1), (["a", "b"], 0.5, 2), (["a", "b"], 0.3, 4), (["cpu"], 0.1, 9)):
         made = scan.spans(lists, 384, devices, int(gigabytes * 10**9))
         assert len(made) == parts
         assert [made[0].first, *(span.end for span in made)] == [*(span.first for span in made), 10**6]
         assert {span.device for span in made} == set(devices)
+    assert scan.spans(lists, 384, ["a", "b"], 2 * 10**9) == [Span(0, 10**6, "a"), Span(0, 10**6, "b")]
+
+
+def test_devices_that_hold_everything_share_the_queries() -> None:
+    vectors, documents = clustered(2000, 6), np.arange(2000, dtype=np.uint64) // np.uint64(9)
+    lists = Lists(clustered(8, 7).astype(np.float32), (np.arange(2000) % 8).astype(np.int32), np.arange(2000), None)
+    blocks, queries = blocks_of(vectors, documents, 500), Queries(vectors, documents)
+    alone = Scan(lists, blocks, [Span(0, 2000, "cpu")])
+    shared = Scan(lists, blocks, [Span(0, 2000, "cpu:0"), Span(0, 2000, "cpu")])
+    for rows, nprobe in ((2000, 3), (2000, 8), (7, 3), (1, 8)):
+        some = queries.take(slice(0, rows))
+        ones, both = (made.nearest(some, 4, nprobe) for made in (alone, shared))
+        np.testing.assert_array_equal(both.keys, ones.keys)
+        np.testing.assert_array_equal(both.removed, ones.removed)
+        wide = some.vectors.astype(np.float32)
+        np.testing.assert_array_equal(*(made.coarse(wide, 20, nprobe)[1] for made in (alone, shared)))
 
 
 def test_torch_is_told_to_sum_in_float32() -> None:
