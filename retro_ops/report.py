@@ -188,5 +188,5 @@ def changed_output(report: Mapping[str, Any]) -> str | None:
 
 def _package_versions() -> dict[str, str]:
     """Of those that are loaded, by themselves: who installed which file takes seconds to find out."""
-    loaded = {package: sys.modules[package].__version__ for package in REPORTED_PACKAGES if package in sys.modules}
-    return {"python": sys.version.split()[0], **loaded}
+    said = {package: getattr(sys.modules.get(package), "__version__", None) for package in REPORTED_PACKAGES}
+    return {"python": sys.version.split()[0], **{package: str(of) for package, of in said.items() if of}}

@@ -38,6 +38,10 @@ ID_BYTES = 8
 PQ_CENTROIDS = 256
 """Of each part of a vector: together as many numbers as 256 vectors."""
 
+HINT_OF_TYPES = (
+    "use a factory string such as Flat, IVF1024,Flat or IVF131072,PQ32; the number of PQ or OPQ divides the dimension"
+)
+
 PCA_POINTS_PER_DIMENSION = 1000
 """More do not help: faiss itself samples down to them."""
 
@@ -92,6 +96,11 @@ def too_small(index: Any, vectors: int) -> str | None:
         return f"{vectors:,} vectors are too few to train {lists:,} lists"
     if hasattr(inner, "pq") and vectors < inner.pq.ksub:
         return f"{vectors:,} vectors are too few to train codes of {inner.pq.ksub:,} centroids"
+    for transform in _transforms(index):
+        if isinstance(transform, faiss.OPQMatrix) and vectors < PQ_CENTROIDS:
+            return f"{vectors:,} vectors are too few to train a rotation for codes of {PQ_CENTROIDS:,} centroids"
+        if isinstance(transform, faiss.PCAMatrix) and vectors < transform.d_out:
+            return f"{vectors:,} vectors are too few to train {transform.d_out:,} principal components"
     return None
 
 
@@ -106,8 +115,14 @@ def make_index(index_type: str, dimension: int) -> Any:
     except RuntimeError as error:
         raise BadInputError(
             f"faiss cannot make index type {index_type!r} for {dimension} dimensions: {_reason(error)}",
-            "use a factory string such as Flat, IVF1024,Flat or IVF131072,PQ32; PQ's number divides the dimension",
+            HINT_OF_TYPES,
         ) from error
+    for transform in _transforms(index):
+        if isinstance(transform, faiss.OPQMatrix) and transform.d_out % transform.M:
+            raise BadInputError(
+                f"index type {index_type!r} divides {transform.d_out} dimensions into {transform.M} parts",
+                HINT_OF_TYPES,
+            )
     return index
 
 
@@ -277,6 +292,8 @@ def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
     codes = isinstance(inner, faiss.IndexIVFPQ)
     iterations = inner.cp.niter, inner.pq.cp.niter if codes else 0
     points = on(device, vectors).half()
+    if not bool(points.isfinite().all()):
+        raise BadInputError("there are embeddings that hold numbers which are not finite", "embed their shards again")
     for transform in _transforms(index):
         _train_transform(transform, points, seed)
         points = _linear([transform], device).halves(points)
@@ -318,11 +335,12 @@ def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_t
     inner = inner_index(index)
     on_gpu = None
     rotations = [transform for transform in _transforms(index) if isinstance(transform, faiss.OPQMatrix)]
-    quantisers = [faiss.ProductQuantizer(of.d_out, of.M, 8) for of in rotations]  # These must outlive train() as well.
+    quantisers = [faiss.ProductQuantizer(of.d_out, of.M, 8) for of in rotations]
     for transform, quantiser in zip(rotations, quantisers, strict=True):
         transform.pq = quantiser
-    for clustering in _clusterings(inner) + [quantiser.cp for quantiser in quantisers]:
+    for clustering in _clusterings(inner):
         clustering.seed = seed
+    for clustering in _clusterings(inner) + [quantiser.cp for quantiser in quantisers]:
         # faiss warns once per subspace and iteration; the stage says it once, in its own words.
         clustering.min_points_per_centroid = 1
     if hasattr(inner, "do_polysemous_training"):

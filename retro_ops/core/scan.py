@@ -181,9 +181,9 @@ class Scan:
         import torch
 
         project = self._lists.project
-        asked = asking(on(device, project(queries.float().cpu().numpy())) if project else queries)
         probes = []
-        for block in asked.split(PROBE_ROWS):
+        for block in queries.split(PROBE_ROWS):
             filled = torch.cat((block, block.new_zeros((PROBE_ROWS - len(block), block.shape[1]))))
-            probes.append(scores(filled, self._given[device]).topk(nprobe, dim=1).indices[: len(block)])
+            seen = on(device, project(filled.float().cpu().numpy())) if project else filled
+            probes.append(scores(asking(seen), self._given[device]).topk(nprobe, dim=1).indices[: len(block)])
         return torch.cat(probes)

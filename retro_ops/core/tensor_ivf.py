@@ -93,8 +93,10 @@ def rotation(
     given = sampled(vectors, points, seed).float()
     given -= given.mean(dim=0)
     given = torch.nn.functional.pad(given, (0, max(0, dimension - given.shape[1])))
-    random = torch.randn((given.shape[1], dimension), generator=torch.Generator().manual_seed(seed))
-    turn: Tensor = torch.linalg.qr(random).Q.to(given.device)
+    drawn = torch.Generator().manual_seed(seed)
+    random = torch.randn((given.shape[1], dimension), generator=drawn, dtype=torch.float64)
+    # In float64, so that what is kept does not depend on the number of threads.
+    turn: Tensor = torch.linalg.qr(random).Q.float().to(given.device)
     number = torch.arange(parts, device=given.device)[:, None]
     codebooks = None
     for _ in range(iterations[0]):

@@ -377,9 +377,9 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     def seek(queries: "Queries") -> "Found":
         if width:
             return search.find(queries, k, index(), width, cells, effort)
-        if where.chosen == "cuda":
+        if where.chosen == "cuda" and not refuse:
             return index().exact(queries, k)
-        return search.exact_search(queries, k, chunks.blocks, refuse)
+        return search.exact_search(queries, k, chunks.blocks, refuse, compare=searching.comparer(where))
 
     update, room = None, searching.room_for(parameters)
     if job.former:

@@ -15,7 +15,7 @@ from retro_ops.core import faiss_index
 from retro_ops.device import Device, Room, room
 from retro_ops.errors import BadInputError
 
-TYPES = ("IVF64,PQ8", "IVF64,Flat", "OPQ8,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
+TYPES = ("IVF64,PQ8", "IVF64,Flat", "RR32,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
 CUTS = (0, 2000, 2000, 4100, 4105, 6000)
 CPU = Device("cpu", "a test")
 ROUNDING = 2e-6

@@ -269,6 +269,11 @@ def test_an_index_type_that_was_chosen_can_be_made_trained_and_merged(vectors: i
     assert f"{vectors:,} vectors" in why
 
 
+def test_a_rotation_for_parts_that_do_not_divide_the_dimension_is_refused() -> None:
+    with pytest.raises(BadInputError, match="divides 32 dimensions into 7 parts"):
+        faiss_index.make_index("OPQ7,Flat", 32)
+
+
 def test_less_memory_gets_shorter_codes_until_none_fits() -> None:
     chosen = [faiss_index.choose_index_type(10**6, 384, megabytes * 10**6)[0] for megabytes in (100, 70, 50, 30)]
     assert chosen == ["IVF2048,PQ64", "IVF2048,PQ48", "IVF2048,PQ32", "IVF2048,PQ16"]
@@ -298,6 +303,9 @@ def test_an_index_takes_the_memory_it_was_chosen_for() -> None:
         ("IVF1024,Flat", 1000, "1,000 vectors are too few to train 1,024 lists"),
         ("IVF64,PQ8", 200, "200 vectors are too few to train codes of 256 centroids"),
         ("IVF64,PQ8", 256, None),
+        ("OPQ8,IVF4,Flat", 200, "200 vectors are too few to train a rotation for codes of 256 centroids"),
+        ("PCA16,IVF4,Flat", 10, "10 vectors are too few to train 16 principal components"),
+        ("PCA16,IVF4,Flat", 16, None),
         ("Flat", 0, None),
     ],
 )
