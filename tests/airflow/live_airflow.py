@@ -211,4 +211,4 @@ def wait_for(
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
+        time.sleep(0.5)
