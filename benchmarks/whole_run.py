@@ -39,7 +39,7 @@ class StageFailedError(Exception):
 
 @dataclass
 class Run:
-    """What was done: seconds by stage, and how often each was called for work that was not done yet.
+    """What was done: seconds by stage, and for how many shards each was called (or how often), as it was not done yet.
 
     ``cpu_seconds``: of this process and its children, which tell less of what else the machine was doing.
     """
@@ -58,14 +58,14 @@ class Run:
     def total(self) -> float:
         return sum(self.seconds.values())
 
-    def stage(self, name: str, *arguments: object) -> None:
+    def stage(self, name: str, *arguments: object, shards: int = 1) -> None:
         argv = [name, *map(str, arguments)]
         NOW.value = name.encode()
         started, used = time.monotonic(), _cpu_seconds()
         code = main(argv)
         self.seconds[name] += time.monotonic() - started
         self.cpu_seconds[name] += _cpu_seconds() - used
-        self.calls[name] += 1
+        self.calls[name] += shards
         if code:
             raise StageFailedError(argv, code)
 
@@ -114,11 +114,15 @@ def _from_recipe(done: Run, root: str, dataset: str, name: str, flags: tuple[obj
 
 
 def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:
+    """All shards of a stage in one call, as a mapped task of the DAGs has a group of them."""
     plan = done.plan
+    to_do: dict[str, list[str]] = {}
     for stage, shard in layout.tasks(plan, stages):
-        if incremental and store.exists(layout.report_uri(plan, stage, shard)):
-            continue
-        done.stage(stage, "--plan", done.plan_uri, *(["--shard", shard] if shard else []))
+        if not (incremental and store.exists(layout.report_uri(plan, stage, shard))):
+            to_do.setdefault(stage, []).append(shard or "")
+    for stage, shards in to_do.items():
+        of = ["--shard", ",".join(shards)] if all(shards) else []
+        done.stage(stage, "--plan", done.plan_uri, *of, shards=len(shards))
 
 
 T = TypeVar("T")
