@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from airflow.sdk import Context, Param
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException
 
 from retro_airflow import failures, form_fields, object_store
 from retro_airflow.deployment import check_resources
@@ -169,10 +169,10 @@ def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | N
 
 
 def sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
-    """Arguments of ``list-sources``; where the form names no recipe, the task is skipped."""
+    """Arguments of ``list-sources``; none where the form names no recipe, and the corpus is taken as it is."""
     run, params = context["dag_run"], context["params"]
     if not params.get("recipe"):
-        raise AirflowSkipException("No recipe is named: the corpus is taken as it is")
+        return {}
     check_names(run.conf or {}, context["dag"].params)
     with failures.airflow_errors():
         return _sources_arguments(params, run.run_id)
@@ -185,7 +185,7 @@ def refresh_sources_arguments(context: Context, jinja_env: Any = None) -> dict[s
         object_store.use_connection(load().deployment.object_store.connection)
         root, dataset = _place(params)
         if not _goes_by_recipe(params, root, dataset):
-            raise AirflowSkipException("Neither the form nor the published version names a recipe")
+            return {}
         check_names(run.conf or {}, context["dag"].params)
         return {**_sources_arguments(params, run.run_id), "refresh": True}
 

@@ -55,7 +55,7 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
 def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> None:
     """What comes before the plan where a run names a recipe: its files are listed, and split into parts of shards.
 
-    ``arguments``: of ``list-sources``; without a recipe it skips that task, and the rest of these with it.
+    ``arguments``: of ``list-sources``; where there are none, that task is skipped, and the rest of these with it.
     """
     list_sources = StageOperator(task_id="list_sources", stage="list-sources", arguments=arguments)
     list_source_files = PythonOperator(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from airflow.sdk import BaseOperator, Context, ResumableJobMixin
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from retro_airflow import failures, object_store, runtimes, settings, task_states
 from retro_airflow.runtimes import Handle, Job, Position
@@ -29,7 +29,8 @@ class StageOperator(ResumableJobMixin, BaseOperator):
     """Run ``retro-ops STAGE --flag value …`` and return where its result lies.
 
     ``arguments`` maps flag names without dashes to values: None leaves a flag out, True gives it
-    without a value. It may be a function of (context, jinja_env) that returns them.
+    without a value. It may be a function of (context, jinja_env) that returns them; if there are
+    none, the task is skipped.
 
     The returned locations follow from the plan alone; nothing that the process printed is trusted.
     """
@@ -56,6 +57,8 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, str]:
         self._context = context
+        if not self.arguments:  # Said here, as whatever is raised while templates are rendered is logged as an error.
+            raise AirflowSkipException(f"This run has nothing to do for {self.stage}")
         with failures.airflow_errors():
             self.log.info("To run this by hand: %s", self._command(context))
             object_store.use_connection(settings.load().deployment.object_store.connection)

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskDeferred
 from retro_airflow import runtimes, settings, stage_operator, triggers
 from retro_airflow.deployment import Deployment
 from retro_airflow.runtimes import local
@@ -69,6 +69,11 @@ def no_stage_left(stub_command: Path) -> Iterator[None]:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+
+
+def test_without_arguments_the_task_is_skipped(state: TaskState) -> None:
+    with pytest.raises(AirflowSkipException, match="nothing to do for list-sources"):
+        StageOperator(task_id="t", stage="list-sources", arguments={}).execute(context(state))
 
 
 def context(state: TaskState, states: dict[str, Any] | None = None) -> Context:
