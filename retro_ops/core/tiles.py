@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.core.exact import NOTHING, Keys, smallest
-from retro_ops.core.nearness import ROUNDING, Tensor, answering, asking, columns, scores
+from retro_ops.core.nearness import ROUNDING, Tensor, answering, asking, columns, on, scores
 from retro_ops.core.search import Blocks
 
 TILE = 64
@@ -74,7 +74,7 @@ def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, bloc
     """Vectors ``ids`` ``[n]`` (ascending) in the lists ``of_vectors`` ``[n]``, read block by block."""
     import torch
 
-    of = torch.from_numpy(of_vectors).to(device)
+    of = on(device, of_vectors)
     counts = torch.bincount(of, minlength=lists)
     first_tiles = _starts(-(-counts // TILE))
     order = torch.argsort(of, stable=True)
@@ -86,7 +86,7 @@ def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, bloc
     squares = torch.zeros(size, dtype=torch.float64, device=device)
     owners = torch.zeros(size, dtype=torch.int64, device=device)
     numbers = torch.full((size,), -1, dtype=torch.int64, device=device)
-    numbers[slots] = torch.from_numpy(ids).to(device)
+    numbers[slots] = on(device, ids)
     for block in blocks(ids):
         low, high = np.searchsorted(ids, (block.first, block.first + len(block.vectors)))
         rows = ids[low:high] - block.first
@@ -94,11 +94,11 @@ def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, bloc
             dimension = block.vectors.shape[1]
             vectors = torch.zeros((size, columns(dimension)), dtype=torch.float16, device=device)
             vectors[:, dimension] = -torch.inf
-        given = torch.from_numpy(block.vectors[rows]).to(device)
+        given = on(device, block.vectors[rows])
         at = slots[low:high]
         vectors[at] = answering(given)
         squares[at] = given.double().square_().sum(dim=1)
-        owners[at] = torch.from_numpy(block.documents[rows].view(np.int64)).to(device)
+        owners[at] = on(device, block.documents[rows].view(np.int64))
     return Part(
         vectors.reshape(-1, TILE, vectors.shape[1]), squares, numbers, owners, first_tiles, float(squares.max())
     )

@@ -71,11 +71,6 @@ def no_stage_left(stub_command: Path) -> Iterator[None]:
             continue
 
 
-def test_without_arguments_the_task_is_skipped(state: TaskState) -> None:
-    with pytest.raises(AirflowSkipException, match="nothing to do for list-sources"):
-        StageOperator(task_id="t", stage="list-sources", arguments={}).execute(context(state))
-
-
 def context(state: TaskState, states: dict[str, Any] | None = None) -> Context:
     """Of a new try of the same task; ``states`` is what Airflow answers about the task."""
     ti = SimpleNamespace(
@@ -121,6 +116,11 @@ def in_thread(task: StageOperator, context_: Context) -> tuple[threading.Thread,
     thread = threading.Thread(target=run)
     thread.start()
     return thread, outcome
+
+
+def test_without_arguments_the_task_is_skipped(state: TaskState) -> None:
+    with pytest.raises(AirflowSkipException, match="nothing to do for list-sources"):
+        StageOperator(task_id="t", stage="list-sources", arguments={}).execute(context(state))
 
 
 def test_the_result_follows_from_the_plan(
