@@ -25,11 +25,12 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from retro_ops import device, report, store
-from retro_ops.arrays import NpyWriter
+from retro_ops import device, report
 from retro_ops.core import packing
 from retro_ops.embedding import Embedder
 from retro_ops.models import Tokenizer
+from retro_ops.storage import store
+from retro_ops.storage.npy import NpyWriter
 
 ROUNDS = 5
 K = 4

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 from run import DAG, DATASET, FINISHED, task_instances
 from stack import REPOSITORY, Stack
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
+from retro_ops.storage import store
 
 LAST_TRY = 3
 """A task that was killed this often is left alone, since the run has four tries."""

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.nights import Corpus, compare
 from benchmarks.whole_run import IN_ORDER, NOW, in_child, run, warm
 from demo.make_corpus import documents
-from retro_ops import layout, store, versions
+from retro_ops import layout, versions
 from retro_ops.cli import main as retro_ops
 from retro_ops.plans import read_plan
+from retro_ops.storage import store
 
 DATASET = "kills"
 KINDS = ("add", "repair", "change", "remove")

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 from run import FINISHED
 from stack import Stack
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.plans import read_plan
+from retro_ops.storage import store
 
 PAGE = 100
 POLL_S = 5

@@ -22,7 +22,7 @@ from run import DAG
 from stack import AIRFLOW_BIN, BUCKET, REPOSITORY, Stack
 
 from benchmarks import live_run
-from retro_ops import store
+from retro_ops.storage import store
 
 DOCUMENTS = 3
 CHARACTERS = 400

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import Run, StageFailedError, in_child, run, warm
 from demo.make_corpus import documents
 from retro_ops import layout, versions
-from retro_ops.arrays import open_npy
+from retro_ops.storage.npy import open_npy
 
 DATASET = "nights"
 DOCUMENTS_A_SHARD = 12

@@ -18,8 +18,9 @@ from run import DAG
 from stack import Stack
 
 from benchmarks import live_run
-from retro_ops import layout, store
+from retro_ops import layout
 from retro_ops.plans import read_plan
+from retro_ops.storage import store
 
 DATASET = "real"
 

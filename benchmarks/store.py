@@ -16,8 +16,8 @@ from typing import Any
 import machine
 import numpy as np
 
-from retro_ops import store
-from retro_ops.arrays import NpyWriter, open_npy
+from retro_ops.storage import store
+from retro_ops.storage.npy import NpyWriter, open_npy
 from tests.conftest import _seaweedfs
 
 ROWS = 8192

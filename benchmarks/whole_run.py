@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from retro_ops import layout, sources, store
+from retro_ops import layout, sources
 from retro_ops.cli import main
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
+from retro_ops.storage import store
 
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
 FROM_INDEX = ("train-faiss-index", "build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours")

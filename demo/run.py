@@ -16,9 +16,10 @@ from urllib.parse import quote
 import make_corpus
 from stack import BUCKET, STAGES_BIN, Stack
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
+from retro_ops.storage import store
 
 DAG = "retro_dataset"
 DATASET = "demo"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import make_corpus
 
-from retro_ops import store
+from retro_ops.storage import store
 
 CORPUS = "s3://retro/corpus"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from retro_ops import layout, store, versions
+from retro_ops import layout, versions
 from retro_ops.specs import (
     SPLITS,
     Base,
@@ -19,6 +19,7 @@ from retro_ops.specs import (
     relative,
     resolve,
 )
+from retro_ops.storage import store
 
 DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
 DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model", "embed_input")

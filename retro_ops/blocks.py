@@ -19,9 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from retro_ops import layout, store
+from retro_ops import layout
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

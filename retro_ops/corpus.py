@@ -14,10 +14,10 @@ from typing import IO, Any
 import zstandard
 from wcmatch import glob
 
-from retro_ops import store
 from retro_ops.errors import BadInputError
 from retro_ops.specs import Source, parent
-from retro_ops.store import Writer, Written
+from retro_ops.storage import store
+from retro_ops.storage.store import Writer, Written
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 STDIN = "-"

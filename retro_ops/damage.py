@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from retro_ops import corpus, layout, report, store
+from retro_ops import corpus, layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan, Shard
+from retro_ops.storage import store
 
 State = Literal["done", "missing", "damaged"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from retro_ops.arrays import NpyReader
 from retro_ops.core import drift
+from retro_ops.storage.npy import NpyReader
 
 
 def measure(trained: Any, shards: Sequence[NpyReader], seed: int) -> drift.Fit:

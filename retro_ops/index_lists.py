@@ -16,14 +16,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import store
 from retro_ops.core import faiss_index
 from retro_ops.core.faiss_index import ID_BYTES
 from retro_ops.core.search import Coarse
 from retro_ops.device import Room
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
-from retro_ops.store import Written
+from retro_ops.storage import store
+from retro_ops.storage.store import Written
 
 MARK = re.compile(rb"ilar(.{8})(.{8})(full|sprs)(.{8})", re.DOTALL)
 """Before the sizes: number of lists, bytes of a code, sizes of all lists or (number, size) of those that hold any, and

@@ -7,10 +7,10 @@ from typing import Any
 
 import faiss
 
-from retro_ops import store
 from retro_ops.errors import BadInputError
 from retro_ops.specs import split_scheme
-from retro_ops.store import Written
+from retro_ops.storage import store
+from retro_ops.storage.store import Written
 
 COPY_BYTES = 8 * 2**20
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from retro_ops import corpus, layout, store
+from retro_ops import corpus, layout
 from retro_ops.core.routing import ByPath, LeftOut, by_path
 from retro_ops.errors import BadInputError
 from retro_ops.recipes import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
@@ -12,6 +12,7 @@ from retro_ops.recipes.nodes import Faults
 from retro_ops.recipes.patterns import alternatives
 from retro_ops.sources import SourceFile
 from retro_ops.specs import NAME_PATTERN, resolve
+from retro_ops.storage import store
 
 LONGEST_NAME = 100
 NUMBER = "\0"

@@ -1,7 +1,7 @@
 """Plans in the store."""
 
-from retro_ops import store
 from retro_ops.specs import Plan, plan_from_json, plan_to_json
+from retro_ops.storage import store
 
 
 def read_plan(uri: str) -> Plan:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import layout, searching, store
-from retro_ops.arrays import open_npy
+from retro_ops import layout, searching
 from retro_ops.core import faiss_index, filters, tuning
 from retro_ops.core.exact import unpack
 from retro_ops.core.sampling import sample_rows
@@ -23,6 +22,8 @@ from retro_ops.device import Device, Room
 from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
 from retro_ops.specs import Plan, Shard, Split, category
+from retro_ops.storage import store
+from retro_ops.storage.npy import open_npy
 
 BLOCK_ROWS = 65_536
 

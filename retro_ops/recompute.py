@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from retro_ops import layout
-from retro_ops.arrays import open_npy
 from retro_ops.core.exact import unpack
 from retro_ops.core.search import rescore
 from retro_ops.device import choose
@@ -13,6 +12,7 @@ from retro_ops.embedding import Embedder
 from retro_ops.models import Tokenizer
 from retro_ops.searching import IndexedChunks, QueryShard, query_shards
 from retro_ops.specs import Plan
+from retro_ops.storage.npy import open_npy
 
 BLOCK_ROWS = 64
 LEAST_COSINE = 0.995

@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import retro_ops
-from retro_ops import layout, store
+from retro_ops import layout
 from retro_ops.blocks import Unfinished
 from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.specs import parent, relative, resolve
-from retro_ops.store import Written
+from retro_ops.storage import store
+from retro_ops.storage.store import Written
 
 REPORTED_PACKAGES = ("numpy", "tokenizers", "transformers", "sentence_transformers", "torch", "faiss", "boto3")
 

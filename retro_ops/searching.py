@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import layout, store
-from retro_ops.arrays import NpyReader, open_npy
+from retro_ops import layout
 from retro_ops.core import faiss_index, filters, scan, tuning
 from retro_ops.core.exact import MAX_CHUNKS, Compare, on_host
 from retro_ops.core.nearness import comparing, prepare
@@ -21,6 +20,8 @@ from retro_ops.index_lists import ListFile, in_parts, too_large
 from retro_ops.indexes import load_index
 from retro_ops.progress import say
 from retro_ops.specs import IndexShard, Parameters, Plan, Split
+from retro_ops.storage import store
+from retro_ops.storage.npy import NpyReader, open_npy
 
 BLOCK_ROWS = 8192
 

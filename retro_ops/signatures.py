@@ -9,10 +9,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import corpus, store
-from retro_ops.arrays import NpyReader, NpyWriter, open_npy
+from retro_ops import corpus
 from retro_ops.core import signing
-from retro_ops.store import Written
+from retro_ops.storage import store
+from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
+from retro_ops.storage.store import Written
 from retro_ops.tokenising import Batch
 
 COPY_ROWS = 16_384

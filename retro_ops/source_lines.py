@@ -12,9 +12,10 @@ from typing import Any
 import zstandard
 from wcmatch import glob
 
-from retro_ops import corpus, store
+from retro_ops import corpus
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.recipes import format_of
+from retro_ops.storage import store
 
 SHOWN_MEMBERS = 10
 PARQUET_ROWS = 512

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops import report
-from retro_ops.arrays import open_npy
 from retro_ops.core import faiss_index, search
 from retro_ops.core.exact import Keys, pack, smallest
 from retro_ops.core.renumbering import GONE, renumber
@@ -23,6 +22,7 @@ from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
 from retro_ops.layout import distances_uri
 from retro_ops.searching import IndexedChunks, QueryShard, comparer, search_in_parts, search_of
+from retro_ops.storage.npy import open_npy
 
 Seek = Callable[[Queries], Found]
 """Search of the whole index."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retro_ops import layout, store
+from retro_ops import layout
 from retro_ops.errors import BadInputError
 from retro_ops.specs import (
     SPLITS,
@@ -18,6 +18,7 @@ from retro_ops.specs import (
     parent,
     resolve,
 )
+from retro_ops.storage import store
 
 Entry = Mapping[str, Any]
 """A version: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""

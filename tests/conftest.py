@@ -58,7 +58,7 @@ def s3_tls(s3_tls_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _use(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from retro_ops import store
+    from retro_ops.storage import store
 
     for key, value in server.environment.items():
         monkeypatch.setenv(key, value)

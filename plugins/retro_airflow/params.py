@@ -210,7 +210,7 @@ def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str 
 
 def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
     """Whether a refresh does: by its own, or by that of the published version unless it names a corpus."""
-    from retro_ops import store
+    from retro_ops.storage import store
 
     if params["recipe"] or params["corpus"]:
         return bool(params["recipe"])
@@ -223,7 +223,7 @@ def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
 
 def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
     """Arguments of ``plan`` for a refresh: only what the form says, and the day that the run is for."""
-    from retro_ops import store
+    from retro_ops.storage import store
 
     run, params = context["dag_run"], context["params"]
     check_names(run.conf or {}, context["dag"].params)

@@ -221,7 +221,8 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._position = position
 
     def _locations(self) -> dict[str, str]:
-        from retro_ops import layout, sources, specs, store
+        from retro_ops import layout, sources, specs
+        from retro_ops.storage import store
 
         assert not callable(self.arguments)
         given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}

@@ -27,7 +27,7 @@ DATASETS = AssetAlias("retro-datasets")
 
 def list_source_files(sources_uri: str) -> list[dict[str, str]]:
     """Arguments of ``split-corpus``: an entry for each source file, or for several where there are very many."""
-    from retro_ops import store
+    from retro_ops.storage import store
 
     with failures.airflow_errors():
         object_store.use_connection(settings.load().deployment.object_store.connection)
@@ -44,7 +44,7 @@ def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     """As ``list_shards``, but only shards whose ``stage`` is still to be done: often few of many."""
-    from retro_ops import store
+    from retro_ops.storage import store
 
     plan = read_plan(plan_uri)
     shards = layout.shards_of(plan, stage)
@@ -82,7 +82,7 @@ def look_for_duplicates(plan_uri: str) -> bool:
 
 def anything_to_do(plan_uri: str) -> bool:
     """Whether a version would differ from the published one; if not, everything after this is skipped."""
-    from retro_ops import store
+    from retro_ops.storage import store
 
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
@@ -100,7 +100,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
     It runs after the shards whatever became of them, and believes the reports in the store alone:
     the list that Airflow hands a reducer leaves failed shards out and shifts the rest.
     """
-    from retro_ops import store
+    from retro_ops.storage import store
 
     if not plan_uri:
         raise AirflowFailException(
@@ -153,7 +153,7 @@ def end_orphans(ti: Any) -> None:
 
 def announce_dataset(context: Context, result: Any = None) -> None:
     """Tell Airflow which dataset was published, so that other DAGs can be scheduled on it."""
-    from retro_ops import store
+    from retro_ops.storage import store
 
     plan = read_plan(result["plan"])
     current = layout.current_uri(plan.root, plan.dataset)
@@ -176,7 +176,7 @@ def announce_dataset(context: Context, result: Any = None) -> None:
 
 
 def read_plan(uri: str) -> specs.Plan:
-    from retro_ops import store
+    from retro_ops.storage import store
 
     with failures.airflow_errors():
         object_store.use_connection(settings.load().deployment.object_store.connection)

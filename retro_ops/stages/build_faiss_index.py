@@ -5,11 +5,12 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from retro_ops import groups, layout, report, store
+from retro_ops import groups, layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
 from retro_ops.specs import Parameters, Plan, index_spec_from_json
+from retro_ops.storage import store
 
 HELP = "add embeddings to a trained index, in the order of the spec"
 PARAMETERS = ("device", "shard_index", "memory_budget")
@@ -110,9 +111,9 @@ def _trained(uri: str, loaded: dict[str, Any]) -> Any:
 
 def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
     from retro_ops import device
-    from retro_ops.arrays import open_npy
     from retro_ops.core import faiss_index
     from retro_ops.indexes import save_index
+    from retro_ops.storage.npy import open_npy
 
     reports = (job.trained_report, *job.embeddings_reports)
     identity = report.check_same_identity({uri: report.read(uri) for uri in reports})

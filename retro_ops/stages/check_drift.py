@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan
+from retro_ops.storage import store
 
 HELP = "decide whether the trained index of the published version still fits"
 PARAMETERS = ("max_drift", "seed")
@@ -39,9 +40,9 @@ def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     if plan.base is None:
         return plan, {"retrain": True, "retune": True, "why": "no trained index may be used again, so one is trained"}
     from retro_ops import fits
-    from retro_ops.arrays import open_npy
     from retro_ops.core import drift
     from retro_ops.indexes import load_index
+    from retro_ops.storage.npy import open_npy
 
     trained = report.require(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
     before = trained["details"].get("fit")

@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import retro_ops
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan, Shard, Split, category
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     from retro_ops.models import Tokenizer
@@ -253,7 +254,7 @@ def _place_of_id(plan: Plan, chunks: "IndexedChunks", number: int, split: Split)
 
 def _place(plan: Plan, shard: Shard, row: int) -> str:
     """``00_books / 17 / 403``: shard, document and chunk, both numbered within the shard."""
-    from retro_ops.arrays import open_npy
+    from retro_ops.storage.npy import open_npy
 
     document = int(open_npy(layout.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
     return f"{shard.name} / {document} / {row}"

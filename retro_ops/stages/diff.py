@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from retro_ops import bases, layout, store, versions
+from retro_ops import bases, layout, versions
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Parameters
+from retro_ops.storage import store
 
 HELP = "show what differs between two versions"
 PARAMETERS = ()

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import groups, layout, report, store
+from retro_ops import groups, layout, report
 from retro_ops.blocks import Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
 from retro_ops.specs import Parameters, Plan
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     from retro_ops.device import Device
@@ -124,8 +125,8 @@ def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfini
     import numpy as np
 
     from retro_ops import device
-    from retro_ops.arrays import NpyWriter, open_npy
     from retro_ops.parallel import ahead, in_order
+    from retro_ops.storage.npy import NpyWriter, open_npy
 
     chunks = open_npy(job.chunks, ndim=2, kind="u")
     of_chunks = report.read(job.chunks_report)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retro_ops import layout, report, store, versions
+from retro_ops import layout, report, versions
 from retro_ops.errors import BadInputError
 from retro_ops.progress import Progress, say
 from retro_ops.specs import (
@@ -23,6 +23,7 @@ from retro_ops.specs import (
     parent,
     resolve,
 )
+from retro_ops.storage import store
 
 HELP = "copy a published version to a folder, under the original's file names"
 PARAMETERS = ()

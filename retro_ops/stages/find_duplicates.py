@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import Progress, say
 from retro_ops.specs import Parameters, Plan, Source, category, parse_bytes
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,7 +185,7 @@ def _written(plan: Plan, shard: str, records: "NDArray[np.int64]") -> Source:
     """The file that says what a shard is without. Its name follows from its content, so it never changes."""
     import numpy as np
 
-    from retro_ops.arrays import NpyWriter
+    from retro_ops.storage.npy import NpyWriter
 
     content = layout.digest(np.ascontiguousarray(records, "<i8").tobytes().hex())
     with NpyWriter(layout.without_uri(plan, shard, content), np.int64, rows=len(records)) as writer:

@@ -7,12 +7,13 @@ import logging
 import os
 from argparse import ArgumentParser, Namespace
 
-from retro_ops import layout, listing, recipes, sources, store, versions
+from retro_ops import layout, listing, recipes, sources, versions
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.recipes import Recipe
 from retro_ops.specs import Parameters, Plan, check_name, parent
+from retro_ops.storage import store
 
 HELP = "check a corpus recipe and list the files that it names"
 PARAMETERS = ("on_bad_record", "max_bad_share", "memory_budget")

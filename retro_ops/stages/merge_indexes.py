@@ -4,12 +4,13 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import partial
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.device import Room
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
 from retro_ops.specs import Parameters, Plan, Shard
+from retro_ops.storage import store
 
 HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
 PARAMETERS = ("memory_budget", "search_memory")

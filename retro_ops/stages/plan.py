@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, groups, layout, parts, recipes, sources, store, versions
+from retro_ops import bases, corpus, damage, groups, layout, parts, recipes, sources, versions
 from retro_ops.core import estimate
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
@@ -31,6 +31,7 @@ from retro_ops.specs import (
     check_name,
     parse_bytes,
 )
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     from retro_ops.models import Tokenizer

@@ -7,13 +7,14 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from retro_ops import layout, sources, store, versions
+from retro_ops import layout, sources, versions
 from retro_ops.damage import stages
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan, parent
-from retro_ops.store import Stored
+from retro_ops.storage import store
+from retro_ops.storage.store import Stored
 
 HELP = "remove old versions and what only they, or runs that ended, use"
 PARAMETERS = ()

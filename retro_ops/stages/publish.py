@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops import bases, layout, report, store, versions
+from retro_ops import bases, layout, report, versions
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.specs import Parameters, Plan, parent, relative
+from retro_ops.storage import store
 
 HELP = "make a validated version the current one of its dataset"
 PARAMETERS = ("min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance")

@@ -8,21 +8,22 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import groups, layout, report, store
+from retro_ops import groups, layout, report
 from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 from retro_ops.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json, parse_bytes
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from retro_ops.arrays import NpyReader
     from retro_ops.core.search import Found, Index, Queries
     from retro_ops.device import Device
     from retro_ops.searching import IndexedChunks, QueryShard
+    from retro_ops.storage.npy import NpyReader
     from retro_ops.updating import Former
 
 HELP = "retrieve the nearest chunks of other documents for each chunk"
@@ -296,7 +297,7 @@ def _write(
     """Counts, what was written, and the tally of all rows, those found done included."""
     import numpy as np
 
-    from retro_ops.arrays import NpyWriter, open_npy
+    from retro_ops.storage.npy import NpyWriter, open_npy
 
     total, distances_uri = len(open_npy(query.embeddings)), layout.distances_uri(query.neighbours)
     full = 0
@@ -509,12 +510,12 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
     """The original's search: one look, the index's own order and distances, short rows stay short."""
     import numpy as np
 
-    from retro_ops.arrays import open_npy
     from retro_ops.core import faiss_index
     from retro_ops.core.neighbours import seed_neighbours
     from retro_ops.index_lists import in_parts, too_large
     from retro_ops.indexes import load_index
     from retro_ops.searching import room_for
+    from retro_ops.storage.npy import open_npy
 
     embeddings, chunk2seq = _open(query)
     if "counts" not in loaded:
@@ -550,7 +551,7 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
 
 
 def _open(query: Query) -> "tuple[NpyReader, NpyReader]":
-    from retro_ops.arrays import open_npy
+    from retro_ops.storage.npy import open_npy
 
     embeddings = open_npy(query.embeddings, ndim=2, kind="f")
     chunk2seq = open_npy(query.chunk2seq, ndim=1, kind="iu")

@@ -5,13 +5,14 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.specs import IndexShard, Parameters, dataset_spec_from_json, index_spec_from_json
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.arrays import NpyReader
     from retro_ops.models import Tokenizer
+    from retro_ops.storage.npy import NpyReader
 
 HELP = "print some chunks of a dataset with their nearest neighbours as text"
 PARAMETERS = ("tokenizer", "seed")
@@ -25,8 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     import numpy as np
 
-    from retro_ops.arrays import open_npy
     from retro_ops.models import Tokenizer
+    from retro_ops.storage.npy import open_npy
 
     spec = dataset_spec_from_json(store.read(arguments.spec), arguments.spec)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from retro_ops import corpus, layout, listing, recipes, report, sources, store
+from retro_ops import corpus, layout, listing, recipes, report, sources
 from retro_ops.core import routing
 from retro_ops.core.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
@@ -23,6 +23,7 @@ from retro_ops.recipes import Rule
 from retro_ops.source_lines import Line, lines
 from retro_ops.sources import SourceFile, Sources
 from retro_ops.specs import Parameters, Source, parse_bytes
+from retro_ops.storage import store
 
 HELP = "split a source file of a recipe into parts of shards, by category and split"
 PARAMETERS = ("memory_budget",)

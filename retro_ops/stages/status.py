@@ -5,11 +5,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from retro_ops import damage, layout, store, versions
+from retro_ops import damage, layout, versions
 from retro_ops.damage import Entry
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Parameters, Plan
+from retro_ops.storage import store
 
 HELP = "show what of a run or a published dataset is done, missing or damaged"
 PARAMETERS = ()

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import corpus, groups, layout, report, store
+from retro_ops import corpus, groups, layout, report
 from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 from retro_ops.specs import Parameters, Plan, Source
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,7 +223,7 @@ class _LeftOut:
     def __init__(self, source: Source | None) -> None:
         import numpy as np
 
-        from retro_ops.arrays import open_npy
+        from retro_ops.storage.npy import open_npy
 
         self._any = source is not None
         self._records = np.zeros(0, np.int64)
@@ -266,7 +267,7 @@ class _Outputs:
     """The files of a shard, filled part by part. The one for bad records is made for the first of them."""
 
     def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> None:
-        from retro_ops.arrays import NpyWriter
+        from retro_ops.storage.npy import NpyWriter
 
         self.documents = self.chunks = self.bad_records = 0
         self._stack = stack

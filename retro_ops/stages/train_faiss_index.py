@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 from retro_ops.specs import Parameters, index_spec_from_json, parse_bytes
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from retro_ops.arrays import NpyReader
+    from retro_ops.storage.npy import NpyReader
 
 HELP = "train a faiss index on a uniform sample of the embeddings"
 CONTENT = ("index_type", "index_memory", "index_too_small", "max_training_vectors", "seed")
@@ -80,9 +81,9 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     import numpy as np
 
     from retro_ops import device, fits
-    from retro_ops.arrays import open_npy
     from retro_ops.core import faiss_index
     from retro_ops.indexes import save_index
+    from retro_ops.storage.npy import open_npy
 
     if job.pinned:  # What is trained now would be another index than the one whose codes are stored.
         raise BadInputError(f"the trained index of the base version is not there: {job.output}", "repair the dataset")

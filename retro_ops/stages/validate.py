@@ -8,7 +8,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
@@ -21,9 +21,10 @@ from retro_ops.specs import (
     index_spec_from_json,
     parent,
 )
+from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.arrays import NpyReader
+    from retro_ops.storage.npy import NpyReader
 
 HELP = "check a dataset against every rule of the formats"
 PARAMETERS = ("memory_budget",)
@@ -202,7 +203,7 @@ def _guard(file: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findin
 
 
 def _rows(uri: str) -> int | None:
-    from retro_ops.arrays import open_npy
+    from retro_ops.storage.npy import open_npy
 
     try:
         return len(open_npy(uri))
@@ -211,8 +212,8 @@ def _rows(uri: str) -> int | None:
 
 
 def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
-    from retro_ops.arrays import open_npy
     from retro_ops.core import validation
+    from retro_ops.storage.npy import open_npy
 
     chunks = open_npy(shard.chunks, ndim=2, kind="u")
     starts, owners = open_npy(shard.seq2chunk, ndim=1, kind="i"), open_npy(shard.chunk2seq, ndim=1, kind="i")
@@ -237,8 +238,8 @@ def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
 
 
 def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
-    from retro_ops.arrays import open_npy
     from retro_ops.core import validation
+    from retro_ops.storage.npy import open_npy
 
     embeddings = open_npy(shard.embeddings, ndim=2, kind="f")
     if embeddings.dtype.name != "float16":
@@ -268,8 +269,8 @@ def _check_shard_neighbours(
     """``offsets``: first id of each shard of the index, by its chunks."""
     import numpy as np
 
-    from retro_ops.arrays import open_npy
     from retro_ops.core import validation
+    from retro_ops.storage.npy import open_npy
 
     neighbours = open_npy(shard.neighbours, ndim=2, kind="i")
     if neighbours.dtype.name != "int64":
@@ -297,7 +298,7 @@ def _check_shard_neighbours(
 
 
 def _open_if_there(uri: str) -> "NpyReader | None":
-    from retro_ops.arrays import open_npy
+    from retro_ops.storage.npy import open_npy
 
     return open_npy(uri, ndim=2, kind="f") if store.exists(uri) else None
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from retro_ops import layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
@@ -24,6 +24,7 @@ from retro_ops.specs import (
     parent,
     relative,
 )
+from retro_ops.storage import store
 
 HELP = "write the spec files that the other stages and RETRO trainers read"
 PARAMETERS = ()

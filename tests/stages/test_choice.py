@@ -13,10 +13,11 @@ from samples import Run, write_corpus
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import layout, report, specs, store, versions
-from retro_ops.arrays import open_npy
+from retro_ops import layout, report, specs, versions
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
+from retro_ops.storage import store
+from retro_ops.storage.npy import open_npy
 
 CHOICE = ("--indexed", "[!cw]*", "--queried", "[!a]*")
 """``a`` is only indexed, ``c`` and ``w`` are only queried."""

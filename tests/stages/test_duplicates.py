@@ -11,10 +11,11 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import blocks, corpus, layout, report, store
+from retro_ops import blocks, corpus, layout, report
 from retro_ops.damage import look
 from retro_ops.plans import read_plan
 from retro_ops.stages import tokenize_and_chunk
+from retro_ops.storage import store
 
 DROP = (*EXACT, "--duplicates", "drop")
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from samples import Run, build_in_groups, write_corpus
 
-from retro_ops import groups, layout, report, specs, store
+from retro_ops import groups, layout, report, specs
 from retro_ops.core import search
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
+from retro_ops.storage import store
 
 INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "PCA16,IVF4,SQ8", "IVF4,PQ8x4fs")
 

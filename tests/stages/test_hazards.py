@@ -16,11 +16,12 @@ from benchmarks import whole_run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
-from retro_ops import bases, layout, store
+from retro_ops import bases, layout
 from retro_ops.core import drift
 from retro_ops.damage import look
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.specs import Parameters
+from retro_ops.storage import store
 
 LISTS = ("--index-type", "IVF4,Flat", "--max-drift", "9", "--min-recall", "0")
 

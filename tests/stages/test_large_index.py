@@ -6,8 +6,9 @@ import pytest
 from nightly import Nights
 
 from benchmarks.nights import compare
-from retro_ops import layout, store
+from retro_ops import layout
 from retro_ops.core import faiss_index
+from retro_ops.storage import store
 
 LISTS = ("--index-type", "IVF8,Flat", "--max-drift", "9", "--min-recall", "0")
 FILTERS = ("--max-overlap", "0.6", "--max-shared-run", "20")

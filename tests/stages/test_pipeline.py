@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
-from retro_ops import arrays, layout, report, store
+from retro_ops import layout, report
 from retro_ops.errors import TransientError
 from retro_ops.plans import read_plan
 from retro_ops.specs import Plan
+from retro_ops.storage import npy, store
 
 SHARD_STAGES_BEFORE = ("tokenize-and-chunk", "embed-chunks")
 ARRAYS = ("chunks", "seq2chunk", "chunk2seq", "embeddings", "neighbours")
@@ -68,7 +69,7 @@ def _arrays(plan: Plan) -> dict[str, np.ndarray]:
         files["embeddings"] = layout.embeddings_uri(plan, shard.name)
         files["neighbours"] = layout.neighbours_uri(plan, shard.name)
         for name, uri in files.items():
-            reader = arrays.open_npy(uri)
+            reader = npy.open_npy(uri)
             found[f"{shard.name}/{name}"] = reader.rows(0, len(reader))
     return found
 
@@ -238,13 +239,13 @@ def test_large_objects_over_tls_arrive_whole(s3_tls: str) -> None:
     """Over TLS boto3 sends checksums in trailers; more than two parts, with the header known last."""
     rows = np.arange(5_000_000, dtype=np.int64)
     uri = f"{s3_tls}/large.npy"
-    with arrays.NpyWriter(uri, np.int64) as writer:
+    with npy.NpyWriter(uri, np.int64) as writer:
         for start in range(0, len(rows), 700_000):
             writer.append(rows[start : start + 700_000])
         written = writer.close()
     assert written.bytes > 2 * store.PART_BYTES
     assert written.sha256 == store.sha256(uri)
-    reader = arrays.open_npy(uri)
+    reader = npy.open_npy(uri)
     np.testing.assert_array_equal(reader.rows(4_999_990, 5_000_000), rows[-10:])
     assert reader.shape == (5_000_000,)
 

@@ -21,11 +21,12 @@ from samples import Run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import corpus, layout, parts, recipes, report, sources, store, versions
+from retro_ops import corpus, layout, parts, recipes, report, sources, versions
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plans import read_plan
 from retro_ops.sources import Sources
 from retro_ops.specs import Shard, Source
+from retro_ops.storage import store
 
 DOCUMENTS = [
     {

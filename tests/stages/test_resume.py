@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
-from retro_ops import blocks, layout, report, store
+from retro_ops import blocks, layout, report
 from retro_ops.stages import embed_chunks, retrieve_neighbours, tokenize_and_chunk
+from retro_ops.storage import store
 
 KILLED_AT = 0.6
 

@@ -16,8 +16,9 @@ from samples import Run
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import layout, report, store, versions
+from retro_ops import layout, report, versions
 from retro_ops.damage import look
+from retro_ops.storage import store
 
 
 def three_versions(built: Nights) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retro_ops import blocks, report, store
+from retro_ops import blocks, report
 from retro_ops.blocks import Unfinished
 from retro_ops.errors import TransientError
+from retro_ops.storage import store
 
 ROWS = 10
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from retro_ops import arrays, cli, corpus, layout, specs, store
+from retro_ops import cli, corpus, layout, specs
 from retro_ops.errors import BadInputError, TransientError
+from retro_ops.storage import npy, store
 
 SHARD = specs.Shard("00_a", "train", (specs.Source("s3://b/00_a.jsonl", 10, "etag:1:10"),))
 VALIDATION = specs.Shard("val_a", "val", (specs.Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))
@@ -123,13 +124,13 @@ def test_written_arrays_have_the_bytes_of_numpy(tmp_path: Path, shape: tuple[int
     np.save(expected, rows)
     for known in (None, shape[0]):
         uri = str(tmp_path / "a.npy")
-        with arrays.NpyWriter(uri, np.float32, shape[1:], rows=known) as writer:
+        with npy.NpyWriter(uri, np.float32, shape[1:], rows=known) as writer:
             writer.append(rows[:3])
             writer.append(rows[3:])
             written = writer.close()
         assert Path(uri).read_bytes() == expected.getvalue()
         assert written.sha256 == store.sha256(uri)
-    np.testing.assert_array_equal(arrays.open_npy(uri).rows(1, 4), rows[1:4])
+    np.testing.assert_array_equal(npy.open_npy(uri).rows(1, 4), rows[1:4])
 
 
 def test_what_is_no_plain_array_is_refused(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_what_is_no_plain_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("hello")
     for name in ("cut", "pickled", "fortran", "text", "missing"):
         with pytest.raises(BadInputError, match=f"{name}.npy"):
-            arrays.open_npy(str(tmp_path / f"{name}.npy"))
+            npy.open_npy(str(tmp_path / f"{name}.npy"))
 
 
 def _write_and_fail(uri: str) -> None:
@@ -162,7 +163,7 @@ def test_any_damaged_header_is_told_or_harmless(tmp_path: Path) -> None:
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         try:
-            arrays.open_npy(str(path))
+            npy.open_npy(str(path))
         except BadInputError as error:
             refused.append(str(error))
     assert len(refused) > 300
@@ -183,7 +184,7 @@ def test_a_local_write_is_all_or_nothing(tmp_path: Path) -> None:
 
 def test_an_array_that_cannot_get_its_name_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    writer = arrays.NpyWriter(str(tmp_path / "taken"), np.int64)
+    writer = npy.NpyWriter(str(tmp_path / "taken"), np.int64)
     with pytest.raises(BadInputError, match="taken"), writer:
         writer.close()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

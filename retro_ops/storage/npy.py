@@ -13,9 +13,9 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike, NDArray
 
-from retro_ops import store
 from retro_ops.errors import BadInputError
-from retro_ops.store import Written
+from retro_ops.storage import store
+from retro_ops.storage.store import Written
 
 HEADER_BYTES = 16 * 2**10
 """Far more than the header of any array of plain numbers: a small array is read with it, and need not be asked for
