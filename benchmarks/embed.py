@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from retro_ops import device, report
+from retro_ops import report
+from retro_ops.compute import device
 from retro_ops.core import packing
 from retro_ops.embedding import Embedder
 from retro_ops.models import Tokenizer

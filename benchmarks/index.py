@@ -22,9 +22,9 @@ import torch
 import vectors as made
 from numpy.typing import NDArray
 
+from retro_ops.compute.device import Device, choose
+from retro_ops.compute.fp16_scores import prepare
 from retro_ops.core import faiss_index, kmeans
-from retro_ops.core.nearness import prepare
-from retro_ops.device import Device, choose
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
 
 Vectors = NDArray[np.float16]

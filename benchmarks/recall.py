@@ -16,8 +16,8 @@ import real_text
 from numpy.typing import NDArray
 
 from retro_ops import layout, searching
+from retro_ops.compute.device import choose
 from retro_ops.core import exact, neighbours, search
-from retro_ops.device import choose
 from retro_ops.plans import read_plan
 from retro_ops.specs import Parameters, Plan
 

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import device, model_inputs, ways
+from retro_ops import model_inputs, ways
+from retro_ops.compute import device
 from retro_ops.core import bert, packing
 from retro_ops.encoders import Encoding, exact
 from retro_ops.errors import BadInputError, ConfigurationError

@@ -16,10 +16,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.device import Room
 from retro_ops.core import faiss_index
 from retro_ops.core.faiss_index import ID_BYTES
 from retro_ops.core.search import Coarse
-from retro_ops.device import Room
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.storage import store

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops import layout, searching
+from retro_ops.compute.device import Device, Room
 from retro_ops.core import faiss_index, filters, tuning
 from retro_ops.core.exact import unpack
 from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Queries, exact_search
-from retro_ops.device import Device, Room
 from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
 from retro_ops.specs import Plan, Shard, Split, category

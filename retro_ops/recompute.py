@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from retro_ops import layout
+from retro_ops.compute.device import choose
 from retro_ops.core.exact import unpack
 from retro_ops.core.search import rescore
-from retro_ops.device import choose
 from retro_ops.embedding import Embedder
 from retro_ops.models import Tokenizer
 from retro_ops.searching import IndexedChunks, QueryShard, query_shards

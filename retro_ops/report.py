@@ -15,7 +15,7 @@ from typing import Any
 import retro_ops
 from retro_ops import layout
 from retro_ops.blocks import Unfinished
-from retro_ops.device import Device
+from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.specs import parent, relative, resolve

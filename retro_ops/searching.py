@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops import layout
+from retro_ops.compute.device import Device, Room, room
+from retro_ops.compute.fp16_scores import comparing, prepare
 from retro_ops.core import faiss_index, filters, scan, tuning
 from retro_ops.core.exact import MAX_CHUNKS, Compare, on_host
-from retro_ops.core.nearness import comparing, prepare
 from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Block, Blocks, Coarse, Index, Queries, Refuse, Width
-from retro_ops.device import Device, Room, room
 from retro_ops.errors import BadInputError
 from retro_ops.index_lists import ListFile, in_parts, too_large
 from retro_ops.indexes import load_index

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import device
+from retro_ops.compute import device
 from retro_ops.core import bert, packing
 
 LEAST_ROW_TOKENS = 32

@@ -12,7 +12,7 @@ At a width of some hundred a layer is as much moving as multiplying, so what can
 from dataclasses import dataclass
 from typing import Any
 
-from retro_ops.core.nearness import Tensor
+from retro_ops.compute.fp16_scores import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.device import Device
+from retro_ops.compute.fp16_scores import on, prepare
 from retro_ops.core import tensor_ivf
-from retro_ops.core.nearness import on, prepare
 from retro_ops.core.scan import Lists
-from retro_ops.device import Device
 from retro_ops.errors import BadInputError
 
 DEFAULT_TRAINING_VECTORS_PER_LIST = 256

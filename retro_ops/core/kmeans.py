@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.nearness import Tensor, answering, asking, scores
+from retro_ops.compute.fp16_scores import Tensor, answering, asking, scores
 
 MOST_POINTS_PER_CENTROID = 256
 

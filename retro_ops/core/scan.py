@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.fp16_scores import Tensor, answering, asking, columns, on, scores
 from retro_ops.core import tiles
 from retro_ops.core.exact import Keys, smallest, unpack
 from retro_ops.core.filters import REASONS, SAME_DOCUMENT
-from retro_ops.core.nearness import Tensor, answering, asking, columns, on, scores
 from retro_ops.core.search import NOBODY, Blocks, Found, Queries, Refused, joined
 
 PROBE_ROWS = 4096

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.fp16_scores import Tensor, asking
 from retro_ops.core import kmeans
-from retro_ops.core.nearness import Tensor, asking
 
 CODE_VALUES = 256
 """Of a byte."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.fp16_scores import ROUNDING, Tensor, answering, asking, columns, on, scores
 from retro_ops.core.exact import NOTHING, Keys, smallest
-from retro_ops.core.nearness import ROUNDING, Tensor, answering, asking, columns, on, scores
 from retro_ops.core.search import Blocks
 
 TILE = 64

@@ -110,7 +110,7 @@ def _trained(uri: str, loaded: dict[str, Any]) -> Any:
 
 
 def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
-    from retro_ops import device
+    from retro_ops.compute import device
     from retro_ops.core import faiss_index
     from retro_ops.indexes import save_index
     from retro_ops.storage.npy import open_npy

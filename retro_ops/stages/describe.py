@@ -64,7 +64,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _work(
     plan: Plan, requested: str, expected: dict[str, Any] | None, repeats: dict[str, Any] | None
 ) -> report.Outcome:
-    from retro_ops import card, device, quality, searching
+    from retro_ops import card, quality, searching
+    from retro_ops.compute import device
     from retro_ops.models import Tokenizer
 
     where = device.choose(requested, "torch")

@@ -14,7 +14,7 @@ from retro_ops.specs import Parameters, Plan
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.device import Device
+    from retro_ops.compute.device import Device
     from retro_ops.embedding import Embedder
     from retro_ops.models import Tokenizer
 
@@ -70,7 +70,7 @@ class _Loaded:
 
     def embedder(self, parameters: Parameters) -> "tuple[Embedder, Device]":
         """The model, made ready, and where it is."""
-        from retro_ops import device
+        from retro_ops.compute import device
         from retro_ops.embedding import Embedder
 
         if self.model is None or self.where is None:
@@ -124,8 +124,8 @@ def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinis
 def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
     import numpy as np
 
-    from retro_ops import device
-    from retro_ops.parallel import ahead, in_order
+    from retro_ops.compute import device
+    from retro_ops.compute.workers import ahead, in_order
     from retro_ops.storage.npy import NpyWriter, open_npy
 
     chunks = open_npy(job.chunks, ndim=2, kind="u")

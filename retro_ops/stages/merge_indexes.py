@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from retro_ops import layout, report
-from retro_ops.device import Room
+from retro_ops.compute.device import Room
 from retro_ops.errors import BadInputError
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
@@ -94,7 +94,7 @@ def _job(arguments: Namespace) -> Job:
 
 
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
-    from retro_ops import device
+    from retro_ops.compute import device
 
     made = store.side_by_side(report.read, job.reports)
     identity = report.check_same_identity(dict(zip(job.reports, made, strict=True)))

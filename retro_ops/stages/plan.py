@@ -372,9 +372,9 @@ def _check_names(shards: list[Shard]) -> None:
 
 def _identity(parameters: Parameters, tokenizer: "Tokenizer") -> Identity:
     """Load the model once, too, so that a run with a wrong name or type fails before any work."""
+    from retro_ops.compute.device import Device
     from retro_ops.core import faiss_index
     from retro_ops.core.chunking import token_dtype
-    from retro_ops.device import Device
     from retro_ops.embedding import Embedder
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)

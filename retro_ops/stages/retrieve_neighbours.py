@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from retro_ops.compute.device import Device
     from retro_ops.core.search import Found, Index, Queries
-    from retro_ops.device import Device
     from retro_ops.searching import IndexedChunks, QueryShard
     from retro_ops.storage.npy import NpyReader
     from retro_ops.updating import Former
@@ -250,7 +250,7 @@ def _position(embeddings: str, shards: tuple[IndexShard, ...], by_content: bool)
 def _work(
     job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], unfinished: Unfinished
 ) -> report.Outcome:
-    from retro_ops import device
+    from retro_ops.compute import device
 
     identity = report.check_same_identity(
         {uri: report.read(uri) for uri in (query.embeddings_report, job.index_report)}

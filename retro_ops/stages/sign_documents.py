@@ -55,9 +55,10 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
 
 
 def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
-    from retro_ops import device, signatures
+    from retro_ops import signatures
+    from retro_ops.compute import device
+    from retro_ops.compute.workers import ahead, in_order
     from retro_ops.core import signing
-    from retro_ops.parallel import ahead, in_order
     from retro_ops.tokenising import batches
 
     line_bytes = layout.line_limit(plan.parameters.memory_budget)

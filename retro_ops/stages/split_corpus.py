@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 from retro_ops import corpus, layout, listing, recipes, report, sources
+from retro_ops.compute.workers import ahead
 from retro_ops.core import routing
 from retro_ops.core.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
-from retro_ops.parallel import ahead
 from retro_ops.progress import Progress, say
 from retro_ops.recipes import Rule
 from retro_ops.source_lines import Line, lines

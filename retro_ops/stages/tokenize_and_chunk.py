@@ -149,9 +149,10 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
 
 
 def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
-    from retro_ops import device, tokenising
+    from retro_ops import tokenising
+    from retro_ops.compute import device
+    from retro_ops.compute.workers import ahead, in_order
     from retro_ops.core.chunking import token_dtype
-    from retro_ops.parallel import ahead, in_order
 
     tokenizer = _tokenizer(parameters.tokenizer, parameters.pad_id)
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)

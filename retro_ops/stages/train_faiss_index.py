@@ -80,7 +80,8 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
     import numpy as np
 
-    from retro_ops import device, fits
+    from retro_ops import fits
+    from retro_ops.compute import device
     from retro_ops.core import faiss_index
     from retro_ops.indexes import save_index
     from retro_ops.storage.npy import open_npy

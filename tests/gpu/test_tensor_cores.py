@@ -6,11 +6,11 @@ import pytest
 from numpy.typing import NDArray
 from vectors import blocks_of
 
+from retro_ops.compute.device import Device
+from retro_ops.compute.fp16_scores import comparing, prepare
 from retro_ops.core import faiss_index, search
-from retro_ops.core.nearness import comparing, prepare
 from retro_ops.core.scan import Scan, Span
 from retro_ops.core.search import Queries
-from retro_ops.device import Device
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from samples import Run
 
-from retro_ops import device, report, searching
+from retro_ops import report, searching
+from retro_ops.compute import device
 from retro_ops.core import faiss_index, scan
 from retro_ops.specs import IndexShard, index_spec_to_json
 

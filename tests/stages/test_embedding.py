@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from samples import Run, tokenize_flags, write_corpus
 
-from retro_ops import device, embedding, model_inputs, report
+from retro_ops import embedding, model_inputs, report
+from retro_ops.compute import device
+from retro_ops.compute.device import Device
 from retro_ops.core import packing
-from retro_ops.device import Device
 from retro_ops.embedding import Embedder
 from retro_ops.encoders import DisagreementError, Encoding, exact
 from retro_ops.models import Tokenizer

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from retro_ops import device
+from retro_ops.compute import device
 from retro_ops.core import neighbours, validation
 from retro_ops.core.chunking import chunk_documents, token_dtype
 from retro_ops.core.packing import from_lists

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from vectors import unit_vectors
 
 from retro_ops import index_lists
+from retro_ops.compute.device import Device, Room, room
 from retro_ops.core import faiss_index
-from retro_ops.device import Device, Room, room
 from retro_ops.errors import BadInputError
 
 TYPES = ("IVF64,PQ8", "IVF64,Flat", "RR32,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")

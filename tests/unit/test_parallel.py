@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from retro_ops.parallel import AHEAD, ahead, in_order
+from retro_ops.compute.workers import AHEAD, ahead, in_order
 
 
 def test_what_is_made_ahead_comes_in_order_and_no_further_than_allowed() -> None:

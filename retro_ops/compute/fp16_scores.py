@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.device import Device
 from retro_ops.core.exact import Compare, Given
-from retro_ops.device import Device
 
 Tensor = Any
 """torch.Tensor: torch is imported only where there is work for it."""
