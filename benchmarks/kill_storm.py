@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 from run import DAG, DATASET, FINISHED, task_instances
 from stack import REPOSITORY, Stack
 
-from retro_ops import layout, report
+from retro_ops import report
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Plan
 from retro_ops.plans import read_plan
-from retro_ops.specs import Plan
 from retro_ops.storage import store
 
 LAST_TRY = 3
@@ -62,9 +63,9 @@ def kill_stage(stack: Stack, rng: random.Random) -> str | None:
 def differing(found: Plan, expected: Plan) -> tuple[int, list[str]]:
     """How many outputs were compared, and those that are not byte-equal."""
     total, different = 0, []
-    for stage in (*layout.SHARD_STAGES, "train-faiss-index", "merge-indexes"):
-        for shard in [s.name for s in found.shards] if stage in layout.SHARD_STAGES else [None]:
-            reports = [report.read(layout.report_uri(plan, stage, shard)) or {} for plan in (found, expected)]
+    for stage in (*paths.SHARD_STAGES, "train-faiss-index", "merge-indexes"):
+        for shard in [s.name for s in found.shards] if stage in paths.SHARD_STAGES else [None]:
+            reports = [report.read(paths.report_uri(plan, stage, shard)) or {} for plan in (found, expected)]
             for ours, theirs in zip(reports[0]["outputs"], reports[1]["outputs"], strict=True):
                 total += 1
                 if store.sha256(ours["uri"]) != theirs["sha256"]:
@@ -92,7 +93,7 @@ def main() -> None:
             if victim:
                 kills += 1
                 print(f"{time.monotonic() - start:5.0f} s  killed {victim}", flush=True)
-    plan = read_plan(layout.plan_uri(os.environ["RETRO_ROOT"], run_id, run_id))
+    plan = read_plan(paths.plan_uri(os.environ["RETRO_ROOT"], run_id, run_id))
     if state != "success":
         sys.exit(f"the run ended as {state} after {kills} kills")
     total, different = differing(plan, dataclasses.replace(plan, dataset=DATASET))

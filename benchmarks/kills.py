@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.nights import Corpus, compare
 from benchmarks.whole_run import IN_ORDER, NOW, in_child, run, warm
 from demo.make_corpus import documents
-from retro_ops import layout, versions
+from retro_ops import versions
 from retro_ops.cli import main as retro_ops
+from retro_ops.plan import paths
 from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
@@ -39,7 +40,7 @@ def read_on(root: str, answers: Any, stop: Any) -> None:
     while not stop.is_set():
         series = versions.read(root, DATASET)
         plan = read_plan(series.plan_uri())
-        specs = [layout.dataset_spec_in(series.folder(), split) for split in plan.splits()]
+        specs = [paths.dataset_spec_in(series.folder(), split) for split in plan.splits()]
         if retro_ops(["validate", "--spec", *specs]):
             wrong.append(f"version {series.current} does not validate")
         seen[series.current] = seen.get(series.current, 0) + 1
@@ -93,7 +94,7 @@ def _published(root: str) -> dict[str, Any]:
     """Shards of the published specs and the bytes of the indexes; folders may differ where a repair was begun twice."""
     series = versions.read(root, DATASET)
     plan = read_plan(series.plan_uri())
-    indexes = {split: store.sha256(layout.index_uri(plan, split)) for split in plan.splits()}
+    indexes = {split: store.sha256(paths.index_uri(plan, split)) for split in plan.splits()}
     return {"shards": [shard.name for shard in plan.shards], **indexes}
 
 

@@ -16,14 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 from run import FINISHED
 from stack import Stack
 
-from retro_ops import layout, report
+from retro_ops import report
+from retro_ops.plan import paths
 from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 PAGE = 100
 POLL_S = 5
 RUN_TIMEOUT_S = 2 * 3600
-SHARD_STAGES = [stage.replace("-", "_") for stage in layout.SHARD_STAGES]
+SHARD_STAGES = [stage.replace("-", "_") for stage in paths.SHARD_STAGES]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def covered(tasks: Sequence[Task]) -> float:
 def work_of(plan_uri: str) -> dict[str, float]:
     """Seconds of work by stage, as the stages themselves reported them."""
     plan = read_plan(plan_uri)
-    tasks = list(layout.tasks(plan, (*layout.stages(plan), "validate")))
-    made = store.side_by_side(lambda of: report.require(layout.report_uri(plan, *of), "it"), tasks)
+    tasks = list(paths.tasks(plan, (*paths.stages(plan), "validate")))
+    made = store.side_by_side(lambda of: report.require(paths.report_uri(plan, *of), "it"), tasks)
     work: dict[str, float] = {}
     for (stage, _), found in zip(tasks, made, strict=True):
         work[stage] = work.get(stage, 0.0) + found["seconds"]
@@ -114,7 +115,7 @@ def run_once(stack: Stack, dag: str, run_id: str, conf: dict[str, str], shards: 
     run: Any = stack.api("GET", f"/dags/{dag}/dagRuns/{quote(run_id)}")
     rows = [row for row in task_instances(stack, dag, run_id) if row["start_date"]]
     tasks = [Task(row["task_id"], seconds(row["start_date"]), seconds(row["end_date"])) for row in rows]
-    work = work_of(layout.plan_uri(os.environ["RETRO_ROOT"], conf["dataset"], run_id))
+    work = work_of(paths.plan_uri(os.environ["RETRO_ROOT"], conf["dataset"], run_id))
     wall = seconds(run["end_date"]) - seconds(run["queued_at"])
     print("\n".join(table(tasks, work, wall, shards)), flush=True)
 

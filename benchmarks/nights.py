@@ -21,7 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import Run, StageFailedError, in_child, run, warm
 from demo.make_corpus import documents
-from retro_ops import layout, versions
+from retro_ops import versions
+from retro_ops.plan import paths
 from retro_ops.storage.npy import open_npy
 
 DATASET = "nights"
@@ -121,7 +122,7 @@ def _answered(done: Run | None) -> Run:
 def _done(refreshed: Run) -> str:
     if refreshed.changes["nothing"]:
         return "nothing to do"
-    decision = json.loads(Path(layout.drift_uri(refreshed.plan_uri)).read_text())
+    decision = json.loads(Path(paths.drift_uri(refreshed.plan_uri)).read_text())
     kinds = [f"{len(refreshed.changes[k])} {k}" for k in ("added", "changed", "removed") if refreshed.changes[k]]
     return ", ".join(kinds) + (
         ", trained anew" if decision["retrain"] else ", width anew" if decision["retune"] else ""
@@ -141,11 +142,11 @@ def compare(refreshed: Run, scratch: Run) -> tuple[dict[str, float], int]:
     for shard in one.shards:
         files = []
         for plan in (one, other):
-            of_plan = layout.chunks_files(plan, shard.name)
-            of_plan["embeddings"] = layout.embeddings_uri(plan, shard.name)
+            of_plan = paths.chunks_files(plan, shard.name)
+            of_plan["embeddings"] = paths.embeddings_uri(plan, shard.name)
             if shard.queried:
-                of_plan["neighbours"] = layout.neighbours_uri(plan, shard.name)
-                of_plan["distances"] = layout.distances_uri(of_plan["neighbours"])
+                of_plan["neighbours"] = paths.neighbours_uri(plan, shard.name)
+                of_plan["distances"] = paths.distances_uri(of_plan["neighbours"])
             files.append(of_plan)
         for what in files[0]:
             a, b = (open_npy(of_plan[what]).rows(0, sys.maxsize) for of_plan in files)
@@ -161,7 +162,7 @@ def _shown(equal: dict[str, float], refreshed: Run, scratch: Run) -> str:
 
 
 def _recall(done: Run) -> float:
-    card: dict[str, Any] = json.loads(Path(layout.card_uri(done.plan, "json")).read_text())
+    card: dict[str, Any] = json.loads(Path(paths.card_uri(done.plan, "json")).read_text())
     return float(card["quality"]["train"]["recall"])
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import real_text
 from numpy.typing import NDArray
 
-from retro_ops import layout, searching
+from retro_ops import searching
 from retro_ops.compute.device import choose
 from retro_ops.core import exact, neighbours, search
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.plans import read_plan
-from retro_ops.specs import Parameters, Plan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 K = 4
@@ -74,9 +75,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=10_000)
     arguments = parser.parse_args()
     plan = prepare(arguments.folder, arguments.model, arguments.index_type)
-    chunks = searching.IndexedChunks(layout.index_shards(plan, "train"))
+    chunks = searching.IndexedChunks(paths.index_shards(plan, "train"))
     where = choose("auto", "faiss")
-    index = searching.open_index(layout.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
+    index = searching.open_index(paths.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
     shards = [searching.query_shard(chunks, position, with_tokens=False) for position in range(len(plan.shards))]
     each = arguments.queries // len(shards)
     queries = searching.join([searching.sample([shard], each, seed=1) for shard in shards])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import Run, in_child, run, warm
-from retro_ops import layout
+from retro_ops.plan import paths
 
 DATASET = "growing"
 FULL = "full build"
@@ -47,7 +47,7 @@ def write(corpus: Path, lines: list[str], shards: int) -> list[str]:
 
 
 def recall(done: Run) -> float:
-    card = json.loads(Path(layout.card_uri(done.plan, "json")).read_text())
+    card = json.loads(Path(paths.card_uri(done.plan, "json")).read_text())
     return float(card["quality"]["train"]["recall"])
 
 
@@ -95,7 +95,7 @@ def main() -> None:
         made["one shard less"] = done("less", "--refresh")
         (corpus / "50_new.jsonl").write_text("".join(left))
         made["stored embeddings"] = done("rebuilt", *flags)
-    counts = json.loads(Path(layout.manifest_uri(made["refresh"].plan)).read_text())["shards"]
+    counts = json.loads(Path(paths.manifest_uri(made["refresh"].plan)).read_text())["shards"]
     chunks = {shard["name"]: shard["counts"]["chunks"] for shard in counts}
     total = sum(chunks.values())
     print(

@@ -18,7 +18,7 @@ from run import DAG
 from stack import Stack
 
 from benchmarks import live_run
-from retro_ops import layout
+from retro_ops.plan import paths
 from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
@@ -49,9 +49,9 @@ def main() -> None:
         }
         live_run.run_once(stack, DAG, run_id, conf, sum(map(len, files.values())))
         live_run.timed(DATASET, "status")
-        plan = read_plan(layout.plan_uri(os.environ["RETRO_ROOT"], DATASET, run_id))
+        plan = read_plan(paths.plan_uri(os.environ["RETRO_ROOT"], DATASET, run_id))
         for kind in ("json", "html"):
-            arguments.folder.joinpath(f"card.{kind}").write_bytes(store.read(layout.card_uri(plan, kind)))
+            arguments.folder.joinpath(f"card.{kind}").write_bytes(store.read(paths.card_uri(plan, kind)))
         for split, figures in json.loads(arguments.folder.joinpath("card.json").read_text())["quality"].items():
             print(f"recall of {split}: {figures['recall']:.4f} on {figures['sampled_rows']:,} rows")
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from retro_ops import layout, sources
 from retro_ops.cli import main
+from retro_ops.plan import paths, source_list
+from retro_ops.plan.specs import Plan
 from retro_ops.plans import read_plan
-from retro_ops.specs import Plan
 from retro_ops.storage import store
 
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
@@ -81,21 +81,21 @@ def run(root: str, dataset: str, name: str, *flags: object) -> Run:
 
     ``--recipe`` and ``--source-folder`` stand first: files are listed and split before the plan is made.
     """
-    done = Run(layout.plan_uri(root, dataset, name))
+    done = Run(paths.plan_uri(root, dataset, name))
     flags = _from_recipe(done, root, dataset, name, flags)
     incremental = "--refresh" in flags or "--repair" in flags
     done.stage("plan", "--root", root, "--dataset", dataset, "--output", done.plan_uri, *flags)
-    done.changes = json.loads(store.read(layout.changes_uri(done.plan_uri)))
+    done.changes = json.loads(store.read(paths.changes_uri(done.plan_uri)))
     if incremental and done.changes["nothing"]:
         return done
     if done.plan.parameters.duplicates != "keep" and not done.plan.deduplicated:
         _stages(done, ("sign-documents",), incremental)
         done.stage("find-duplicates", "--plan", done.plan_uri)
-        done.plan_uri = layout.deduplicated_plan_uri(done.plan_uri)
+        done.plan_uri = paths.deduplicated_plan_uri(done.plan_uri)
     _stages(done, UNTIL_GATE, incremental)
     if "--refresh" in flags:
         done.stage("check-drift", "--plan", done.plan_uri)
-        done.plan_uri = layout.decided_plan_uri(done.plan_uri)
+        done.plan_uri = paths.decided_plan_uri(done.plan_uri)
     _stages(done, FROM_INDEX, incremental)
     for stage in TO_PUBLISH:
         more = ["--changed-only"] if stage == "validate" and "--refresh" in flags else []
@@ -107,9 +107,9 @@ def _from_recipe(done: Run, root: str, dataset: str, name: str, flags: tuple[obj
     count = 4 if "--source-folder" in flags else 2
     if flags[0] != "--recipe":
         return flags
-    uri = layout.sources_uri(root, dataset, name)
+    uri = paths.sources_uri(root, dataset, name)
     done.stage("list-sources", *flags[:count], "--root", root, "--dataset", dataset, "--output", uri)
-    for file in sources.from_json(store.read(uri), uri).files:
+    for file in source_list.from_json(store.read(uri), uri).files:
         done.stage("split-corpus", "--sources", uri, "--file", file.name)
     return ("--sources", uri, *flags[count:])
 
@@ -118,8 +118,8 @@ def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:
     """All shards of a stage in one call, as a mapped task of the DAGs has a group of them."""
     plan = done.plan
     to_do: dict[str, list[str]] = {}
-    for stage, shard in layout.tasks(plan, stages):
-        if not (incremental and store.exists(layout.report_uri(plan, stage, shard))):
+    for stage, shard in paths.tasks(plan, stages):
+        if not (incremental and store.exists(paths.report_uri(plan, stage, shard))):
             to_do.setdefault(stage, []).append(shard or "")
     for stage, shards in to_do.items():
         of = ["--shard", ",".join(shards)] if all(shards) else []

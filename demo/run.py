@@ -16,9 +16,10 @@ from urllib.parse import quote
 import make_corpus
 from stack import BUCKET, STAGES_BIN, Stack
 
-from retro_ops import layout, report
+from retro_ops import report
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Plan
 from retro_ops.plans import read_plan
-from retro_ops.specs import Plan
 from retro_ops.storage import store
 
 DAG = "retro_dataset"
@@ -108,9 +109,9 @@ def print_log(stack: Stack, run_id: str, task: dict[str, Any]) -> None:
 
 def print_figures(plan: Plan) -> None:
     """Counts, seconds and rates of each stage, from the reports that the stages left."""
-    print(f"\nDataset: {layout.dataset_folder(plan.root, plan.dataset)}")
+    print(f"\nDataset: {paths.dataset_folder(plan.root, plan.dataset)}")
     for split in plan.splits():
-        print(f"  {split:5} spec: {layout.dataset_spec_uri(plan, split)}")
+        print(f"  {split:5} spec: {paths.dataset_spec_uri(plan, split)}")
     print(f"\n  {'stage':22}{'shards':>7}{'work':>22}{'seconds':>10}{'rate':>14}")
     names = [shard.name for shard in plan.shards]
     rows: list[tuple[str, list[str | None], str]] = [
@@ -125,7 +126,7 @@ def print_figures(plan: Plan) -> None:
     ]
     full = total = 0
     for stage, shards, unit in rows:
-        reports = [report.read(layout.report_uri(plan, stage, shard)) or {} for shard in shards]
+        reports = [report.read(paths.report_uri(plan, stage, shard)) or {} for shard in shards]
         count, seconds = sum(r["counts"][unit] for r in reports), sum(r["seconds"] for r in reports)
         work = f"{count:,} {unit.replace('_', ' ')}"
         print(f"  {stage:22}{len(shards):>7}{work:>22}{seconds:>10.1f}{count / max(seconds, 1e-9):>12,.0f}/s")
@@ -133,7 +134,7 @@ def print_figures(plan: Plan) -> None:
             full, total = sum(r["counts"]["full_rows"] for r in reports), count
     k = plan.parameters.num_neighbours
     print(f"  Rows with all {k} neighbours: {full / max(total, 1):.2%} of {total:,}")
-    for split, figures in json.loads(store.read(layout.card_uri(plan, "json")))["quality"].items():
+    for split, figures in json.loads(store.read(paths.card_uri(plan, "json")))["quality"].items():
         print(f"  Recall@{k} of {split}: {figures['recall']:.4f} on {figures['sampled_rows']:,} rows")
     print("  (seconds are those of the run that did the work, summed over shards; a rerun reuses it)")
 
@@ -148,14 +149,14 @@ def main() -> None:
     run_id = trigger(stack)
     watch(stack, run_id)
     root = os.environ["RETRO_ROOT"]
-    plan = read_plan(layout.plan_uri(root, DATASET, run_id))
+    plan = read_plan(paths.plan_uri(root, DATASET, run_id))
     print_figures(plan)
-    current = json.loads(store.read(layout.current_uri(root, DATASET)))
+    current = json.loads(store.read(paths.current_uri(root, DATASET)))
     print(f"\nPublished as version {current['version']}. Three chunks and their nearest neighbours:")
-    show = [str(STAGES_BIN / "retro-ops"), "show", "--spec", layout.dataset_spec_uri(plan, "train"), "--rows", "3"]
+    show = [str(STAGES_BIN / "retro-ops"), "show", "--spec", paths.dataset_spec_uri(plan, "train"), "--rows", "3"]
     subprocess.run(show, check=True)
     card = Path(run_dir, "card.html")
-    card.write_bytes(store.read(layout.card_uri(plan, "html")))
+    card.write_bytes(store.read(paths.card_uri(plan, "html")))
     print(f"\nThe dataset's card, for a browser: {card.resolve()}")
     print(f"See the run: {run_url(stack, run_id)}\nStop everything: make down")
 

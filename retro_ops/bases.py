@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from retro_ops import layout, versions
-from retro_ops.specs import (
+from retro_ops import versions
+from retro_ops.plan import paths
+from retro_ops.plan.specs import (
     SPLITS,
     Base,
     BaseShard,
@@ -41,7 +42,7 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
     From the version's own specs and manifest, so that it holds whatever code made them.
     """
     version, number = series.folder(), series.current
-    manifest_uri = layout.manifest_in(version)
+    manifest_uri = paths.manifest_in(version)
     manifest = versions.manifest(version)
     if changed := _changed(plan, manifest, DECIDE_THE_INDEX) or _other_code(manifest, MAKE_THE_INDEX):
         return None, f"{changed} differ from version {number}, so everything is built again"
@@ -59,7 +60,7 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
     neighbours: dict[str, str] = {}
     index = None  # Nobody merged a training index if no training shard was queried.
     for split, names in queried.items():
-        spec_uri = layout.dataset_spec_in(version, split)
+        spec_uri = paths.dataset_spec_in(version, split)
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
         index = _digest_of_folder(spec.faiss_index) if split == "train" else index
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
@@ -103,7 +104,7 @@ def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> s
 def _other_code(manifest: Mapping[str, Any], stages: Iterable[str]) -> str:
     """Which of ``stages`` made other bytes when the version was made; one that is not there was as it is now."""
     known = manifest.get("code_versions") or {}
-    return ", ".join(stage for stage in stages if known.get(stage) not in (None, layout.CODE_VERSIONS[stage]))
+    return ", ".join(stage for stage in stages if known.get(stage) not in (None, paths.CODE_VERSIONS[stage]))
 
 
 def _digest_of_folder(uri: str) -> str:
@@ -136,13 +137,13 @@ def changes(former: Sequence[Shard], shards: Sequence[Shard]) -> Changes:
 
 def read_condemned(root: str, dataset: str) -> tuple[str, ...]:
     """Digests of outputs that were found damaged."""
-    found = store.at(root).read_tagged(layout.condemned_uri(root, dataset))
+    found = store.at(root).read_tagged(paths.condemned_uri(root, dataset))
     return tuple(json.loads(found[0])["digests"]) if found else ()
 
 
 def condemn(root: str, dataset: str, digests: Iterable[str]) -> None:
     """Add ``digests`` to those that nothing uses again. ConflictError if somebody else was faster."""
-    uri = layout.condemned_uri(root, dataset)
+    uri = paths.condemned_uri(root, dataset)
     found = store.at(uri).read_tagged(uri)
     known = json.loads(found[0])["digests"] if found else []
     wanted = list(dict.fromkeys([*known, *digests]))

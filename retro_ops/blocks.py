@@ -19,8 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from retro_ops import layout
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
 from retro_ops.progress import say
 from retro_ops.storage import store
 
@@ -66,7 +66,7 @@ class Unfinished:
             return
         there = set(store.at(self._folder).list(self._folder))
         self._left_behind = bool(there)
-        while (uri := layout.block_uri(self._folder, self._number)) in there:
+        while (uri := paths.block_uri(self._folder, self._number)) in there:
             block = _read(uri)
             if block is None or block.first != self.end:
                 break  # It and what comes after it will be overwritten.
@@ -99,7 +99,7 @@ class Unfinished:
             block.writestr(ABOUT, about)
         self._left_behind = True
         self._wait(WRITTEN_AT_ONCE - 1)
-        uri = layout.block_uri(self._folder, self._number)
+        uri = paths.block_uri(self._folder, self._number)
         self._writing.append(self._writer.submit(_write_block, uri, self._buffer))
         if in_time:
             self._wait(0)

@@ -17,11 +17,12 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
-from retro_ops import groups, layout
+from retro_ops import groups
 from retro_ops.errors import EXIT_OK, BadInputError, RetroError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters
 from retro_ops.plans import read_plan
 from retro_ops.progress import configure_logging, logger, say
-from retro_ops.specs import Parameters
 
 STAGES = (
     "list-sources",
@@ -197,7 +198,7 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise BadInputError(f"{flags}: fixed by the plan", "make another plan, or leave --plan out and name the files")
     plan = read_plan(plan_uri)
-    if arguments.stage in layout.CODE_VERSIONS and (other := layout.other_code(plan)):
+    if arguments.stage in paths.CODE_VERSIONS and (other := paths.other_code(plan)):
         raise BadInputError(
             f"{plan_uri} was made by another version of this package, whose {', '.join(other)} writes other bytes",
             "make the plan again: clear the task `plan` with all after it, or run `retro-ops plan`",

@@ -15,7 +15,7 @@ import zstandard
 from wcmatch import glob
 
 from retro_ops.errors import BadInputError
-from retro_ops.specs import Source, parent
+from retro_ops.plan.specs import Source, parent
 from retro_ops.storage import store
 from retro_ops.storage.store import Writer, Written
 

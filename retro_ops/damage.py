@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from retro_ops import corpus, layout, report
+from retro_ops import corpus, report
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Plan, Shard
 from retro_ops.plans import read_plan
-from retro_ops.specs import Plan, Shard
 from retro_ops.storage import store
 
 State = Literal["done", "missing", "damaged"]
@@ -27,7 +28,7 @@ class Entry:
 
 def stages(plan: Plan) -> list[str]:
     """Those that a run of ``plan`` has, and that leave a report."""
-    return [*layout.stages(plan), "validate"]
+    return [*paths.stages(plan), "validate"]
 
 
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
@@ -35,19 +36,19 @@ def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     at_once = store.READERS if thorough else store.LOOKUPS
     sizes = _sizes(plan)
     return store.side_by_side(
-        lambda of: _look(plan, *of, sizes, thorough=thorough), layout.tasks(plan, stages(plan)), at_once
+        lambda of: _look(plan, *of, sizes, thorough=thorough), paths.tasks(plan, stages(plan)), at_once
     )
 
 
 def _sizes(plan: Plan) -> dict[str, int]:
     """Bytes of all files of the dataset: a list of a thousand is one request."""
-    folder = layout.dataset_folder(plan.root, plan.dataset)
-    listed = store.side_by_side(store.at(folder).objects, [layout.join(folder, room) for room in layout.ROOMS])
+    folder = paths.dataset_folder(plan.root, plan.dataset)
+    listed = store.side_by_side(store.at(folder).objects, [paths.join(folder, room) for room in paths.ROOMS])
     return {entry.uri: entry.bytes for of_room in listed for entry in of_room}
 
 
 def _look(plan: Plan, stage: str, shard: str | None, sizes: Mapping[str, int], *, thorough: bool) -> Entry:
-    uri = layout.report_uri(plan, stage, shard)
+    uri = paths.report_uri(plan, stage, shard)
     try:
         made = report.read(uri)
     except BadInputError as error:
@@ -71,28 +72,28 @@ def of_no_use(entries: Sequence[Entry], published: bool) -> list[Entry]:
 def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iterator[str]:
     """Of the outputs of ``entries``, and of everything of ``shards``."""
     for entry in entries:
-        yield layout.output_digest(plan, entry.stage, entry.shard)
-    for stage in layout.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
+        yield paths.output_digest(plan, entry.stage, entry.shard)
+    for stage in paths.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
         for shard in shards:
-            if layout.runs_on(stage, plan.shard(shard)):
-                yield layout.output_digest(plan, stage, shard)
+            if paths.runs_on(stage, plan.shard(shard)):
+                yield paths.output_digest(plan, stage, shard)
 
 
 def last_plan_uri(plan_uri: str) -> str:
     """What became of the plan of a run: without failed shards, after the check for drift."""
-    return next((uri for uri in layout.plans_after(plan_uri) if store.exists(uri)), plan_uri)
+    return next((uri for uri in paths.plans_after(plan_uri) if store.exists(uri)), plan_uri)
 
 
 def all_shards(plan_uri: str) -> tuple[Shard, ...]:
     """Shards of the run of a plan, those that failed included."""
-    first = layout.first_plan_uri(plan_uri)
-    deduplicated = layout.deduplicated_plan_uri(first)
+    first = paths.first_plan_uri(plan_uri)
+    deduplicated = paths.deduplicated_plan_uri(first)
     return read_plan(deduplicated if store.exists(deduplicated) else first).shards
 
 
 def check_sources(plan: Plan) -> None:
     """BadInputError when a shard must be tokenised whose file is gone or has another content than it had."""
-    reports = [layout.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
+    reports = [paths.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
     for shard, is_done in zip(plan.shards, store.side_by_side(store.exists, reports), strict=True):
         if is_done:
             continue

@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from retro_ops.errors import BadInputError, RetroError
+from retro_ops.plan.specs import Plan
 from retro_ops.progress import say
-from retro_ops.specs import Plan
 
 
 def names(text: str) -> list[str]:

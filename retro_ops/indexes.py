@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 
 from retro_ops.errors import BadInputError
-from retro_ops.specs import split_scheme
+from retro_ops.plan.specs import split_scheme
 from retro_ops.storage import store
 from retro_ops.storage.store import Written
 

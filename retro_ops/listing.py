@@ -4,14 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from retro_ops import corpus, layout
+from retro_ops import corpus
 from retro_ops.core.routing import ByPath, LeftOut, by_path
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.source_list import SourceFile
+from retro_ops.plan.specs import NAME_PATTERN, resolve
 from retro_ops.recipes import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
 from retro_ops.recipes.nodes import Faults
 from retro_ops.recipes.patterns import alternatives
-from retro_ops.sources import SourceFile
-from retro_ops.specs import NAME_PATTERN, resolve
 from retro_ops.storage import store
 
 LONGEST_NAME = 100
@@ -54,7 +55,7 @@ def _files(rule: Rule, pattern: Line, folder: str, absent: list[str], faults: Fa
     found: dict[str, None] = {}
     missing = []
     for name in alternatives(pattern.text):
-        uri = resolve(name, layout.join(folder, "recipe"))
+        uri = resolve(name, paths.join(folder, "recipe"))
         try:
             found |= dict.fromkeys(corpus.find(uri, SUFFIXES))
         except BadInputError:
@@ -73,7 +74,7 @@ def _files(rule: Rule, pattern: Line, folder: str, absent: list[str], faults: Fa
 
 def _name(uri: str, folder: str) -> str:
     """``/data/Pile/train/00.jsonl.zst`` below ``/data`` -> ``Pile-train-00``."""
-    base = layout.join(folder, "")
+    base = paths.join(folder, "")
     path = uri.removeprefix(base) if uri.startswith(base) else uri.partition("://")[2] or uri
     path = path.removesuffix(suffix_of(path) or "")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip(".-_") or "file"
@@ -97,7 +98,7 @@ def _named_once(files: list[Found], faults: Faults) -> list[Found]:
         file
         if counts[file.name] == 1 and len(file.name) <= LONGEST_NAME
         else Found(
-            file.uri, f"{file.name[-LONGEST_NAME:].lstrip('.-_')}-{layout.digest(file.uri)[:8]}", file.rule, file.line
+            file.uri, f"{file.name[-LONGEST_NAME:].lstrip('.-_')}-{paths.digest(file.uri)[:8]}", file.rule, file.line
         )
         for file in by_uri.values()
     ]
@@ -105,7 +106,7 @@ def _named_once(files: list[Found], faults: Faults) -> list[Found]:
 
 def resolved(patterns: ByPath, folder: str) -> ByPath:
     """Patterns as files are written."""
-    base = layout.join(folder, "recipe")
+    base = paths.join(folder, "recipe")
     return ByPath({resolve(pattern, base): category for pattern, category in patterns.patterns.items()})
 
 
@@ -196,8 +197,8 @@ def source_file(recipe: Recipe, folder: str, file: Found, settings: tuple[str, f
     fingerprint = where.fingerprint(file.uri)
     content = [fingerprint, asdict(rule.without_lines()), *settings]
     # Where the name of the file decides: the category by its path, the shard's by its stem.
-    path = file.uri.removeprefix(layout.join(folder, ""))
+    path = file.uri.removeprefix(paths.join(folder, ""))
     content.append(path if isinstance(rule.category, ByPath) else path.rpartition("/")[2])
     kinds = [type(rule.category).__name__, type(rule.split).__name__]
-    digest = layout.digest(layout.SPLIT_CORPUS_VERSION, kinds, content)
+    digest = paths.digest(paths.SPLIT_CORPUS_VERSION, kinds, content)
     return SourceFile(file.name, file.uri, where.size(file.uri), fingerprint, file.rule, digest)

@@ -11,11 +11,11 @@ from wcmatch import fnmatch
 
 from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.plan.source_list import SourceFile, Sources
+from retro_ops.plan.specs import Shard, Source, Split, check_name
 from retro_ops.progress import say
 from retro_ops.recipes import Line, Recipe
 from retro_ops.recipes.nodes import Faults
-from retro_ops.sources import SourceFile, Sources
-from retro_ops.specs import Shard, Source, Split, check_name
 from retro_ops.storage import store
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import layout, searching
+from retro_ops import searching
 from retro_ops.compute.device import Device, Room
 from retro_ops.core import faiss_index, filters, tuning
 from retro_ops.core.exact import unpack
@@ -21,7 +21,8 @@ from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Queries, exact_search
 from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
-from retro_ops.specs import Plan, Shard, Split, category
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Plan, Shard, Split, category
 from retro_ops.storage import store
 from retro_ops.storage.npy import open_npy
 
@@ -104,13 +105,13 @@ def measure(
             "last": np.sum([w["last"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
         },
         "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
-        "index": _index_figures(layout.index_uri(plan, split), drawn, searching.room_for(plan.parameters)),
+        "index": _index_figures(paths.index_uri(plan, split), drawn, searching.room_for(plan.parameters)),
     }
 
 
 def _sampled(plan: Plan, shard: Shard, queries: searching.QueryShard, rows: NDArray[np.int64]) -> Sampled:
-    neighbours = open_npy(layout.neighbours_uri(plan, shard.name), ndim=2, kind="i")
-    distances = open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f")
+    neighbours = open_npy(paths.neighbours_uri(plan, shard.name), ndim=2, kind="i")
+    distances = open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f")
     return Sampled(
         shard,
         rows,
@@ -122,10 +123,10 @@ def _sampled(plan: Plan, shard: Shard, queries: searching.QueryShard, rows: NDAr
 
 def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
     """Figures of every row of a shard."""
-    neighbours = open_npy(layout.neighbours_uri(plan, shard.name), ndim=2, kind="i")
+    neighbours = open_npy(paths.neighbours_uri(plan, shard.name), ndim=2, kind="i")
     full = sum(int((block >= 0).all(axis=1).sum()) for _, block in neighbours.blocks(BLOCK_ROWS))
     nearest, last = np.zeros((2, len(DISTANCE_BINS) - 1), np.int64)
-    for _, block in open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f").blocks(BLOCK_ROWS):
+    for _, block in open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f").blocks(BLOCK_ROWS):
         # What lies beyond the bins (vectors of other lengths) counts in the last one.
         inside = np.where(np.isfinite(block), np.minimum(block, DISTANCE_BINS[-1]), np.nan)
         nearest += np.histogram(inside[:, 0], DISTANCE_BINS)[0]

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from retro_ops import layout
 from retro_ops.compute.device import choose
 from retro_ops.core.exact import unpack
 from retro_ops.core.search import rescore
 from retro_ops.embedding import Embedder
 from retro_ops.models import Tokenizer
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Plan
 from retro_ops.searching import IndexedChunks, QueryShard, query_shards
-from retro_ops.specs import Plan
 from retro_ops.storage.npy import open_npy
 
 BLOCK_ROWS = 64
@@ -37,8 +37,8 @@ def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
     embedder.prepare()
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=False)()
     for shard in plan.shards:
-        chunks = open_npy(layout.chunks_files(plan, shard.name)["chunks"], ndim=2, kind="u")
-        stored = open_npy(layout.embeddings_uri(plan, shard.name), ndim=2, kind="f")
+        chunks = open_npy(paths.chunks_files(plan, shard.name)["chunks"], ndim=2, kind="u")
+        stored = open_npy(paths.embeddings_uri(plan, shard.name), ndim=2, kind="f")
         for start in sampled_blocks(len(chunks), share, parameters.seed):
             block = chunks.rows(start, start + BLOCK_ROWS)
             again = np.concatenate(list(embedder.vectors([prepare(block)]))).astype(np.float32)
@@ -50,7 +50,7 @@ def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
 def distances(plan: Plan, share: float) -> Iterator[Finding]:
     """Compute the distances of stored neighbours again; they are exact, so they must be equal."""
     for split in plan.splits():
-        chunks = IndexedChunks(layout.index_shards(plan, split))
+        chunks = IndexedChunks(paths.index_shards(plan, split))
         for name, shard in query_shards(plan, split, chunks, with_tokens=False).items():
             yield from _distances_of_shard(plan, name, shard, chunks, share)
 
@@ -58,8 +58,8 @@ def distances(plan: Plan, share: float) -> Iterator[Finding]:
 def _distances_of_shard(
     plan: Plan, name: str, queries: QueryShard, chunks: IndexedChunks, share: float
 ) -> Iterator[Finding]:
-    neighbours = open_npy(layout.neighbours_uri(plan, name), ndim=2, kind="i")
-    stored = open_npy(layout.distances_uri(neighbours.uri), ndim=2, kind="f")
+    neighbours = open_npy(paths.neighbours_uri(plan, name), ndim=2, kind="i")
+    stored = open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f")
     for start in sampled_blocks(len(queries), share, plan.parameters.seed):
         ids = neighbours.rows(start, start + BLOCK_ROWS)
         keys, _ = rescore(queries.rows(start, start + BLOCK_ROWS), ids, chunks.blocks)

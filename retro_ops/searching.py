@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import layout
 from retro_ops.compute.device import Device, Room, room
 from retro_ops.compute.fp16_scores import comparing, prepare
 from retro_ops.core import faiss_index, filters, scan, tuning
@@ -18,8 +17,9 @@ from retro_ops.core.search import Block, Blocks, Coarse, Index, Queries, Refuse,
 from retro_ops.errors import BadInputError
 from retro_ops.index_lists import ListFile, in_parts, too_large
 from retro_ops.indexes import load_index
+from retro_ops.plan import paths
+from retro_ops.plan.specs import IndexShard, Parameters, Plan, Split
 from retro_ops.progress import say
-from retro_ops.specs import IndexShard, Parameters, Plan, Split
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, open_npy
 
@@ -48,7 +48,7 @@ class Documents:
     """
 
     def __init__(self, chunks: Sequence[str], chunk2seqs: Sequence[str]) -> None:
-        uris = [layout.document_ids_uri(uri) for uri in chunks]
+        uris = [paths.document_ids_uri(uri) for uri in chunks]
         self.by_content = all(store.side_by_side(store.exists, uris))
         opened = partial(open_npy, ndim=1, kind="u" if self.by_content else "i")
         self._readers = store.side_by_side(opened, uris if self.by_content else chunk2seqs)
@@ -383,7 +383,7 @@ def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: b
     return {
         shard.name: query_shard(chunks, places[shard.name], with_tokens)
         if shard.indexed
-        else other_shard(layout.index_shard(plan, shard.name), chunks, with_tokens)
+        else other_shard(paths.index_shard(plan, shard.name), chunks, with_tokens)
         for shard in plan.queried(split)
     }
 

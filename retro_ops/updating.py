@@ -20,7 +20,7 @@ from retro_ops.core.search import Found, Index, Queries, Refuse, Width
 from retro_ops.errors import BadInputError
 from retro_ops.index_lists import too_large
 from retro_ops.indexes import load_index
-from retro_ops.layout import distances_uri
+from retro_ops.plan.paths import distances_uri
 from retro_ops.searching import IndexedChunks, QueryShard, comparer, search_in_parts, search_of
 from retro_ops.storage.npy import open_npy
 

@@ -8,16 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retro_ops import layout
 from retro_ops.errors import BadInputError
-from retro_ops.specs import (
-    SPLITS,
-    Plan,
-    dataset_spec_from_json,
-    index_spec_from_json,
-    parent,
-    resolve,
-)
+from retro_ops.plan import paths
+from retro_ops.plan.specs import SPLITS, Plan, dataset_spec_from_json, index_spec_from_json, parent, resolve
 from retro_ops.storage import store
 
 Entry = Mapping[str, Any]
@@ -61,7 +54,7 @@ class Series:
 
 
 def read(root: str, dataset: str) -> Series:
-    uri = layout.current_uri(root, dataset)
+    uri = paths.current_uri(root, dataset)
     found = store.at(uri).read_tagged(uri)
     if found is None:
         return Series(uri, None, 0, {})
@@ -119,7 +112,7 @@ def _is_newer(plan: Plan, series: Series) -> bool:
 
 def manifest(folder: str) -> dict[str, Any]:
     """Of the version in ``folder``. BadInputError when it is damaged."""
-    uri = layout.manifest_in(folder)
+    uri = paths.manifest_in(folder)
     try:
         return dict(json.loads(store.read(uri)))
     except ValueError as error:
@@ -146,18 +139,18 @@ def embeddings_of_others(of_manifest: Mapping[str, Any], uri: str) -> dict[str, 
 
 def files(folder: str) -> Iterator[str]:
     """Every file that the specs and the manifest of the version in ``folder`` name, whatever code made it."""
-    manifest_uri, of_version = layout.manifest_in(folder), manifest(folder)
+    manifest_uri, of_version = paths.manifest_in(folder), manifest(folder)
     yield manifest_uri
     yield resolve(of_version["trained_index"], manifest_uri)
     yield from embeddings_of_others(of_version, manifest_uri).values()
     for split in (split for split in SPLITS if names_of_queries(of_version, split)):
-        uri = layout.dataset_spec_in(folder, split)
+        uri = paths.dataset_spec_in(folder, split)
         spec = dataset_spec_from_json(store.read(uri), uri)
         yield from (uri, spec.index_spec, spec.faiss_index)
         for entry in index_spec_from_json(store.read(spec.index_spec), spec.index_spec):
             yield from (entry.chunks, entry.seq2chunk, entry.chunk2seq, entry.embeddings)
         for shard in spec.shards:
-            yield from (shard.neighbours, layout.distances_uri(shard.neighbours))
+            yield from (shard.neighbours, paths.distances_uri(shard.neighbours))
 
 
 def folders(folder: str) -> set[str]:

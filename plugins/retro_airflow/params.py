@@ -14,9 +14,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from retro_airflow import failures, form_fields, object_store
 from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
-from retro_ops import layout
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.specs import NAME_PATTERN, Parameters, parse_bytes, plan_from_json, resolve
+from retro_ops.plan import paths
+from retro_ops.plan.specs import NAME_PATTERN, Parameters, parse_bytes, plan_from_json, resolve
 
 PRESETS: dict[str, dict[str, str]] = {
     "tiny": {"index_type": "IVF64,Flat"},
@@ -203,7 +203,7 @@ def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str 
         "source-folder": params["source_folder"],
         "root": root,
         "dataset": dataset,
-        "output": layout.sources_uri(root, dataset, run_id),
+        "output": paths.sources_uri(root, dataset, run_id),
         **{name.replace("_", "-"): str(value) for name, value in given.items() if value is not None},
     }
 
@@ -214,7 +214,7 @@ def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
 
     if params["recipe"] or params["corpus"]:
         return bool(params["recipe"])
-    current = layout.current_uri(root, dataset)
+    current = paths.current_uri(root, dataset)
     if not store.exists(current):
         return False
     uri = resolve(json.loads(store.read(current))["plan"], current)
@@ -232,7 +232,7 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
         object_store.use_connection(load().deployment.object_store.connection)
         root, dataset = _place(params)
         chosen: dict[str, str | None]
-        if store.exists(layout.current_uri(root, dataset)):
+        if store.exists(paths.current_uri(root, dataset)):
             given = {name: params[name] for name in _PARAMETER_FIELDS if params.get(name) is not None}
             chosen = {name.replace("_", "-"): str(value) for name, value in given.items()}
             chosen |= {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"]}
@@ -245,8 +245,8 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             chosen = arguments(blank | {name: value for name, value in params.items() if value is not None}, run.run_id)
         if _goes_by_recipe(params, root, dataset):
             chosen |= {"corpus": None, "validation-corpus": None}
-            chosen["sources"] = layout.sources_uri(root, dataset, run.run_id)
-        output = layout.plan_uri(root, dataset, run.run_id)
+            chosen["sources"] = paths.sources_uri(root, dataset, run.run_id)
+        output = paths.plan_uri(root, dataset, run.run_id)
         as_of = params["as_of"] or _day(context)
         return {**chosen, "root": root, "dataset": dataset, "as-of": as_of, "output": output, "refresh": True}
 
@@ -261,7 +261,7 @@ def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str |
     return {
         "root": root,
         "dataset": dataset,
-        "output": layout.plan_uri(root, dataset, run.run_id),
+        "output": paths.plan_uri(root, dataset, run.run_id),
         "repair": True,
         "run": params["run"],
         "shards": ",".join(params["shards"] or []) or None,
@@ -292,7 +292,7 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
     root, dataset = _place(params)
     documents: dict[str, str | None]
     if params["recipe"]:
-        documents = {"sources": layout.sources_uri(root, dataset, run_id)}
+        documents = {"sources": paths.sources_uri(root, dataset, run_id)}
     else:
         documents = {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"] or None}
     chosen: dict[str, str | None] = {
@@ -300,7 +300,7 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
         "dataset": dataset,
         **documents,
         **{name: params[name] for name in _CHOICE},
-        "output": layout.plan_uri(root, dataset, run_id),
+        "output": paths.plan_uri(root, dataset, run_id),
     }
     for name in _PARAMETER_FIELDS:
         value = params.get(name)

@@ -221,7 +221,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._position = position
 
     def _locations(self) -> dict[str, str]:
-        from retro_ops import layout, sources, specs
+        from retro_ops.plan import paths, source_list, specs
         from retro_ops.storage import store
 
         assert not callable(self.arguments)
@@ -229,22 +229,22 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         if self.stage == "list-sources":
             result, markers = {"sources": given["output"]}, [given["output"]]
         elif self.stage == "split-corpus":
-            listed = sources.from_json(store.read(given["sources"]), given["sources"])
+            listed = source_list.from_json(store.read(given["sources"]), given["sources"])
             markers = [listed.report_uri(listed.file(name)) for name in given["file"].split(",")]
             result = {"stage": self.stage, **given, "report": markers[-1]}
         elif self.stage == "plan":
             result, markers = {"plan": given["output"]}, [given["output"]]
         elif self.stage in ("find-duplicates", "check-drift"):
-            next_plan = layout.deduplicated_plan_uri if self.stage == "find-duplicates" else layout.decided_plan_uri
+            next_plan = paths.deduplicated_plan_uri if self.stage == "find-duplicates" else paths.decided_plan_uri
             markers = [next_plan(given["plan"])]
             result = {"plan": markers[0]}
         else:
             plan = specs.plan_from_json(store.read(given["plan"]), given["plan"])
             if self.stage == "publish":  # Its commit is the object that it swaps.
-                markers = [layout.current_uri(plan.root, plan.dataset)]
+                markers = [paths.current_uri(plan.root, plan.dataset)]
             else:
                 shards = given["shard"].split(",") if "shard" in given else [None]
-                markers = [layout.report_uri(plan, self.stage, shard) for shard in shards]
+                markers = [paths.report_uri(plan, self.stage, shard) for shard in shards]
             # Of a group the last one.
             result = {"stage": self.stage, **given, "report": markers[-1]}
         for marker, is_there in zip(markers, store.side_by_side(store.exists, markers), strict=True):

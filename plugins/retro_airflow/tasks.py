@@ -12,8 +12,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from retro_airflow import failures, object_store, runtimes, settings, task_states
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
-from retro_ops import layout, sources, specs
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths, source_list, specs
 
 MOST_NAMES = 100
 """Shards of each kind that an event names; it counts them all."""
@@ -31,7 +31,7 @@ def list_source_files(sources_uri: str) -> list[dict[str, str]]:
 
     with failures.airflow_errors():
         object_store.use_connection(settings.load().deployment.object_store.connection)
-        listed = sources.from_json(store.read(sources_uri), sources_uri)
+        listed = source_list.from_json(store.read(sources_uri), sources_uri)
     return [
         {"sources": sources_uri, "file": group} for group in _grouped("files", [file.name for file in listed.files])
     ]
@@ -39,7 +39,7 @@ def list_source_files(sources_uri: str) -> list[dict[str, str]]:
 
 def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     """Arguments of each task of ``stage``: one shard, or a group of shards that follow one another in the plan."""
-    return _mapped(plan_uri, layout.shards_of(read_plan(plan_uri), stage))
+    return _mapped(plan_uri, paths.shards_of(read_plan(plan_uri), stage))
 
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
@@ -47,9 +47,9 @@ def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     from retro_ops.storage import store
 
     plan = read_plan(plan_uri)
-    shards = layout.shards_of(plan, stage)
+    shards = paths.shards_of(plan, stage)
     with failures.airflow_errors():
-        done = store.side_by_side(store.exists, [layout.report_uri(plan, stage, shard.name) for shard in shards])
+        done = store.side_by_side(store.exists, [paths.report_uri(plan, stage, shard.name) for shard in shards])
     unfinished = [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
     print(f"{stage}: {len(unfinished)} of {len(shards)} shards are to be done")
     return _mapped(plan_uri, unfinished)
@@ -86,7 +86,7 @@ def anything_to_do(plan_uri: str) -> bool:
 
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
-        changes = json.loads(store.read(layout.changes_uri(plan_uri)))
+        changes = json.loads(store.read(paths.changes_uri(plan_uri)))
     kinds = ", ".join(f"{kind}: {_some(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
     print(f"{plan.dataset}: {kinds}; unchanged: {changes['unchanged']}")
     return not changes["nothing"]
@@ -109,7 +109,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
-        uris = [layout.report_uri(plan, "embed-chunks", shard.name) for shard in plan.shards]
+        uris = [paths.report_uri(plan, "embed-chunks", shard.name) for shard in plan.shards]
         done = store.side_by_side(store.exists, uris)
         gone = {shard.name for shard, is_done in zip(plan.shards, done, strict=True) if not is_done}
         if not gone:
@@ -121,7 +121,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
             }
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
-        uri = layout.selected_plan_uri(plan_uri)
+        uri = paths.selected_plan_uri(plan_uri)
         store.write(uri, specs.plan_to_json(selected).encode())
     print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
     return uri
@@ -156,18 +156,18 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     from retro_ops.storage import store
 
     plan = read_plan(result["plan"])
-    current = layout.current_uri(plan.root, plan.dataset)
+    current = paths.current_uri(plan.root, plan.dataset)
     with failures.airflow_errors():
         newest: dict[str, Any] = json.loads(store.read(current))
     # A version of an earlier day is there, but is not the current one.
-    ours = layout.stage_folder(plan, "publish")
+    ours = paths.stage_folder(plan, "publish")
     others = (entry for entry in newest.get("history", ()) if specs.resolve(entry["path"], current) == ours)
     published = newest if specs.resolve(newest["path"], current) == ours else next(others, newest)
-    folder = layout.dataset_folder(plan.root, plan.dataset)
+    folder = paths.dataset_folder(plan.root, plan.dataset)
     uri = folder if "://" in folder else f"file://{folder}"
     extra = {key: published[key] for key in ("version", "path", "published_at")} | published["counts"]
     extra |= {"as_of": published.get("as_of"), "is_current": published is newest}
-    changes = layout.changes_uri(result["plan"])
+    changes = paths.changes_uri(result["plan"])
     if store.exists(changes):
         found = json.loads(store.read(changes))
         extra |= {kind: found[kind][:MOST_NAMES] for kind in ("added", "changed", "removed")}

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Literal
 
-from retro_ops import specs
 from retro_ops.core.routing import ByField, ByHash, ByPath, Cut, Fixed
-from retro_ops.specs import Split
+from retro_ops.plan import specs
+from retro_ops.plan.specs import Split
 
 FORMATS = {
     ".jsonl": "jsonl",

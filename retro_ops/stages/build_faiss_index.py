@@ -5,11 +5,12 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from retro_ops import groups, layout, report
+from retro_ops import groups, report
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, index_spec_from_json
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
-from retro_ops.specs import Parameters, Plan, index_spec_from_json
 from retro_ops.storage import store
 
 HELP = "add embeddings to a trained index, in the order of the spec"
@@ -62,13 +63,13 @@ def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:
 
 def _planned_job(plan: Plan, shard: str) -> Job:
     return Job(
-        trained_index=layout.trained_index_uri(plan),
-        trained_report=layout.report_uri(plan, "train-faiss-index"),
-        embeddings=(layout.embeddings_uri(plan, shard),),
-        embeddings_reports=(layout.report_uri(plan, "embed-chunks", shard),),
-        output=layout.partial_index_uri(plan, shard),
-        report=layout.report_uri(plan, STAGE, shard),
-        digest=layout.partial_index_digest(plan, plan.shard(shard)),
+        trained_index=paths.trained_index_uri(plan),
+        trained_report=paths.report_uri(plan, "train-faiss-index"),
+        embeddings=(paths.embeddings_uri(plan, shard),),
+        embeddings_reports=(paths.report_uri(plan, "embed-chunks", shard),),
+        output=paths.partial_index_uri(plan, shard),
+        report=paths.report_uri(plan, STAGE, shard),
+        digest=paths.partial_index_digest(plan, plan.shard(shard)),
     )
 
 
@@ -86,12 +87,12 @@ def _job(arguments: Namespace) -> Job:
     content = [store.at(uri).fingerprint(uri) for uri in (arguments.trained_index, *embeddings)]
     return Job(
         trained_index=arguments.trained_index,
-        trained_report=layout.beside(arguments.trained_index, layout.REPORT),
+        trained_report=paths.beside(arguments.trained_index, paths.REPORT),
         embeddings=embeddings,
-        embeddings_reports=tuple(layout.beside(uri, layout.REPORT) for uri in embeddings),
+        embeddings_reports=tuple(paths.beside(uri, paths.REPORT) for uri in embeddings),
         output=arguments.output_index,
-        report=layout.beside(arguments.output_index, layout.REPORT),
-        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content),
+        report=paths.beside(arguments.output_index, paths.REPORT),
+        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content),
     )
 
 

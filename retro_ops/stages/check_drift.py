@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
-from retro_ops.specs import Parameters, Plan
 from retro_ops.storage import store
 
 HELP = "decide whether the trained index of the published version still fits"
@@ -31,9 +32,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     decided, facts = _decide(plan, parameters)
     level = logging.WARNING if facts["retrain"] else logging.INFO
     say(f"{STAGE}: {facts['why']}", level, event="drift", **facts)
-    uri = layout.drift_uri(arguments.plan)
+    uri = paths.drift_uri(arguments.plan)
     store.write(uri, (json.dumps(facts, indent=1) + "\n").encode())
-    write_plan(decided, layout.decided_plan_uri(arguments.plan))
+    write_plan(decided, paths.decided_plan_uri(arguments.plan))
 
 
 def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
@@ -44,12 +45,12 @@ def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     from retro_ops.indexes import load_index
     from retro_ops.storage.npy import open_npy
 
-    trained = report.require(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
+    trained = report.require(paths.report_uri(plan, "train-faiss-index"), "the training of the index")
     before = trained["details"].get("fit")
     then = drift.Fit(**before) if before else None
-    embeddings = [layout.embeddings_uri(plan, shard.name) for shard in plan.indexed("train")]
+    embeddings = [paths.embeddings_uri(plan, shard.name) for shard in plan.indexed("train")]
     shards = store.side_by_side(partial(open_npy, ndim=2, kind="f"), embeddings)
-    now = fits.measure(load_index(layout.trained_index_uri(plan)), shards, parameters.seed)
+    now = fits.measure(load_index(paths.trained_index_uri(plan)), shards, parameters.seed)
     reason = drift.reason_to_retrain(then, now, parameters.max_drift) if then else "its fit was never measured"
     figures = {"then": before, "now": now.as_json()}
     if reason:
@@ -65,5 +66,5 @@ def _tuned_for(plan: Plan) -> int:
     """Chunks that the base version's width was measured on; 0 when nobody knows."""
     if plan.base is None or plan.base.tuning is None:
         return 0
-    tuned = report.read(layout.report_uri(plan, "tune-search"))
+    tuned = report.read(paths.report_uri(plan, "tune-search"))
     return int(((tuned or {}).get("details", {}).get("train") or {}).get("vectors", 0))

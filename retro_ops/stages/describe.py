@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import retro_ops
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, Shard, Split, category
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
-from retro_ops.specs import Parameters, Plan, Shard, Split, category
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -50,15 +51,15 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
         raise BadInputError("--plan is missing")
     plan = read_plan(arguments.plan)
-    estimate = layout.estimate_uri(arguments.plan)
-    digest = layout.digest(layout.CODE_VERSIONS[STAGE], layout.version_digest(plan))
-    inputs = [layout.dataset_spec_uri(plan, split) for split in plan.splits()]
-    duplicates = layout.duplicates_uri(arguments.plan)
+    estimate = paths.estimate_uri(arguments.plan)
+    digest = paths.digest(paths.CODE_VERSIONS[STAGE], paths.version_digest(plan))
+    inputs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
+    duplicates = paths.duplicates_uri(arguments.plan)
     expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
     repeats = json.loads(store.read(duplicates)) if store.exists(duplicates) else None
     plan = replace(plan, parameters=replace(plan.parameters, search_memory=parameters.search_memory))
     work = partial(_work, plan, parameters.device, expected, repeats)
-    report.run_once(STAGE, layout.report_uri(plan, STAGE), digest, {}, inputs, work)
+    report.run_once(STAGE, paths.report_uri(plan, STAGE), digest, {}, inputs, work)
 
 
 def _work(
@@ -73,7 +74,7 @@ def _work(
     measured: dict[Split, dict[str, Any]] = {}
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
-        chunks = searching.IndexedChunks(layout.index_shards(plan, split))
+        chunks = searching.IndexedChunks(paths.index_shards(plan, split))
         drawn = quality.sample(plan, split, chunks)
         rows = sum(len(of.rows) for of in drawn)
         on = f"{where.chosen} ({where.why})"
@@ -82,10 +83,10 @@ def _work(
         examples[split] = _examples(plan, split, chunks, drawn, tokenizer)
     made = _card(plan, measured, examples, expected, repeats)
     outputs = [
-        store.write(layout.card_uri(plan, "json"), (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()),
-        store.write(layout.card_uri(plan, "html"), card.html(made).encode()),
+        store.write(paths.card_uri(plan, "json"), (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()),
+        store.write(paths.card_uri(plan, "html"), card.html(made).encode()),
     ]
-    say(f"{STAGE}: the card is {layout.card_uri(plan, 'html')}", event="described")
+    say(f"{STAGE}: the card is {paths.card_uri(plan, 'html')}", event="described")
     counts = {"sampled_rows": sum(m["sampled_rows"] for m in measured.values())}
     return report.Outcome(counts=counts, outputs=outputs, device=where)
 
@@ -104,7 +105,7 @@ def _card(
     return {
         "format": CARD_FORMAT,
         "dataset": plan.dataset,
-        "version": layout.version_digest(plan),
+        "version": paths.version_digest(plan),
         "skipped": list(plan.skipped),
         "totals": {
             "documents": sum(row["documents"] for row in contents),
@@ -145,9 +146,9 @@ def _reports(plan: Plan) -> Reports:
 
     def read(stage: str, shard: str | None) -> dict[str, Any]:
         what = stage if shard is None else f"{stage} of shard {shard!r}"
-        return report.require(layout.report_uri(plan, stage, shard), what)
+        return report.require(paths.report_uri(plan, stage, shard), what)
 
-    tasks = list(layout.tasks(plan, UNITS))
+    tasks = list(paths.tasks(plan, UNITS))
     found: Reports = {}
     for (stage, _), made in zip(tasks, store.side_by_side(lambda of: read(*of), tasks), strict=True):
         found.setdefault(stage, []).append(made)
@@ -185,7 +186,7 @@ def _search(plan: Plan, reports: Reports) -> dict[str, dict[str, Any]]:
 
 def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:
     totals: dict[str, int] = {}
-    queried = layout.shards_of(plan, "retrieve-neighbours")
+    queried = paths.shards_of(plan, "retrieve-neighbours")
     for shard, made in zip(queried, reports["retrieve-neighbours"], strict=True):
         if shard.split != split:
             continue
@@ -257,7 +258,7 @@ def _place(plan: Plan, shard: Shard, row: int) -> str:
     """``00_books / 17 / 403``: shard, document and chunk, both numbered within the shard."""
     from retro_ops.storage.npy import open_npy
 
-    document = int(open_npy(layout.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
+    document = int(open_npy(paths.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
     return f"{shard.name} / {document} / {row}"
 
 

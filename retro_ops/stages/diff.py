@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from retro_ops import bases, layout, versions
+from retro_ops import bases, versions
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters
 from retro_ops.plans import read_plan
-from retro_ops.specs import Parameters
 from retro_ops.storage import store
 
 HELP = "show what differs between two versions"
@@ -57,7 +58,7 @@ def _facts(series: versions.Series, before: int, after: int) -> dict[str, Any]:
 
 
 def _figures(folder: str) -> dict[str, float]:
-    card: Mapping[str, Any] = json.loads(store.read(layout.card_in(folder, "json")))
+    card: Mapping[str, Any] = json.loads(store.read(paths.card_in(folder, "json")))
     return {f"{split} {name}": round(of[name], 4) for split, of in card["quality"].items() for name in FIGURES}
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import groups, layout, report
+from retro_ops import groups, report
 from retro_ops.blocks import Unfinished
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
-from retro_ops.specs import Parameters, Plan
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -82,18 +83,18 @@ class _Loaded:
 
 def _run(job: Job, parameters: Parameters, loaded: _Loaded) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
-    unfinished = Unfinished(layout.unfinished_folder(job.embeddings, job.digest))
+    unfinished = Unfinished(paths.unfinished_folder(job.embeddings, job.digest))
     work = partial(_work, job, parameters, loaded, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)
 
 
 def _planned_job(plan: Plan, shard: str) -> Job:
     return Job(
-        chunks=layout.chunks_files(plan, shard)["chunks"],
-        chunks_report=layout.report_uri(plan, "tokenize-and-chunk", shard),
-        embeddings=layout.embeddings_uri(plan, shard),
-        report=layout.report_uri(plan, STAGE, shard),
-        digest=layout.embed_digest(plan, plan.shard(shard)),
+        chunks=paths.chunks_files(plan, shard)["chunks"],
+        chunks_report=paths.report_uri(plan, "tokenize-and-chunk", shard),
+        embeddings=paths.embeddings_uri(plan, shard),
+        report=paths.report_uri(plan, STAGE, shard),
+        digest=paths.embed_digest(plan, plan.shard(shard)),
     )
 
 
@@ -108,10 +109,10 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     names = [name_digest(parameters.tokenizer), name_digest(parameters.model)]
     return Job(
         chunks=arguments.chunks,
-        chunks_report=layout.beside(arguments.chunks, layout.REPORT),
+        chunks_report=paths.beside(arguments.chunks, paths.REPORT),
         embeddings=arguments.embeddings,
-        report=layout.beside(arguments.embeddings, layout.REPORT),
-        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, names, *layout.embed_input(parameters.embed_input)),
+        report=paths.beside(arguments.embeddings, paths.REPORT),
+        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, names, *paths.embed_input(parameters.embed_input)),
     )
 
 

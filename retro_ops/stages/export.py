@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retro_ops import layout, report, versions
+from retro_ops import report, versions
 from retro_ops.errors import BadInputError
-from retro_ops.progress import Progress, say
-from retro_ops.specs import (
+from retro_ops.plan import paths
+from retro_ops.plan.specs import (
     SPLITS,
     DatasetShard,
     DatasetSpec,
@@ -23,6 +23,7 @@ from retro_ops.specs import (
     parent,
     resolve,
 )
+from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 
 HELP = "copy a published version to a folder, under the original's file names"
@@ -47,7 +48,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
     number, folder = series.entry(arguments.version)["version"], series.folder(arguments.version)
     version = _read(folder)
-    places = {uri: layout.join(to, name) for uri, name in version.names.items()}
+    places = {uri: paths.join(to, name) for uri, name in version.names.items()}
     sums = _written(folder, places)
     progress = Progress(STAGE, sum(sums[uri]["bytes"] for uri in places), "bytes")
 
@@ -74,14 +75,14 @@ class _Version:
 
 
 def _read(folder: str) -> _Version:
-    manifest_uri = layout.manifest_in(folder)
+    manifest_uri = paths.manifest_in(folder)
     manifest = json.loads(store.read(manifest_uri))
     datasets: dict[Split, DatasetSpec] = {}
     indexes: dict[Split, tuple[IndexShard, ...]] = {}
     names = {
         manifest_uri: "manifest.json",
-        layout.card_in(folder, "html"): "card.html",
-        layout.card_in(folder, "json"): "card.json",
+        paths.card_in(folder, "html"): "card.html",
+        paths.card_in(folder, "json"): "card.json",
         resolve(manifest["trained_index"], manifest_uri): f"{RETRIEVER}/{manifest['index_type']}.index",
     }
 
@@ -92,13 +93,13 @@ def _read(folder: str) -> _Version:
             names[shard.embeddings] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
         else:
             names[shard.neighbours] = f"{RETRIEVER}/neighbours/{name}.neighbours.npy"
-            names[layout.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
+            names[paths.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
 
     for split in SPLITS:
         queries = versions.names_of_queries(manifest, split)
         if not queries:
             continue
-        uri = layout.dataset_spec_in(folder, split)
+        uri = paths.dataset_spec_in(folder, split)
         spec = datasets[split] = dataset_spec_from_json(store.read(uri), uri)
         indexes[split] = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         names[spec.faiss_index] = f"{RETRIEVER}/{split}.index"
@@ -113,7 +114,7 @@ def _read(folder: str) -> _Version:
 
 def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
-    reports = {layout.join(parent(uri), layout.REPORT) for uri in uris} | {layout.report_in(folder, "describe")}
+    reports = {paths.join(parent(uri), paths.REPORT) for uri in uris} | {paths.report_in(folder, "describe")}
     found = store.side_by_side(report.read, sorted(reports))
     sums = {output["uri"]: output for made in found if made for output in made["outputs"]}
     for uri in uris:
@@ -144,8 +145,8 @@ def _write_specs(
     def moved(shard: IndexShard | DatasetShard) -> dict[str, str]:
         return {key: places[uri] for key, uri in asdict(shard).items()}
 
-    index_spec = layout.join(to, RETRIEVER, f"{split}.index.spec.json")
+    index_spec = paths.join(to, RETRIEVER, f"{split}.index.spec.json")
     store.write(index_spec, index_spec_to_json([IndexShard(**moved(s)) for s in index], index_spec).encode())
-    uri = layout.dataset_spec_in(to, split)
+    uri = paths.dataset_spec_in(to, split)
     shards = tuple(DatasetShard(**moved(shard)) for shard in spec.shards)
     store.write(uri, dataset_spec_to_json(DatasetSpec(shards, places[spec.faiss_index], index_spec), uri).encode())

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, Source, category, parse_bytes
 from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import Parameters, Plan, Source, category, parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -39,10 +40,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if plan.parameters.duplicates == "keep":
         raise BadInputError(f"{arguments.plan} keeps duplicates", "plan with --duplicates report or drop")
     facts, kept = _work(plan, parse_bytes(parameters.memory_budget))
-    store.write(
-        layout.duplicates_uri(arguments.plan), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
-    )
-    uri = layout.deduplicated_plan_uri(arguments.plan)
+    store.write(paths.duplicates_uri(arguments.plan), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+    uri = paths.deduplicated_plan_uri(arguments.plan)
     write_plan(replace(kept, deduplicated=True), uri)
     what = "left out" if plan.parameters.duplicates == "drop" else "only counted"
     kinds = f"{facts['exact']:,} exactly, {facts['across_splits']:,} across splits"
@@ -61,7 +60,7 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
     from retro_ops.signatures import SignedShards
 
     reports = store.side_by_side(partial(_report, plan), [shard.name for shard in plan.shards], store.READERS)
-    signed = SignedShards([layout.signature_files(plan, shard.name) for shard in plan.shards])
+    signed = SignedShards([paths.signature_files(plan, shard.name) for shard in plan.shards])
     threshold = plan.parameters.duplicate_threshold
     bands = signing.PERMUTATIONS // duplicates.rows_per_band(threshold)
     progress = Progress(STAGE, bands, "bands")
@@ -95,7 +94,7 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
 
 def _report(plan: Plan, name: str) -> dict[str, Any]:
     """Of the signatures of a shard, which are as they were written."""
-    made = report.require(layout.report_uri(plan, "sign-documents", name), f"sign-documents of shard {name!r}")
+    made = report.require(paths.report_uri(plan, "sign-documents", name), f"sign-documents of shard {name!r}")
     if changed := report.changed_output(made):
         raise BadInputError(
             f"{changed} is not what its stage wrote", "delete its folder, and sign-documents runs again"
@@ -187,8 +186,8 @@ def _written(plan: Plan, shard: str, records: "NDArray[np.int64]") -> Source:
 
     from retro_ops.storage.npy import NpyWriter
 
-    content = layout.digest(np.ascontiguousarray(records, "<i8").tobytes().hex())
-    with NpyWriter(layout.without_uri(plan, shard, content), np.int64, rows=len(records)) as writer:
+    content = paths.digest(np.ascontiguousarray(records, "<i8").tobytes().hex())
+    with NpyWriter(paths.without_uri(plan, shard, content), np.int64, rows=len(records)) as writer:
         writer.append(records)
         written = writer.close()
     return Source(written.uri, written.bytes, f"sha256:{written.sha256}")

@@ -4,7 +4,7 @@ import json
 from argparse import ArgumentParser, Namespace
 
 from retro_ops import versions
-from retro_ops.specs import Parameters
+from retro_ops.plan.specs import Parameters
 
 HELP = "list the published versions of a dataset"
 PARAMETERS = ()

@@ -7,12 +7,13 @@ import logging
 import os
 from argparse import ArgumentParser, Namespace
 
-from retro_ops import layout, listing, recipes, sources, versions
+from retro_ops import listing, recipes, versions
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths, source_list
+from retro_ops.plan.specs import Parameters, Plan, check_name, parent
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.recipes import Recipe
-from retro_ops.specs import Parameters, Plan, check_name, parent
 from retro_ops.storage import store
 
 HELP = "check a corpus recipe and list the files that it names"
@@ -48,11 +49,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     recipe, text = _read(name)
     given_folder = _absolute(given_folder) if given_folder else None
     folder = given_folder or parent(recipe.uri)
-    line_bytes = layout.line_limit(parameters.memory_budget)
+    line_bytes = paths.line_limit(parameters.memory_budget)
     settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
     found, absent = listing.find(recipe, folder)
     files = tuple(store.side_by_side(lambda file: listing.source_file(recipe, folder, file, settings), found, LOOKUPS))
-    listed = sources.Sources(
+    listed = source_list.Sources(
         *(root, arguments.dataset, recipe.uri, text, folder, given_folder, files),
         *(*settings, parameters.memory_budget, absent),
     )
@@ -61,7 +62,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     size = sum(file.bytes for file in files)
     said = f"{STAGE}: {recipe.uri}: {len(files):,} files, {size / 1e6:,.1f} MB"
     if arguments.output:
-        store.write(arguments.output, sources.to_json(listed).encode())
+        store.write(arguments.output, source_list.to_json(listed).encode())
         said += f": {arguments.output}"
     say(said, event="listed", files=len(files), bytes=size)
 

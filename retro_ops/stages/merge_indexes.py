@@ -4,12 +4,13 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import partial
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.compute.device import Room
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, Shard
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
-from retro_ops.specs import Parameters, Plan, Shard
 from retro_ops.storage import store
 
 HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
@@ -56,18 +57,18 @@ def _planned_job(plan_uri: str) -> Job:
     there, steps = len(known), []
     for split in plan.splits():
         indexed = plan.indexed(split)  # Those of validation begin with those of training.
-        partials = tuple(layout.partial_index_uri(plan, shard.name) for shard in indexed[there:])
-        steps.append(Step(partials, layout.index_uri(plan, split)))
+        partials = tuple(paths.partial_index_uri(plan, shard.name) for shard in indexed[there:])
+        steps.append(Step(partials, paths.index_uri(plan, split)))
         there = len(indexed)
     return Job(
-        base=layout.former_index_uri(plan, "train") if known else layout.trained_index_uri(plan),
+        base=paths.former_index_uri(plan, "train") if known else paths.trained_index_uri(plan),
         steps=tuple(steps),
         reports=tuple(
-            layout.report_uri(plan, "build-faiss-index", shard.name)
-            for shard in layout.shards_of(plan, "build-faiss-index")
+            paths.report_uri(plan, "build-faiss-index", shard.name)
+            for shard in paths.shards_of(plan, "build-faiss-index")
         ),
-        report=layout.report_uri(plan, STAGE),
-        digest=layout.merge_digest(plan),
+        report=paths.report_uri(plan, STAGE),
+        digest=paths.merge_digest(plan),
         planned=True,
     )
 
@@ -77,7 +78,7 @@ def _extended(plan: Plan) -> tuple[Shard, ...]:
     former = plan.base.indexed("train") if plan.base and plan.base.index else ()
     first = plan.indexed("train")[: len(former)]
     same = [shard.name for shard in former] == [shard.name for shard in first]
-    return first if same and all(layout.former_shard(plan, s) for s in first) else ()
+    return first if same and all(paths.former_shard(plan, s) for s in first) else ()
 
 
 def _job(arguments: Namespace) -> Job:
@@ -87,9 +88,9 @@ def _job(arguments: Namespace) -> Job:
     return Job(
         base=arguments.base_index,
         steps=(Step(tuple(arguments.partials), arguments.output_index),),
-        reports=tuple(layout.beside(uri, layout.REPORT) for uri in (arguments.base_index, *arguments.partials)),
-        report=layout.beside(arguments.output_index, layout.REPORT),
-        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content),
+        reports=tuple(paths.beside(uri, paths.REPORT) for uri in (arguments.base_index, *arguments.partials)),
+        report=paths.beside(arguments.output_index, paths.REPORT),
+        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content),
     )
 
 

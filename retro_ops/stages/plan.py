@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, groups, layout, parts, recipes, sources, versions
-from retro_ops.core import estimate
+from retro_ops import bases, corpus, damage, groups, parts, recipes, versions
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_plan, write_plan
-from retro_ops.progress import say
-from retro_ops.specs import (
+from retro_ops.plan import estimate, paths, source_list
+from retro_ops.plan.specs import (
     SPLITS,
     Identity,
     Parameters,
@@ -31,6 +29,8 @@ from retro_ops.specs import (
     check_name,
     parse_bytes,
 )
+from retro_ops.plans import read_plan, write_plan
+from retro_ops.progress import say
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         plan, tokenizer = _repair(arguments, series), None
     else:
         plan, tokenizer = _from_corpus(arguments, parameters, series)
-    for uri in (*layout.plans_after(arguments.output), layout.duplicates_uri(arguments.output)):  # Of an earlier try.
+    for uri in (*paths.plans_after(arguments.output), paths.duplicates_uri(arguments.output)):  # Of an earlier try.
         store.at(uri).delete(uri)
     changed = _changes(plan, series)
-    store.write(layout.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
+    store.write(paths.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
     if tokenizer and not plan.base:
         _write_estimate(plan, tokenizer, arguments.output)
     write_plan(plan, arguments.output)
@@ -141,7 +141,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
         as_of=(as_of or max(days)) if days else None,
         condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
         supersedes=series.current,
-        code_versions=dict(layout.CODE_VERSIONS),
+        code_versions=dict(paths.CODE_VERSIONS),
     )
     return _with_base(_known_duplicates(plan, series), series) if arguments.refresh else plan, tokenizer
 
@@ -154,7 +154,7 @@ def _known_duplicates(plan: Plan, series: versions.Series) -> Plan:
     of_parameters = ("duplicates", "duplicate_threshold")
     same = all(getattr(former.parameters, name) == getattr(plan.parameters, name) for name in of_parameters)
     same &= [replace(shard, without=None) for shard in former.shards] == list(plan.shards)
-    same &= [layout.sign_digest(former, s) for s in former.shards] == [layout.sign_digest(plan, s) for s in plan.shards]
+    same &= [paths.sign_digest(former, s) for s in former.shards] == [paths.sign_digest(plan, s) for s in plan.shards]
     return replace(plan, shards=former.shards, deduplicated=True) if same and former.deduplicated else plan
 
 
@@ -172,7 +172,7 @@ def _of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[l
 
 def _of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]]:
     """The shards that its source files were split into."""
-    listed = sources.from_json(store.read(arguments.sources), arguments.sources)
+    listed = source_list.from_json(store.read(arguments.sources), arguments.sources)
     if (listed.root, listed.dataset) != (arguments.root.rstrip("/"), arguments.dataset):
         raise BadInputError(
             f"{arguments.sources} was listed for dataset {listed.dataset!r} of {listed.root}", "list the sources again"
@@ -199,7 +199,7 @@ def _repair(arguments: Namespace, series: versions.Series) -> Plan:
     """The plan of what is to be mended, with its failed shards, and without what is damaged of it."""
     root = arguments.root.rstrip("/")
     if arguments.run:
-        uri = damage.last_plan_uri(layout.plan_uri(root, arguments.dataset, arguments.run))
+        uri = damage.last_plan_uri(paths.plan_uri(root, arguments.dataset, arguments.run))
         former = read_plan(uri)
         # It starts from the version that the run started from, and gives way to one that came since.
         whole = replace(former, shards=damage.all_shards(uri), skipped=(), supersedes=former.supersedes or 0)
@@ -217,7 +217,7 @@ def _repair(arguments: Namespace, series: versions.Series) -> Plan:
         return whole
     useless = tuple(damage.digests(former, found, named))
     condemned = tuple(dict.fromkeys((*bases.read_condemned(root, arguments.dataset), *useless)))
-    plan = replace(whole, condemned=condemned, code_versions=dict(layout.CODE_VERSIONS))
+    plan = replace(whole, condemned=condemned, code_versions=dict(paths.CODE_VERSIONS))
     # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
     if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
         plan = _with_base(plan, series)
@@ -231,7 +231,7 @@ def _changes(plan: Plan, series: versions.Series) -> dict[str, Any]:
     if not series.current:
         return {"nothing": False, "base": None, **asdict(bases.changes([], plan.shards))}
     found = bases.changes(read_plan(series.plan_uri()).shards, plan.shards)
-    nothing = store.same_object(layout.stage_folder(plan, "write-specs"), series.folder())
+    nothing = store.same_object(paths.stage_folder(plan, "write-specs"), series.folder())
     said = ", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
     say(
         f"plan: since version {series.current}: {said}, {found.unchanged:,} unchanged"
@@ -243,7 +243,7 @@ def _changes(plan: Plan, series: versions.Series) -> dict[str, Any]:
 
 def _write_estimate(plan: Plan, tokenizer: "Tokenizer", output: str) -> None:
     expected = _expected(plan, tokenizer)
-    uri = layout.estimate_uri(output)
+    uri = paths.estimate_uri(output)
     store.write(uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
     say(f"plan: about {expected.chunks['all']:,} chunks to expect, if nothing is done yet ({uri}):")
     for line in estimate.table(expected):
@@ -268,7 +268,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
         source = shard.sources[0]
         try:
-            texts, share = corpus.sample(source.uri, layout.line_limit(p.memory_budget), SAMPLED_BYTES)
+            texts, share = corpus.sample(source.uri, paths.line_limit(p.memory_budget), SAMPLED_BYTES)
         except BadInputError as error:  # Its own task will fail; the other shards have theirs to do.
             say(f"plan: {error}", logging.WARNING)
             continue

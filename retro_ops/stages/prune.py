@@ -7,12 +7,13 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from retro_ops import layout, sources, versions
+from retro_ops import versions
 from retro_ops.damage import stages
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths, source_list
+from retro_ops.plan.specs import Parameters, Plan, parent
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
-from retro_ops.specs import Parameters, Plan, parent
 from retro_ops.storage import store
 from retro_ops.storage.store import Stored
 
@@ -58,7 +59,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if arguments.keep < 0:
         raise BadInputError(f"--keep {arguments.keep} is negative", "say how many versions to keep")
     root = arguments.root.rstrip("/")
-    dataset = layout.dataset_folder(root, arguments.dataset)
+    dataset = paths.dataset_folder(root, arguments.dataset)
     series = versions.read(root, arguments.dataset)
     series.entry()
     kept = _kept(series, arguments.keep, arguments.keep_version)
@@ -105,11 +106,11 @@ def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:
     """Objects of the dataset by the folder that is kept or goes as a whole."""
     found: dict[str, list[Stored]] = {}
     for room, depth in (("corpus", 2), ("shards", 2), ("index", 1), ("versions", 1), ("runs", 1)):
-        base = layout.join(dataset, room)
+        base = paths.join(dataset, room)
         for entry in store.at(base).objects(base):
             names = entry.uri[len(base) + 1 :].split("/")
             if len(names) > depth:
-                found.setdefault(layout.join(base, *names[:depth]), []).append(entry)
+                found.setdefault(paths.join(base, *names[:depth]), []).append(entry)
     for folder, objects in found.items():
         yield folder, tuple(objects)
 
@@ -118,21 +119,21 @@ def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tup
     """What each run uses, by every plan of it: as it was made, without failed shards, after the check for drift; and
     by its list of sources, as long as there is no plan."""
     for folder, objects in there.items():
-        if parent(folder) == layout.join(dataset, "runs"):
+        if parent(folder) == paths.join(dataset, "runs"):
             for uri in (entry.uri for entry in objects):
                 try:
-                    if layout.is_plan(uri):
+                    if paths.is_plan(uri):
                         plan = read_plan(uri)
                         yield folder, {*_of_plan(plan), *_of_base(plan)}
-                    elif layout.is_list_of_sources(uri):
-                        listed = sources.from_json(store.read(uri), uri)
+                    elif paths.is_list_of_sources(uri):
+                        listed = source_list.from_json(store.read(uri), uri)
                         yield folder, {listed.parts_folder(file) for file in listed.files}
                 except BadInputError as error:  # Nothing could go on with it.
                     say(f"{STAGE}: {error}", logging.WARNING)
 
 
 def _of_plan(plan: Plan) -> set[str]:
-    found = {layout.stage_folder(plan, stage, shard) for stage, shard in layout.tasks(plan, stages(plan))}
+    found = {paths.stage_folder(plan, stage, shard) for stage, shard in paths.tasks(plan, stages(plan))}
     found |= {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
     return found | {parent(shard.without.uri) for shard in plan.shards if shard.without}
 
@@ -141,13 +142,13 @@ def _of_base(plan: Plan) -> Iterable[str]:
     """What a run that starts from a version may still read of it."""
     if plan.base is None:
         return
-    yield parent(layout.former_index_uri(plan, "train"))
-    yield from (parent(layout.former_neighbours_uri(plan, shard)) for shard in plan.base.shards)
+    yield parent(paths.former_index_uri(plan, "train"))
+    yield from (parent(paths.former_neighbours_uri(plan, shard)) for shard in plan.base.shards)
 
 
 def _remove(unused: _Unused) -> None:
     """Reports go first: what is half removed must not count as done."""
-    for entry in sorted(unused.objects, key=lambda entry: not entry.uri.endswith(layout.REPORT)):
+    for entry in sorted(unused.objects, key=lambda entry: not entry.uri.endswith(paths.REPORT)):
         store.at(entry.uri).delete(entry.uri)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops import bases, layout, report, versions
+from retro_ops import bases, report, versions
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, parent, relative
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
-from retro_ops.specs import Parameters, Plan, parent, relative
 from retro_ops.storage import store
 
 HELP = "make a validated version the current one of its dataset"
@@ -28,7 +29,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
         raise BadInputError("--plan is missing")
     plan = read_plan(arguments.plan)
-    validated = layout.report_uri(plan, "validate")
+    validated = paths.report_uri(plan, "validate")
     if report.read(validated) is None:
         raise BadInputError(f"this version is not validated: {validated} does not exist", "run `retro-ops validate`")
     _check_floors(plan, parameters)
@@ -43,18 +44,18 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _check_condemned(plan: Plan) -> None:
     """BadInputError when something of this version was found damaged after the run was planned."""
     condemned = set(bases.read_condemned(plan.root, plan.dataset))
-    for stage, shard in layout.tasks(plan, layout.stages(plan)):
-        if layout.output_digest(plan, stage, shard) in condemned:
+    for stage, shard in paths.tasks(plan, paths.stages(plan)):
+        if paths.output_digest(plan, stage, shard) in condemned:
             raise BadInputError(
-                f"not published: {layout.stage_folder(plan, stage, shard)} was found damaged meanwhile",
+                f"not published: {paths.stage_folder(plan, stage, shard)} was found damaged meanwhile",
                 "run it again: it builds what was damaged, and what this run built besides is used again",
             )
 
 
 def _check_floors(plan: Plan, parameters: Parameters) -> None:
     """BadInputError that names every figure of the card that is beyond its limit."""
-    uri = layout.card_uri(plan, "json")
-    if report.read(layout.report_uri(plan, "describe")) is None:
+    uri = paths.card_uri(plan, "json")
+    if report.read(paths.report_uri(plan, "describe")) is None:
         raise BadInputError(f"nobody has measured this version: {uri} does not exist", "run `retro-ops describe`")
     beyond = [
         f"{what} of {split} is {value:.4f}, {limit}"
@@ -64,7 +65,7 @@ def _check_floors(plan: Plan, parameters: Parameters) -> None:
     if beyond:
         raise BadInputError(
             f"not published: {'; '.join(beyond)}",
-            f"see {layout.card_uri(plan, 'html')}; raise target_recall, choose another index type or filter "
+            f"see {paths.card_uri(plan, 'html')}; raise target_recall, choose another index type or filter "
             "(max_overlap, max_shared_run), or move the limit "
             "(min_recall, min_full_rows, max_duplicates, max_leaked, max_imbalance)",
         )
@@ -88,16 +89,16 @@ def _beyond(
 
 def _entry(plan: Plan, plan_uri: str, current: str) -> dict[str, Any]:
     folder = parent(current)
-    specs = {split: relative(layout.dataset_spec_uri(plan, split), folder) for split in plan.splits()}
-    counts = (report.read(layout.report_uri(plan, "write-specs")) or {}).get("counts", {})
+    specs = {split: relative(paths.dataset_spec_uri(plan, split), folder) for split in plan.splits()}
+    counts = (report.read(paths.report_uri(plan, "write-specs")) or {}).get("counts", {})
     return {
         "format": CURRENT_FORMAT,
-        "path": relative(layout.stage_folder(plan, "write-specs"), folder),
+        "path": relative(paths.stage_folder(plan, "write-specs"), folder),
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "plan": relative(layout.version_plan_uri(plan), folder),
+        "plan": relative(paths.version_plan_uri(plan), folder),
         "run": relative(plan_uri, folder),
         "specs": specs,
-        "card": relative(layout.card_uri(plan, "html"), folder),
+        "card": relative(paths.card_uri(plan, "html"), folder),
         "counts": counts,
         "skipped": list(plan.skipped),
         "as_of": plan.as_of,

@@ -8,12 +8,13 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import groups, layout, report
+from retro_ops import groups, report
 from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json, parse_bytes
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json, parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     for query in job.queries:
         inputs = [query.embeddings, query.chunk2seq, job.index]
-        unfinished = Unfinished(layout.unfinished_folder(query.neighbours, query.digest))
+        unfinished = Unfinished(paths.unfinished_folder(query.neighbours, query.digest))
         work = partial(_work, job, query, parameters, loaded, unfinished)
         report.run_once(STAGE, query.report, query.digest, chosen, inputs, work, unfinished)
 
@@ -148,37 +149,37 @@ def _of_split(plan: Plan, split: Split) -> _OfSplit:
     former = None
     if plan.base:
         numbered = plan.base.indexed(split)
-        kept = {shard.name: at for at, shard in enumerate(now) if layout.former_indexed(plan, shard)}
+        kept = {shard.name: at for at, shard in enumerate(now) if paths.former_indexed(plan, shard)}
         former = Former(
             neighbours="",
             counts=tuple(shard.chunks for shard in numbered),
             positions=tuple(kept.get(shard.name) for shard in numbered),
-            trained=layout.trained_index_uri(plan),
-            partials=tuple(layout.partial_index_uri(plan, shard.name) for shard in now if shard.name not in kept),
+            trained=paths.trained_index_uri(plan),
+            partials=tuple(paths.partial_index_uri(plan, shard.name) for shard in now if shard.name not in kept),
         )
-    return _OfSplit(layout.index_shards(plan, split), positions, former)
+    return _OfSplit(paths.index_shards(plan, split), positions, former)
 
 
 def _planned_job(plan: Plan, name: str, of_split: _OfSplit) -> Job:
     shard = plan.shard(name)
     query = Query(
-        embeddings=layout.embeddings_uri(plan, name),
-        embeddings_report=layout.report_uri(plan, "embed-chunks", name),
-        chunk2seq=layout.chunks_files(plan, name)["chunk2seq"],
+        embeddings=paths.embeddings_uri(plan, name),
+        embeddings_report=paths.report_uri(plan, "embed-chunks", name),
+        chunk2seq=paths.chunks_files(plan, name)["chunk2seq"],
         position=of_split.positions.get(name),
-        neighbours=layout.neighbours_uri(plan, name),
-        report=layout.report_uri(plan, STAGE, name),
-        digest=layout.neighbours_digest(plan, shard),
+        neighbours=paths.neighbours_uri(plan, name),
+        report=paths.report_uri(plan, STAGE, name),
+        digest=paths.neighbours_digest(plan, shard),
         split=shard.split,
-        shard=layout.index_shard(plan, name),
+        shard=paths.index_shard(plan, name),
     )
     return Job(
-        index=layout.index_uri(plan, shard.split),
-        index_report=layout.report_uri(plan, "merge-indexes"),
-        index_spec=layout.index_spec_uri(plan, shard.split),
+        index=paths.index_uri(plan, shard.split),
+        index_report=paths.report_uri(plan, "merge-indexes"),
+        index_spec=paths.index_spec_uri(plan, shard.split),
         shards=of_split.shards,
         queries=(query,),
-        tuning=layout.report_uri(plan, "tune-search"),
+        tuning=paths.report_uri(plan, "tune-search"),
         pad_id=plan.identity.pad_id,
         former=_former(plan, shard, of_split.former),
         few=plan.base is not None and any(of_base.neighbours for of_base in plan.base.shards),
@@ -186,10 +187,10 @@ def _planned_job(plan: Plan, name: str, of_split: _OfSplit) -> Job:
 
 
 def _former(plan: Plan, shard: Shard, of_split: "Former | None") -> "Former | None":
-    former = layout.former_shard(plan, shard)
-    if not of_split or not former or former.neighbours in (None, layout.neighbours_digest(plan, shard)):
+    former = paths.former_shard(plan, shard)
+    if not of_split or not former or former.neighbours in (None, paths.neighbours_digest(plan, shard)):
         return None
-    return replace(of_split, neighbours=layout.former_neighbours_uri(plan, former))
+    return replace(of_split, neighbours=paths.former_neighbours_uri(plan, former))
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
@@ -217,15 +218,15 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         queries.append(
             Query(
                 embeddings=embedding,
-                embeddings_report=layout.beside(embedding, layout.REPORT),
+                embeddings_report=paths.beside(embedding, paths.REPORT),
                 chunk2seq=chunk2seq,
                 position=position,
                 neighbours=output,
-                report=layout.beside(output, layout.REPORT),
-                digest=layout.digest(layout.CODE_VERSIONS[STAGE], fingerprint, content, position, settings),
+                report=paths.beside(output, paths.REPORT),
+                digest=paths.digest(paths.CODE_VERSIONS[STAGE], fingerprint, content, position, settings),
             )
         )
-    index_report = layout.beside(arguments.index, layout.REPORT)
+    index_report = paths.beside(arguments.index, paths.REPORT)
     return Job(arguments.index, index_report, arguments.index_spec, shards, tuple(queries))
 
 
@@ -299,7 +300,7 @@ def _write(
 
     from retro_ops.storage.npy import NpyWriter, open_npy
 
-    total, distances_uri = len(open_npy(query.embeddings)), layout.distances_uri(query.neighbours)
+    total, distances_uri = len(open_npy(query.embeddings)), paths.distances_uri(query.neighbours)
     full = 0
     with (
         NpyWriter(query.neighbours, np.int64, (k,), rows=total) as neighbours_out,
@@ -479,7 +480,7 @@ def _pad_id(job: Job, parameters: Parameters) -> int:
         return job.pad_id
     if parameters.pad_id is not None:
         return parameters.pad_id
-    found = report.read(layout.beside(job.shards[0].chunks, layout.REPORT))
+    found = report.read(paths.beside(job.shards[0].chunks, paths.REPORT))
     return int(found["identity"]["pad_id"]) if found else 0
 
 

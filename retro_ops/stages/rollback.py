@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from retro_ops import versions
 from retro_ops.errors import BadInputError
+from retro_ops.plan.specs import Parameters
 from retro_ops.progress import say
-from retro_ops.specs import Parameters
 from retro_ops.storage import store
 
 HELP = "make an earlier version the current one"

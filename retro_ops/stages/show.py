@@ -5,9 +5,10 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import BadInputError
-from retro_ops.specs import IndexShard, Parameters, dataset_spec_from_json, index_spec_from_json
+from retro_ops.plan import paths
+from retro_ops.plan.specs import IndexShard, Parameters, dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         row = int(rng.integers(len(own)))
         print(f"\n{shard.chunks}, chunk {row}")
         print(_text(tokenizer, own, row, "  "))
-        distances = layout.distances_uri(shard.neighbours)
+        distances = paths.distances_uri(shard.neighbours)
         near = open_npy(distances).rows(row, row + 1)[0].tolist() if store.exists(distances) else None
         for rank, neighbour in enumerate(neighbours.rows(row, row + 1)[0].tolist()):
             if neighbour < 0:
@@ -65,7 +66,7 @@ def _tokenizer_name(shards: Sequence[IndexShard], parameters: Parameters) -> str
         return parameters.tokenizer
     for shard in shards:
         folder = shard.chunks.rpartition("/")[0]
-        for uri in (layout.beside(shard.chunks, layout.REPORT), layout.join(folder, layout.REPORT)):
+        for uri in (paths.beside(shard.chunks, paths.REPORT), paths.join(folder, paths.REPORT)):
             found = report.read(uri)
             if found and "tokenizer" in found["details"]:
                 return str(found["details"]["tokenizer"])

@@ -6,11 +6,12 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from retro_ops import corpus, groups, layout, report
+from retro_ops import corpus, groups, report
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, parse_bytes
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import Parameters, Plan, parse_bytes
 
 HELP = "sign the documents of a shard, so that duplicates can be found"
 PARAMETERS = ("memory_budget",)
@@ -36,7 +37,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _run(plan: Plan, budget: int, name: str) -> None:
     shard = plan.shard(name)
-    uri, digest = layout.report_uri(plan, STAGE, name), layout.sign_digest(plan, shard)
+    uri, digest = paths.report_uri(plan, STAGE, name), paths.sign_digest(plan, shard)
     inputs = [source.uri for source in shard.sources]
     report.run_once(STAGE, uri, digest, {}, inputs, partial(_work, plan, name, budget))
 
@@ -61,12 +62,12 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     from retro_ops.core import signing
     from retro_ops.tokenising import batches
 
-    line_bytes = layout.line_limit(plan.parameters.memory_budget)
+    line_bytes = paths.line_limit(plan.parameters.memory_budget)
     processes = device.cores() if corpus.is_much(uris, PARALLEL_BYTES) else 1
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")
     with (
-        signatures.SignatureWriter(layout.signature_files(plan, name), budget) as out,
+        signatures.SignatureWriter(paths.signature_files(plan, name), budget) as out,
         ahead(batches(corpus.lines(uris, line_bytes), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
         ahead(in_order(partial(signatures.signer, line_bytes), read, processes)) as made,
     ):

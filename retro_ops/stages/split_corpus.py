@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from retro_ops import corpus, layout, listing, recipes, report, sources
+from retro_ops import corpus, listing, recipes, report
 from retro_ops.compute.workers import ahead
 from retro_ops.core import routing
 from retro_ops.core.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths, source_list
+from retro_ops.plan.source_list import SourceFile, Sources
+from retro_ops.plan.specs import Parameters, Source, parse_bytes
 from retro_ops.progress import Progress, say
 from retro_ops.recipes import Rule
 from retro_ops.source_lines import Line, lines
-from retro_ops.sources import SourceFile, Sources
-from retro_ops.specs import Parameters, Source, parse_bytes
 from retro_ops.storage import store
 
 HELP = "split a source file of a recipe into parts of shards, by category and split"
@@ -48,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    listed = sources.from_json(store.read(arguments.sources), arguments.sources)
+    listed = source_list.from_json(store.read(arguments.sources), arguments.sources)
     recipe = recipes.read(listed.text, listed.recipe)
     budget = getattr(arguments, "memory_budget", listed.memory_budget)
     most_open = max(1, parse_bytes(budget) // 2 // WRITER_BYTES)
@@ -207,7 +208,7 @@ class _Fan:
             if part:
                 self._done.append(part.close())
             name = listing.shard_name(self._rule.outputs[place[0]], self._file.uri, place[1], number)
-            part = self._open[place] = _OpenPart(place, number, name, layout.part_uri(self._folder, name))
+            part = self._open[place] = _OpenPart(place, number, name, paths.part_uri(self._folder, name))
         part.append(line)
         return None
 
@@ -246,7 +247,7 @@ class _BadLines:
 
     def __init__(self, stack: contextlib.ExitStack, folder: str, listed: Sources) -> None:
         self.good = self.count = 0
-        self._stack, self._uri, self._listed = stack, layout.bad_lines_uri(folder), listed
+        self._stack, self._uri, self._listed = stack, paths.bad_lines_uri(folder), listed
         self._lines: corpus.JsonLinesWriter | None = None
 
     def add(self, record: corpus.BadRecord) -> None:

@@ -5,11 +5,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from retro_ops import damage, layout, versions
+from retro_ops import damage, versions
 from retro_ops.damage import Entry
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.plans import read_plan
-from retro_ops.specs import Parameters, Plan
 from retro_ops.storage import store
 
 HELP = "show what of a run or a published dataset is done, missing or damaged"
@@ -45,13 +46,13 @@ def _plan_uri(arguments: Namespace) -> str:
         raise BadInputError("nothing to look at", "give --plan, or --root and --dataset")
     root = arguments.root.rstrip("/")
     if arguments.run:
-        return layout.plan_uri(root, arguments.dataset, arguments.run)
+        return paths.plan_uri(root, arguments.dataset, arguments.run)
     return versions.read(root, arguments.dataset).plan_uri()
 
 
 def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
     """Seconds of work left: a stage takes what it took for other shards, else what the plan expected."""
-    uri = layout.estimate_uri(plan_uri)
+    uri = paths.estimate_uri(plan_uri)
     expected = json.loads(store.read(uri))["seconds"]["cpu"] if store.exists(uri) else {}
     total = 0.0
     for stage in damage.stages(plan):
@@ -64,7 +65,7 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
 
 def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     cells = {(entry.shard, entry.stage): entry for entry in entries}
-    columns = [stage for stage in damage.stages(plan) if stage in layout.SHARD_DIGESTS]
+    columns = [stage for stage in damage.stages(plan) if stage in paths.SHARD_DIGESTS]
     shards = [
         shard.name
         for shard in plan.shards

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import corpus, groups, layout, report
+from retro_ops import corpus, groups, report
 from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, Source
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import Parameters, Plan, Source
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _run(job: Job, parameters: Parameters) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     # Standard input cannot be read again.
-    folder = None if corpus.STDIN in job.sources else layout.unfinished_folder(job.chunks, job.digest)
+    folder = None if corpus.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
     unfinished = Unfinished(folder)
     work = partial(_work, job, parameters, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
@@ -96,15 +97,15 @@ def _planned_job(plan: Plan, shard: str) -> Job:
             "plan.deduplicated.json",
         )
     sources = plan.shard(shard).sources
-    files = layout.chunks_files(plan, shard)
+    files = paths.chunks_files(plan, shard)
     return Job(
         tuple(source.uri for source in sources),
         **files,
-        documents=layout.documents_uri(files["chunks"]),
-        quarantine=layout.quarantine_uri(files["chunks"]),
-        report=layout.report_uri(plan, STAGE, shard),
-        digest=layout.tokenize_digest(plan, plan.shard(shard)),
-        line_bytes=layout.line_limit(plan.parameters.memory_budget),
+        documents=paths.documents_uri(files["chunks"]),
+        quarantine=paths.quarantine_uri(files["chunks"]),
+        report=paths.report_uri(plan, STAGE, shard),
+        digest=paths.tokenize_digest(plan, plan.shard(shard)),
+        line_bytes=paths.line_limit(plan.parameters.memory_budget),
         planned=sources,
         without=plan.shard(shard).without,
     )
@@ -124,8 +125,8 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
     settings = {name: getattr(parameters, name) for name in PARAMETERS if name != "memory_budget"}
     settings["tokenizer"] = name_digest(parameters.tokenizer)
-    line_bytes = layout.line_limit(parameters.memory_budget)
-    cut = layout.cut_shard(parameters.max_chunks)
+    line_bytes = paths.line_limit(parameters.memory_budget)
+    cut = paths.cut_shard(parameters.max_chunks)
     # The names too: another name for an output is another output.
     outputs = [arguments.chunks_out, arguments.seq2chunk_index_out, arguments.chunk2seq_index_out]
     outputs += [arguments.documents_out, arguments.quarantine_out]
@@ -134,10 +135,10 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         chunks=arguments.chunks_out,
         seq2chunk=arguments.seq2chunk_index_out,
         chunk2seq=arguments.chunk2seq_index_out,
-        documents=arguments.documents_out or layout.documents_uri(arguments.chunks_out),
-        quarantine=arguments.quarantine_out or layout.quarantine_uri(arguments.chunks_out),
-        report=layout.beside(arguments.chunks_out, layout.REPORT),
-        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut),
+        documents=arguments.documents_out or paths.documents_uri(arguments.chunks_out),
+        quarantine=arguments.quarantine_out or paths.quarantine_uri(arguments.chunks_out),
+        report=paths.beside(arguments.chunks_out, paths.REPORT),
+        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut),
         line_bytes=line_bytes,
     )
 
@@ -276,7 +277,7 @@ class _Outputs:
             "chunks": stack.enter_context(NpyWriter(job.chunks, dtype, (chunk_size,))),
             "seq2chunk": stack.enter_context(NpyWriter(job.seq2chunk, "int64")),
             "chunk2seq": stack.enter_context(NpyWriter(job.chunk2seq, "int32")),
-            "document_ids": stack.enter_context(NpyWriter(layout.document_ids_uri(job.chunks), "uint64")),
+            "document_ids": stack.enter_context(NpyWriter(paths.document_ids_uri(job.chunks), "uint64")),
         }
         self._sidecar = self._lines_at(job.documents)
         self._quarantine: corpus.JsonLinesWriter | None = None

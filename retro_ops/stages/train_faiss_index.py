@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, index_spec_from_json, parse_bytes
 from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
-from retro_ops.specs import Parameters, index_spec_from_json, parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ def _planned_job(plan_uri: str) -> Job:
     plan = read_plan(plan_uri)
     shards = plan.indexed("train")
     return Job(
-        embeddings=tuple(layout.embeddings_uri(plan, shard.name) for shard in shards),
-        embeddings_reports=tuple(layout.report_uri(plan, "embed-chunks", shard.name) for shard in shards),
-        output=layout.trained_index_uri(plan),
-        report=layout.report_uri(plan, STAGE),
-        digest=layout.train_digest(plan),
+        embeddings=tuple(paths.embeddings_uri(plan, shard.name) for shard in shards),
+        embeddings_reports=tuple(paths.report_uri(plan, "embed-chunks", shard.name) for shard in shards),
+        output=paths.trained_index_uri(plan),
+        report=paths.report_uri(plan, STAGE),
+        digest=paths.train_digest(plan),
         pinned=plan.base is not None,
     )
 
@@ -70,10 +71,10 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     content = [store.at(uri).fingerprint(uri) for uri in embeddings]
     return Job(
         embeddings=embeddings,
-        embeddings_reports=tuple(layout.beside(uri, layout.REPORT) for uri in embeddings),
+        embeddings_reports=tuple(paths.beside(uri, paths.REPORT) for uri in embeddings),
         output=arguments.output,
-        report=layout.beside(arguments.output, layout.REPORT),
-        digest=layout.digest(layout.CODE_VERSIONS[STAGE], content, settings),
+        report=paths.beside(arguments.output, paths.REPORT),
+        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, settings),
     )
 
 

@@ -3,12 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.compute import device
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters, Plan, Split
 from retro_ops.plans import read_plan
 from retro_ops.progress import say
-from retro_ops.specs import Parameters, Plan, Split
 
 HELP = "measure how wide to search for the wanted recall"
 PARAMETERS = (
@@ -29,8 +30,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         raise BadInputError("--plan is missing", "by hand, `retrieve-neighbours` measures how wide to search itself")
     plan = read_plan(arguments.plan)
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
-    inputs = [layout.index_uri(plan, split) for split in plan.splits()]
-    uri, digest = layout.report_uri(plan, STAGE), layout.tuning_digest(plan)
+    inputs = [paths.index_uri(plan, split) for split in plan.splits()]
+    uri, digest = paths.report_uri(plan, STAGE), paths.tuning_digest(plan)
     report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, parameters))
 
 
@@ -47,9 +48,9 @@ def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
 def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device) -> dict[str, Any]:
     from retro_ops import searching
 
-    chunks = searching.IndexedChunks(layout.index_shards(plan, split))
+    chunks = searching.IndexedChunks(paths.index_shards(plan, split))
     pad_id = plan.identity.pad_id
-    index = searching.open_index(layout.index_uri(plan, split), chunks, where, parameters, split, pad_id)
+    index = searching.open_index(paths.index_uri(plan, split), chunks, where, parameters, split, pad_id)
     filtered = bool(searching.limits(parameters, split))
     shards = searching.query_shards(plan, split, chunks, filtered)
     queries = searching.sample(list(shards.values()), parameters.recall_sample, parameters.seed)

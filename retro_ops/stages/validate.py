@@ -8,11 +8,10 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_plan
-from retro_ops.progress import Progress, say
-from retro_ops.specs import (
+from retro_ops.plan import paths
+from retro_ops.plan.specs import (
     DatasetShard,
     IndexShard,
     Parameters,
@@ -21,6 +20,8 @@ from retro_ops.specs import (
     index_spec_from_json,
     parent,
 )
+from retro_ops.plans import read_plan
+from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         say(f"{STAGE}: sound: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
         return
     plan = read_plan(arguments.plan)
-    specs = [layout.dataset_spec_uri(plan, split) for split in plan.splits()]
+    specs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
     # A report on what changed does not stand for one on everything.
     of = ["changed only"] if arguments.changed_only else []
-    uri, digest = layout.report_uri(plan, STAGE), layout.digest(layout.version_digest(plan), *of)
+    uri, digest = paths.report_uri(plan, STAGE), paths.digest(paths.version_digest(plan), *of)
     trusted = frozenset(_shared(plan)) if arguments.changed_only else frozenset()
     if arguments.recompute:  # Asked for by hand, so what was found sound before is looked at again.
         store.at(uri).delete(uri)
@@ -76,20 +77,20 @@ Folders = Set[str]
 def _shared(plan: Plan) -> Iterator[str]:
     if not plan.base:
         return
-    yield layout.stage_folder(plan, "train-faiss-index")
+    yield paths.stage_folder(plan, "train-faiss-index")
     undamaged = replace(plan, condemned=())
     for shard in plan.shards:
-        former = layout.former_shard(plan, shard)
+        former = paths.former_shard(plan, shard)
         if former:
             for stage in ("tokenize-and-chunk", "embed-chunks"):
-                yield layout.stage_folder(plan, stage, shard.name)
+                yield paths.stage_folder(plan, stage, shard.name)
             # The base does not say which partial index it had: one in the place of a damaged one may be new.
             if shard.indexed and former.indexed:
-                partial_index = layout.stage_folder(plan, "build-faiss-index", shard.name)
-                if partial_index == layout.stage_folder(undamaged, "build-faiss-index", shard.name):
+                partial_index = paths.stage_folder(plan, "build-faiss-index", shard.name)
+                if partial_index == paths.stage_folder(undamaged, "build-faiss-index", shard.name):
                     yield partial_index
-            if shard.queried and former.neighbours == layout.neighbours_digest(plan, shard):
-                yield layout.stage_folder(plan, "retrieve-neighbours", shard.name)
+            if shard.queried and former.neighbours == paths.neighbours_digest(plan, shard):
+                yield paths.stage_folder(plan, "retrieve-neighbours", shard.name)
 
 
 def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> report.Outcome:
@@ -106,8 +107,8 @@ def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> r
 
 def _reports(plan: Plan) -> Iterator[str]:
     once = ("train-faiss-index", "merge-indexes", "tune-search", "write-specs", "describe")
-    for stage, shard in layout.tasks(plan, (*layout.SHARD_STAGES, *once)):
-        yield layout.report_uri(plan, stage, shard)
+    for stage, shard in paths.tasks(plan, (*paths.SHARD_STAGES, *once)):
+        yield paths.report_uri(plan, stage, shard)
 
 
 def _validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) -> dict[str, int]:
@@ -118,7 +119,7 @@ def _validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) ->
     for uri in specs:
         findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted))
     # Specs without a plan: the reports beside the artefacts, where there are any.
-    beside = {layout.beside(name, layout.REPORT) for name in checked}
+    beside = {paths.beside(name, paths.REPORT) for name in checked}
     known = reports or sorted(name for name in beside if store.exists(name))
     findings += _of_each(partial(_check_checksums, required=bool(reports), trusted=trusted), known)
     _raise_findings(findings)
@@ -279,7 +280,7 @@ def _check_shard_neighbours(
         yield shard.neighbours, f"has {len(neighbours):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
         return
     offset = offsets.get(store.canonical(shard.chunks))
-    distances = _open_if_there(layout.distances_uri(shard.neighbours))
+    distances = _open_if_there(paths.distances_uri(shard.neighbours))
     owners, starts = open_npy(shard.chunk2seq, ndim=1, kind="i"), open_npy(shard.seq2chunk, ndim=1, kind="i")
     for first, block in neighbours.blocks(BLOCK_ROWS):
         own_first = own_end = np.zeros(len(block), np.int64)

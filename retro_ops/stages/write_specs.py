@@ -7,11 +7,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import BadInputError
-from retro_ops.plans import read_plan, write_plan
-from retro_ops.progress import say
-from retro_ops.specs import (
+from retro_ops.plan import paths as layout
+from retro_ops.plan.specs import (
     DatasetShard,
     DatasetSpec,
     IndexShard,
@@ -24,6 +23,8 @@ from retro_ops.specs import (
     parent,
     relative,
 )
+from retro_ops.plans import read_plan, write_plan
+from retro_ops.progress import say
 from retro_ops.storage import store
 
 HELP = "write the spec files that the other stages and RETRO trainers read"

@@ -8,7 +8,7 @@ import pytest
 from airflow_environment import HERE, let_airflow_warn
 
 if TYPE_CHECKING:
-    from retro_ops.specs import Plan
+    from retro_ops.plan.specs import Plan
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,7 +41,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(tmp_path: Path) -> "Plan":
     """Two training shards and one for validation."""
-    from retro_ops import specs
+    from retro_ops.plan import specs
 
     def shard(name: str, split: specs.Split) -> specs.Shard:
         return specs.Shard(name, split, (specs.Source(name, 1, name),))
@@ -57,9 +57,9 @@ def plan(tmp_path: Path) -> "Plan":
 
 @pytest.fixture
 def uri(plan: "Plan") -> str:
-    from retro_ops import layout, specs
+    from retro_ops.plan import paths, specs
 
-    uri = layout.plan_uri(plan.root, plan.dataset, "run")
+    uri = paths.plan_uri(plan.root, plan.dataset, "run")
     Path(uri).parent.mkdir(parents=True)
     Path(uri).write_text(specs.plan_to_json(plan))
     return uri

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from retro_ops import layout, sources, specs
+from retro_ops.plan import paths, source_list, specs
 
 REAL = ("list-sources", "split-corpus")
 """They take a second, so they are not stubs."""
@@ -37,22 +37,22 @@ def main() -> None:
     if arguments.stage == "plan":
         planned = plan(arguments)
         write(arguments.output, specs.plan_to_json(planned))
-        current = Path(layout.current_uri(planned.root, planned.dataset))
+        current = Path(paths.current_uri(planned.root, planned.dataset))
         nothing = current.exists() and json.loads(current.read_text())["path"] == version_of(planned)
         changes = {"nothing": nothing, "base": None, "added": ["x"], "changed": [], "removed": [], "unchanged": 0}
-        write(layout.changes_uri(arguments.output), json.dumps(changes))
+        write(paths.changes_uri(arguments.output), json.dumps(changes))
     else:
         the_plan = specs.plan_from_json(Path(arguments.plan).read_text(), arguments.plan)
         if arguments.stage == "publish":
             path = version_of(the_plan)
             current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
             current["history"] = []
-            write(layout.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
+            write(paths.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
         elif arguments.stage == "find-duplicates":
             changed = dataclasses.replace(the_plan, deduplicated=True)
-            write(layout.deduplicated_plan_uri(arguments.plan), specs.plan_to_json(changed))
+            write(paths.deduplicated_plan_uri(arguments.plan), specs.plan_to_json(changed))
         elif arguments.stage == "check-drift":
-            write(layout.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
+            write(paths.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
         else:
             done = [report(the_plan, arguments.stage, shard) for shard in (arguments.shard or "").split(",")]
             if not all(done):
@@ -64,7 +64,7 @@ def report(of: specs.Plan, stage: str, shard: str) -> bool:
     """Whether it could be done: not what the door keeps from being tokenised, also as one of a group."""
     if stage in UNTIL_GATE and Path(os.environ["RETRO_TEST_DOOR"], f"fail.tokenize-and-chunk.{shard}").exists():
         return False
-    write(layout.report_uri(of, stage, shard or None), json.dumps({"stage": stage, "counts": {"chunks": 1}}))
+    write(paths.report_uri(of, stage, shard or None), json.dumps({"stage": stage, "counts": {"chunks": 1}}))
     return True
 
 
@@ -74,7 +74,7 @@ def plan(arguments: argparse.Namespace) -> specs.Plan:
             arguments, of_recipe(arguments.sources), json.loads(Path(arguments.sources).read_text())["recipe"]
         )
     if not arguments.corpus:  # As it was.
-        current = json.loads(Path(layout.current_uri(arguments.root, arguments.dataset)).read_text())
+        current = json.loads(Path(paths.current_uri(arguments.root, arguments.dataset)).read_text())
         return specs.plan_from_json(Path(current["plan"]).read_text(), current["plan"])
     folders: list[tuple[specs.Split, str | None]] = [
         ("train", arguments.corpus),
@@ -90,14 +90,14 @@ def plan(arguments: argparse.Namespace) -> specs.Plan:
 
 
 def of_recipe(uri: str) -> list[specs.Shard]:
-    listed = sources.from_json(Path(uri).read_text(), uri)
+    listed = source_list.from_json(Path(uri).read_text(), uri)
     return [
         specs.Shard(
             part["shard"],
             part["split"],
             (
                 specs.Source(
-                    layout.part_uri(listed.parts_folder(file), part["shard"]), part["bytes"], part["fingerprint"]
+                    paths.part_uri(listed.parts_folder(file), part["shard"]), part["bytes"], part["fingerprint"]
                 ),
             ),
         )
@@ -120,7 +120,7 @@ def plan_of(arguments: argparse.Namespace, shards: list[specs.Shard], recipe: st
 
 
 def version_of(of: specs.Plan) -> str:
-    return f"versions/{layout.version_digest(of)}"
+    return f"versions/{paths.version_digest(of)}"
 
 
 def write(uri: str, text: str) -> None:

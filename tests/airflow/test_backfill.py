@@ -13,7 +13,7 @@ import pytest
 from live_airflow import REPOSITORY, LiveAirflow, wait_for
 from test_scheduler import HERE, REAL_STAGES, Door, stage_settings
 
-from retro_ops import layout, specs
+from retro_ops.plan import paths, specs
 
 DAYS = [f"2026-03-{day:02}" for day in range(2, 6)]
 FAILS = DAYS[1]
@@ -82,7 +82,7 @@ def test_days_give_the_versions_of_as_many_nights(airflow: LiveAirflow, corpus: 
     beside.join()
     made = published(tmp_path / "root")
     assert [entry["as_of"] for entry in made] == [*(day for day in DAYS if day != FAILS), FAILS]
-    assert json.loads(Path(layout.current_uri(str(tmp_path / "root"), "news")).read_text())["as_of"] == DAYS[-1]
+    assert json.loads(Path(paths.current_uri(str(tmp_path / "root"), "news")).read_text())["as_of"] == DAYS[-1]
     assert [entry["as_of"] for entry in nightly] == DAYS
     for entry in made:
         (same,) = (other for other in nightly if other["as_of"] == entry["as_of"])
@@ -110,7 +110,7 @@ for day in {DAYS!r}:
 
 def published(root: Path) -> list[dict[str, Any]]:
     """Entries of all versions, by number."""
-    current = json.loads(Path(layout.current_uri(str(root), "news")).read_text())
+    current = json.loads(Path(paths.current_uri(str(root), "news")).read_text())
     return sorted([*current.pop("history"), current], key=lambda entry: int(entry["version"]))
 
 
@@ -121,7 +121,7 @@ def arrays(root: Path, entry: dict[str, Any]) -> dict[str, bytes]:
     plan = specs.plan_from_json(Path(uri).read_text(), uri)
     found = {}
     for shard in plan.shards:
-        files = {**layout.chunks_files(plan, shard.name), "neighbours": layout.neighbours_uri(plan, shard.name)}
-        files["distances"] = layout.distances_uri(files["neighbours"])
+        files = {**paths.chunks_files(plan, shard.name), "neighbours": paths.neighbours_uri(plan, shard.name)}
+        files["distances"] = paths.distances_uri(files["neighbours"])
         found |= {f"{shard.name}/{name}": Path(uri).read_bytes() for name, uri in files.items()}
     return found

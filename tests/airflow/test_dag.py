@@ -14,8 +14,9 @@ from airflow.sdk import DAG, CronDataIntervalTimetable
 from airflow.serialization.serialized_objects import DagSerialization
 from live_airflow import REPOSITORY
 
-from retro_ops import layout, specs
 from retro_ops.errors import ConfigurationError
+from retro_ops.plan import paths as layout
+from retro_ops.plan import specs
 
 HEAVY = ("numpy", "torch", "faiss", "transformers", "sentence_transformers", "boto3", "botocore")
 

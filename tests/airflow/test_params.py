@@ -12,8 +12,8 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, ParamValidationError
 from retro_airflow import params, settings
 
-from retro_ops import layout
-from retro_ops.specs import Identity, Parameters, Plan, plan_to_json
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Identity, Parameters, Plan, plan_to_json
 
 CONFIG = settings.load(
     {"RETRO_ROOT": "/data/", "RETRO_DATASET": "d", "RETRO_CORPUS": "/c", "RETRO_TOKENIZER": "tok", "RETRO_MODEL": "m"}
@@ -195,7 +195,7 @@ def refreshed(tmp_path: Path, conf: dict[str, Any], **run: Any) -> dict[str, Any
 
 def publish(root: Path, **of_plan: Any) -> None:
     """A version, as far as a form looks at it."""
-    current = Path(layout.current_uri(str(root), "d"))
+    current = Path(paths.current_uri(str(root), "d"))
     current.parent.mkdir()
     identity = Identity("t", 1, 0, "m", 1)
     plan = Plan("d", str(root), Parameters(), identity, (), **of_plan)

@@ -11,7 +11,7 @@ import pytest
 from test_dag import load
 from test_scheduler import HERE, REAL_STAGES, stage_settings
 
-from retro_ops import layout, specs
+from retro_ops.plan import paths, specs
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: N
 
 
 def published(place: dict[str, Any]) -> tuple[int, specs.Plan]:
-    folder = Path(layout.dataset_folder(place["root"], place["dataset"]))
+    folder = Path(paths.dataset_folder(place["root"], place["dataset"]))
     current = json.loads((folder / "current.json").read_text())
     uri = str(folder / current["plan"])
     return int(current["version"]), specs.plan_from_json(Path(uri).read_text(), uri)
@@ -52,7 +52,7 @@ def published(place: dict[str, Any]) -> tuple[int, specs.Plan]:
 
 def test_a_damaged_shard_is_found_and_repaired_with_what_depends_on_it(dataset: dict[str, Any], tmp_path: Path) -> None:
     _, before = published(dataset)
-    damaged = Path(layout.embeddings_uri(before, "b"))
+    damaged = Path(paths.embeddings_uri(before, "b"))
     data = bytearray(damaged.read_bytes())
     data[-100] ^= 1
     damaged.write_bytes(bytes(data))
@@ -73,11 +73,11 @@ def test_a_damaged_shard_is_found_and_repaired_with_what_depends_on_it(dataset: 
         **{("retrieve-neighbours", shard): 1 for shard in "abc"},
     }
     for shard in "abc":
-        same = layout.embeddings_uri(after, shard) == layout.embeddings_uri(before, shard)
+        same = paths.embeddings_uri(after, shard) == paths.embeddings_uri(before, shard)
         assert same == (shard != "b")
-        chunks = (layout.chunks_files(plan, shard)["chunks"] for plan in (before, after))
+        chunks = (paths.chunks_files(plan, shard)["chunks"] for plan in (before, after))
         assert len(set(chunks)) == 1
-        one, other = (Path(layout.neighbours_uri(plan, shard)).read_bytes() for plan in (before, after))
+        one, other = (Path(paths.neighbours_uri(plan, shard)).read_bytes() for plan in (before, after))
         assert one == other
     status = subprocess.run([REAL_STAGES, "status", *place, "--thorough"], capture_output=True, text=True, check=True)
     assert "0 missing, 0 damaged" in status.stdout

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from live_airflow import REPOSITORY, LiveAirflow, Task, wait_for
 
-from retro_ops import layout
+from retro_ops.plan import paths
 
 HERE = Path(__file__).resolve().parent
 
@@ -252,4 +252,4 @@ def test_allow_partial_goes_on_without_a_failed_shard(
     states = airflow.states(run)
     assert states["publish", -1] == "success"
     assert {index for task, index in states if task == "retrieve_neighbours"} == {0, 1, 2}
-    assert Path(layout.selected_plan_uri(layout.plan_uri(str(tmp_path), "demo", run))).exists()
+    assert Path(paths.selected_plan_uri(paths.plan_uri(str(tmp_path), "demo", run))).exists()

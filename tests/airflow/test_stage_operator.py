@@ -23,7 +23,7 @@ from retro_airflow.stage_operator import StageOperator
 from retro_airflow.triggers import StageTrigger
 from structlog.testing import capture_logs
 
-from retro_ops import layout, specs
+from retro_ops.plan import paths, specs
 
 Logged = list[MutableMapping[str, Any]]
 
@@ -131,7 +131,7 @@ def test_the_result_follows_from_the_plan(
     tmp_path: Path,
 ) -> None:
     result = stage(uri).execute(context(state))
-    report = layout.report_uri(plan, "embed-chunks", "a")
+    report = paths.report_uri(plan, "embed-chunks", "a")
     assert result == {"stage": "embed-chunks", "plan": uri, "shard": "a", "report": report}
     assert "stage" in json.loads(Path(report).read_text())
     assert f"embed-chunks --plan {uri} --shard a" in text(logged)
@@ -375,7 +375,7 @@ def test_a_deferred_task_gives_its_slot_back_and_ends_with_its_stage(
     event = asyncio.run(fire())
     assert deferred.value.method_name == "resume"
     result = stage(uri).resume(context(state), event)
-    assert result["report"] == layout.report_uri(plan, "embed-chunks", "a")
+    assert result["report"] == paths.report_uri(plan, "embed-chunks", "a")
     assert "embed-chunks is done" in text(logged)
 
 

@@ -11,7 +11,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowFailException
 from retro_airflow import tasks
 
-from retro_ops import layout, sources, specs
+from retro_ops.plan import paths, source_list, specs
 
 Params = dict[str, Any]
 
@@ -23,7 +23,7 @@ def write(uri: str, text: str) -> None:
 
 def embed(plan: specs.Plan, *names: str) -> None:
     for name in names:
-        write(layout.report_uri(plan, "embed-chunks", name), "{}")
+        write(paths.report_uri(plan, "embed-chunks", name), "{}")
 
 
 EMBED = "embed-chunks"
@@ -61,10 +61,10 @@ def test_groups_are_never_more_than_the_limit_and_miss_no_shard(tmp_path: Path, 
 def test_source_files_are_split_one_by_one_or_together_where_they_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = tuple(sources.SourceFile(f"f{n}", f"/f{n}", 1, "x", 0, "d") for n in range(5))
-    listed = sources.Sources("/r", "d", "/recipe.yaml", "", "/", None, files, "quarantine", 0.5, 1, "2GiB")
+    files = tuple(source_list.SourceFile(f"f{n}", f"/f{n}", 1, "x", 0, "d") for n in range(5))
+    listed = source_list.Sources("/r", "d", "/recipe.yaml", "", "/", None, files, "quarantine", 0.5, 1, "2GiB")
     uri = str(tmp_path / "sources.json")
-    Path(uri).write_text(sources.to_json(listed))
+    Path(uri).write_text(source_list.to_json(listed))
     assert tasks.list_source_files(uri) == [{"sources": uri, "file": f"f{n}"} for n in range(5)]
     monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
     assert [entry["file"] for entry in tasks.list_source_files(uri)] == ["f0,f1,f2", "f3,f4"]
@@ -81,7 +81,7 @@ def test_a_stage_gets_the_shards_that_it_runs_on(plan: specs.Plan, uri: str, whi
     a, b, v = plan.shards
     shards = (dataclasses.replace(a, queried=False), dataclasses.replace(b, indexed=False), v)
     write(uri, specs.plan_to_json(dataclasses.replace(plan, shards=shards)))
-    found = {stage: [entry["shard"] for entry in which(uri, stage)] for stage in layout.SHARD_STAGES}
+    found = {stage: [entry["shard"] for entry in which(uri, stage)] for stage in paths.SHARD_STAGES}
     assert found == {
         "tokenize-and-chunk": ["a", "b", "v"],
         "embed-chunks": ["a", "b", "v"],
@@ -103,7 +103,7 @@ def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str
     assert "2 of 3 shards" in message
     assert "b (map index 1), v (map index 2)" in message
     assert "allow_partial" in message
-    assert not Path(layout.selected_plan_uri(uri)).exists()
+    assert not Path(paths.selected_plan_uri(uri)).exists()
 
 
 def test_gate_names_the_failed_shards_of_a_group(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_gate_needs_an_indexed_shard_and_one_that_asks(plan: specs.Plan, uri: st
 def test_gate_selects_what_is_there(plan: specs.Plan, uri: str) -> None:
     embed(plan, "b", "v")
     selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
-    assert selected == layout.selected_plan_uri(uri)
+    assert selected == paths.selected_plan_uri(uri)
     expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
     assert specs.plan_from_json(Path(selected).read_text(), selected) == expected
 
@@ -166,16 +166,16 @@ def test_a_plan_that_is_none_fails_without_retry(uri: str) -> None:
 def test_announce_dataset(plan: specs.Plan, uri: str, is_current: bool) -> None:
     ours = {
         "version": 3,
-        "path": f"versions/{layout.version_digest(plan)}",
+        "path": f"versions/{paths.version_digest(plan)}",
         "published_at": "then",
         "as_of": "2026-01-02",
     }
     ours["counts"] = {"chunks": 7}
     other = {"version": 2, "path": "versions/x", "published_at": "before", "as_of": "2026-01-03", "counts": {}}
     newest, history = (ours, other) if is_current else (other, ours)
-    write(layout.current_uri(plan.root, plan.dataset), json.dumps({**newest, "history": [history]}))
+    write(paths.current_uri(plan.root, plan.dataset), json.dumps({**newest, "history": [history]}))
     changes = {"added": ["a"], "changed": [], "removed": ["x", "y"], "unchanged": 1, "nothing": False}
-    write(layout.changes_uri(uri), json.dumps(changes))
+    write(paths.changes_uri(uri), json.dumps(changes))
     added: list[tuple[Any, Any]] = []
     events = {tasks.DATASETS: SimpleNamespace(add=lambda asset, extra: added.append((asset, extra)))}
     tasks.announce_dataset(cast(Context, {"outlet_events": events}), {"plan": uri})

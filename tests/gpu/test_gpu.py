@@ -14,7 +14,7 @@ from retro_ops.cli import main
 from retro_ops.compute import device
 from retro_ops.core import packing
 from retro_ops.models import Tokenizer
-from retro_ops.specs import IndexShard, index_spec_to_json
+from retro_ops.plan.specs import IndexShard, index_spec_to_json
 
 pytestmark = pytest.mark.gpu
 

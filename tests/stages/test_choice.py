@@ -13,8 +13,9 @@ from samples import Run, write_corpus
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import layout, report, specs, versions
+from retro_ops import report, versions
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths, specs
 from retro_ops.plans import read_plan
 from retro_ops.storage import store
 from retro_ops.storage.npy import open_npy
@@ -48,12 +49,12 @@ def built(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir:
 
 
 def vectors(done: Done, name: str) -> np.ndarray:
-    reader = open_npy(layout.embeddings_uri(done.plan, name))
+    reader = open_npy(paths.embeddings_uri(done.plan, name))
     return reader.rows(0, len(reader)).astype(np.float64)
 
 
 def ids(done: Done, name: str, kind: str) -> np.ndarray:
-    reader = open_npy(layout.chunks_files(done.plan, name)["chunks"].replace("chunks.npy", f"{kind}.npy"))
+    reader = open_npy(paths.chunks_files(done.plan, name)["chunks"].replace("chunks.npy", f"{kind}.npy"))
     return reader.rows(0, len(reader))
 
 
@@ -71,31 +72,31 @@ def test_each_choice_is_kept_from_plan_to_export(built: Nights, tmp_path: Path, 
         "v": (True, True),
         "w": (False, True),
     }
-    ran = {stage: [s for of, s in layout.tasks(plan, layout.SHARD_STAGES) if of == stage] for stage in done.calls}
+    ran = {stage: [s for of, s in paths.tasks(plan, paths.SHARD_STAGES) if of == stage] for stage in done.calls}
     assert ran["build-faiss-index"] == ["a", "b", "v"]
     assert ran["retrieve-neighbours"] == ["b", "c", "v", "w"]
-    card = json.loads(store.read(layout.card_uri(plan, "json")))
+    card = json.loads(store.read(paths.card_uri(plan, "json")))
     by_category = {row["category"]: (row["indexed_chunks"], row["queried_chunks"]) for row in card["contents"]}
     assert [by_category[name][0] > 0 for name in "abcvw"] == [True, True, False, True, False]
     assert [by_category[name][1] > 0 for name in "abcvw"] == [False, True, True, True, True]
-    assert b"<th>indexed</th>" in store.read(layout.card_uri(plan, "html"))
+    assert b"<th>indexed</th>" in store.read(paths.card_uri(plan, "html"))
     for split, indexed, queried in (("train", "ab", "bc"), ("val", "abv", "vw")):
-        uri = layout.dataset_spec_uri(plan, split)  # type: ignore[arg-type]
+        uri = paths.dataset_spec_uri(plan, split)  # type: ignore[arg-type]
         spec = specs.dataset_spec_from_json(store.read(uri), uri)
         shards = specs.index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         assert "".join(spec_names([s.embeddings for s in shards])) == indexed
         assert "".join(spec_names([s.neighbours for s in spec.shards])) == queried
         total = sum(len(vectors(done, name)) for name in indexed)
         assert faiss.read_index(spec.faiss_index).ntotal == total
-        of_split = json.loads(store.read(layout.card_uri(plan, "json")))["quality"][split]
+        of_split = json.loads(store.read(paths.card_uri(plan, "json")))["quality"][split]
         assert of_split["recall"] == 1
         assert of_split["rows"] == sum(len(vectors(done, name)) for name in queried)
         for name in queried:
             check_neighbours(done, name, indexed)
     with pytest.raises(BadInputError, match="not indexed"):
-        layout.partial_index_uri(plan, "c")
+        paths.partial_index_uri(plan, "c")
     with pytest.raises(BadInputError, match="not queried"):
-        layout.neighbours_uri(plan, "a")
+        paths.neighbours_uri(plan, "a")
     to = tmp_path / "exported"
     run("export", "--root", built.root, "--dataset", "d", "--to", to)
     run("validate", "--spec", to / "train.data.spec.json", to / "val.data.spec.json")
@@ -104,7 +105,7 @@ def test_each_choice_is_kept_from_plan_to_export(built: Nights, tmp_path: Path, 
     assert {f"{name}.embeddings.npy" for name in "abcvw"} < names
     assert {name for name in names if name.endswith("neighbours.npy")} == {f"{n}.neighbours.npy" for n in "bcvw"}
     files = set(versions.files(built.series().folder()))
-    assert layout.embeddings_uri(plan, "c") in files, "or prune would take it"
+    assert paths.embeddings_uri(plan, "c") in files, "or prune would take it"
 
 
 def check_neighbours(done: Done, name: str, indexed: str) -> None:
@@ -112,7 +113,7 @@ def check_neighbours(done: Done, name: str, indexed: str) -> None:
     bank = np.concatenate([vectors(done, other) for other in indexed])
     owners = np.concatenate([ids(done, other, "chunks.document_ids") for other in indexed])
     own = ids(done, name, "chunks.document_ids")
-    found = open_npy(layout.neighbours_uri(done.plan, name))
+    found = open_npy(paths.neighbours_uri(done.plan, name))
     rows = found.rows(0, len(found))
     distances = ((vectors(done, name)[:, None] - bank[None]) ** 2).sum(axis=2)
     distances[own[:, None] == owners[None]] = np.inf
@@ -126,7 +127,7 @@ def test_a_copy_of_an_indexed_document_is_not_its_own_neighbour(built: Nights) -
     done = built.runs[0]
     shared = np.isin(ids(done, "c", "chunks.document_ids"), ids(done, "a", "chunks.document_ids"))
     assert shared.any()
-    made = report.require(layout.report_uri(done.plan, "retrieve-neighbours", "c"), "it")
+    made = report.require(paths.report_uri(done.plan, "retrieve-neighbours", "c"), "it")
     assert made["details"]["same_document_filter"]
     assert made["details"]["removed"]["same_document"] > 0
 
@@ -170,8 +171,8 @@ def test_after_every_night_all_is_as_if_built_from_scratch(chosen: Nights) -> No
         assert equal == dict.fromkeys(equal, 1.0), night
         assert done.plan.base is not None
         Done().stage("validate", "--plan", done.plan_uri)
-        for shard in layout.shards_of(done.plan, "retrieve-neighbours"):
-            made = report.require(layout.report_uri(done.plan, "retrieve-neighbours", shard.name), "it")
+        for shard in paths.shards_of(done.plan, "retrieve-neighbours"):
+            made = report.require(paths.report_uri(done.plan, "retrieve-neighbours", shard.name), "it")
             merged += made["details"].get("updated", {}).get("merged_rows", 0)
     assert merged > 0
 
@@ -181,7 +182,7 @@ def test_only_validation_may_be_queried(chosen: Nights) -> None:
     chosen.flags = (*EXACT, "--queried", "[vw]")
     done = chosen.first()
     assert done.plan.splits() == ("val",)
-    assert not store.exists(layout.dataset_spec_uri(done.plan, "train"))
+    assert not store.exists(paths.dataset_spec_uri(done.plan, "train"))
     chosen.put("train/d")
     done = chosen.refresh()
     assert done.plan.base is not None
@@ -201,7 +202,7 @@ def test_only_validation_may_be_queried(chosen: Nights) -> None:
 def test_a_choice_that_makes_no_sense_is_refused(
     chosen: Nights, flags: tuple[str, ...], said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    uri = layout.plan_uri(chosen.root, "d", "x")
+    uri = paths.plan_uri(chosen.root, "d", "x")
     settings = (*chosen.corpus, "--tokenizer", chosen.model, "--model", chosen.model)
     with pytest.raises(Exception, match="65"):
         Done().stage("plan", "--root", chosen.root, "--dataset", "d", "--output", uri, *settings, *flags)
@@ -220,7 +221,7 @@ def test_the_seed_profile_knows_no_document_of_a_shard_that_is_not_indexed(chose
     """As the original: its filter goes by the path of the query."""
     done = whole_run(chosen.root, "seed", "x", *chosen.settings, "--profile", "seed", "--index-type", "IVF4,Flat")
     made = {
-        name: report.require(layout.report_uri(read_plan(done.plan_uri), "retrieve-neighbours", name), "it")
+        name: report.require(paths.report_uri(read_plan(done.plan_uri), "retrieve-neighbours", name), "it")
         for name in "bc"
     }
     assert made["b"]["details"]["same_document_filter"]

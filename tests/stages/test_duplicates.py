@@ -11,8 +11,9 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import blocks, corpus, layout, report
+from retro_ops import blocks, corpus, report
 from retro_ops.damage import look
+from retro_ops.plan import paths
 from retro_ops.plans import read_plan
 from retro_ops.stages import tokenize_and_chunk
 from retro_ops.storage import store
@@ -45,16 +46,16 @@ def lines_of(done: Done) -> dict[str, list[int]]:
     """Lines of the corpus that are in the chunks, by shard, as their sidecars say; with as many first chunks."""
     found = {}
     for shard in done.plan.shards:
-        files = layout.chunks_files(done.plan, shard.name)
-        lines = corpus.lines([layout.documents_uri(files["chunks"])], 2**20)
+        files = paths.chunks_files(done.plan, shard.name)
+        lines = corpus.lines([paths.documents_uri(files["chunks"])], 2**20)
         found[shard.name] = [json.loads(line or b"")["line"] for _, _, line in lines]
-        made = report.require(layout.report_uri(done.plan, "tokenize-and-chunk", shard.name), "the chunks")
+        made = report.require(paths.report_uri(done.plan, "tokenize-and-chunk", shard.name), "the chunks")
         assert made["counts"]["documents"] == len(found[shard.name])
     return found
 
 
 def facts_of(done: Done) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(store.read(layout.duplicates_uri(done.plan_uri)))
+    facts: dict[str, Any] = json.loads(store.read(paths.duplicates_uri(done.plan_uri)))
     return facts
 
 
@@ -66,7 +67,7 @@ def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> Non
     # Of training, what repeats validation goes; then whatever comes later.
     assert lines_of(done) == {"a": [1, 2, 3], "b": [3, 4], "c": [1, 2], "v": [1, 2, 3]}
     made = {
-        s.name: report.require(layout.report_uri(done.plan, "tokenize-and-chunk", s.name), "") for s in done.plan.shards
+        s.name: report.require(paths.report_uri(done.plan, "tokenize-and-chunk", s.name), "") for s in done.plan.shards
     }
     assert {name: of["counts"].get("duplicates_dropped") for name, of in made.items()} == {
         "a": 3,
@@ -92,10 +93,10 @@ def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> Non
         ("b", 1): ("a", 1),
         ("v", 4): ("v", 3),
     }
-    card = json.loads(store.read(layout.card_uri(done.plan, "json")))
+    card = json.loads(store.read(paths.card_uri(done.plan, "json")))
     assert card["duplicates"]["duplicates"] == 5
     assert [row["duplicates_dropped"] for row in card["contents"]] == [3, 1, 0, 1]
-    assert b"<h2>Duplicates</h2>" in store.read(layout.card_uri(done.plan, "html"))
+    assert b"<h2>Duplicates</h2>" in store.read(paths.card_uri(done.plan, "html"))
     Done().stage("validate", "--plan", done.plan_uri)
     assert {entry.state for entry in look(done.plan, thorough=True)} == {"done"}
 
@@ -104,17 +105,17 @@ def test_a_report_changes_nothing(planted: Nights) -> None:
     planted.flags = EXACT
     kept = planted.first()
     assert kept.calls["sign-documents"] == kept.calls["find-duplicates"] == 0
-    assert not store.exists(layout.duplicates_uri(kept.plan_uri))
+    assert not store.exists(paths.duplicates_uri(kept.plan_uri))
     assert b"deduplicated" not in store.read(kept.plan_uri)
     assert b"without" not in store.read(kept.plan_uri)
     done = planted.refresh("--duplicates", "report")
     # The same version, so whoever only wants to know need build nothing.
-    assert layout.version_digest(done.plan) == layout.version_digest(kept.plan)
+    assert paths.version_digest(done.plan) == paths.version_digest(kept.plan)
     assert done.changes["nothing"]
     reported = whole_run(planted.root, "d", "report", *planted.settings, "--duplicates", "report")
     assert facts_of(reported)["duplicates"] == 5
     assert lines_of(reported) == lines_of(kept)
-    assert layout.version_digest(reported.plan) == layout.version_digest(kept.plan)
+    assert paths.version_digest(reported.plan) == paths.version_digest(kept.plan)
 
 
 def test_from_night_to_night_as_if_built_from_scratch(planted: Nights) -> None:
@@ -142,8 +143,8 @@ def test_from_night_to_night_as_if_built_from_scratch(planted: Nights) -> None:
     done = planted.refresh()
     assert lines_of(done)["c"] == [1]
     assert set(compare(done, planted.scratch())[0].values()) == {1.0}
-    unchanged = layout.tokenize_digest(first.plan, first.plan.shard("b"))
-    assert layout.tokenize_digest(done.plan, done.plan.shard("b")) == unchanged
+    unchanged = paths.tokenize_digest(first.plan, first.plan.shard("b"))
+    assert paths.tokenize_digest(done.plan, done.plan.shard("b")) == unchanged
     # Keeping them again is as it was without all this.
     done = planted.refresh("--duplicates", "keep")
     planted.flags = EXACT
@@ -153,7 +154,7 @@ def test_from_night_to_night_as_if_built_from_scratch(planted: Nights) -> None:
 
 def test_repair_keeps_what_was_dropped(planted: Nights) -> None:
     first = planted.first()
-    chunks = layout.chunks_files(first.plan, "a")["chunks"]
+    chunks = paths.chunks_files(first.plan, "a")["chunks"]
     data = bytearray(store.read(chunks))
     data[len(data) // 2] ^= 1
     store.write(chunks, bytes(data))
@@ -168,14 +169,14 @@ def test_prune_keeps_signatures_and_what_shards_are_without(planted: Nights) -> 
     plan = planted.first().plan
     Done().stage("prune", "--root", planted.root, "--dataset", "d", "--keep", 1, "--grace", "0m", "--yes")
     for shard in plan.shards:
-        assert store.exists(layout.report_uri(plan, "sign-documents", shard.name))
+        assert store.exists(paths.report_uri(plan, "sign-documents", shard.name))
         assert shard.without is None or store.exists(shard.without.uri)
     write_corpus(planted.folder / "train/d.jsonl", [planted.texts[10]])
     assert planted.refresh().calls["sign-documents"] == 1
 
 
 def test_nobody_goes_on_without_looking(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
-    plan_uri = layout.plan_uri(planted.root, "d", "x")
+    plan_uri = paths.plan_uri(planted.root, "d", "x")
     Done().stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
     for stage, shard, said in (
         ("tokenize-and-chunk", ("--shard", "a"), "nobody has looked for them yet"),
@@ -188,7 +189,7 @@ def test_nobody_goes_on_without_looking(planted: Nights, capfd: pytest.CaptureFi
 
 def searched(planted: Nights) -> Done:
     """A run that has looked for duplicates."""
-    plan_uri = layout.plan_uri(planted.root, "d", "x")
+    plan_uri = paths.plan_uri(planted.root, "d", "x")
     run = Done(plan_uri)
     run.stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
     for shard in read_plan(plan_uri).shards:
@@ -203,7 +204,7 @@ def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
     assert facts_of(run)["unsigned_shards"] == ["z"]
     assert facts_of(run)["duplicates"] == 5
     with pytest.raises(StageFailedError):
-        run.stage("tokenize-and-chunk", "--plan", layout.deduplicated_plan_uri(run.plan_uri), "--shard", "z")
+        run.stage("tokenize-and-chunk", "--plan", paths.deduplicated_plan_uri(run.plan_uri), "--shard", "z")
 
 
 def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +212,7 @@ def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pyte
     without = first.plan.shard("a").without
     assert without
     store.write(without.uri, store.read(without.uri)[:-8] + bytes(8))
-    store.at(planted.root).delete(layout.report_uri(first.plan, "tokenize-and-chunk", "a"))
+    store.at(planted.root).delete(paths.report_uri(first.plan, "tokenize-and-chunk", "a"))
     with pytest.raises(StageFailedError):
         Done().stage("tokenize-and-chunk", "--plan", first.plan_uri, "--shard", "a")
     assert "is gone or has changed" in capfd.readouterr().err
@@ -222,7 +223,7 @@ def test_a_shard_that_was_cut_counts_what_it_passed_over(planted: Nights) -> Non
     write_corpus(planted.folder / "train/a.jsonl", [t[0], t[0], t[1], t[2], t[2]])
     planted.flags = (*DROP, "--max-chunks", "12")
     done = planted.first()
-    made = report.require(layout.report_uri(done.plan, "tokenize-and-chunk", "a"), "the chunks")
+    made = report.require(paths.report_uri(done.plan, "tokenize-and-chunk", "a"), "the chunks")
     assert made["details"]["stopped_at_max_chunks"]
     assert lines_of(done)["a"] == [1, 3]
     assert made["counts"]["duplicates_dropped"] == 1
@@ -232,10 +233,10 @@ def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monk
     t = planted.texts
     write_corpus(planted.folder / "train/a.jsonl", [t[0], t[0], t[0], t[1], t[0], t[2], t[2]])
     run = searched(planted)
-    run.plan_uri = layout.deduplicated_plan_uri(run.plan_uri)
+    run.plan_uri = paths.deduplicated_plan_uri(run.plan_uri)
     arguments = ("tokenize-and-chunk", "--plan", run.plan_uri, "--shard", "a")
     run.stage(*arguments)
-    uri = layout.report_uri(run.plan, "tokenize-and-chunk", "a")
+    uri = paths.report_uri(run.plan, "tokenize-and-chunk", "a")
     undisturbed = report.require(uri, "the chunks")
     # A block for each document, and an end after the first and after the second.
     monkeypatch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 1)

@@ -14,7 +14,7 @@ from retro_ops.core import packing
 from retro_ops.embedding import Embedder
 from retro_ops.encoders import DisagreementError, Encoding, exact
 from retro_ops.models import Tokenizer
-from retro_ops.specs import Parameters
+from retro_ops.plan.specs import Parameters
 from retro_ops.stages import embed_chunks
 
 CPU = Device("cpu", "asked for")

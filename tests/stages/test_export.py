@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from samples import Run, build_in_groups, write_corpus
 
-from retro_ops import layout
-from retro_ops.specs import DatasetSpec, IndexShard, dataset_spec_from_json, index_spec_from_json
+from retro_ops.plan import paths
+from retro_ops.plan.specs import DatasetSpec, IndexShard, dataset_spec_from_json, index_spec_from_json
 
 CATEGORIES = ("wikipedia_en", "github", "pile_cc", "books3", "realnews")
 TRAIN = [f"{number:02}_{category}" for number in range(2) for category in sorted(CATEGORIES)]
@@ -33,7 +33,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str
     for number, name in enumerate(TRAIN + VALIDATION):
         split = "val" if name in VALIDATION else "train"
         write_corpus(folder / f"corpus/{split}/{name}.jsonl", [text[:900] for text in texts[3 + number : 5 + number]])
-    uri = layout.plan_uri(str(folder / "root"), "MassiveOpenText", "x")
+    uri = paths.plan_uri(str(folder / "root"), "MassiveOpenText", "x")
     run(
         *("plan", "--root", folder / "root", "--dataset", "MassiveOpenText", "--output", uri),
         *("--corpus", folder / "corpus/train", "--validation-corpus", folder / "corpus/val"),

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from samples import Run, build_in_groups, write_corpus
 
-from retro_ops import groups, layout, report, specs
+from retro_ops import groups, report
 from retro_ops.core import search
 from retro_ops.errors import BadInputError, TransientError
+from retro_ops.plan import paths, specs
+from retro_ops.plan.specs import Plan
 from retro_ops.plans import read_plan
-from retro_ops.specs import Plan
 from retro_ops.storage import store
 
 INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "PCA16,IVF4,SQ8", "IVF4,PQ8x4fs")
@@ -32,7 +33,7 @@ def plan_uri(tmp_path: Path, run: Run, corpus: Path, model_dir: str) -> str:
 
 
 def planned(run: Run, root: Path, corpus: Path, model_dir: str, index_type: str) -> str:
-    uri = layout.plan_uri(str(root), "d", index_type)
+    uri = paths.plan_uri(str(root), "d", index_type)
     run(
         *("plan", "--root", root, "--dataset", "d", "--output", uri, "--tokenizer", model_dir, "--model", model_dir),
         *("--corpus", corpus / "train", "--validation-corpus", corpus / "val", "--index-type", index_type),
@@ -93,7 +94,7 @@ def test_small_shards_of_a_group_are_searched_for_together(
         return find(queries, *more)
 
     monkeypatch.setattr(search, "find", counting)
-    reports = [layout.report_uri(plan, "retrieve-neighbours", name) for name in "abcv"]
+    reports = [paths.report_uri(plan, "retrieve-neighbours", name) for name in "abcv"]
     for uri in (reports[0], reports[2], reports[3]):  # The second one is done.
         store.at(uri).delete(uri)
     run("retrieve-neighbours", "--plan", plan_uri, "--shard", "a,b,c,v")
@@ -102,7 +103,7 @@ def test_small_shards_of_a_group_are_searched_for_together(
 
 
 def done(plan: Plan, stage: str) -> list[str]:
-    return [shard.name for shard in plan.shards if store.exists(layout.report_uri(plan, stage, shard.name))]
+    return [shard.name for shard in plan.shards if store.exists(paths.report_uri(plan, stage, shard.name))]
 
 
 def test_a_group_must_be_of_the_plan(run: Run, plan_uri: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,18 +16,19 @@ from benchmarks import whole_run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
-from retro_ops import bases, layout
+from retro_ops import bases
 from retro_ops.core import drift
 from retro_ops.damage import look
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Parameters
 from retro_ops.plans import read_plan, write_plan
-from retro_ops.specs import Parameters
 from retro_ops.storage import store
 
 LISTS = ("--index-type", "IVF4,Flat", "--max-drift", "9", "--min-recall", "0")
 
 
 def planned(nights: Nights, name: str, *flags: str) -> str:
-    uri = layout.plan_uri(nights.root, "d", name)
+    uri = paths.plan_uri(nights.root, "d", name)
     Done().stage("plan", "--root", nights.root, "--dataset", "d", "--output", uri, "--refresh", *flags)
     return uri
 
@@ -37,7 +38,7 @@ def to_the_end(plan_uri: str) -> Done:
     done = Done(plan_uri)
     whole_run._stages(done, whole_run.UNTIL_GATE, True)
     done.stage("check-drift", "--plan", done.plan_uri)
-    done.plan_uri = layout.decided_plan_uri(done.plan_uri)
+    done.plan_uri = paths.decided_plan_uri(done.plan_uri)
     whole_run._stages(done, whole_run.FROM_INDEX, True)
     for stage in whole_run.TO_PUBLISH:
         done.stage(stage, "--plan", done.plan_uri, *(["--changed-only"] if stage == "validate" else []))
@@ -96,7 +97,7 @@ def test_planning_a_run_again_leaves_the_version_that_it_published(built: Nights
     built.put("train/g")
     # As when the task `plan` is cleared.
     Done().stage("plan", "--root", built.root, "--dataset", "d", "--refresh",
-                 "--output", layout.first_plan_uri(done.plan_uri))  # fmt: skip
+                 "--output", paths.first_plan_uri(done.plan_uri))  # fmt: skip
     assert not store.exists(done.plan_uri)
     assert read_plan(built.series().plan_uri()) == before
     assert {entry.state for entry in look(before, thorough=True)} == {"done"}
@@ -106,7 +107,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
     built: Nights, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     behind = planned(built, "behind")
-    monkeypatch.setitem(layout.CODE_VERSIONS, "retrieve-neighbours", 99)
+    monkeypatch.setitem(paths.CODE_VERSIONS, "retrieve-neighbours", 99)
     assert {entry.state for entry in look(read_plan(built.series().plan_uri()))} == {"done"}
     assert built.repair().changes["nothing"]
     # Only a new run may use the new code.
@@ -115,7 +116,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
     assert "was made by another version of this package, whose retrieve-neighbours" in capfd.readouterr().err
     done = built.refresh()
     assert (done.calls["retrieve-neighbours"], done.calls["embed-chunks"]) == (4, 0)
-    monkeypatch.setitem(layout.CODE_VERSIONS, "embed-chunks", 99)
+    monkeypatch.setitem(paths.CODE_VERSIONS, "embed-chunks", 99)
     assert built.refresh().calls["embed-chunks"] == 4
     assert bases.read_condemned(built.root, "d") == ()
 
@@ -149,7 +150,7 @@ def test_what_was_found_damaged_meanwhile_is_not_published(nights: Nights, capfd
         nights.put(f"2026-01-0{day}/news", 2)
     flags = ("--corpus", f"{nights.folder}/{{date}}/*.jsonl", *nights.settings[4:])
     first = nights.refresh(*flags, "--as-of", "2026-01-02")
-    damage(layout.embeddings_uri(first.plan, "2026-01-01_news"))
+    damage(paths.embeddings_uri(first.plan, "2026-01-01_news"))
     slow = planned(nights, "slow", "--as-of", "2026-01-03")
     nights.repair()
     capfd.readouterr()
@@ -177,7 +178,7 @@ def test_a_shard_that_was_left_out_does_not_stand_in_the_way_of_a_repair(built: 
     built.put("train/c")
     plan_uri = planned(built, "partial")
     plan = read_plan(plan_uri)
-    selected = layout.selected_plan_uri(plan_uri)
+    selected = paths.selected_plan_uri(plan_uri)
     without = tuple(shard for shard in plan.shards if shard.name != "e")
     write_plan(replace(plan, shards=without, skipped=("e",)), selected)
     to_the_end(selected)
@@ -190,7 +191,7 @@ def test_a_shard_that_was_left_out_does_not_stand_in_the_way_of_a_repair(built: 
 
 
 def test_a_damaged_shard_whose_file_is_gone_condemns_nothing(built: Nights) -> None:
-    damage(layout.chunks_files(built.runs[0].plan, "d")["chunks"])
+    damage(paths.chunks_files(built.runs[0].plan, "d")["chunks"])
     built.remove("train/d")
     with pytest.raises(StageFailedError):
         built.repair()
@@ -200,12 +201,12 @@ def test_a_damaged_shard_whose_file_is_gone_condemns_nothing(built: Nights) -> N
 @pytest.mark.parametrize("what", ["neighbours", "distances", "index", "partial index"])
 def test_damage_is_not_taken_over_into_the_next_version(built: Nights, what: str, capfd: Any) -> None:
     plan = built.runs[0].plan
-    neighbours = layout.neighbours_uri(plan, "d")
+    neighbours = paths.neighbours_uri(plan, "d")
     uri = {
         "neighbours": neighbours,
-        "distances": layout.distances_uri(neighbours),
-        "index": layout.index_uri(plan, "train"),
-        "partial index": layout.partial_index_uri(plan, "d"),
+        "distances": paths.distances_uri(neighbours),
+        "index": paths.index_uri(plan, "train"),
+        "partial index": paths.partial_index_uri(plan, "d"),
     }[what]
     damage(uri)
     built.put("train/a" if what == "partial index" else "train/x")  # Before the others: all is merged anew.
@@ -220,13 +221,13 @@ def test_damage_is_not_taken_over_into_the_next_version(built: Nights, what: str
 
 
 def test_a_partial_index_in_the_place_of_a_damaged_one_is_checked(built: Nights, capfd: Any) -> None:
-    damage(layout.partial_index_uri(built.runs[0].plan, "d"))
+    damage(paths.partial_index_uri(built.runs[0].plan, "d"))
     built.repair()
     built.put("train/x")
     done = built.refresh()
-    damage(layout.partial_index_uri(done.plan, "d"))
+    damage(paths.partial_index_uri(done.plan, "d"))
     Done().stage("plan", "--root", built.root, "--dataset", "d", "--output", done.plan_uri, "--refresh")
-    store.at(built.root).delete(layout.report_uri(done.plan, "validate"))
+    store.at(built.root).delete(paths.report_uri(done.plan, "validate"))
     with pytest.raises(StageFailedError):
         Done().stage("validate", "--plan", done.plan_uri, "--changed-only")
 
@@ -247,7 +248,7 @@ def test_a_day_for_a_corpus_without_days_is_said(built: Nights, capfd: Any) -> N
 
 
 def test_a_damaged_manifest_is_told(built: Nights, capfd: Any) -> None:
-    manifest = layout.manifest_in(built.series().folder())
+    manifest = paths.manifest_in(built.series().folder())
     Path(manifest).write_text(json.dumps({})[:1])
     built.put("train/e")
     with pytest.raises(StageFailedError) as failed:

@@ -6,8 +6,8 @@ import pytest
 from nightly import Nights
 
 from benchmarks.nights import compare
-from retro_ops import layout
 from retro_ops.core import faiss_index
+from retro_ops.plan import paths
 from retro_ops.storage import store
 
 LISTS = ("--index-type", "IVF8,Flat", "--max-drift", "9", "--min-recall", "0")
@@ -31,8 +31,8 @@ def test_an_index_in_parts_gives_what_the_whole_gives(
     assert said.count("so it is read part by part") > 4
     assert set(compare(parts, whole)[0].values()) == {1.0}
     for split in ("train", "val"):
-        assert store.read(layout.index_uri(parts.plan, split)) == store.read(layout.index_uri(whole.plan, split))
-        assert layout.neighbours_digest(parts.plan, parts.plan.shard("v")) == layout.neighbours_digest(
+        assert store.read(paths.index_uri(parts.plan, split)) == store.read(paths.index_uri(whole.plan, split))
+        assert paths.neighbours_digest(parts.plan, parts.plan.shard("v")) == paths.neighbours_digest(
             whole.plan, whole.plan.shard("v")
         )
 

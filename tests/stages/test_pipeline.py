@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
-from retro_ops import layout, report
+from retro_ops import report
 from retro_ops.errors import TransientError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Plan
 from retro_ops.plans import read_plan
-from retro_ops.specs import Plan
 from retro_ops.storage import npy, store
 
 SHARD_STAGES_BEFORE = ("tokenize-and-chunk", "embed-chunks")
@@ -35,7 +36,7 @@ def _corpus(folder: Path, texts: list[str]) -> Path:
 
 
 def _plan(run: Run, root: str, corpus: str, tokenizer: str, model: str, *options: str) -> str:
-    uri = layout.plan_uri(root, "books", "a run: 1")
+    uri = paths.plan_uri(root, "books", "a run: 1")
     run(
         *("plan", "--root", root, "--dataset", "books", "--corpus", f"{corpus}/train/*.jsonl"),
         *("--validation-corpus", f"{corpus}/val", "--output", uri, "--tokenizer", tokenizer, "--model", model),
@@ -65,9 +66,9 @@ def _build(run: Run, uri: str) -> Plan:
 def _arrays(plan: Plan) -> dict[str, np.ndarray]:
     found = {}
     for shard in plan.shards:
-        files = layout.chunks_files(plan, shard.name)
-        files["embeddings"] = layout.embeddings_uri(plan, shard.name)
-        files["neighbours"] = layout.neighbours_uri(plan, shard.name)
+        files = paths.chunks_files(plan, shard.name)
+        files["embeddings"] = paths.embeddings_uri(plan, shard.name)
+        files["neighbours"] = paths.neighbours_uri(plan, shard.name)
         for name, uri in files.items():
             reader = npy.open_npy(uri)
             found[f"{shard.name}/{name}"] = reader.rows(0, len(reader))
@@ -95,7 +96,7 @@ def test_s3_and_local_give_the_same_dataset_and_a_rerun_does_nothing(
     assert {name: store.read(name) for name in store.at(s3).list(f"{s3}/root")} == before
     changed = _plan(run, f"{s3}/root", f"{s3}/corpus", model_dir, model_dir, "--chunk-size", "32")
     shard = remote.shards[0].name
-    assert layout.chunks_files(read_plan(changed), shard) != layout.chunks_files(remote, shard)
+    assert paths.chunks_files(read_plan(changed), shard) != paths.chunks_files(remote, shard)
 
 
 def test_the_validation_index_extends_the_training_index(
@@ -103,7 +104,7 @@ def test_the_validation_index_extends_the_training_index(
 ) -> None:
     corpus = _corpus(tmp_path / "corpus", texts)
     plan = _build(run, _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir))
-    train, val = (faiss.read_index(layout.index_uri(plan, split)) for split in ("train", "val"))
+    train, val = (faiss.read_index(paths.index_uri(plan, split)) for split in ("train", "val"))
     found = _arrays(plan)
     rows = np.concatenate([found[f"{s}/embeddings"] for s in ("00_a", "01_b", "val_a")]).astype(np.float32)
     assert train.ntotal == len(rows) - len(found["val_a/embeddings"])
@@ -186,15 +187,15 @@ def test_validate_names_the_file_whatever_byte_is_changed(
     corpus = _corpus(tmp_path / "corpus", texts)
     uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
     plan = _build(run, uri)
-    validated = Path(layout.report_uri(plan, "validate"))
+    validated = Path(paths.report_uri(plan, "validate"))
     validated.unlink()
-    runs = Path(layout.run_folder(plan.root, plan.dataset, ""))
+    runs = Path(paths.run_folder(plan.root, plan.dataset, ""))
     artefacts = [
         path
         for path in (tmp_path / "root/books").rglob("*")
         if path.is_file() and path.suffix != ".lock" and runs.parent not in path.parents
     ]
-    artefacts.remove(Path(layout.current_uri(plan.root, plan.dataset)))
+    artefacts.remove(Path(paths.current_uri(plan.root, plan.dataset)))
     assert {"report.json", "describe.report.json", "card.html", "trained.index", "chunks.documents.jsonl.zst"} < {
         p.name for p in artefacts
     }
@@ -278,9 +279,9 @@ def test_publish_refuses_what_is_below_a_floor(
     corpus = _corpus(tmp_path / "corpus", texts)
     uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
     plan = _build(run, uri)
-    current = Path(layout.current_uri(plan.root, plan.dataset))
+    current = Path(paths.current_uri(plan.root, plan.dataset))
     current.unlink(missing_ok=True)
-    card = Path(layout.card_uri(plan, "json"))
+    card = Path(paths.card_uri(plan, "json"))
     measured = json.loads(card.read_text())
     assert measured["quality"]["train"]["recall"] > 0.95
     measured["quality"]["train"]["recall"] = 0.7
@@ -295,7 +296,7 @@ def test_publish_refuses_what_is_below_a_floor(
     run("publish", "--plan", uri, "--min-recall", "0.5")
     assert current.exists()
     current.unlink()
-    Path(layout.report_uri(plan, "describe")).unlink()
+    Path(paths.report_uri(plan, "describe")).unlink()
     run("publish", "--plan", uri, code=65)
     assert "run `retro-ops describe`" in capfd.readouterr().err
 
@@ -315,7 +316,7 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
     write_corpus(corpus / "train/02_b.jsonl", [texts[0] + " The end.", texts[15]])
     uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--recall-sample", "100000")
     plan = _build(run, uri)
-    found, card = _arrays(plan), json.loads(store.read(layout.card_uri(plan, "json")))
+    found, card = _arrays(plan), json.loads(store.read(paths.card_uri(plan, "json")))
     assert card["totals"]["chunks"] == sum(len(found[f"{shard.name}/chunks"]) for shard in plan.shards)
     assert card["totals"]["documents"] == sum(len(found[f"{shard.name}/seq2chunk"]) for shard in plan.shards)
     assert {(row["category"], row["split"]): row["shards"] for row in card["contents"]} == {
@@ -326,7 +327,7 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
         chunks = np.concatenate([found[f"{name}/chunks"] for name in shards])
         vectors = np.concatenate([found[f"{name}/embeddings"] for name in shards]).astype(np.float64)
         owners = np.concatenate(
-            [np.load(layout.document_ids_uri(layout.chunks_files(plan, name)["chunks"])) for name in shards]
+            [np.load(paths.document_ids_uri(paths.chunks_files(plan, name)["chunks"])) for name in shards]
         )
         starts = dict(zip(shards, np.cumsum([0, *(len(found[f"{name}/chunks"]) for name in shards)]), strict=False))
         by_category: dict[str, list[tuple[int, list[int]]]] = {}
@@ -371,7 +372,7 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
     assert len(card["examples"]) == 20
     assert card["expected_chunks"] == pytest.approx(card["totals"]["chunks"], rel=0.01), "all of it was sampled"
     assert all(stage["expected_seconds"] > 0 and stage["expected_peak_rss_bytes"] > 0 for stage in card["stages"])
-    page = store.read(layout.card_uri(plan, "html")).decode()
+    page = store.read(paths.card_uri(plan, "html")).decode()
     for door in ("<script", "<link", "src=", "@import", 'href="http', "url(http"):
         assert door not in page, "it needs nothing else"
     assert "<mark>" in page
@@ -399,9 +400,9 @@ def test_status_says_what_is_done_missing_and_damaged(
     assert (set(after.values()), left) == ({"done"}, 0)
     assert set(after) == set(before)
     at = store.at(s3)
-    at.delete(layout.report_uri(plan, "embed-chunks", "01_b"))
-    at.delete(layout.neighbours_uri(plan, "val_a"))
-    trained = layout.report_uri(plan, "train-faiss-index")
+    at.delete(paths.report_uri(plan, "embed-chunks", "01_b"))
+    at.delete(paths.neighbours_uri(plan, "val_a"))
+    trained = paths.report_uri(plan, "train-faiss-index")
     store.write(trained, store.read(trained).replace(b"0", b"1", 1))
     found, left = status("--plan", uri)
     wrong = {key: state for key, state in found.items() if state != "done"}
@@ -414,7 +415,7 @@ def test_status_says_what_is_done_missing_and_damaged(
     run("status", "--plan", uri)
     said = capfd.readouterr().out
     assert "(1 of 3 shards are complete)" in said
-    assert f"{layout.neighbours_uri(plan, 'val_a')} is gone or was cut off" in said
+    assert f"{paths.neighbours_uri(plan, 'val_a')} is gone or was cut off" in said
     assert "1 missing, 2 damaged" in said
     run("status", "--root", f"{s3}/status", "--dataset", "nobody", code=65)
     assert "was never published" in capfd.readouterr().err
@@ -454,7 +455,7 @@ def test_an_exported_version_is_whole_checked_and_copied_only_once(
     run("validate", "--spec", to / "train.data.spec.json", to / "val.data.spec.json")
     run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", 9, "--to", to, code=65)
     assert "books has no version 9" in capfd.readouterr().err
-    damaged = layout.embeddings_uri(first, "00_a")
+    damaged = paths.embeddings_uri(first, "00_a")
     store.write(damaged, store.read(damaged)[:-1] + b"x")
     run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", 1, "--to", tmp_path / "v3", code=65)
     assert f"{damaged} is not what its stage wrote" in capfd.readouterr().err
@@ -469,13 +470,13 @@ def test_filters_are_applied_where_neighbours_are_retrieved(
     corpus = _corpus(tmp_path / "corpus", texts)
     write_corpus(corpus / "val/val_a.jsonl", [texts[4] + " And so on.", texts[13]])
     uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
-    card = json.loads(store.read(layout.card_uri(_build(run, uri), "json")))
+    card = json.loads(store.read(paths.card_uri(_build(run, uri), "json")))
     assert card["quality"]["val"]["leaked"] > 0.1
     assert card["removed"]["val"]["shared_run"] == 0
     filtered = _build(
         run, _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--max-shared-run", "20")
     )
-    card = json.loads(store.read(layout.card_uri(filtered, "json")))
+    card = json.loads(store.read(paths.card_uri(filtered, "json")))
     longest = card["quality"]["val"]["longest_shared_run"]
     size = filtered.parameters.chunk_size
     assert sum(n for n, low in zip(longest["rows"], longest["bins"], strict=False) if low * size > 20) == 0
@@ -497,7 +498,7 @@ def test_a_corpus_too_small_for_its_index_type_fails_or_goes_on_with_another_as_
     assert "too few to train index type 'IVF4096,PQ8'" in capfd.readouterr().err
     options = ("--index-type", "IVF4096,PQ8", "--index-too-small", "downgrade")
     plan = _build(run, _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, *options))
-    card = json.loads(store.read(layout.card_uri(plan, "json")))
+    card = json.loads(store.read(paths.card_uri(plan, "json")))
     assert card["index_type"]["type"] == "Flat"
     assert "instead of IVF4096,PQ8, as " in card["index_type"]["why"]
 
@@ -515,7 +516,7 @@ def test_recompute_finds_what_checksums_cannot(
         (_swap_rows, "embed-chunks", "is not the embedding of its chunk"),
         (_shift_distances, "retrieve-neighbours", "does not hold the distances of its neighbours"),
     ):
-        marker = Path(layout.report_uri(plan, stage, name))
+        marker = Path(paths.report_uri(plan, stage, name))
         kept = {path: path.read_bytes() for path in marker.parent.iterdir()}
         forge(plan, name)
         made = json.loads(marker.read_text())
@@ -523,7 +524,7 @@ def test_recompute_finds_what_checksums_cannot(
             output["sha256"] = store.sha256(str(marker.parent / output["uri"]))
         made.pop(report.SEAL)
         marker.write_bytes(report.sealed(made))
-        Path(layout.report_uri(plan, "validate")).unlink(missing_ok=True)
+        Path(paths.report_uri(plan, "validate")).unlink(missing_ok=True)
         run("validate", "--plan", uri)
         capfd.readouterr()
         run("validate", "--plan", uri, "--recompute", "1", code=65)
@@ -534,12 +535,12 @@ def test_recompute_finds_what_checksums_cannot(
 
 
 def _swap_rows(plan: Plan, shard: str) -> None:
-    path = layout.embeddings_uri(plan, shard)
+    path = paths.embeddings_uri(plan, shard)
     np.save(path, np.load(path)[::-1])
 
 
 def _shift_distances(plan: Plan, shard: str) -> None:
-    path = layout.distances_uri(layout.neighbours_uri(plan, shard))
+    path = paths.distances_uri(paths.neighbours_uri(plan, shard))
     np.save(path, np.nextafter(np.load(path), np.float32(9)))
 
 
@@ -549,10 +550,10 @@ def test_an_index_type_of_auto_is_chosen_and_recorded(
     corpus = _corpus(tmp_path / "corpus", texts)
     uri = _plan(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--index-type", "auto")
     plan = _build(run, uri)
-    made = report.read(layout.report_uri(plan, "train-faiss-index"))
+    made = report.read(paths.report_uri(plan, "train-faiss-index"))
     assert made is not None
     assert made["details"]["index_type"] == "Flat"
     assert "brute force is cheapest" in made["details"]["why"]
-    tuned = report.read(layout.report_uri(plan, "tune-search"))
+    tuned = report.read(paths.report_uri(plan, "tune-search"))
     assert tuned is not None
     assert tuned["details"]["train"]["recall"] > 0.95

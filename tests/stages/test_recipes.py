@@ -21,11 +21,12 @@ from samples import Run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import corpus, layout, parts, recipes, report, sources, versions
+from retro_ops import corpus, parts, recipes, report, versions
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.plan import paths, source_list
+from retro_ops.plan.source_list import Sources
+from retro_ops.plan.specs import Shard, Source
 from retro_ops.plans import read_plan
-from retro_ops.sources import Sources
-from retro_ops.specs import Shard, Source
 from retro_ops.storage import store
 
 DOCUMENTS = [
@@ -52,7 +53,7 @@ class Corpus:
     def __init__(self, folder: str, root: str, run: Run) -> None:
         self.folder, self.root, self._run = folder, root, run
         self.recipe = f"{folder}/recipe.yaml"
-        self.uri = layout.sources_uri(root, "d", "x")
+        self.uri = paths.sources_uri(root, "d", "x")
 
     def put(self, name: str, content: bytes | list[bytes]) -> str:
         data = content if isinstance(content, bytes) else b"".join(line + b"\n" for line in content)
@@ -66,7 +67,7 @@ class Corpus:
 
     @property
     def listed(self) -> Sources:
-        return sources.from_json(store.read(self.uri), self.uri)
+        return source_list.from_json(store.read(self.uri), self.uri)
 
     def split(self, *flags: object, code: int = 0) -> None:
         names = ",".join(file.name for file in self.listed.files)
@@ -274,7 +275,7 @@ def test_another_field_holds_the_text(made: Corpus) -> None:
     made.put("x.jsonl", [b'{"body": "one", "kind": 1}', b'{"text": "two"}'])
     built = made.build("categories: [a]\nsources:\n  - {files: x.jsonl, category: a, text: body}\n")
     assert built == {"x_a": [{"kind": 1, "text": "one"}]}
-    (bad,) = lines_of(layout.bad_lines_uri(made.listed.parts_folder(made.listed.files[0])))
+    (bad,) = lines_of(paths.bad_lines_uri(made.listed.parts_folder(made.listed.files[0])))
     assert json.loads(bad)["reason"] == "no key 'body'"
 
 
@@ -283,7 +284,7 @@ def test_bad_lines_are_set_aside_with_the_file_and_line_where_they_stand(made: C
     made.put("x.tar", archive({"a/one.jsonl": b"\n".join(content), "b": b""}))
     assert {name: len(held) for name, held in made.build(recipe_of("x.tar")).items()} == {"x_code": 2, "x_docs": 3}
     assert made.report()["counts"]["bad_records"] == 4
-    bad = [json.loads(line) for line in lines_of(layout.bad_lines_uri(made.listed.parts_folder(made.listed.files[0])))]
+    bad = [json.loads(line) for line in lines_of(paths.bad_lines_uri(made.listed.parts_folder(made.listed.files[0])))]
     assert {entry["source"] for entry in bad} == {f"{made.folder}/x.tar/a/one.jsonl"}
     assert [entry["line"] for entry in bad] == [2, 3, 5, 6]
     assert [entry["reason"].split(" ")[0] for entry in bad] == ["bad", "blank", "'text'", "invalid"]
@@ -464,9 +465,9 @@ def test_a_refresh_goes_by_the_recipe_and_builds_what_changed(
         return [json.dumps({"text": text[:900]}).encode() for text in texts[start : start + 3]]
 
     def refresh(name: str) -> Done:
-        uri = layout.sources_uri(made.root, "d", name)
+        uri = paths.sources_uri(made.root, "d", name)
         run("list-sources", "--refresh", "--root", made.root, "--dataset", "d", "--output", uri)
-        for file in sources.from_json(store.read(uri), uri).files:
+        for file in source_list.from_json(store.read(uri), uri).files:
             run("split-corpus", "--sources", uri, "--file", file.name)
         return whole_run(made.root, "d", name, "--sources", uri, "--refresh")
 
@@ -572,7 +573,7 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(
 def test_two_files_that_wrote_one_shard_are_refused_by_the_plan_too() -> None:
     def part(file: str, rule: int) -> parts.Part:
         source = Source(file, 1, file)
-        return parts.Part("0_docs", "train", "docs", 1, source, sources.SourceFile(file, file, 1, file, rule, "d"))
+        return parts.Part("0_docs", "train", "docs", 1, source, source_list.SourceFile(file, file, 1, file, rule, "d"))
 
     parts.check_one_writer([part("a", 0), part("b", 0)])  # Of one source, on purpose.
     with pytest.raises(

@@ -19,9 +19,10 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import layout, report, versions
+from retro_ops import report, versions
 from retro_ops.core import faiss_index
 from retro_ops.damage import look
+from retro_ops.plan import paths
 from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
@@ -64,7 +65,7 @@ def test_after_every_night_all_is_as_if_built_from_scratch(
         assert equal == dict.fromkeys(equal, 1.0)
         assert done.plan.base is not None
         for shard in done.plan.shards:
-            made = report.require(layout.report_uri(done.plan, "retrieve-neighbours", shard.name), "the search")
+            made = report.require(paths.report_uri(done.plan, "retrieve-neighbours", shard.name), "the search")
             merged += made["details"].get("updated", {}).get("merged_rows", 0)
             searched += made["details"].get("updated", {}).get("searched_rows", 0)
     # Or nothing was shown: rows kept what they had, and rows that lost a neighbour were searched anew.
@@ -77,7 +78,7 @@ def test_only_what_changed_is_built(built: Nights) -> None:
     assert first.calls["embed-chunks"] == 4
     built.put("train/e")
     done = built.refresh()
-    assert {stage: done.calls[stage] for stage in layout.SHARD_STAGES} == {
+    assert {stage: done.calls[stage] for stage in paths.SHARD_STAGES} == {
         "tokenize-and-chunk": 1,
         "embed-chunks": 1,
         "build-faiss-index": 1,
@@ -88,7 +89,7 @@ def test_only_what_changed_is_built(built: Nights) -> None:
     built.put("val/w")
     done = built.refresh()
     assert done.calls["retrieve-neighbours"] == 2
-    before, after = (layout.neighbours_uri(d.plan, "e") for d in (built.runs[-2], done))
+    before, after = (paths.neighbours_uri(d.plan, "e") for d in (built.runs[-2], done))
     assert before == after
 
 
@@ -126,13 +127,13 @@ def test_the_index_is_trained_anew_when_it_no_longer_fits(nights: Nights, capfd:
     first = nights.first()
     nights.put("train/e")
     done = nights.refresh()
-    assert layout.train_digest(done.plan) == layout.train_digest(first.plan)
+    assert paths.train_digest(done.plan) == paths.train_digest(first.plan)
     for name in ("g", "h", "i", "j"):
         nights.put(f"train/{name}", 4)
     capfd.readouterr()
     done = nights.refresh()
     assert "trained anew and every neighbour searched again: it was trained for" in capfd.readouterr().err
-    facts = json.loads(store.read(layout.drift_uri(done.plan_uri)))
+    facts = json.loads(store.read(paths.drift_uri(done.plan_uri)))
     assert facts["retrain"]
     assert facts["now"]["vectors"] > 2 * facts["then"]["vectors"]
     assert done.calls["train-faiss-index"] == 1
@@ -147,14 +148,14 @@ def damage(uri: str) -> None:
 
 
 REPAIRS: list[tuple[str, Callable[[Any], str], dict[str, int]]] = [
-    ("embeddings", lambda p: layout.embeddings_uri(p, "d"), {"embed-chunks": 1, "build-faiss-index": 1}),
-    ("chunks", lambda p: layout.chunks_files(p, "d")["chunks"], {"tokenize-and-chunk": 1, "embed-chunks": 1}),
-    ("neighbours", lambda p: layout.neighbours_uri(p, "d"), {"retrieve-neighbours": 1}),
-    ("partial index", lambda p: layout.partial_index_uri(p, "d"), {"build-faiss-index": 1}),
-    ("index", lambda p: layout.index_uri(p, "train"), {"merge-indexes": 1}),
-    ("trained index", lambda p: layout.trained_index_uri(p), {"train-faiss-index": 1, "build-faiss-index": 4}),
-    ("index spec", lambda p: layout.index_spec_uri(p, "train"), {"write-specs": 1}),
-    ("report", lambda p: layout.report_uri(p, "embed-chunks", "d"), {"embed-chunks": 1}),
+    ("embeddings", lambda p: paths.embeddings_uri(p, "d"), {"embed-chunks": 1, "build-faiss-index": 1}),
+    ("chunks", lambda p: paths.chunks_files(p, "d")["chunks"], {"tokenize-and-chunk": 1, "embed-chunks": 1}),
+    ("neighbours", lambda p: paths.neighbours_uri(p, "d"), {"retrieve-neighbours": 1}),
+    ("partial index", lambda p: paths.partial_index_uri(p, "d"), {"build-faiss-index": 1}),
+    ("index", lambda p: paths.index_uri(p, "train"), {"merge-indexes": 1}),
+    ("trained index", lambda p: paths.trained_index_uri(p), {"train-faiss-index": 1, "build-faiss-index": 4}),
+    ("index spec", lambda p: paths.index_spec_uri(p, "train"), {"write-specs": 1}),
+    ("report", lambda p: paths.report_uri(p, "embed-chunks", "d"), {"embed-chunks": 1}),
 ]
 
 
@@ -172,11 +173,11 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
     uri = where(first.plan)
     damage(uri)
     run("status", "--root", built.root, "--dataset", "d", "--thorough")
-    assert layout.join(*uri.rpartition("/")[::2]) in re.sub(r"\s+", " ", capfd.readouterr().out)
+    assert paths.join(*uri.rpartition("/")[::2]) in re.sub(r"\s+", " ", capfd.readouterr().out)
     damaged = store.read(uri)
     done = built.repair()
     assert {stage: done.calls[stage] for stage in expected} == expected
-    untouched = set(layout.SHARD_STAGES) - set(expected) - {"build-faiss-index", "retrieve-neighbours"}
+    untouched = set(paths.SHARD_STAGES) - set(expected) - {"build-faiss-index", "retrieve-neighbours"}
     assert all(done.calls[stage] == 0 for stage in untouched), done.calls
     assert {entry.state for entry in look(done.plan, thorough=True)} == {"done"}
     assert set(compare(done, pristine)[0].values()) == {1.0}
@@ -191,14 +192,14 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
 def test_a_named_shard_is_built_again_whatever_it_holds(built: Nights) -> None:
     first = built.runs[0]
     done = built.repair("--shards", "d")
-    assert {stage: done.calls[stage] for stage in layout.SHARD_STAGES} == {
+    assert {stage: done.calls[stage] for stage in paths.SHARD_STAGES} == {
         "tokenize-and-chunk": 1,
         "embed-chunks": 1,
         "build-faiss-index": 1,
         "retrieve-neighbours": 4,
     }
     for name in ("b", "f", "v"):
-        assert layout.embeddings_uri(done.plan, name) == layout.embeddings_uri(first.plan, name)
+        assert paths.embeddings_uri(done.plan, name) == paths.embeddings_uri(first.plan, name)
     assert set(compare(done, first)[0].values()) == {1.0}
     with pytest.raises(StageFailedError):
         built.repair("--shards", "nobody")
@@ -217,7 +218,7 @@ def test_a_shard_whose_file_is_gone_or_changed_is_not_made_of_another(built: Nig
 
 def test_a_file_that_changes_after_the_plan_is_not_taken_for_what_was_planned(built: Nights, capfd: Any) -> None:
     built.put("train/e")
-    planned = layout.plan_uri(built.root, "d", "planned")
+    planned = paths.plan_uri(built.root, "d", "planned")
     Done().stage("plan", "--root", built.root, "--dataset", "d", "--output", planned, "--refresh")
     path = built.folder / "train/e.jsonl"
     before = path.read_bytes()
@@ -229,7 +230,7 @@ def test_a_file_that_changes_after_the_plan_is_not_taken_for_what_was_planned(bu
     path.unlink()
     with pytest.raises(StageFailedError):
         Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
-    assert not store.exists(layout.report_uri(read_plan(planned), "tokenize-and-chunk", "e"))
+    assert not store.exists(paths.report_uri(read_plan(planned), "tokenize-and-chunk", "e"))
     path.write_bytes(before)
     Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
 
@@ -270,12 +271,12 @@ def test_files_of_a_day(nights: Nights) -> None:
 
 def test_of_two_runs_at_once_one_publishes_and_the_other_is_told(built: Nights, capfd: Any) -> None:
     built.put("train/e")
-    slow = layout.plan_uri(built.root, "d", "slow")
+    slow = paths.plan_uri(built.root, "d", "slow")
     Done().stage("plan", "--root", built.root, "--dataset", "d", "--output", slow, "--refresh")
     built.put("train/g")
     built.refresh()
     rest = Done(slow)
-    for stage, shard in layout.tasks(rest.plan, tuple(s for s in layout.stages(rest.plan) if s != "describe")):
+    for stage, shard in paths.tasks(rest.plan, tuple(s for s in paths.stages(rest.plan) if s != "describe")):
         rest.stage(stage, "--plan", slow, *(["--shard", shard] if shard else []))
     for stage in ("describe", "validate"):
         rest.stage(stage, "--plan", slow)
@@ -328,6 +329,6 @@ def read_on(nights: Nights, stop: threading.Event, seen: list[tuple[int, bool]])
     while not stop.is_set():
         series = nights.series()
         folders = versions.folders(series.folder())
-        reports = [report.read(layout.join(folder, layout.REPORT)) for folder in folders]
+        reports = [report.read(paths.join(folder, paths.REPORT)) for folder in folders]
         seen.append((series.current, all(made and report.lost_output(made) is None for made in reports)))
         time.sleep(0.02)

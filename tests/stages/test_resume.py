@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
-from retro_ops import blocks, layout, report
+from retro_ops import blocks, report
+from retro_ops.plan import paths
 from retro_ops.stages import embed_chunks, retrieve_neighbours, tokenize_and_chunk
 from retro_ops.storage import store
 
@@ -250,5 +251,5 @@ def test_standard_input_is_never_resumed(
 
 
 def test_blocks_of_a_plan_lie_in_the_folder_of_their_stage() -> None:
-    folder = layout.unfinished_folder("s3://b/shards/a/embed-chunks-0f/embeddings.npy", "0f")
-    assert layout.block_uri(folder, 7) == "s3://b/shards/a/embed-chunks-0f/embeddings.unfinished-0f/00007.npz"
+    folder = paths.unfinished_folder("s3://b/shards/a/embed-chunks-0f/embeddings.npy", "0f")
+    assert paths.block_uri(folder, 7) == "s3://b/shards/a/embed-chunks-0f/embeddings.unfinished-0f/00007.npz"

@@ -16,8 +16,9 @@ from samples import Run
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import layout, report, versions
+from retro_ops import report, versions
 from retro_ops.damage import look
+from retro_ops.plan import paths
 from retro_ops.storage import store
 
 
@@ -70,8 +71,8 @@ def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFi
     assert built.series().current == 1
     assert set(built.series().entries) == {1, 2, 3}
     changed = {uri for uri, data in objects(built.root).items() if before.get(uri) != data}
-    assert changed == {layout.current_uri(built.root, "d")}
-    run("validate", "--spec", layout.dataset_spec_in(built.series().folder(), "train"))
+    assert changed == {paths.current_uri(built.root, "d")}
+    run("validate", "--spec", paths.dataset_spec_in(built.series().folder(), "train"))
     # The next night starts from there, finds the same news, and the version that has them is current again.
     capfd.readouterr()
     built.refresh()
@@ -82,7 +83,7 @@ def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFi
 
 def test_a_version_that_is_not_whole_is_not_gone_back_to(built: Nights, run: Run, capfd: Any) -> None:
     three_versions(built)
-    store.at(built.root).delete(layout.neighbours_uri(built.runs[0].plan, "b"))
+    store.at(built.root).delete(paths.neighbours_uri(built.runs[0].plan, "b"))
     run("rollback", *place(built), "--to", 1, code=65)
     assert "version 1 is not whole" in capfd.readouterr().err
     assert built.series().current == 3
@@ -93,22 +94,22 @@ def test_prune_shows_and_then_removes_what_nothing_kept_uses(built: Nights, run:
     aged(built.root)
     # A run that is on its way: planned, one shard embedded.
     built.put("train/g")
-    ongoing = layout.plan_uri(built.root, "d", "ongoing")
+    ongoing = paths.plan_uri(built.root, "d", "ongoing")
     Done().stage("plan", *place(built), "--output", ongoing, "--refresh")
     for stage in ("tokenize-and-chunk", "embed-chunks"):
         Done().stage(stage, "--plan", ongoing, "--shard", "g")
     # And one that nobody will finish.
-    dead = layout.plan_uri(built.root, "d", "dead")
+    dead = paths.plan_uri(built.root, "d", "dead")
     Done().stage("plan", *place(built), "--output", dead, "--refresh", "--chunk-size", "32")
     Done().stage("tokenize-and-chunk", "--plan", dead, "--shard", "f")
-    gone = layout.stage_folder(Done(dead).plan, "tokenize-and-chunk", "f")
+    gone = paths.stage_folder(Done(dead).plan, "tokenize-and-chunk", "f")
     for path in [*Path(gone).iterdir(), *Path(dead).parent.iterdir()]:
         os.utime(path, (0, 0))
     before = objects(built.root)
     capfd.readouterr()
     run("prune", *place(built), "--keep", 1, "--json")
     facts = json.loads(capfd.readouterr().out)
-    only_before = layout.embeddings_uri(built.runs[0].plan, "b")
+    only_before = paths.embeddings_uri(built.runs[0].plan, "b")
     assert facts["versions"] == [1, 2]
     assert objects(built.root) == before
     run("prune", *place(built), "--keep", 1, "--yes")
@@ -152,7 +153,7 @@ def test_prune_on_s3(nights: Nights, run: Run, s3: str, capfd: Any) -> None:
     nights.refresh()
     run("prune", *place(nights), "--keep", 1)
     assert "0 folders" in capfd.readouterr().out.splitlines()[-1]  # All of it is new.
-    only_before = layout.neighbours_uri(nights.runs[0].plan, "b")
+    only_before = paths.neighbours_uri(nights.runs[0].plan, "b")
     time.sleep(1.1)
     run("prune", *place(nights), "--keep", 1, "--grace", "0m", "--yes")
     assert set(nights.series().entries) == {2}
@@ -166,7 +167,7 @@ PRUNE = "import sys; from retro_ops.cli import main; sys.exit(main(sys.argv[1:])
 def test_a_prune_that_is_killed_leaves_all_that_is_kept(built: Nights) -> None:
     three_versions(built)
     aged(built.root)
-    only_before = layout.embeddings_uri(built.runs[0].plan, "b")
+    only_before = paths.embeddings_uri(built.runs[0].plan, "b")
     for delay_s in (0.25, 0.3, 0.35, 0.4, 0.5):
         command = [sys.executable, "-c", PRUNE, "prune", *place(built), "--keep", "1", "--yes"]
         pruning = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -175,7 +176,7 @@ def test_a_prune_that_is_killed_leaves_all_that_is_kept(built: Nights) -> None:
         pruning.wait()
         assert sound(built, 3)
         for number in built.series().entries:  # Whatever is still listed is whole, or nothing of it was touched.
-            reports = [layout.join(folder, layout.REPORT) for folder in versions.folders(built.series().folder(number))]
+            reports = [paths.join(folder, paths.REPORT) for folder in versions.folders(built.series().folder(number))]
             assert all(report.read(uri) for uri in reports)
     Done().stage("prune", *place(built), "--keep", 1, "--yes")
     assert set(built.series().entries) == {3}

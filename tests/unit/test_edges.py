@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 import zstandard
 
-from retro_ops import cli, corpus, layout, specs
+from retro_ops import cli, corpus
 from retro_ops.errors import BadInputError, TransientError
+from retro_ops.plan import paths, specs
 from retro_ops.storage import npy, store
 
 SHARD = specs.Shard("00_a", "train", (specs.Source("s3://b/00_a.jsonl", 10, "etag:1:10"),))
 VALIDATION = specs.Shard("val_a", "val", (specs.Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))
 IDENTITY = specs.Identity("t", 30_000, 0, "m", 384)
 PLAN = specs.Plan("books", "s3://b/root", specs.Parameters(), IDENTITY, (SHARD, VALIDATION))
-STAGES = (*layout.SHARD_STAGES, "train-faiss-index", "merge-indexes", "tune-search", "write-specs")
+STAGES = (*paths.SHARD_STAGES, "train-faiss-index", "merge-indexes", "tune-search", "write-specs")
 
 
 def _folders(plan: specs.Plan) -> set[str]:
-    return {layout.stage_folder(plan, stage, "00_a") for stage in STAGES}
+    return {paths.stage_folder(plan, stage, "00_a") for stage in STAGES}
 
 
 def test_a_plan_survives_the_way_to_json_and_back() -> None:
@@ -40,20 +41,20 @@ def test_a_shard_is_without_only_what_is_said() -> None:
     assert specs.plan_from_json(specs.plan_to_json(plan), "plan.json") == plan
     assert "without" not in specs.plan_to_json(PLAN)
     assert "deduplicated" not in specs.plan_to_json(PLAN)
-    assert layout.tokenize_digest(plan, without) != layout.tokenize_digest(PLAN, SHARD)
-    assert layout.tokenize_digest(plan, VALIDATION) == layout.tokenize_digest(PLAN, VALIDATION)
-    assert layout.sign_digest(plan, without) == layout.sign_digest(PLAN, SHARD)
+    assert paths.tokenize_digest(plan, without) != paths.tokenize_digest(PLAN, SHARD)
+    assert paths.tokenize_digest(plan, VALIDATION) == paths.tokenize_digest(PLAN, VALIDATION)
+    assert paths.sign_digest(plan, without) == paths.sign_digest(PLAN, SHARD)
     # As it was before there was anything to leave out.
-    assert layout.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
+    assert paths.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
 
 
-@pytest.mark.parametrize("after", layout.PLAN_SUFFIXES)
+@pytest.mark.parametrize("after", paths.PLAN_SUFFIXES)
 def test_every_plan_leads_to_the_first(after: str) -> None:
     uri = f"s3://b/root/d/runs/x/plan{after}"
-    assert layout.first_plan_uri(uri) == "s3://b/root/d/runs/x/plan.json"
-    assert layout.is_plan(uri)
-    assert uri in layout.plans_after("s3://b/root/d/runs/x/plan.json")
-    assert layout.duplicates_uri(uri) == "s3://b/root/d/runs/x/plan.duplicates.json"
+    assert paths.first_plan_uri(uri) == "s3://b/root/d/runs/x/plan.json"
+    assert paths.is_plan(uri)
+    assert uri in paths.plans_after("s3://b/root/d/runs/x/plan.json")
+    assert paths.duplicates_uri(uri) == "s3://b/root/d/runs/x/plan.duplicates.json"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1}', '{"format": 1, "dataset": ".."}'])
@@ -78,7 +79,7 @@ def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -
 def test_identity_and_content_change_folders() -> None:
     for field in ("tokenizer_digest", "model_digest", "pad_id"):
         other = dataclasses.replace(PLAN, identity=dataclasses.replace(IDENTITY, **{field: 9}))  # type: ignore[arg-type]
-        assert layout.version_digest(other) != layout.version_digest(PLAN)
+        assert paths.version_digest(other) != paths.version_digest(PLAN)
     renamed = dataclasses.replace(SHARD.sources[0], uri="s3://elsewhere/x.jsonl")
     moved = dataclasses.replace(PLAN, shards=(dataclasses.replace(SHARD, sources=(renamed,)), VALIDATION))
     assert _folders(moved) == _folders(PLAN), "a corpus file counts by content"
@@ -92,20 +93,20 @@ def test_the_validation_index_starts_with_the_training_shards() -> None:
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a\n", "ü"])
 def test_names_that_climb_are_refused(name: str) -> None:
     with pytest.raises(BadInputError):
-        layout.dataset_folder("s3://b/root", name)
-    assert "/../" not in layout.plan_uri("s3://b/root", "books", name)
+        paths.dataset_folder("s3://b/root", name)
+    assert "/../" not in paths.plan_uri("s3://b/root", "books", name)
 
 
 @pytest.mark.parametrize("root", ["s3://b/root", "/data/root", "relative/root"])
 def test_specs_hold_paths_relative_to_themselves(root: str) -> None:
     plan = dataclasses.replace(PLAN, root=root)
-    uri = layout.dataset_spec_uri(plan, "val")
-    text = specs.dataset_spec_to_json(layout.dataset_spec(plan, "val"), uri)
+    uri = paths.dataset_spec_uri(plan, "val")
+    text = specs.dataset_spec_to_json(paths.dataset_spec(plan, "val"), uri)
     assert root not in text
-    assert specs.dataset_spec_from_json(text, uri) == layout.dataset_spec(plan, "val")
-    uri = layout.index_spec_uri(plan, "val")
-    text = specs.index_spec_to_json(layout.index_shards(plan, "val"), uri)
-    assert specs.index_spec_from_json(text, uri) == layout.index_shards(plan, "val")
+    assert specs.dataset_spec_from_json(text, uri) == paths.dataset_spec(plan, "val")
+    uri = paths.index_spec_uri(plan, "val")
+    text = specs.index_spec_to_json(paths.index_shards(plan, "val"), uri)
+    assert specs.index_spec_from_json(text, uri) == paths.index_shards(plan, "val")
 
 
 def test_amounts_of_memory() -> None:

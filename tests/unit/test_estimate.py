@@ -10,7 +10,8 @@ import pytest
 import zstandard
 
 from retro_ops import corpus
-from retro_ops.core import estimate, faiss_index
+from retro_ops.core import faiss_index
+from retro_ops.plan import estimate
 
 WORK = estimate.Work(
     chunks={"train": 200_000, "val": 44_970},

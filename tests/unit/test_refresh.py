@@ -8,12 +8,13 @@ import faiss
 import numpy as np
 import pytest
 
-from retro_ops import corpus, layout, specs, versions
+from retro_ops import corpus, versions
 from retro_ops.bases import changes
 from retro_ops.core import drift, search
 from retro_ops.core.exact import NOTHING, pack, unpack
 from retro_ops.core.renumbering import GONE, renumber
 from retro_ops.errors import BadInputError
+from retro_ops.plan import paths, specs
 
 
 def test_ids_move_with_their_shards() -> None:
@@ -125,15 +126,15 @@ def plan_of(**changes: Any) -> specs.Plan:
 
 def test_a_condemned_output_goes_elsewhere_with_all_that_depends_on_it() -> None:
     plan = plan_of()
-    bad = layout.embed_digest(plan, plan.shards[0])
+    bad = paths.embed_digest(plan, plan.shards[0])
     mended = plan_of(condemned=(bad,))
     for stage in ("tokenize-and-chunk",):
-        assert layout.stage_folder(mended, stage, "a") == layout.stage_folder(plan, stage, "a")
+        assert paths.stage_folder(mended, stage, "a") == paths.stage_folder(plan, stage, "a")
     for stage in ("embed-chunks", "build-faiss-index", "retrieve-neighbours"):
-        assert layout.stage_folder(mended, stage, "a") != layout.stage_folder(plan, stage, "a")
-    assert layout.stage_folder(mended, "embed-chunks", "b") == layout.stage_folder(plan, "embed-chunks", "b")
-    again = plan_of(condemned=(bad, layout.embed_digest(mended, mended.shards[0])))
-    assert len({layout.embed_digest(p, p.shards[0]) for p in (plan, mended, again)}) == 3
+        assert paths.stage_folder(mended, stage, "a") != paths.stage_folder(plan, stage, "a")
+    assert paths.stage_folder(mended, "embed-chunks", "b") == paths.stage_folder(plan, "embed-chunks", "b")
+    again = plan_of(condemned=(bad, paths.embed_digest(mended, mended.shards[0])))
+    assert len({paths.embed_digest(p, p.shards[0]) for p in (plan, mended, again)}) == 3
 
 
 def test_a_plan_of_the_first_format_can_still_be_read() -> None:

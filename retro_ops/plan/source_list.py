@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from retro_ops import layout
 from retro_ops.errors import BadInputError
-from retro_ops.specs import Source, check_name
+from retro_ops.plan import paths
+from retro_ops.plan.specs import Source, check_name
 
 FORMAT = 1
 
@@ -56,15 +56,15 @@ class Sources:
         return self.by_name[name]
 
     def parts_folder(self, file: SourceFile) -> str:
-        return layout.parts_folder(self.root, self.dataset, file.name, file.digest)
+        return paths.parts_folder(self.root, self.dataset, file.name, file.digest)
 
     def part(self, file: SourceFile, entry: Mapping[str, Any]) -> Source:
         """What ``entry``, of the parts in the report of ``file``, says is there."""
-        return Source(layout.part_uri(self.parts_folder(file), entry["shard"]), entry["bytes"], entry["fingerprint"])
+        return Source(paths.part_uri(self.parts_folder(file), entry["shard"]), entry["bytes"], entry["fingerprint"])
 
     def report_uri(self, file: SourceFile) -> str:
         """It exists if and only if the file was split."""
-        return layout.report_in(self.parts_folder(file), "split-corpus")
+        return paths.report_in(self.parts_folder(file), "split-corpus")
 
 
 def to_json(sources: Sources) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from retro_ops.errors import BadInputError
-from retro_ops.specs import (
+from retro_ops.plan.specs import (
     BaseShard,
     DatasetShard,
     DatasetSpec,
