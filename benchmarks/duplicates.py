@@ -18,8 +18,9 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import repeats, report
+from retro_ops import repeats
 from retro_ops.core import duplicates, signing
+from retro_ops.execution import report
 from retro_ops.signatures import SignatureWriter, Signed, SignedShards
 
 DOCUMENT_CHARACTERS = 4000

@@ -25,10 +25,10 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from retro_ops import report
 from retro_ops.compute import device
 from retro_ops.core import packing
 from retro_ops.embedding import Embedder
+from retro_ops.execution import report
 from retro_ops.models import Tokenizer
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 from run import DAG, DATASET, FINISHED, task_instances
 from stack import REPOSITORY, Stack
 
-from retro_ops import report
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 LAST_TRY = 3

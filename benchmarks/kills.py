@@ -23,8 +23,8 @@ from benchmarks.whole_run import IN_ORDER, NOW, in_child, run, warm
 from demo.make_corpus import documents
 from retro_ops import versions
 from retro_ops.cli import main as retro_ops
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 DATASET = "kills"

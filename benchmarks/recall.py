@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from retro_ops import searching
 from retro_ops.compute.device import choose
 from retro_ops.core import exact, neighbours, search
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan
-from retro_ops.plans import read_plan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 K = 4

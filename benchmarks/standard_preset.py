@@ -18,8 +18,8 @@ from run import DAG
 from stack import Stack
 
 from benchmarks import live_run
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 DATASET = "real"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from retro_ops.cli import main
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.specs import Plan
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")

@@ -17,11 +17,11 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
-from retro_ops import groups
 from retro_ops.errors import EXIT_OK, BadInputError, RetroError
+from retro_ops.execution import shard_groups
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters
-from retro_ops.plans import read_plan
 from retro_ops.progress import configure_logging, logger, say
 
 STAGES = (
@@ -162,7 +162,10 @@ def _parser() -> argparse.ArgumentParser:
         if name not in STAGES_WITHOUT_PLAN:
             command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
             command.add_argument(
-                "--shard", type=groups.names, metavar="A,B", help="shard of the plan, or several, one after the other"
+                "--shard",
+                type=shard_groups.names,
+                metavar="A,B",
+                help="shard of the plan, or several, one after the other",
             )
         for parameter in module.PARAMETERS:
             _add_flag(command, parameter)

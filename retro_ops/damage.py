@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from retro_ops import corpus, report
+from retro_ops import corpus
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan, Shard
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 State = Literal["done", "missing", "damaged"]

@@ -15,7 +15,7 @@ from retro_ops.errors import RetroError
 from retro_ops.progress import say
 
 if TYPE_CHECKING:
-    from retro_ops.blocks import Unfinished
+    from retro_ops.execution.checkpoints import Unfinished
 
 T = TypeVar("T")
 

@@ -5,11 +5,11 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from retro_ops import groups, report
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report, shard_groups
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, index_spec_from_json
-from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
 
@@ -52,7 +52,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         _run(_job(arguments), parameters, loaded)
         return
     plan = read_plan(arguments.plan)
-    groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
+    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
 
 
 def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import retro_ops
-from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Shard, Split, category
-from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.storage import store
 

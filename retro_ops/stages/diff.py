@@ -8,9 +8,9 @@ from typing import Any
 
 from retro_ops import bases, versions
 from retro_ops.errors import BadInputError
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 HELP = "show what differs between two versions"

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import groups, report
-from retro_ops.blocks import Unfinished
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report, shard_groups
+from retro_ops.execution.checkpoints import Unfinished
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan
-from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
 
@@ -51,7 +51,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         return
     plan = read_plan(arguments.plan)
     loaded = _Loaded()
-    groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
+    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
 
 
 @dataclass

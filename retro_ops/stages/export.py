@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retro_ops import report, versions
+from retro_ops import versions
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.specs import (
     SPLITS,

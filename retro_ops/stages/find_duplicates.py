@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Source, category, parse_bytes
-from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 

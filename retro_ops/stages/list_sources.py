@@ -9,9 +9,9 @@ from argparse import ArgumentParser, Namespace
 
 from retro_ops import listing, recipes, versions
 from retro_ops.errors import BadInputError
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.specs import Parameters, Plan, check_name, parent
-from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.recipes import Recipe
 from retro_ops.storage import store

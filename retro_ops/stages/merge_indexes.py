@@ -4,12 +4,12 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import partial
 
-from retro_ops import report
 from retro_ops.compute.device import Room
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Shard
-from retro_ops.plans import read_plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
 

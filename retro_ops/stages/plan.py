@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, groups, parts, recipes, versions
+from retro_ops import bases, corpus, damage, parts, recipes, versions
 from retro_ops.errors import BadInputError
+from retro_ops.execution import shard_groups
+from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import estimate, paths, source_list
 from retro_ops.plan.specs import (
     SPLITS,
@@ -29,7 +31,6 @@ from retro_ops.plan.specs import (
     check_name,
     parse_bytes,
 )
-from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
 from retro_ops.storage import store
 
@@ -342,11 +343,11 @@ def _chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> li
 def _matches(shard: Shard, patterns: str | None, otherwise: bool) -> bool:
     if patterns is None:
         return otherwise
-    return any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in groups.names(patterns))
+    return any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in shard_groups.names(patterns))
 
 
 def _check_patterns(shards: Sequence[Shard], patterns: str) -> None:
-    for pattern in groups.names(patterns):
+    for pattern in shard_groups.names(patterns):
         if not any(fnmatch.fnmatchcase(shard.name, pattern) for shard in shards):
             some = ", ".join(shard.name for shard in shards[:10]) + (", …" if len(shards) > 10 else "")
             raise BadInputError(f"no shard has a name like {pattern!r}", f"there are {some}")

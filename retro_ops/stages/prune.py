@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from retro_ops import versions
 from retro_ops.damage import stages
 from retro_ops.errors import BadInputError
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.specs import Parameters, Plan, parent
-from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.storage.store import Stored

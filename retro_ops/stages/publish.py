@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops import bases, report, versions
+from retro_ops import bases, versions
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, parent, relative
-from retro_ops.plans import read_plan
 from retro_ops.progress import say
 from retro_ops.storage import store
 

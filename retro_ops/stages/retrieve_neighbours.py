@@ -8,12 +8,12 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import groups, report
-from retro_ops.blocks import Part, Unfinished
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report, shard_groups
+from retro_ops.execution.checkpoints import Part, Unfinished
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json, parse_bytes
-from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 
@@ -116,7 +116,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         following = (of.queries[0] for of in later if of.index == job.index and not of.former)
         _run(replace(job, following=following), parameters, loaded)
 
-    groups.each(STAGE, plan, arguments.shard, work)
+    shard_groups.each(STAGE, plan, arguments.shard, work)
 
 
 def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:

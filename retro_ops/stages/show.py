@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.specs import IndexShard, Parameters, dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store

@@ -6,11 +6,12 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from retro_ops import corpus, groups, report
+from retro_ops import corpus
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report, shard_groups
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, parse_bytes
-from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 
 HELP = "sign the documents of a shard, so that duplicates can be found"
@@ -32,7 +33,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
         raise BadInputError("--plan is missing", "say which shards of which run")
     plan = read_plan(arguments.plan)
-    groups.each(STAGE, plan, arguments.shard, partial(_run, plan, parse_bytes(parameters.memory_budget)))
+    shard_groups.each(STAGE, plan, arguments.shard, partial(_run, plan, parse_bytes(parameters.memory_budget)))
 
 
 def _run(plan: Plan, budget: int, name: str) -> None:

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from retro_ops import corpus, listing, recipes, report
+from retro_ops import corpus, listing, recipes
 from retro_ops.compute.workers import ahead
 from retro_ops.core import routing
 from retro_ops.core.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.plan.specs import Parameters, Source, parse_bytes

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from retro_ops import damage, versions
 from retro_ops.damage import Entry
 from retro_ops.errors import BadInputError
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 HELP = "show what of a run or a published dataset is done, missing or damaged"

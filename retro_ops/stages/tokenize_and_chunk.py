@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import corpus, groups, report
-from retro_ops.blocks import Part, Unfinished
+from retro_ops import corpus
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report, shard_groups
+from retro_ops.execution.checkpoints import Part, Unfinished
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Source
-from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 
@@ -77,7 +78,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         _run(_job(arguments, parameters), parameters)
         return
     plan = read_plan(arguments.plan)
-    groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters))
+    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters))
 
 
 def _run(job: Job, parameters: Parameters) -> None:

@@ -3,12 +3,12 @@
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from retro_ops import report
 from retro_ops.compute import device
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Split
-from retro_ops.plans import read_plan
 from retro_ops.progress import say
 
 HELP = "measure how wide to search for the wanted recall"

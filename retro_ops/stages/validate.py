@@ -8,8 +8,9 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import (
     DatasetShard,
@@ -20,7 +21,6 @@ from retro_ops.plan.specs import (
     index_spec_from_json,
     parent,
 )
-from retro_ops.plans import read_plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from retro_ops import report
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths as layout
 from retro_ops.plan.specs import (
     DatasetShard,
@@ -23,7 +24,6 @@ from retro_ops.plan.specs import (
     parent,
     relative,
 )
-from retro_ops.plans import read_plan, write_plan
 from retro_ops.progress import say
 from retro_ops.storage import store
 

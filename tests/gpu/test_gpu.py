@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retro_ops import embedding, report
+from retro_ops import embedding
 from retro_ops.cli import main
 from retro_ops.compute import device
 from retro_ops.core import packing
+from retro_ops.execution import report
 from retro_ops.models import Tokenizer
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan
-from retro_ops.plans import read_plan
 
 Run = Callable[..., None]
 

@@ -13,10 +13,11 @@ from samples import Run, write_corpus
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import report, versions
+from retro_ops import versions
 from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, specs
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 from retro_ops.storage.npy import open_npy
 

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
-from retro_ops import report
+from retro_ops.execution import report
 
 Capture = pytest.CaptureFixture[str]
 

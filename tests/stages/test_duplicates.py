@@ -11,10 +11,11 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import blocks, corpus, report
+from retro_ops import corpus
 from retro_ops.damage import look
+from retro_ops.execution import checkpoints, report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plans import read_plan
 from retro_ops.stages import tokenize_and_chunk
 from retro_ops.storage import store
 
@@ -240,18 +241,18 @@ def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monk
     undisturbed = report.require(uri, "the chunks")
     # A block for each document, and an end after the first and after the second.
     monkeypatch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 1)
-    monkeypatch.setattr(blocks, "COMMIT_BYTES", 1)
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 0.0)
-    commit = blocks.Unfinished.commit_when_due
+    monkeypatch.setattr(checkpoints, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0.0)
+    commit = checkpoints.Unfinished.commit_when_due
     for ends_at in (1, 4, None):
         store.at(uri).delete(uri)
 
-        def commit_and_end(self: blocks.Unfinished, ends_at: int | None = ends_at) -> None:
+        def commit_and_end(self: checkpoints.Unfinished, ends_at: int | None = ends_at) -> None:
             commit(self)
             if self.end == ends_at:
                 raise RuntimeError("the machine died")
 
-        monkeypatch.setattr(blocks.Unfinished, "commit_when_due", commit_and_end)
+        monkeypatch.setattr(checkpoints.Unfinished, "commit_when_due", commit_and_end)
         if ends_at is None:
             run.stage(*arguments)
         else:

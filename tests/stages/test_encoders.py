@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from samples import Run, tokenize_flags, write_corpus
 
-from retro_ops import encoders, report
+from retro_ops import encoders
 from retro_ops.encoders import DisagreementError, Encoding, exact, fastest
+from retro_ops.execution import report
 from retro_ops.models import Tokenizer
 
 SPOILT = "zzqx"
@@ -89,11 +90,11 @@ def test_a_spot_is_of_the_text_and_short() -> None:
 def test_the_stage_does_all_again_without_a_package_that_disagrees(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from retro_ops import blocks
+    from retro_ops.execution import checkpoints
     from retro_ops.stages import tokenize_and_chunk
 
     monkeypatch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 1)
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0)
     corpus = write_corpus(tmp_path / "d.jsonl", [*(text[:500] for text in texts[:6]), f"Wrong: {SPOILT}."])
     run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path / "plain", model_dir))
     _pretend(monkeypatch, SPOILT)

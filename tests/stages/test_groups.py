@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from samples import Run, build_in_groups, write_corpus
 
-from retro_ops import groups, report
 from retro_ops.core import search
 from retro_ops.errors import BadInputError, TransientError
+from retro_ops.execution import report, shard_groups
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, specs
 from retro_ops.plan.specs import Plan
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "PCA16,IVF4,SQ8", "IVF4,PQ8x4fs")
@@ -137,5 +137,5 @@ def test_which_trouble_ends_a_group(error: BaseException, raised: type[BaseExcep
     plan = specs.Plan("d", "/r", specs.Parameters(), specs.Identity("t", 100, 0, "m", 8), shards)
     found: list[str] = []
     with pytest.raises(raised, match=str(error)):
-        groups.each("embed-chunks", plan, ["a", "b", "c"], fail_with(error, "b", found))
+        shard_groups.each("embed-chunks", plan, ["a", "b", "c"], fail_with(error, "b", found))
     assert found == seen

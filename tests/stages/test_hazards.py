@@ -19,9 +19,9 @@ from benchmarks.whole_run import StageFailedError
 from retro_ops import bases
 from retro_ops.core import drift
 from retro_ops.damage import look
+from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters
-from retro_ops.plans import read_plan, write_plan
 from retro_ops.storage import store
 
 LISTS = ("--index-type", "IVF4,Flat", "--max-drift", "9", "--min-recall", "0")

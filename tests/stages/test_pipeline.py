@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
-from retro_ops import report
 from retro_ops.errors import TransientError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan
-from retro_ops.plans import read_plan
 from retro_ops.storage import npy, store
 
 SHARD_STAGES_BEFORE = ("tokenize-and-chunk", "embed-chunks")

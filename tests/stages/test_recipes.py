@@ -21,12 +21,13 @@ from samples import Run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import corpus, parts, recipes, report, versions
+from retro_ops import corpus, parts, recipes, versions
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.source_list import Sources
 from retro_ops.plan.specs import Shard, Source
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 DOCUMENTS = [

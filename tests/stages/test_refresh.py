@@ -19,11 +19,12 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import report, versions
+from retro_ops import versions
 from retro_ops.core import faiss_index
 from retro_ops.damage import look
+from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plans import read_plan
 from retro_ops.storage import store
 
 ALL_LISTS = ("--index-type", "IVF4,Flat", "--nprobe", "4", "--retrieval-margin", "4000", "--max-drift", "9")

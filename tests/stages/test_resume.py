@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from samples import Run, synthetic_shard, tokenize_flags, write_corpus, write_index_spec
 
-from retro_ops import blocks, report
+from retro_ops.execution import checkpoints, report
 from retro_ops.plan import paths
 from retro_ops.stages import embed_chunks, retrieve_neighbours, tokenize_and_chunk
 from retro_ops.storage import store
@@ -83,19 +83,19 @@ def _check_resumes(case: Case, run: Run, calm: str, stormy: str, tmp_path: Path,
     run(*case.arguments(calm))
     computed = _kill(case, stormy, tmp_path / "log")
     committed = _unfinished(stormy)
-    kept = sum(len(part[case.rows]) for part in blocks.Unfinished(committed[0].rpartition("/")[0]).parts())
+    kept = sum(len(part[case.rows]) for part in checkpoints.Unfinished(committed[0].rpartition("/")[0]).parts())
     assert KILLED_AT * case.total <= kept < case.total
     assert 0 <= computed - kept <= case.block_rows, "no more than one block was lost"
 
     added = []
-    add = blocks.Unfinished.add
+    add = checkpoints.Unfinished.add
 
-    def counted(unfinished: blocks.Unfinished, part: blocks.Part, end: int) -> None:
+    def counted(unfinished: checkpoints.Unfinished, part: checkpoints.Part, end: int) -> None:
         added.append(len(part[case.rows]))
         add(unfinished, part, end)
 
-    patch.setattr(blocks.Unfinished, "add", counted)
-    patch.setattr(blocks, "COMMIT_SECONDS", 0)
+    patch.setattr(checkpoints.Unfinished, "add", counted)
+    patch.setattr(checkpoints, "COMMIT_SECONDS", 0)
     run(*case.arguments(stormy))
     assert sum(added) == case.total - kept, "nothing that was committed was computed again"
     (undisturbed, calm_bytes), (resumed, stormy_bytes) = _outputs(case, calm), _outputs(case, stormy)
@@ -198,16 +198,16 @@ class InterruptionError(Exception):
 
 
 def _interrupt_after(count: int, patch: pytest.MonkeyPatch) -> None:
-    commit = blocks.Unfinished.commit_when_due
+    commit = checkpoints.Unfinished.commit_when_due
     left = [count]
 
-    def until_then(unfinished: blocks.Unfinished, state: Any = None) -> None:
+    def until_then(unfinished: checkpoints.Unfinished, state: Any = None) -> None:
         commit(unfinished, state)
         left[0] -= 1
         if not left[0]:
             raise InterruptionError
 
-    patch.setattr(blocks.Unfinished, "commit_when_due", until_then)
+    patch.setattr(checkpoints.Unfinished, "commit_when_due", until_then)
 
 
 @pytest.mark.parametrize("options", [(), ("--max-chunks", 200), ("--max-bad-share", 0.01)], ids=str)
@@ -228,7 +228,7 @@ def test_wherever_tokenising_is_interrupted_it_ends_as_if_it_had_not_been(
         patch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 4)
         calm = tokenize(tmp_path / "calm", code)
         assert "chunks.quarantine.jsonl" in calm
-        patch.setattr(blocks, "COMMIT_SECONDS", 0)
+        patch.setattr(checkpoints, "COMMIT_SECONDS", 0)
         for count in (1, 2, 3, 7, 11):
             folder = tmp_path / str(count)
             with pytest.MonkeyPatch.context() as once:
@@ -244,7 +244,7 @@ def test_standard_input_is_never_resumed(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}\n' * 9)))
     monkeypatch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 2)
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0)
     _interrupt_after(3, monkeypatch)
     run("tokenize-and-chunk", *tokenize_flags(tmp_path, t5_dir), code=1)
     assert not list(tmp_path.iterdir())

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retro_ops import blocks, report
-from retro_ops.blocks import Unfinished
 from retro_ops.errors import TransientError
+from retro_ops.execution import checkpoints, report
+from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.storage import store
 
 ROWS = 10
@@ -19,7 +19,7 @@ ROWS = 10
 
 @pytest.fixture(autouse=True)
 def _every_part_is_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0)
 
 
 def _values(unfinished: Unfinished) -> list[int]:
@@ -53,17 +53,17 @@ def test_all_blocks_are_found_in_order_with_their_state(tmp_path: Path) -> None:
 def test_a_block_holds_the_parts_of_so_much_time_or_so_many_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 1000)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 1000)
     unfinished = Unfinished(str(tmp_path))
     for end in (1, 2, 3):
         _add(unfinished, end)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(blocks, "COMMIT_BYTES", 1000)
+    monkeypatch.setattr(checkpoints, "COMMIT_BYTES", 1000)
     _add(unfinished, 4)
     unfinished._wait(0)  # It is written beside the work, as it came by bytes and not by time.
     assert [path.name for path in tmp_path.iterdir()] == ["00000.npz"]
     assert _values(Unfinished(str(tmp_path))) == [0, 1, 2, 3]
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0)
     unfinished.commit_when_due()  # Nothing has come since.
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -75,7 +75,7 @@ def test_whatever_byte_of_a_block_is_changed_or_missing_it_counts_no_more(tmp_pa
     for at in range(len(whole)):
         second.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
         assert _values(Unfinished(str(tmp_path))) == [0, 1, 2], at
-    for length in (0, 1, blocks.SEAL_BYTES, len(whole) // 2, len(whole) - 1):
+    for length in (0, 1, checkpoints.SEAL_BYTES, len(whole) // 2, len(whole) - 1):
         second.write_bytes(whole[:length])
         assert _values(Unfinished(str(tmp_path))) == [0, 1, 2], length
     again = Unfinished(str(tmp_path))
@@ -149,7 +149,7 @@ def test_blocks_go_after_the_report_and_at_the_latest_with_the_next_run(tmp_path
 def test_what_is_done_before_the_first_block_asks_the_store_for_one_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 1000)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 1000)
     asked = []
 
     class Counting(store.LocalStore):
@@ -169,16 +169,16 @@ def test_blocks_written_beside_the_work_count_up_to_the_first_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first write takes long, and is all that a kill leaves undone."""
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 1000)
-    monkeypatch.setattr(blocks, "COMMIT_BYTES", 1)
-    write, held = blocks._write_block, threading.Event()
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 1000)
+    monkeypatch.setattr(checkpoints, "COMMIT_BYTES", 1)
+    write, held = checkpoints._write_block, threading.Event()
 
     def slowly(uri: str, buffer: io.BytesIO) -> None:
         if uri.endswith("00000.npz"):
             held.wait()
         write(uri, buffer)
 
-    monkeypatch.setattr(blocks, "_write_block", slowly)
+    monkeypatch.setattr(checkpoints, "_write_block", slowly)
     unfinished = Unfinished(str(tmp_path))
     for end in (1, 2, 3):
         _add(unfinished, end)
@@ -193,15 +193,15 @@ def test_blocks_written_beside_the_work_count_up_to_the_first_that_is_missing(
 def test_a_block_that_could_not_be_written_does_not_fail_what_counts_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "COMMIT_SECONDS", 1000)
-    monkeypatch.setattr(blocks, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 1000)
+    monkeypatch.setattr(checkpoints, "COMMIT_BYTES", 1)
 
     def fail(uri: str, buffer: io.BytesIO) -> None:
         raise TransientError("the store is away")
 
     unfinished = Unfinished(str(tmp_path))
     _add(unfinished, 1)
-    monkeypatch.setattr(blocks, "_write_block", fail)
+    monkeypatch.setattr(checkpoints, "_write_block", fail)
     _add(unfinished, 2)
     unfinished.delete()
     assert not tmp_path.exists() or not list(tmp_path.iterdir())

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import retro_ops
-from retro_ops.blocks import Unfinished
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
+from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.plan import paths
 from retro_ops.plan.specs import parent, relative, resolve
 from retro_ops.progress import say
