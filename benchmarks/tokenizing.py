@@ -22,8 +22,9 @@ import numpy as np
 import real_text
 from transformers import AutoTokenizer
 
-from retro_ops import corpus, tokenising
+from retro_ops import tokenising
 from retro_ops.compute import device
+from retro_ops.corpus import documents as corpus
 from retro_ops.execution import report
 from retro_ops.models import Tokenizer
 from retro_ops.stages.tokenize_and_chunk import BATCH_BYTES, BATCH_DOCUMENTS

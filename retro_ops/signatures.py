@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import corpus
 from retro_ops.core import signing
+from retro_ops.corpus import documents as corpus
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
 from retro_ops.storage.store import Written

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Literal
 
-from retro_ops.core.routing import ByField, ByHash, ByPath, Cut, Fixed
+from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.plan import specs
 from retro_ops.plan.specs import Split
 
@@ -114,6 +114,6 @@ def shipped_names() -> list[str]:
 
 def read(text: str, uri: str) -> Recipe:
     """The recipe that ``text`` holds. BadInputError: ``uri:line: what; what to do`` for each thing that is wrong."""
-    from retro_ops.recipes.reading import recipe  # It stands on what is defined here.
+    from retro_ops.corpus.recipes.parser import recipe  # It stands on what is defined here.
 
     return recipe(text, uri)

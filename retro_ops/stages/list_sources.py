@@ -7,7 +7,8 @@ import logging
 import os
 from argparse import ArgumentParser, Namespace
 
-from retro_ops import listing, recipes, versions
+from retro_ops import recipes, versions
+from retro_ops.corpus.recipes import file_list
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
@@ -51,8 +52,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     folder = given_folder or parent(recipe.uri)
     line_bytes = paths.line_limit(parameters.memory_budget)
     settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
-    found, absent = listing.find(recipe, folder)
-    files = tuple(store.side_by_side(lambda file: listing.source_file(recipe, folder, file, settings), found, LOOKUPS))
+    found, absent = file_list.find(recipe, folder)
+    files = tuple(
+        store.side_by_side(lambda file: file_list.source_file(recipe, folder, file, settings), found, LOOKUPS)
+    )
     listed = source_list.Sources(
         *(root, arguments.dataset, recipe.uri, text, folder, given_folder, files),
         *(*settings, parameters.memory_budget, absent),

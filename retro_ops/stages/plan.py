@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, corpus, damage, parts, recipes, versions
+from retro_ops import bases, damage, parts, recipes, versions
+from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError
 from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan, write_plan

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from retro_ops import corpus, listing, recipes
+from retro_ops import recipes
 from retro_ops.compute.workers import ahead
-from retro_ops.core import routing
-from retro_ops.core.routing import ByPath, LeftOut, Place
+from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import routing
+from retro_ops.corpus.archives import Line, lines
+from retro_ops.corpus.recipes import file_list
+from retro_ops.corpus.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan import paths, source_list
@@ -24,7 +27,6 @@ from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.plan.specs import Parameters, Source, parse_bytes
 from retro_ops.progress import Progress, say
 from retro_ops.recipes import Rule
-from retro_ops.source_lines import Line, lines
 from retro_ops.storage import store
 
 HELP = "split a source file of a recipe into parts of shards, by category and split"
@@ -76,7 +78,7 @@ def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
 def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> report.Outcome:
     _check_unchanged(file)
     if isinstance(rule.category, ByPath):
-        rule = replace(rule, category=listing.resolved(rule.category, listed.folder))
+        rule = replace(rule, category=file_list.resolved(rule.category, listed.folder))
     folder = listed.parts_folder(file)
     places = [(split, category) for split in rule.outputs for category in rule.categories()]
     parts: list[_Part] = []
@@ -208,7 +210,7 @@ class _Fan:
         if part is None or part.number != number:
             if part:
                 self._done.append(part.close())
-            name = listing.shard_name(self._rule.outputs[place[0]], self._file.uri, place[1], number)
+            name = file_list.shard_name(self._rule.outputs[place[0]], self._file.uri, place[1], number)
             part = self._open[place] = _OpenPart(place, number, name, paths.part_uri(self._folder, name))
         part.append(line)
         return None

@@ -21,7 +21,8 @@ from samples import Run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import corpus, parts, recipes, versions
+from retro_ops import parts, recipes, versions
+from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -554,7 +555,7 @@ def test_a_damaged_file_is_named(name: str, made: Corpus, caplog: pytest.LogCapt
 
 
 def test_without_pyarrow_a_table_says_what_to_install(made: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    from retro_ops.source_lines import lines
+    from retro_ops.corpus.archives import lines
 
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ConfigurationError, match=r"retro-ops\[parquet\]"):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from retro_ops import cli, corpus
+from retro_ops import cli
+from retro_ops.corpus import documents
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plan import paths, specs
 from retro_ops.storage import npy, store
@@ -215,8 +216,8 @@ def test_compare_and_swap_on_files(tmp_path: Path) -> None:
 
 
 def _texts(path: Path, limit: int = 1000) -> list[str]:
-    found = (corpus.parse(line, source, n, limit) for source, n, line in corpus.lines([str(path)], limit))
-    return [record.text if isinstance(record, corpus.Document) else record.reason for record in found]
+    found = (documents.parse(line, source, n, limit) for source, n, line in documents.lines([str(path)], limit))
+    return [record.text if isinstance(record, documents.Document) else record.reason for record in found]
 
 
 def _flipped(data: bytes) -> bytes:
@@ -272,7 +273,7 @@ def test_corpus_files_are_found_by_file_folder_and_pattern(tmp_path: Path) -> No
         (tmp_path / name).touch()
 
     def found(pattern: str) -> list[str]:
-        return [Path(uri).relative_to(tmp_path).as_posix() for uri in corpus.find(f"{tmp_path}/{pattern}")]
+        return [Path(uri).relative_to(tmp_path).as_posix() for uri in documents.find(f"{tmp_path}/{pattern}")]
 
     everything = ["00_a.jsonl", "01_a.jsonl.gz", "02_a.jsonl.zst", "x/03_b.jsonl"]
     assert found("00_a.jsonl") == ["00_a.jsonl"]

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_ops import recipes
-from retro_ops.core.routing import ByField, ByHash, ByPath, Cut, Fixed
+from retro_ops.corpus.recipes.patterns import alternatives
+from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.errors import BadInputError
 from retro_ops.recipes import Line, Output
-from retro_ops.recipes.patterns import alternatives
 
 GOOD = """\
 categories: [docs, code]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_ops.core.routing import (
+from retro_ops.corpus.routing import (
     ByField,
     ByHash,
     ByPath,
