@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from retro_ops.compute import device
-from retro_ops.core import packing
 from retro_ops.embedding import Embedder
 from retro_ops.execution import report
-from retro_ops.models import Tokenizer
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter
+from retro_ops.tokens import packing
+from retro_ops.tokens.tokenizer import Tokenizer
 
 ROUNDS = 5
 K = 4

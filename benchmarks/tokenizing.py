@@ -22,25 +22,25 @@ import numpy as np
 import real_text
 from transformers import AutoTokenizer
 
-from retro_ops import tokenising
 from retro_ops.compute import device
 from retro_ops.corpus import documents as corpus
 from retro_ops.execution import report
-from retro_ops.models import Tokenizer
 from retro_ops.stages.tokenize_and_chunk import BATCH_BYTES, BATCH_DOCUMENTS
+from retro_ops.tokens import chunk_batches
+from retro_ops.tokens.tokenizer import Tokenizer
 
 SIZE = 64
 LINE_BYTES = 2**23
 PACKAGES = ("tokenizers", "transformers", "numpy")
 
 Array = np.ndarray[Any, Any]
-Way = Callable[[tokenising.Batch], Array]
+Way = Callable[[chunk_batches.Batch], Array]
 
 
-def slices(folder: Path) -> Iterator[tokenising.Batch]:
+def slices(folder: Path) -> Iterator[chunk_batches.Batch]:
     """Some of each category in turn."""
     sources = sorted(str(path) for path in folder.glob("*.jsonl"))
-    each = [tokenising.batches(corpus.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
+    each = [chunk_batches.batches(corpus.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
     while each:
         for batches in list(each):
             found = next(batches, None)
@@ -53,7 +53,7 @@ def slices(folder: Path) -> Iterator[tokenising.Batch]:
 def as_the_original(tokenizer: Any) -> Way:
     """docs/formats.md: one call for each document, padded as a list, arrays at the end."""
 
-    def chunks(batch: tokenising.Batch) -> Array:
+    def chunks(batch: chunk_batches.Batch) -> Array:
         rows: list[list[int]] = []
         for line in batch.lines:
             ids = tokenizer(json.loads(line or b"")["text"])["input_ids"]
@@ -68,16 +68,16 @@ def as_plain_tokenizers(tokenizer: Any) -> Way:
     """A batch at a time, ids taken out of its answer, and nothing else."""
     backend = tokenizer.backend_tokenizer
 
-    def chunks(batch: tokenising.Batch) -> Array:
+    def chunks(batch: chunk_batches.Batch) -> Array:
         texts = [json.loads(line or b"")["text"] for line in batch.lines]
         return np.array([len(entry.ids) for entry in backend.encode_batch_fast(texts)])
 
     return chunks
 
 
-def ours(settings: tokenising.Settings) -> Way:
+def ours(settings: chunk_batches.Settings) -> Way:
     """Everything that a process of the stage does: parsing, document ids and the sidecar too."""
-    make = tokenising.maker(settings)
+    make = chunk_batches.maker(settings)
     return lambda batch: make(batch).chunked.chunks
 
 
@@ -92,8 +92,8 @@ def main() -> None:
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     tokenizer = Tokenizer(arguments.tokenizer)
     plain = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    settings = tokenising.Settings(tokenizer.encoding, True, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)
-    without = tokenising.Settings(tokenizer.encoding, False, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)
+    settings = chunk_batches.Settings(tokenizer.encoding, True, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)
+    without = chunk_batches.Settings(tokenizer.encoding, False, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)
     made = {"ours": ours(settings), "ours, without packages": ours(without)}
     ways: dict[str, Way] = {
         "the original's way": as_the_original(plain),
@@ -116,7 +116,7 @@ def main() -> None:
         for name in made:
             np.testing.assert_array_equal(found[name], found["the original's way"])
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
-    (package,) = {tokenising.maker(settings)(batch).package}
+    (package,) = {chunk_batches.maker(settings)(batch).package}
     print(f"{platform.machine()}, {device.cores()} cores; Python {platform.python_version()}, {versions}, {package}")
     print(f"{documents:,} documents, {sum(megabytes):.1f} MB of JSON lines; ids equal on every one")
     print(f"{'way':34}{'MB/core-s':>11}{'ratio':>8}{'least':>8}")

@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import model_inputs, ways
+from retro_ops import ways
 from retro_ops.compute import device
-from retro_ops.core import bert, packing
-from retro_ops.encoders import Encoding, exact
+from retro_ops.core import bert
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.models import LOADING_HINT, Tokenizer
 from retro_ops.progress import say
+from retro_ops.tokens import model_inputs, packing
+from retro_ops.tokens.encoders import Encoding, exact
+from retro_ops.tokens.tokenizer import LOADING_HINT, Tokenizer
 from retro_ops.ways import Vectors, Way
 
 BATCH_ROWS = {"cpu": 16, "cuda": 8192}

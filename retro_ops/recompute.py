@@ -8,11 +8,11 @@ from retro_ops.compute.device import choose
 from retro_ops.core.exact import unpack
 from retro_ops.core.search import rescore
 from retro_ops.embedding import Embedder
-from retro_ops.models import Tokenizer
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan
 from retro_ops.searching import IndexedChunks, QueryShard, query_shards
 from retro_ops.storage.npy import open_npy
+from retro_ops.tokens.tokenizer import Tokenizer
 
 BLOCK_ROWS = 64
 LEAST_COSINE = 0.995

@@ -14,7 +14,7 @@ from retro_ops.corpus import documents as corpus
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
 from retro_ops.storage.store import Written
-from retro_ops.tokenising import Batch
+from retro_ops.tokens.chunk_batches import Batch
 
 COPY_ROWS = 16_384
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute import device
-from retro_ops.core import bert, packing
+from retro_ops.core import bert
+from retro_ops.tokens import packing
 
 LEAST_ROW_TOKENS = 32
 """Rows of a packed batch are at most so many that they would fill it with so few ids each."""

@@ -17,9 +17,9 @@ from retro_ops.progress import say
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.models import Tokenizer
     from retro_ops.quality import Sampled
     from retro_ops.searching import IndexedChunks
+    from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "measure the neighbours and write the dataset card"
 PARAMETERS = ("device", "memory_budget", "search_memory")
@@ -67,7 +67,7 @@ def _work(
 ) -> report.Outcome:
     from retro_ops import card, quality, searching
     from retro_ops.compute import device
-    from retro_ops.models import Tokenizer
+    from retro_ops.tokens.tokenizer import Tokenizer
 
     where = device.choose(requested, "torch")
     tokenizer = Tokenizer(plan.parameters.tokenizer, plan.parameters.pad_id)

@@ -17,7 +17,7 @@ from retro_ops.storage import store
 if TYPE_CHECKING:
     from retro_ops.compute.device import Device
     from retro_ops.embedding import Embedder
-    from retro_ops.models import Tokenizer
+    from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "embed chunks with a sentence-transformer"
 PARAMETERS = ("tokenizer", "model", "embed_input", "batch_size", "device", "memory_budget")
@@ -63,7 +63,7 @@ class _Loaded:
     model: "Embedder | None" = None
 
     def tokenizer(self, name: str) -> "Tokenizer":
-        from retro_ops.models import Tokenizer
+        from retro_ops.tokens.tokenizer import Tokenizer
 
         if name not in self.tokenizers:
             self.tokenizers[name] = Tokenizer(name, pad_id=0)
@@ -99,7 +99,7 @@ def _planned_job(plan: Plan, shard: str) -> Job:
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
-    from retro_ops.models import name_digest
+    from retro_ops.tokens.tokenizer import name_digest
 
     if not arguments.embeddings:
         raise BadInputError(
@@ -117,7 +117,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished) -> report.Outcome:
-    from retro_ops.encoders import sure_if_wrong
+    from retro_ops.tokens.encoders import sure_if_wrong
 
     return sure_if_wrong(STAGE, unfinished, lambda fast: _embed(job, parameters, loaded, unfinished, fast=fast))
 

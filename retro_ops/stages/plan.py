@@ -36,7 +36,7 @@ from retro_ops.progress import say
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.models import Tokenizer
+    from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "read the corpus, name its shards, check the parameters, and write the plan of a run"
 PARAMETERS = tuple(field.name for field in fields(Parameters))
@@ -98,7 +98,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.Series) -> "tuple[Plan, Tokenizer]":
-    from retro_ops.models import Tokenizer
+    from retro_ops.tokens.tokenizer import Tokenizer
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
     choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
@@ -263,7 +263,7 @@ class _Expected:
 
 def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expected:
     """From the beginnings of some shards, tokenised."""
-    from retro_ops.core.chunking import chunk_counts
+    from retro_ops.tokens.chunking import chunk_counts
 
     p, shards = plan.parameters, [shard for shard in plan.shards if shard.split == split]
     chunks, documents = [], []
@@ -284,7 +284,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
 
 def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     from retro_ops.core import faiss_index
-    from retro_ops.core.chunking import token_dtype
+    from retro_ops.tokens.chunking import token_dtype
 
     p = plan.parameters
     there = {shard.split for shard in plan.shards}
@@ -376,8 +376,8 @@ def _identity(parameters: Parameters, tokenizer: "Tokenizer") -> Identity:
     """Load the model once, too, so that a run with a wrong name or type fails before any work."""
     from retro_ops.compute.device import Device
     from retro_ops.core import faiss_index
-    from retro_ops.core.chunking import token_dtype
     from retro_ops.embedding import Embedder
+    from retro_ops.tokens.chunking import token_dtype
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     embedder = Embedder(parameters.model, Device("cpu", "only looked at"))

@@ -12,8 +12,8 @@ from retro_ops.plan.specs import IndexShard, Parameters, dataset_spec_from_json,
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.models import Tokenizer
     from retro_ops.storage.npy import NpyReader
+    from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "print some chunks of a dataset with their nearest neighbours as text"
 PARAMETERS = ("tokenizer", "seed")
@@ -27,8 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     import numpy as np
 
-    from retro_ops.models import Tokenizer
     from retro_ops.storage.npy import open_npy
+    from retro_ops.tokens.tokenizer import Tokenizer
 
     spec = dataset_spec_from_json(store.read(arguments.spec), arguments.spec)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)

@@ -61,7 +61,7 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
     from retro_ops.core import signing
-    from retro_ops.tokenising import batches
+    from retro_ops.tokens.chunk_batches import batches
 
     line_bytes = paths.line_limit(plan.parameters.memory_budget)
     processes = device.cores() if documents.is_much(uris, PARALLEL_BYTES) else 1

@@ -22,7 +22,7 @@ from retro_ops.storage import store
 if TYPE_CHECKING:
     import numpy as np
 
-    from retro_ops.models import Tokenizer
+    from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "tokenise documents (JSON lines) and cut them into chunks"
 PARAMETERS = (
@@ -113,7 +113,7 @@ def _planned_job(plan: Plan, shard: str) -> Job:
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
-    from retro_ops.models import name_digest
+    from retro_ops.tokens.tokenizer import name_digest
 
     wanted = ("chunks_out", "seq2chunk_index_out", "chunk2seq_index_out")
     missing = [f"--{name.replace('_', '-')}" for name in wanted if not getattr(arguments, name)]
@@ -145,22 +145,22 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
-    from retro_ops.encoders import sure_if_wrong
+    from retro_ops.tokens.encoders import sure_if_wrong
 
     return sure_if_wrong(STAGE, unfinished, lambda fast: _tokenise(job, parameters, unfinished, fast=fast))
 
 
 def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
-    from retro_ops import tokenising
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
-    from retro_ops.core.chunking import token_dtype
+    from retro_ops.tokens import chunk_batches
+    from retro_ops.tokens.chunking import token_dtype
 
     tokenizer = _tokenizer(parameters.tokenizer, parameters.pad_id)
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks
     _check_unchanged(job, unfinished)
-    settings = tokenising.Settings(
+    settings = chunk_batches.Settings(
         tokenizer.encoding, fast, size, tokenizer.pad_id, str(dtype), parameters.on_bad_record, job.line_bytes
     )
     full, package, left_out = False, None, _LeftOut(job.without)
@@ -172,9 +172,9 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
         progress = Progress(STAGE, None, "documents", out.documents)
         lines = left_out.skip(corpus.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
         # Read and tokenised while what came before is written.
-        batches = stack.enter_context(ahead(tokenising.batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
+        batches = stack.enter_context(ahead(chunk_batches.batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
         processes = device.cores() if corpus.is_much(job.sources, PARALLEL_BYTES) else 1
-        made = in_order(partial(tokenising.maker, settings), batches, processes)
+        made = in_order(partial(chunk_batches.maker, settings), batches, processes)
         for piece in stack.enter_context(ahead(made)):
             package = piece.package
             fits = len(piece.sidecar) if limit is None else piece.fitting(limit - out.chunks)
@@ -215,7 +215,7 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
 @functools.cache
 def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
     """Loaded once for the shards of a group."""
-    from retro_ops.models import Tokenizer
+    from retro_ops.tokens.tokenizer import Tokenizer
 
     return Tokenizer(name, pad_id)
 

@@ -12,10 +12,10 @@ import pytest
 from retro_ops import embedding
 from retro_ops.cli import main
 from retro_ops.compute import device
-from retro_ops.core import packing
 from retro_ops.execution import report
-from retro_ops.models import Tokenizer
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
+from retro_ops.tokens import packing
+from retro_ops.tokens.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from samples import Run, tokenize_flags, write_corpus
 
-from retro_ops import embedding, model_inputs
+from retro_ops import embedding
 from retro_ops.compute import device
 from retro_ops.compute.device import Device
-from retro_ops.core import packing
 from retro_ops.embedding import Embedder
-from retro_ops.encoders import DisagreementError, Encoding, exact
 from retro_ops.execution import report
-from retro_ops.models import Tokenizer
 from retro_ops.plan.specs import Parameters
 from retro_ops.stages import embed_chunks
+from retro_ops.tokens import model_inputs, packing
+from retro_ops.tokens.encoders import DisagreementError, Encoding, exact
+from retro_ops.tokens.tokenizer import Tokenizer
 
 CPU = Device("cpu", "asked for")
 ROWS = 96

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from samples import Run, tokenize_flags, write_corpus
 
-from retro_ops import encoders
-from retro_ops.encoders import DisagreementError, Encoding, exact, fastest
 from retro_ops.execution import report
-from retro_ops.models import Tokenizer
+from retro_ops.tokens import encoders
+from retro_ops.tokens.encoders import DisagreementError, Encoding, exact, fastest
+from retro_ops.tokens.tokenizer import Tokenizer
 
 SPOILT = "zzqx"
 """A word that the false package gets wrong."""

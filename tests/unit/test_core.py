@@ -8,10 +8,10 @@ from hypothesis.extra import numpy as hnp
 
 from retro_ops.compute import device
 from retro_ops.core import neighbours, validation
-from retro_ops.core.chunking import chunk_documents, token_dtype
-from retro_ops.core.packing import from_lists
 from retro_ops.core.sampling import sample_rows
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.tokens.chunking import chunk_documents, token_dtype
+from retro_ops.tokens.packing import from_lists
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_size=8)
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_ops.core import packing
+from retro_ops.tokens import packing
 
 ROWS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), max_size=20)
 

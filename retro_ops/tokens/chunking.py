@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.packing import Rows
 from retro_ops.errors import BadInputError
+from retro_ops.tokens.packing import Rows
 
 UINT16_VOCABULARY = 2**16
 

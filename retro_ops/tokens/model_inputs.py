@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core import packing
-from retro_ops.encoders import Encoding, exact, fastest
+from retro_ops.tokens import packing
+from retro_ops.tokens.encoders import Encoding, exact, fastest
 
 Chunks: TypeAlias = NDArray[Any]
 """Token ids ``[n, chunk_size]``."""

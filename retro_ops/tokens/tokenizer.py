@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from retro_ops import encoders, model_inputs
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.tokens import encoders, model_inputs
 
 LOADING_HINT = "name a model of the hub, or a local folder (then HF_HUB_OFFLINE=1 keeps it offline)"
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from retro_ops.core.packing import Rows, from_lists
 from retro_ops.errors import RetroError
 from retro_ops.progress import say
+from retro_ops.tokens.packing import Rows, from_lists
 
 if TYPE_CHECKING:
     from retro_ops.execution.checkpoints import Unfinished

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.chunking import Chunked, chunk_documents
 from retro_ops.corpus import documents as corpus
-from retro_ops.encoders import Encoding, exact, fastest
 from retro_ops.execution.checkpoints import Part
+from retro_ops.tokens.chunking import Chunked, chunk_documents
+from retro_ops.tokens.encoders import Encoding, exact, fastest
 
 
 @dataclass(frozen=True)
