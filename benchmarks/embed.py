@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from retro_ops.compute import device
-from retro_ops.embedding import Embedder
+from retro_ops.embedding.embedder import Embedder
 from retro_ops.execution import report
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter

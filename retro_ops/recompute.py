@@ -7,7 +7,7 @@ import numpy as np
 from retro_ops.compute.device import choose
 from retro_ops.core.exact import unpack
 from retro_ops.core.search import rescore
-from retro_ops.embedding import Embedder
+from retro_ops.embedding.embedder import Embedder
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan
 from retro_ops.searching import IndexedChunks, QueryShard, query_shards

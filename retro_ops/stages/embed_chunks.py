@@ -16,7 +16,7 @@ from retro_ops.storage import store
 
 if TYPE_CHECKING:
     from retro_ops.compute.device import Device
-    from retro_ops.embedding import Embedder
+    from retro_ops.embedding.embedder import Embedder
     from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "embed chunks with a sentence-transformer"
@@ -72,7 +72,7 @@ class _Loaded:
     def embedder(self, parameters: Parameters) -> "tuple[Embedder, Device]":
         """The model, made ready, and where it is."""
         from retro_ops.compute import device
-        from retro_ops.embedding import Embedder
+        from retro_ops.embedding.embedder import Embedder
 
         if self.model is None or self.where is None:
             self.where = device.choose(parameters.device, "torch")

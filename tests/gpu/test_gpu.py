@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retro_ops import embedding
 from retro_ops.cli import main
 from retro_ops.compute import device
+from retro_ops.embedding import embedder as embedding
 from retro_ops.execution import report
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 from retro_ops.tokens import packing

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 def test_attention_within_rows_is_that_of_torch(heads: int, width: int) -> None:
     import torch
 
-    from retro_ops.core import kernels
+    from retro_ops.embedding import kernels
 
     lengths = [1, 31, 32, 33, 66, 5, 256, 2]
     starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
@@ -31,7 +31,7 @@ def test_attention_within_rows_is_that_of_torch(heads: int, width: int) -> None:
 def test_normalisation_is_that_of_torch(shape: tuple[int, int]) -> None:
     import torch
 
-    from retro_ops.core import kernels
+    from retro_ops.embedding import kernels
 
     torch.manual_seed(0)
     x, scale, shift = (torch.randn(of, device="cuda").half() for of in (shape, shape[1:], shape[1:]))

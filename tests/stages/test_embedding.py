@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from samples import Run, tokenize_flags, write_corpus
 
-from retro_ops import embedding
 from retro_ops.compute import device
 from retro_ops.compute.device import Device
-from retro_ops.embedding import Embedder
+from retro_ops.embedding import embedder as embedding
+from retro_ops.embedding.embedder import Embedder
 from retro_ops.execution import report
 from retro_ops.plan.specs import Parameters
 from retro_ops.stages import embed_chunks

@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from retro_ops import core
-from retro_ops.core import bert
+from retro_ops.embedding import bert
 
 
 def _attend(qkv: torch.Tensor, starts: torch.Tensor, heads: int) -> torch.Tensor:
@@ -29,9 +29,9 @@ def _normalise(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, epsilo
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> BertModel:
     """Of random weights, biases and norms included, as a trained one has them."""
-    kernels = types.ModuleType("retro_ops.core.kernels")
+    kernels = types.ModuleType("retro_ops.embedding.kernels")
     vars(kernels).update(attend=_attend, normalise=_normalise)
-    monkeypatch.setitem(sys.modules, "retro_ops.core.kernels", kernels)
+    monkeypatch.setitem(sys.modules, "retro_ops.embedding.kernels", kernels)
     monkeypatch.setattr(core, "kernels", kernels, raising=False)
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute import device
-from retro_ops.core import bert
+from retro_ops.embedding import bert
 from retro_ops.tokens import packing
 
 LEAST_ROW_TOKENS = 32

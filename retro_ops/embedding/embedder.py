@@ -11,15 +11,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import ways
 from retro_ops.compute import device
-from retro_ops.core import bert
+from retro_ops.embedding import backends, bert
+from retro_ops.embedding.backends import Vectors, Way
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.progress import say
 from retro_ops.tokens import model_inputs, packing
 from retro_ops.tokens.encoders import Encoding, exact
 from retro_ops.tokens.tokenizer import LOADING_HINT, Tokenizer
-from retro_ops.ways import Vectors, Way
 
 BATCH_ROWS = {"cpu": 16, "cuda": 8192}
 """Chunks at a time, of ROW_TOKENS ids each, that were fastest: they stay in a core's cache, or fill a GPU."""
@@ -130,11 +129,13 @@ class Embedder:
             module.pooler = None  # What it makes of the first token, nobody reads.
         if self._where.chosen == "cuda":
             if bert.is_bert(module):
-                yield ways.packed("packed, own layers", tokens, partial(ways.own_layers, module))
-            yield ways.packed("packed", tokens, partial(ways.its_layers, module, int(self._model.max_seq_length)))
+                yield backends.packed("packed, own layers", tokens, partial(backends.own_layers, module))
+            yield backends.packed(
+                "packed", tokens, partial(backends.its_layers, module, int(self._model.max_seq_length))
+            )
         module.to(self._where.chosen)
         pad_id = int(_tokenizer(self._model).pad_token_id or 0)
-        yield "padded", partial(ways.padded, module, self._where.chosen, tokens, pad_id)
+        yield "padded", partial(backends.padded, module, self._where.chosen, tokens, pad_id)
 
 
 def _odd(model: Any) -> str | None:

@@ -29,7 +29,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """In place."""
-        from retro_ops.core import kernels
+        from retro_ops.embedding import kernels
 
         return kernels.normalise(x, self.scale, self.shift, self.epsilon)
 
@@ -91,7 +91,7 @@ class Bert:
         ``starts`` (int32 ``[rows + 1]``)."""
         import torch
 
-        from retro_ops.core import kernels
+        from retro_ops.embedding import kernels
 
         x = self.norm(self.words[ids] + self.positions[positions])
         for layer in self.layers:
