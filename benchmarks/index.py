@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device, choose
 from retro_ops.compute.fp16_scores import prepare
-from retro_ops.core import faiss_index, kmeans
+from retro_ops.index import faiss_index, kmeans
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
 
 Vectors = NDArray[np.float16]

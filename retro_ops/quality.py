@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from retro_ops import searching
 from retro_ops.compute.device import Device, Room
-from retro_ops.core import faiss_index, filters, tuning
+from retro_ops.core import filters, tuning
 from retro_ops.core.exact import unpack
-from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Queries, exact_search
-from retro_ops.index_lists import too_large
-from retro_ops.indexes import load_index
+from retro_ops.index import faiss_index
+from retro_ops.index.faiss_files import load_index
+from retro_ops.index.ivf_file import too_large
+from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan, Shard, Split, category
 from retro_ops.storage import store

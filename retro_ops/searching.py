@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device, Room, room
 from retro_ops.compute.fp16_scores import comparing, prepare
-from retro_ops.core import faiss_index, filters, scan, tuning
+from retro_ops.core import filters, scan, tuning
 from retro_ops.core.exact import MAX_CHUNKS, Compare, on_host
-from retro_ops.core.sampling import sample_rows
 from retro_ops.core.search import Block, Blocks, Coarse, Index, Queries, Refuse, Width
 from retro_ops.errors import BadInputError
-from retro_ops.index_lists import ListFile, in_parts, too_large
-from retro_ops.indexes import load_index
+from retro_ops.index import faiss_index
+from retro_ops.index.faiss_files import load_index
+from retro_ops.index.ivf_file import ListFile, in_parts, too_large
+from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.specs import IndexShard, Parameters, Plan, Split
 from retro_ops.progress import say

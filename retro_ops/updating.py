@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device, Room
-from retro_ops.core import faiss_index, search
+from retro_ops.core import search
 from retro_ops.core.exact import Keys, pack, smallest
 from retro_ops.core.renumbering import GONE, renumber
 from retro_ops.core.search import Found, Index, Queries, Refuse, Width
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
-from retro_ops.index_lists import too_large
-from retro_ops.indexes import load_index
+from retro_ops.index import faiss_index
+from retro_ops.index.faiss_files import load_index
+from retro_ops.index.ivf_file import too_large
 from retro_ops.plan.paths import distances_uri
 from retro_ops.searching import IndexedChunks, QueryShard, comparer, search_in_parts, search_of
 from retro_ops.storage.npy import open_npy

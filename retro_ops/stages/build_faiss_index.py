@@ -98,7 +98,7 @@ def _job(arguments: Namespace) -> Job:
 
 def _trained(uri: str, loaded: dict[str, Any]) -> Any:
     """The trained index, without vectors. The shards of a group share it: one fills it when the one before is saved."""
-    from retro_ops.indexes import load_index
+    from retro_ops.index.faiss_files import load_index
 
     if uri in loaded:
         loaded[uri].reset()
@@ -112,8 +112,8 @@ def _trained(uri: str, loaded: dict[str, Any]) -> Any:
 
 def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
     from retro_ops.compute import device
-    from retro_ops.core import faiss_index
-    from retro_ops.indexes import save_index
+    from retro_ops.index import faiss_index
+    from retro_ops.index.faiss_files import save_index
     from retro_ops.storage.npy import open_npy
 
     reports = (job.trained_report, *job.embeddings_reports)

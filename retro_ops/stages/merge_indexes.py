@@ -109,18 +109,18 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
 
 def _on_disk(job: Job, room: Room) -> tuple[int, list[store.Written]] | None:
     """Vectors of the last index, and what was written, list by list; None where all fits into memory."""
-    from retro_ops import index_lists
+    from retro_ops.index import ivf_file
 
-    files = index_lists.too_large([job.base, *(uri for step in job.steps for uri in step.partials)], room)
+    files = ivf_file.too_large([job.base, *(uri for step in job.steps for uri in step.partials)], room)
     if files is None:
         return None
     whole, rest = files[0], files[1:]
     progress, outputs = Progress(STAGE, len(rest), "partial indexes"), []
     for step in job.steps:
         parts, rest = rest[: len(step.partials)], rest[len(step.partials) :]
-        outputs.append(index_lists.merge(whole, parts, step.output, room.bytes // 3))
+        outputs.append(ivf_file.merge(whole, parts, step.output, room.bytes // 3))
         progress.advance(len(parts))
-        merged = index_lists.open_lists(step.output)
+        merged = ivf_file.open_lists(step.output)
         assert merged, f"{step.output} is an index of lists"
         whole = merged
     progress.close()
@@ -128,8 +128,8 @@ def _on_disk(job: Job, room: Room) -> tuple[int, list[store.Written]] | None:
 
 
 def _in_memory(job: Job) -> tuple[int, list[store.Written]]:
-    from retro_ops.core import faiss_index
-    from retro_ops.indexes import load_index, save_index
+    from retro_ops.index import faiss_index
+    from retro_ops.index.faiss_files import load_index, save_index
 
     index = load_index(job.base)
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")

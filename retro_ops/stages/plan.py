@@ -283,7 +283,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
 
 
 def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
-    from retro_ops.core import faiss_index
+    from retro_ops.index import faiss_index
     from retro_ops.tokens.chunking import token_dtype
 
     p = plan.parameters
@@ -375,8 +375,8 @@ def _check_names(shards: list[Shard]) -> None:
 def _identity(parameters: Parameters, tokenizer: "Tokenizer") -> Identity:
     """Load the model once, too, so that a run with a wrong name or type fails before any work."""
     from retro_ops.compute.device import Device
-    from retro_ops.core import faiss_index
     from retro_ops.embedding.embedder import Embedder
+    from retro_ops.index import faiss_index
     from retro_ops.tokens.chunking import token_dtype
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)

@@ -511,10 +511,10 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
     """The original's search: one look, the index's own order and distances, short rows stay short."""
     import numpy as np
 
-    from retro_ops.core import faiss_index
     from retro_ops.core.neighbours import seed_neighbours
-    from retro_ops.index_lists import in_parts, too_large
-    from retro_ops.indexes import load_index
+    from retro_ops.index import faiss_index
+    from retro_ops.index.faiss_files import load_index
+    from retro_ops.index.ivf_file import in_parts, too_large
     from retro_ops.searching import room_for
     from retro_ops.storage.npy import open_npy
 

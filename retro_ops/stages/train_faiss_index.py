@@ -81,10 +81,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
     import numpy as np
 
-    from retro_ops import fits
     from retro_ops.compute import device
-    from retro_ops.core import faiss_index
-    from retro_ops.indexes import save_index
+    from retro_ops.index import drift_measurement, faiss_index
+    from retro_ops.index.faiss_files import save_index
     from retro_ops.storage.npy import open_npy
 
     if job.pinned:  # What is trained now would be another index than the one whose codes are stored.
@@ -112,7 +111,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     say(f"{STAGE}: training {index_type} ({why}) on {len(vectors):,} vectors, {where.chosen} ({where.why})")
     faiss_index.train(index, vectors, parameters.seed, index_type, where)
     outputs = [save_index(index, job.output)]
-    fit = fits.measure(index, shards, parameters.seed)  # Which fills it, so it is saved by then.
+    fit = drift_measurement.measure(index, shards, parameters.seed)  # Which fills it, so it is saved by then.
     return report.Outcome(
         counts={"training_vectors": len(vectors), "vectors": sum(map(len, shards)), "lists": lists},
         outputs=outputs,
@@ -124,7 +123,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
 
 def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[str, str]:
     """The factory string to train, and why this one."""
-    from retro_ops.core import faiss_index
+    from retro_ops.index import faiss_index
 
     asked = parameters.index_type
     memory = parse_bytes(parameters.index_memory) if parameters.index_memory else None
@@ -145,7 +144,7 @@ def _sample(
     """A uniform sample over all shards, ``[n, d]``, read in blocks."""
     import numpy as np
 
-    from retro_ops.core.sampling import sample_rows
+    from retro_ops.index.sampling import sample_rows
 
     counts = np.array([len(shard) for shard in shards], np.int64)
     dimension = shards[0].shape[1]

@@ -254,8 +254,8 @@ def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
 
 
 def _check_index(uri: str, expected: int) -> Iterator[Finding]:
-    from retro_ops.index_lists import open_lists
-    from retro_ops.indexes import load_index
+    from retro_ops.index.faiss_files import load_index
+    from retro_ops.index.ivf_file import open_lists
 
     # The sizes of the lists say it, whatever the index takes in memory.
     lists = open_lists(uri)

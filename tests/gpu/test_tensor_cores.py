@@ -8,9 +8,10 @@ from vectors import blocks_of
 
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import comparing, prepare
-from retro_ops.core import faiss_index, search
+from retro_ops.core import search
 from retro_ops.core.scan import Scan, Span
 from retro_ops.core.search import Queries
+from retro_ops.index import faiss_index
 
 pytestmark = pytest.mark.gpu
 

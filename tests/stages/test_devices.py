@@ -11,8 +11,9 @@ from samples import Run
 
 from retro_ops import searching
 from retro_ops.compute import device
-from retro_ops.core import faiss_index, scan
+from retro_ops.core import scan
 from retro_ops.execution import report
+from retro_ops.index import faiss_index
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 
 ROWS = 3000

@@ -17,9 +17,9 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from retro_ops import bases
-from retro_ops.core import drift
 from retro_ops.damage import look
 from retro_ops.execution.plan_files import read_plan, write_plan
+from retro_ops.index import drift
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters
 from retro_ops.storage import store

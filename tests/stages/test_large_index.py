@@ -6,7 +6,7 @@ import pytest
 from nightly import Nights
 
 from benchmarks.nights import compare
-from retro_ops.core import faiss_index
+from retro_ops.index import faiss_index
 from retro_ops.plan import paths
 from retro_ops.storage import store
 

@@ -15,10 +15,10 @@ from samples import Run
 from benchmarks.massive_open_text_tree import OTHER_SETS, PILE, write
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops.core.sampling import sample_rows
 from retro_ops.corpus import documents as corpus
 from retro_ops.corpus.routing import LeftOut
 from retro_ops.execution import report
+from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths as layout
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store

@@ -20,10 +20,10 @@ from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
 from retro_ops import versions
-from retro_ops.core import faiss_index
 from retro_ops.damage import look
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
+from retro_ops.index import faiss_index
 from retro_ops.plan import paths
 from retro_ops.storage import store
 

@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from retro_ops.compute import device
 from retro_ops.core import neighbours, validation
-from retro_ops.core.sampling import sample_rows
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.index.sampling import sample_rows
 from retro_ops.tokens.chunking import chunk_documents, token_dtype
 from retro_ops.tokens.packing import from_lists
 

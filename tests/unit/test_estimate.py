@@ -9,8 +9,8 @@ from pydoc_data.topics import topics
 import pytest
 import zstandard
 
-from retro_ops.core import faiss_index
 from retro_ops.corpus import documents as corpus
+from retro_ops.index import faiss_index
 from retro_ops.plan import estimate
 
 WORK = estimate.Work(

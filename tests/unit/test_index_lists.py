@@ -10,10 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from vectors import unit_vectors
 
-from retro_ops import index_lists
 from retro_ops.compute.device import Device, Room, room
-from retro_ops.core import faiss_index
 from retro_ops.errors import BadInputError
+from retro_ops.index import faiss_index, ivf_file
 
 TYPES = ("IVF64,PQ8", "IVF64,Flat", "RR32,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
 CUTS = (0, 2000, 2000, 4100, 4105, 6000)
@@ -44,8 +43,8 @@ def build(folder: Path, index_type: str, vectors: NDArray[np.float32]) -> tuple[
     return index, files
 
 
-def opened(uri: str) -> index_lists.ListFile:
-    found = index_lists.open_lists(uri)
+def opened(uri: str) -> ivf_file.ListFile:
+    found = ivf_file.open_lists(uri)
     assert found
     return found
 
@@ -57,11 +56,11 @@ def test_merged_on_disk_are_the_bytes_of_a_merge_in_memory(
     whole, (trained, *parts) = build(tmp_path, index_type, vectors)
     faiss.write_index(whole, str(tmp_path / "whole"))
     for most_bytes in (9_000, 10**9):
-        index_lists.merge(opened(trained), [opened(uri) for uri in parts], str(tmp_path / "merged"), most_bytes)
+        ivf_file.merge(opened(trained), [opened(uri) for uri in parts], str(tmp_path / "merged"), most_bytes)
         assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
     # A filled index grows likewise.
-    index_lists.merge(opened(trained), [opened(uri) for uri in parts[:3]], str(tmp_path / "first"), 30_000)
-    index_lists.merge(opened(str(tmp_path / "first")), [opened(u) for u in parts[3:]], str(tmp_path / "then"), 30_000)
+    ivf_file.merge(opened(trained), [opened(uri) for uri in parts[:3]], str(tmp_path / "first"), 30_000)
+    ivf_file.merge(opened(str(tmp_path / "first")), [opened(u) for u in parts[3:]], str(tmp_path / "then"), 30_000)
     assert (tmp_path / "then").read_bytes() == (tmp_path / "whole").read_bytes()
     assert opened(str(tmp_path / "then")).numbers(10_000).tolist() == faiss_index.list_numbers(whole).tolist()
 
@@ -77,7 +76,7 @@ def test_parts_find_what_the_whole_finds(tmp_path: Path, index_type: str, vector
         distances, ids = search(queries, width, nprobe)
         for files in ([str(tmp_path / "whole")], parts):
             for bytes_at_once in (100_000, 10**9):
-                coarse = index_lists.in_parts([opened(uri) for uri in files], bytes_at_once)
+                coarse = ivf_file.in_parts([opened(uri) for uri in files], bytes_at_once)
                 found_distances, found = coarse(queries, width, nprobe)
                 assert (found_distances[:, 1:] >= found_distances[:, :-1]).all()
                 for row in range(len(queries)):
@@ -95,13 +94,13 @@ def test_what_is_not_of_lists_or_not_whole_is_left_to_faiss(tmp_path: Path, vect
         index.train(vectors)
         index.add(vectors)
         faiss.write_index(index, str(tmp_path / "other"))
-        assert index_lists.open_lists(str(tmp_path / "other")) is None
-        assert index_lists.too_large([str(tmp_path / "other")], Room(1, "a test")) is None
+        assert ivf_file.open_lists(str(tmp_path / "other")) is None
+        assert ivf_file.too_large([str(tmp_path / "other")], Room(1, "a test")) is None
     _, (trained, first, *_) = build(tmp_path, "IVF64,PQ8", vectors)
     Path(first).write_bytes(Path(first).read_bytes()[:-8])
-    assert index_lists.open_lists(first) is None
-    assert index_lists.too_large([trained], Room(2**30, "a test")) is None
-    assert index_lists.too_large([trained], Room(1, "a test"))
+    assert ivf_file.open_lists(first) is None
+    assert ivf_file.too_large([trained], Room(2**30, "a test")) is None
+    assert ivf_file.too_large([trained], Room(1, "a test"))
 
 
 def test_parts_of_another_index_are_refused(tmp_path: Path, vectors: NDArray[np.float32]) -> None:
@@ -109,7 +108,7 @@ def test_parts_of_another_index_are_refused(tmp_path: Path, vectors: NDArray[np.
     _, (trained, *_) = build(tmp_path, "IVF64,PQ8", vectors)
     _, (_, other, *_) = build(tmp_path / "other", "IVF64,PQ8", vectors[::-1].copy())
     with pytest.raises(BadInputError, match="one trained index"):
-        index_lists.merge(opened(trained), [opened(other)], str(tmp_path / "merged"), 10**6)
+        ivf_file.merge(opened(trained), [opened(other)], str(tmp_path / "merged"), 10**6)
 
 
 def test_the_room_of_an_index() -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from retro_ops import versions
 from retro_ops.bases import changes
-from retro_ops.core import drift, search
+from retro_ops.core import search
 from retro_ops.core.exact import NOTHING, pack, unpack
 from retro_ops.core.renumbering import GONE, renumber
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError
+from retro_ops.index import drift
 from retro_ops.plan import paths, specs
 
 

@@ -13,10 +13,11 @@ from vectors import as_rows, blocks_of, clustered, unit_vectors
 
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import prepare
-from retro_ops.core import faiss_index, scan, search, tiles, tuning
+from retro_ops.core import scan, search, tiles, tuning
 from retro_ops.core.exact import unpack
 from retro_ops.core.scan import Lists, Scan, Span
 from retro_ops.core.search import Effort, Index, Queries, Width
+from retro_ops.index import faiss_index
 
 CPU = Device("cpu", "test")
 

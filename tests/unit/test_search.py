@@ -13,10 +13,11 @@ from vectors import as_rows, blocks_of, clustered, unit_vectors
 
 from retro_ops.compute import fp16_scores
 from retro_ops.compute.device import Device
-from retro_ops.core import exact, faiss_index, filters, search, tuning
-from retro_ops.core.faiss_index import searcher
+from retro_ops.core import exact, filters, search, tuning
 from retro_ops.core.search import Effort, Index, Queries, Width
 from retro_ops.errors import BadInputError
+from retro_ops.index import faiss_index
+from retro_ops.index.faiss_index import searcher
 
 CPU = Device("cpu", "test")
 

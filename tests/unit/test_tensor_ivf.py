@@ -9,8 +9,8 @@ from vectors import clustered
 
 from retro_ops.compute import fp16_scores
 from retro_ops.compute.device import Device
-from retro_ops.core import faiss_index, kmeans, tensor_ivf
 from retro_ops.errors import BadInputError
+from retro_ops.index import faiss_index, gpu_ivf, kmeans
 
 CPU = Device("cpu", "test")
 TYPES = ("IVF32,PQ8", "IVF32,Flat", "OPQ8,IVF32,PQ8", "PCAR16,IVF32,PQ8")
@@ -164,6 +164,6 @@ def test_a_score_is_half_the_distance_less_what_all_scores_of_a_query_share() ->
 def test_codes_of_lists_take_as_many_bytes_as_faiss_wants() -> None:
     for lists in (1, 2, 256, 257):
         index = faiss_index.make_index(f"IVF{lists},Flat", 8)
-        coder = tensor_ivf.Coder(torch.randn((1, lists, 8), generator=torch.Generator().manual_seed(0)), None)
+        coder = gpu_ivf.Coder(torch.randn((1, lists, 8), generator=torch.Generator().manual_seed(0)), None)
         codes = coder.encode(torch.zeros((3, 8)))
         assert codes.shape == (3, faiss.downcast_index(index).coarse_code_size() + 32)

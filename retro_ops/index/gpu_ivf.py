@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.fp16_scores import Tensor, asking
-from retro_ops.core import kmeans
+from retro_ops.index import kmeans
 
 CODE_VALUES = 256
 """Of a byte."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core import faiss_index
-from retro_ops.core.sampling import sample_rows
+from retro_ops.index import faiss_index
+from retro_ops.index.sampling import sample_rows
 
 MOST_GROWTH = 2.0
 """Lists go with the root of the number of chunks, so up to here there are nearly as many as auto would choose."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import on, prepare
-from retro_ops.core import tensor_ivf
 from retro_ops.core.scan import Lists
 from retro_ops.errors import BadInputError
+from retro_ops.index import gpu_ivf
 
 DEFAULT_TRAINING_VECTORS_PER_LIST = 256
 """More do not help: faiss itself samples down to 256 points a centroid."""
@@ -297,7 +297,7 @@ def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
     for transform in _transforms(index):
         _train_transform(transform, points, seed)
         points = _linear([transform], device).halves(points)
-    trained = tensor_ivf.train(points, inner.nlist, inner.pq.M if codes else None, iterations, seed)
+    trained = gpu_ivf.train(points, inner.nlist, inner.pq.M if codes else None, iterations, seed)
     inner.quantizer.add(trained.centroids[0].cpu().numpy())
     if trained.codebooks is not None:
         faiss.copy_array_to_vector(trained.codebooks.cpu().numpy().reshape(-1), inner.pq.centroids)
@@ -311,15 +311,15 @@ def _train_transform(transform: Any, points: Any, seed: int) -> None:
     if isinstance(transform, faiss.OPQMatrix):
         iterations = transform.niter, transform.niter_pq_0, transform.niter_pq
         most = transform.max_train_points
-        turn = tensor_ivf.rotation(points, transform.d_out, transform.M, most, iterations, seed)
+        turn = gpu_ivf.rotation(points, transform.d_out, transform.M, most, iterations, seed)
         faiss.copy_array_to_vector(turn.cpu().numpy().reshape(-1), transform.A)
         transform.is_trained = transform.is_orthonormal = True
     elif not transform.is_trained:
-        some = tensor_ivf.sampled(points, PCA_POINTS_PER_DIMENSION * transform.d_in, seed)
+        some = gpu_ivf.sampled(points, PCA_POINTS_PER_DIMENSION * transform.d_in, seed)
         transform.train(some.float().cpu().numpy())
 
 
-def _linear(transforms: list[Any], device: str) -> tensor_ivf.Linear:
+def _linear(transforms: list[Any], device: str) -> gpu_ivf.Linear:
     """All in a row, as one. They are trained."""
     matrix: NDArray[np.float64] = np.eye(transforms[0].d_in)
     bias: NDArray[np.float64] = np.zeros(transforms[0].d_in)
@@ -328,7 +328,7 @@ def _linear(transforms: list[Any], device: str) -> tensor_ivf.Linear:
         matrix, bias = matrix @ of, bias @ of
         if transform.have_bias:
             bias = bias + faiss.vector_to_array(transform.b)
-    return tensor_ivf.Linear(*(on(device, part.astype(np.float32)) for part in (matrix, bias)))
+    return gpu_ivf.Linear(*(on(device, part.astype(np.float32)) for part in (matrix, bias)))
 
 
 def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_type: str, device: Device) -> None:
@@ -389,7 +389,7 @@ def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_b
     coding = coder(index, device)
     before = None
     for block in blocks:
-        coming = tensor_ivf.to_host(coding.encode(on(device, block)))
+        coming = gpu_ivf.to_host(coding.encode(on(device, block)))
         if before:
             add(before())
         before = coming
@@ -397,7 +397,7 @@ def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_b
         add(before())
 
 
-def coder(index: Any, device: str) -> tensor_ivf.Coder:
+def coder(index: Any, device: str) -> gpu_ivf.Coder:
     """What codes vectors as ``index`` does, on ``device`` (torch's name)."""
     inner, transforms = inner_index(index), _transforms(index)
     centroids = on(device, inner.quantizer.reconstruct_n(0, inner.nlist)[None])
@@ -405,7 +405,7 @@ def coder(index: Any, device: str) -> tensor_ivf.Coder:
     if isinstance(inner, faiss.IndexIVFPQ):
         shape = (inner.pq.M, inner.pq.ksub, inner.pq.dsub)
         codebooks = on(device, faiss.vector_to_array(inner.pq.centroids).reshape(shape))
-    return tensor_ivf.Coder(centroids, codebooks, _linear(transforms, device) if transforms else None)
+    return gpu_ivf.Coder(centroids, codebooks, _linear(transforms, device) if transforms else None)
 
 
 def merge(target: Any, part: Any, name: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_ops.core import drift
+from retro_ops.index import drift
 from retro_ops.storage.npy import NpyReader
 
 
