@@ -15,12 +15,11 @@ import numpy as np
 import real_text
 from numpy.typing import NDArray
 
-from retro_ops import searching
 from retro_ops.compute.device import choose
-from retro_ops.core import exact, neighbours, search
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.search import exact, open_index, reranking, seed_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 K = 4
@@ -55,11 +54,11 @@ def prepare(folder: Path, model: str, index_type: str) -> Plan:
     return plan
 
 
-def plain_faiss(index: search.Index, queries: search.Queries, margin: int, nprobe: int, chunks: Ids) -> Ids:
+def plain_faiss(index: reranking.Index, queries: reranking.Queries, margin: int, nprobe: int, chunks: Ids) -> Ids:
     """The index's own order, hits of the same document dropped; ``chunks``: document of each chunk, as searched."""
     _, ids = index.coarse(queries.vectors.astype(np.float32), K + margin, nprobe)
     keep = (ids >= 0) & (chunks[np.maximum(ids, 0)] != queries.documents.view(np.int64)[:, None])
-    return neighbours.keep_first(ids, np.zeros(ids.shape, np.float32), keep, K).ids
+    return seed_profile.keep_first(ids, np.zeros(ids.shape, np.float32), keep, K).ids
 
 
 def recall(found: Ids, truth: Ids) -> float:
@@ -75,15 +74,15 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=10_000)
     arguments = parser.parse_args()
     plan = prepare(arguments.folder, arguments.model, arguments.index_type)
-    chunks = searching.IndexedChunks(paths.index_shards(plan, "train"))
+    chunks = open_index.IndexedChunks(paths.index_shards(plan, "train"))
     where = choose("auto", "faiss")
-    index = searching.open_index(paths.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
-    shards = [searching.query_shard(chunks, position, with_tokens=False) for position in range(len(plan.shards))]
+    index = open_index.open_index(paths.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
+    shards = [open_index.query_shard(chunks, position, with_tokens=False) for position in range(len(plan.shards))]
     each = arguments.queries // len(shards)
-    queries = searching.join([searching.sample([shard], each, seed=1) for shard in shards])
+    queries = open_index.join([open_index.sample([shard], each, seed=1) for shard in shards])
     owners = np.concatenate([block.documents for block in index.blocks(None)]).view(np.int64)
     start = time.monotonic()
-    truth, _ = exact.unpack(search.exact_search(queries, K, index.blocks).keys)
+    truth, _ = exact.unpack(reranking.exact_search(queries, K, index.blocks).keys)
     exact_s = time.monotonic() - start
     print(f"{chunks.total:,} chunks, {arguments.index_type}, {len(queries):,} queries, k = {K}")
     print(f"{'search':44}{'recall@4':>10}{'full rows':>11}{'queries/s':>11}")
@@ -104,14 +103,14 @@ def main() -> None:
     row("seed profile (nprobe 1, margin 4)", lambda: plain_faiss(index, queries, 4, 1, owners))
     for nprobe in NPROBES:
         row(f"plain faiss, nprobe {nprobe}, margin 60", lambda n=nprobe: plain_faiss(index, queries, 60, n, owners))
-    sample = searching.sample(shards, Parameters().recall_sample, seed=0)
+    sample = open_index.sample(shards, Parameters().recall_sample, seed=0)
     for target in TARGETS:
-        tuned = searching.tune(sample, index, Parameters(target_recall=target))
+        tuned = open_index.tune(sample, index, Parameters(target_recall=target))
         assert tuned.width is not None
         name = f"ours, target {target} ({tuned.width.nprobe} lists, {tuned.width.candidates} candidates)"
 
-        def ours(width: search.Width = tuned.width) -> Ids:
-            return exact.unpack(search.find(queries, K, index, width, CELLS, search.Effort()).keys)[0]
+        def ours(width: reranking.Width = tuned.width) -> Ids:
+            return exact.unpack(reranking.find(queries, K, index, width, CELLS, reranking.Effort()).keys)[0]
 
         row(name, ours)
     print(f"\n{'recall@4 by category':44}" + "".join(f"{shard.name:>15}" for shard in plan.shards))

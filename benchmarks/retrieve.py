@@ -18,12 +18,11 @@ import numpy as np
 import vectors as made
 from numpy.typing import NDArray
 
-from retro_ops import searching
 from retro_ops.compute.device import Device, choose
 from retro_ops.compute.fp16_scores import prepare
-from retro_ops.core import exact, neighbours, search
 from retro_ops.index import faiss_index
 from retro_ops.plan.specs import IndexShard, Parameters
+from retro_ops.search import exact, open_index, reranking, seed_profile
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
 
 K = 4
@@ -38,21 +37,21 @@ def recall(found: Ids, truth: Ids) -> float:
     return float(hits.sum() / max(1, (truth >= 0).sum()))
 
 
-Find = Callable[[search.Queries], Ids]
+Find = Callable[[reranking.Queries], Ids]
 
 TURNS = 4
 
 
 class Table:
-    def __init__(self, check: search.Queries, truth: Ids) -> None:
+    def __init__(self, check: reranking.Queries, truth: Ids) -> None:
         self._check, self._truth = check, truth
         print(f"{'search':58}{'recall@4':>10}{'full rows':>11}{'queries/s':>12}")
 
-    def row(self, name: str, find: Find, queries: search.Queries) -> float:
+    def row(self, name: str, find: Find, queries: reranking.Queries) -> float:
         """Recall on the sample, rate on ``queries``; returns seconds."""
         return self.by_turns({name: find}, queries, turns=1)[0]
 
-    def by_turns(self, finds: dict[str, Find], queries: search.Queries, turns: int) -> list[float]:
+    def by_turns(self, finds: dict[str, Find], queries: reranking.Queries, turns: int) -> list[float]:
         """Likewise, slice after slice of the queries, so that whatever else the machine does falls on all of them."""
         recalls, seconds = [], [0.0] * len(finds)
         for find in finds.values():
@@ -70,12 +69,12 @@ class Table:
 
 
 def plain(
-    search_of: Callable[[NDArray[np.float32], int], Ids], owners: Ids, margin: int, queries: search.Queries
+    search_of: Callable[[NDArray[np.float32], int], Ids], owners: Ids, margin: int, queries: reranking.Queries
 ) -> Ids:
     """The index's own order; hits of the same document dropped, the rest cut to K."""
     ids = search_of(queries.vectors.astype(np.float32), K + margin)
     keep = (ids >= 0) & (owners[np.maximum(ids, 0)] != queries.documents.view(np.int64)[:, None])
-    return neighbours.keep_first(ids, np.zeros(ids.shape, np.float32), keep, K).ids
+    return seed_profile.keep_first(ids, np.zeros(ids.shape, np.float32), keep, K).ids
 
 
 def build(folder: Path, index_type: str, train: int, where: Device) -> Any:
@@ -111,31 +110,31 @@ def main() -> None:
     limits = machine.measure(where.chosen)
     index = build(of.folder, of.index_type, of.train, where)
     shard = IndexShard(*(str(of.folder / f"{name}.npy") for name in made.NAMES))
-    chunks = searching.IndexedChunks([shard])
-    of_shard = searching.query_shard(chunks, 0, with_tokens=False)
+    chunks = open_index.IndexedChunks([shard])
+    of_shard = open_index.query_shard(chunks, 0, with_tokens=False)
     print(machine.describe())
     print(f"measured limits: {limits.operations / 1e12:,.1f} TFLOP/s, {limits.bytes / 1e9:,.0f} GB/s copied")
     start = time.monotonic()
-    ours = searching.search_of(index, chunks, [0], where, None)
+    ours = open_index.search_of(index, chunks, [0], where, None)
     load_s = time.monotonic() - start
-    tuning_sample, check = (searching.sample([of_shard], of.sample, seed) for seed in (0, 1))
-    queries = searching.sample([of_shard], of.queries, seed=2)
+    tuning_sample, check = (open_index.sample([of_shard], of.sample, seed) for seed in (0, 1))
+    queries = open_index.sample([of_shard], of.queries, seed=2)
     parameters = Parameters(target_recall=of.target, num_neighbours=K)
-    tuned = searching.tune(tuning_sample, ours, parameters)
+    tuned = open_index.tune(tuning_sample, ours, parameters)
     assert tuned.width is not None
-    width: search.Width = tuned.width
+    width: reranking.Width = tuned.width
     truth, _ = exact.unpack(ours.exact(check, K).keys)
     print(f"{chunks.total:,} vectors, {of.index_type}, {len(queries):,} queries, k = {K}; loaded in {load_s:.1f} s")
     table = Table(check, truth)
     owners = np.concatenate([block.documents for block in ours.blocks(None)]).view(np.int64)
 
-    def by_ours(some: search.Queries, width: search.Width = width) -> Ids:
-        return exact.unpack(search.find(some, K, ours, width, CELLS, search.Effort()).keys)[0]
+    def by_ours(some: reranking.Queries, width: reranking.Width = width) -> Ids:
+        return exact.unpack(reranking.find(some, K, ours, width, CELLS, reranking.Effort()).keys)[0]
 
     what = f"nprobe {width.nprobe}, " + ("whole vectors" if ours.nearest else f"{width.candidates} candidates")
     name = f"ours, target {of.target} ({what})"
     if where.chosen == "cpu":
-        half = search.Width(max(1, width.nprobe // 2), width.candidates)
+        half = reranking.Width(max(1, width.nprobe // 2), width.candidates)
         finds = {name: by_ours, f"ours, half as many lists ({half.nprobe})": partial(by_ours, width=half)}
         seconds = _beside_faiss(table, finds, index, of.folder, owners, width, queries)
     else:
@@ -151,14 +150,14 @@ def main() -> None:
         _gpu_rows(table, index, owners, width, queries)
 
 
-def _work(queries: int, width: search.Width, total: int, lists: int, d: int, whole: bool) -> tuple[float, float]:
+def _work(queries: int, width: reranking.Width, total: int, lists: int, d: int, whole: bool) -> tuple[float, float]:
     """Operations, and fewest bytes: centroids, and vectors (or codes) of the probed lists once for all queries."""
     scanned = queries * width.nprobe * total / lists
     operations = 2.0 * d * (queries * lists + (scanned if whole else queries * width.candidates))
     return operations, queries * d * 2 + lists * d * 2 + total * d * 2
 
 
-def _plain_rows(table: Table, index: Any, owners: Ids, width: search.Width, queries: search.Queries) -> None:
+def _plain_rows(table: Table, index: Any, owners: Ids, width: reranking.Width, queries: reranking.Queries) -> None:
     inner = faiss_index.inner_index(index)
     for nprobe, margin in ((1, 4), (width.nprobe, MARGIN)):
         inner.nprobe = nprobe
@@ -176,8 +175,8 @@ def _beside_faiss(
     index: Any,
     folder: Path,
     owners: Ids,
-    width: search.Width,
-    queries: search.Queries,
+    width: reranking.Width,
+    queries: reranking.Queries,
 ) -> float:
     """By turns with plain faiss at as many lists, and with faiss' own re-scoring of as many candidates, which holds all
     vectors as float32 in memory. Seconds of the first."""
@@ -188,7 +187,7 @@ def _beside_faiss(
     margin = max(4, width.candidates // 2 - K)
     refine.k_factor = width.candidates / (K + margin)
 
-    def by_faiss(of: Any, margin: int, some: search.Queries) -> Ids:
+    def by_faiss(of: Any, margin: int, some: reranking.Queries) -> Ids:
         inner.nprobe = width.nprobe  # Ours leaves it as the last widening set it.
         return plain(lambda q, w: of.search(q, w)[1], owners, margin, some)
 
@@ -198,14 +197,16 @@ def _beside_faiss(
     return table.by_turns(finds, queries, TURNS)[0]
 
 
-def _nprobe_row(table: Table, ours: search.Index, nprobe: int, queries: search.Queries) -> None:
-    def find(some: search.Queries) -> Ids:
-        return exact.unpack(search.find(some, K, ours, search.Width(nprobe, K), CELLS, search.Effort()).keys)[0]
+def _nprobe_row(table: Table, ours: reranking.Index, nprobe: int, queries: reranking.Queries) -> None:
+    def find(some: reranking.Queries) -> Ids:
+        return exact.unpack(reranking.find(some, K, ours, reranking.Width(nprobe, K), CELLS, reranking.Effort()).keys)[
+            0
+        ]
 
     table.row(f"ours, nprobe {nprobe}, whole vectors", find, queries)
 
 
-def _gpu_rows(table: Table, index: Any, owners: Ids, width: search.Width, queries: search.Queries) -> None:
+def _gpu_rows(table: Table, index: Any, owners: Ids, width: reranking.Width, queries: reranking.Queries) -> None:
     options = faiss.GpuClonerOptions()
     options.useFloat16 = True
     on_gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import searching
 from retro_ops.compute.device import Device, Room
-from retro_ops.core import filters, tuning
-from retro_ops.core.exact import unpack
-from retro_ops.core.search import Queries, exact_search
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import too_large
 from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan, Shard, Split, category
+from retro_ops.search import filters, open_index, tuning
+from retro_ops.search.exact import unpack
+from retro_ops.search.reranking import Queries, exact_search
 from retro_ops.storage import store
 from retro_ops.storage.npy import open_npy
 
@@ -55,14 +54,14 @@ class Sampled:
     distances: NDArray[np.float32]
 
 
-def sample(plan: Plan, split: Split, chunks: searching.IndexedChunks) -> list[Sampled]:
+def sample(plan: Plan, split: Split, chunks: open_index.IndexedChunks) -> list[Sampled]:
     """``recall_sample`` rows in all, in equal parts for the categories; all rows of a category that has fewer."""
     by_category: dict[str, list[Shard]] = {}
     for shard in plan.queried(split):
         by_category.setdefault(category(shard.name), []).append(shard)
     wanted = -(-plan.parameters.recall_sample // max(1, len(by_category)))
-    drawn: list[tuple[Shard, searching.QueryShard, NDArray[np.int64]]] = []
-    asking = searching.query_shards(plan, split, chunks, with_tokens=True)
+    drawn: list[tuple[Shard, open_index.QueryShard, NDArray[np.int64]]] = []
+    asking = open_index.query_shards(plan, split, chunks, with_tokens=True)
     for number, shards in enumerate(by_category.values()):
         queries = [asking[shard.name] for shard in shards]
         counts = np.array([len(of) for of in queries], np.int64)
@@ -72,7 +71,7 @@ def sample(plan: Plan, split: Split, chunks: searching.IndexedChunks) -> list[Sa
 
 
 def measure(
-    plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled], device: Device
+    plan: Plan, split: Split, chunks: open_index.IndexedChunks, drawn: Sequence[Sampled], device: Device
 ) -> dict[str, Any]:
     """All figures of ``split``; see docs/quality.md for what each means."""
     queried = plan.queried(split)
@@ -106,19 +105,19 @@ def measure(
             "last": np.sum([w["last"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
         },
         "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
-        "index": _index_figures(paths.index_uri(plan, split), drawn, searching.room_for(plan.parameters)),
+        "index": _index_figures(paths.index_uri(plan, split), drawn, open_index.room_for(plan.parameters)),
     }
 
 
-def _sampled(plan: Plan, shard: Shard, queries: searching.QueryShard, rows: NDArray[np.int64]) -> Sampled:
+def _sampled(plan: Plan, shard: Shard, queries: open_index.QueryShard, rows: NDArray[np.int64]) -> Sampled:
     neighbours = open_npy(paths.neighbours_uri(plan, shard.name), ndim=2, kind="i")
     distances = open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f")
     return Sampled(
         shard,
         rows,
-        searching.take(queries, rows),
-        searching.take_rows(neighbours, rows),
-        searching.take_rows(distances, rows),
+        open_index.take(queries, rows),
+        open_index.take_rows(neighbours, rows),
+        open_index.take_rows(distances, rows),
     )
 
 
@@ -136,16 +135,16 @@ def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
 
 
 def _rates(
-    plan: Plan, split: Split, chunks: searching.IndexedChunks, drawn: Sequence[Sampled], device: Device
+    plan: Plan, split: Split, chunks: open_index.IndexedChunks, drawn: Sequence[Sampled], device: Device
 ) -> tuple[dict[str, dict[str, Any]], NDArray[np.float64]]:
     """Figures of the sample by category, and the longest shared run of every row as a share of the chunk."""
     if not drawn:
         return {}, np.zeros(0)
-    queries = searching.join([entry.queries for entry in drawn])
+    queries = open_index.join([entry.queries for entry in drawn])
     found = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
-    refuse = searching.refuser(chunks, searching.limits(plan.parameters, split), plan.identity.pad_id)
-    compare = searching.comparer(device)
+    refuse = open_index.refuser(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
+    compare = open_index.comparer(device)
     truth, _ = unpack(exact_search(queries, found.shape[1], chunks.blocks, refuse, compare=compare).keys)
     hits = ((truth[:, :, None] == found[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
     rows, columns = np.nonzero(found >= 0)
@@ -180,7 +179,7 @@ def _index_figures(uri: str, drawn: Sequence[Sampled], room: Room) -> dict[str, 
     # Sizes of the lists and what was trained say everything.
     index = parts[0].empty() if parts else load_index(uri)
     sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)
-    vectors = searching.join([entry.queries for entry in drawn]).vectors if drawn else None
+    vectors = open_index.join([entry.queries for entry in drawn]).vectors if drawn else None
     return {
         "vectors": int(sizes.sum()),
         "bytes": store.at(uri).size(uri),

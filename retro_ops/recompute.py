@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from retro_ops.compute.device import choose
-from retro_ops.core.exact import unpack
-from retro_ops.core.search import rescore
 from retro_ops.embedding.embedder import Embedder
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan
-from retro_ops.searching import IndexedChunks, QueryShard, query_shards
+from retro_ops.search.exact import unpack
+from retro_ops.search.open_index import IndexedChunks, QueryShard, query_shards
+from retro_ops.search.reranking import rescore
 from retro_ops.storage.npy import open_npy
 from retro_ops.tokens.tokenizer import Tokenizer
 

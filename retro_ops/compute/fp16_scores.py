@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device
-from retro_ops.core.exact import Compare, Given
+from retro_ops.search.exact import Compare, Given
 
 Tensor = Any
 """torch.Tensor: torch is imported only where there is work for it."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import on, prepare
-from retro_ops.core.scan import Lists
 from retro_ops.errors import BadInputError
 from retro_ops.index import gpu_ivf
+from retro_ops.search.gpu_search import Lists
 
 DEFAULT_TRAINING_VECTORS_PER_LIST = 256
 """More do not help: faiss itself samples down to 256 points a centroid."""

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.device import Room
-from retro_ops.core.search import Coarse
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_index import ID_BYTES
 from retro_ops.progress import say
+from retro_ops.search.reranking import Coarse
 from retro_ops.storage import store
 from retro_ops.storage.store import Written
 

@@ -18,7 +18,7 @@ from retro_ops.storage import store
 
 if TYPE_CHECKING:
     from retro_ops.quality import Sampled
-    from retro_ops.searching import IndexedChunks
+    from retro_ops.search.open_index import IndexedChunks
     from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "measure the neighbours and write the dataset card"
@@ -65,8 +65,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _work(
     plan: Plan, requested: str, expected: dict[str, Any] | None, repeats: dict[str, Any] | None
 ) -> report.Outcome:
-    from retro_ops import card, quality, searching
+    from retro_ops import card, quality
     from retro_ops.compute import device
+    from retro_ops.search import open_index
     from retro_ops.tokens.tokenizer import Tokenizer
 
     where = device.choose(requested, "torch")
@@ -74,7 +75,7 @@ def _work(
     measured: dict[Split, dict[str, Any]] = {}
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
-        chunks = searching.IndexedChunks(paths.index_shards(plan, split))
+        chunks = open_index.IndexedChunks(paths.index_shards(plan, split))
         drawn = quality.sample(plan, split, chunks)
         rows = sum(len(of.rows) for of in drawn)
         on = f"{where.chosen} ({where.why})"

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retro_ops.compute.device import Device
-    from retro_ops.core.search import Found, Index, Queries
-    from retro_ops.searching import IndexedChunks, QueryShard
+    from retro_ops.search.incremental import Former
+    from retro_ops.search.open_index import IndexedChunks, QueryShard
+    from retro_ops.search.reranking import Found, Index, Queries
     from retro_ops.storage.npy import NpyReader
-    from retro_ops.updating import Former
 
 HELP = "retrieve the nearest chunks of other documents for each chunk"
 CONTENT = (
@@ -142,7 +142,7 @@ class _OfSplit:
 
 
 def _of_split(plan: Plan, split: Split) -> _OfSplit:
-    from retro_ops.updating import Former
+    from retro_ops.search.incremental import Former
 
     now = plan.indexed(split)
     positions = {shard.name: at for at, shard in enumerate(now)}
@@ -259,15 +259,15 @@ def _work(
     seed = parameters.profile == "seed"
     where = device.choose(parameters.device, "faiss" if seed else "torch")
     search = (_seed_search if seed else _search)(job, query, parameters, loaded, where)
-    counts, outputs, tally = _write(query, parameters.num_neighbours, search, unfinished)
+    counts, outputs, tally = _write(query, parameters.num_neighbours, reranking, unfinished)
     return report.Outcome(
         counts=counts,
         outputs=outputs,
         identity=identity,
         details={
             "profile": parameters.profile,
-            "same_document_filter": search.same_document,
-            **search.details,
+            "same_document_filter": reranking.same_document,
+            **reranking.details,
             **tally,
             **unfinished.details(),
         },
@@ -318,17 +318,17 @@ def _write(
         progress = Progress(STAGE, total, "chunks", first)
         for start in range(first, total, BLOCK_ROWS):
             end = min(start + BLOCK_ROWS, total)
-            ids, distances = search.find(start, end)
+            ids, distances = reranking.find(start, end)
             part = {"neighbours": ids, "distances": distances}
             full += append(part)
             progress.advance(len(ids))
             unfinished.add(part, end)
             # Only where `find` is no further than the block, as the tally is of all that it computed.
-            if (end - first) % search.rows == 0:
-                unfinished.commit_when_due(_sum(before, search.tally()))
+            if (end - first) % reranking.rows == 0:
+                unfinished.commit_when_due(_sum(before, reranking.tally()))
         progress.close()
         written = [neighbours_out.close(), distances_out.close()]
-    return {"rows": total, "full_rows": full}, written, _sum(before, search.tally())
+    return {"rows": total, "full_rows": full}, written, _sum(before, reranking.tally())
 
 
 def _sum(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -345,12 +345,11 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     """Wide search, exact distances, widening; see core/search.py."""
     import numpy as np
 
-    from retro_ops import searching, updating
-    from retro_ops.core import exact, search
-    from retro_ops.core.filters import REASONS
+    from retro_ops.search import exact, incremental, open_index, reranking
+    from retro_ops.search.filters import REASONS
 
     if "chunks" not in loaded:
-        loaded["chunks"] = searching.IndexedChunks(job.shards)
+        loaded["chunks"] = open_index.IndexedChunks(job.shards)
     chunks: IndexedChunks = loaded["chunks"]
     shard = _query_shard(job, query, parameters, chunks)
     pad_id = _pad_id(job, parameters)
@@ -358,15 +357,15 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     def index() -> "Index":
         """Loaded when it is first needed: where little changed, nobody asks it."""
         if "index" not in loaded:
-            loaded["index"] = searching.open_index(job.index, chunks, where, parameters, query.split, pad_id)
+            loaded["index"] = open_index.open_index(job.index, chunks, where, parameters, query.split, pad_id)
         return loaded["index"]  # type: ignore[no-any-return]
 
     tuned = _tuned(job, query, parameters, shard, where, index)
-    width = searching.width_from_json(tuned)
+    width = open_index.width_from_json(tuned)
     if width and job.few:
         # It may have been chosen for other chunks, and what few rows are searched is cheap: better too wide.
         width = width.widened()
-    effort, k = search.Effort(), parameters.num_neighbours
+    effort, k = reranking.Effort(), parameters.num_neighbours
     say(f"{STAGE}: {width or 'exact search'}, {where.chosen} ({where.why})")
     # A block that is read anew for every few rows would cost more than the search: many rows at a time.
     budget = parse_bytes(parameters.memory_budget) // 2
@@ -374,19 +373,19 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 4 * shard.embeddings.row_bytes
     row_bytes += 2 * shard.tokens.row_bytes if shard.tokens else 0
     rows = max(BLOCK_ROWS, budget // row_bytes // BLOCK_ROWS * BLOCK_ROWS)
-    refuse = searching.refuser(chunks, searching.limits(parameters, query.split), pad_id)
+    refuse = open_index.refuser(chunks, open_index.limits(parameters, query.split), pad_id)
 
     def seek(queries: "Queries") -> "Found":
         if width:
-            return search.find(queries, k, index(), width, cells, effort)
+            return reranking.find(queries, k, index(), width, cells, effort)
         if where.chosen == "cuda" and not refuse:
             return index().exact(queries, k)
-        return search.exact_search(queries, k, chunks.blocks, refuse, compare=searching.comparer(where))
+        return reranking.exact_search(queries, k, chunks.blocks, refuse, compare=open_index.comparer(where))
 
-    update, room = None, searching.room_for(parameters)
+    update, room = None, open_index.room_for(parameters)
     if job.former:
         news = loaded.setdefault("news", {})
-        update = updating.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, room, news)
+        update = incremental.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, room, news)
     ahead: dict[str, Found] = loaded.setdefault("ahead", {})
     state: dict[str, Any] = {"start": 0, "keys": None}
     removed = np.zeros(len(REASONS), np.int64)
@@ -437,8 +436,8 @@ def _together(
     Whatever is searched for at a time, the embeddings of the candidates are read: for a small shard nearly as many as
     for a large one.
     """
-    from retro_ops import searching
-    from retro_ops.core.search import Found
+    from retro_ops.search import open_index
+    from retro_ops.search.reranking import Found
 
     names, shards, total = [], [shard], len(shard)
     for name, other in others:
@@ -447,7 +446,7 @@ def _together(
             break
         names.append(name)
         shards.append(other)
-    found = seek(searching.join([of.rows(0, len(of)) for of in shards]))
+    found = seek(open_index.join([of.rows(0, len(of)) for of in shards]))
     ends = list(accumulate(map(len, shards)))
     parts = [
         Found(found.keys[end - len(of) : end], found.removed[end - len(of) : end])
@@ -457,17 +456,17 @@ def _together(
 
 
 def _query_shard(job: Job, query: Query, parameters: Parameters, chunks: "IndexedChunks") -> "QueryShard":
-    from retro_ops import searching
+    from retro_ops.search import open_index
 
     embeddings, _ = _open(query)
     _check_dimension(embeddings, chunks.embeddings[0], query, job)
-    filtered = bool(searching.limits(parameters, query.split))
+    filtered = bool(open_index.limits(parameters, query.split))
     if query.position is not None:
-        return searching.query_shard(chunks, query.position, filtered)
+        return open_index.query_shard(chunks, query.position, filtered)
     if query.shard:
-        return searching.other_shard(query.shard, chunks, filtered)
+        return open_index.other_shard(query.shard, chunks, filtered)
     if not filtered:
-        return searching.QueryShard(embeddings, None)
+        return open_index.QueryShard(embeddings, None)
     raise BadInputError(
         f"{query.embeddings} is not in {job.index_spec}, so nobody knows the text of its chunks",
         "name its shard in the index spec, or leave out --max-overlap, --max-shared-run and --max-shared-ngrams",
@@ -493,7 +492,7 @@ def _tuned(
     index: "Callable[[], Index]",
 ) -> dict[str, Any]:
     """How wide to search, as `tune-search` measured it; measured here if it did not, or by a search that finds more."""
-    from retro_ops import searching
+    from retro_ops.search import open_index
 
     if job.tuning:
         found = report.read(job.tuning)
@@ -503,19 +502,19 @@ def _tuned(
         if where.chosen == "cuda" or tuned.get("searched", "codes") == "codes" or not tuned["width"]:
             return tuned
         say(f"{STAGE}: how wide to search was measured on a GPU, where whole vectors are searched; measuring it here")
-    queries = searching.sample([shard], parameters.recall_sample, parameters.seed)
-    return searching.tune(queries, index(), parameters).as_json()
+    queries = open_index.sample([shard], parameters.recall_sample, parameters.seed)
+    return open_index.tune(queries, index(), parameters).as_json()
 
 
 def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device") -> Search:
     """The original's search: one look, the index's own order and distances, short rows stay short."""
     import numpy as np
 
-    from retro_ops.core.neighbours import seed_neighbours
     from retro_ops.index import faiss_index
     from retro_ops.index.faiss_files import load_index
     from retro_ops.index.ivf_file import in_parts, too_large
-    from retro_ops.searching import room_for
+    from retro_ops.search.open_index import room_for
+    from retro_ops.search.seed_profile import seed_neighbours
     from retro_ops.storage.npy import open_npy
 
     embeddings, chunk2seq = _open(query)
@@ -581,7 +580,7 @@ def _own_documents(
     """
     import numpy as np
 
-    from retro_ops.core.neighbours import document_ranges
+    from retro_ops.search.seed_profile import document_ranges
 
     if offset is None:
         nothing = np.zeros(stop - start, np.int64)

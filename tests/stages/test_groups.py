@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from samples import Run, build_in_groups, write_corpus
 
-from retro_ops.core import search
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, specs
 from retro_ops.plan.specs import Plan
+from retro_ops.search import reranking
 from retro_ops.storage import store
 
 INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "PCA16,IVF4,SQ8", "IVF4,PQ8x4fs")
@@ -87,13 +87,13 @@ def test_small_shards_of_a_group_are_searched_for_together(
     """For each search the embeddings of its candidates are read, whatever the number of rows."""
     build_in_groups(run, plan_uri, 4)
     plan, rows = read_plan(plan_uri), list[int]()
-    find = search.find
+    find = reranking.find
 
-    def counting(queries: search.Queries, *more: Any) -> search.Found:
+    def counting(queries: reranking.Queries, *more: Any) -> reranking.Found:
         rows.append(len(queries))
         return find(queries, *more)
 
-    monkeypatch.setattr(search, "find", counting)
+    monkeypatch.setattr(reranking, "find", counting)
     reports = [paths.report_uri(plan, "retrieve-neighbours", name) for name in "abcv"]
     for uri in (reports[0], reports[2], reports[3]):  # The second one is done.
         store.at(uri).delete(uri)

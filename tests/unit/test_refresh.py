@@ -10,13 +10,13 @@ import pytest
 
 from retro_ops import versions
 from retro_ops.bases import changes
-from retro_ops.core import search
-from retro_ops.core.exact import NOTHING, pack, unpack
-from retro_ops.core.renumbering import GONE, renumber
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError
 from retro_ops.index import drift
 from retro_ops.plan import paths, specs
+from retro_ops.search import reranking
+from retro_ops.search.exact import NOTHING, pack, unpack
+from retro_ops.search.renumbering import GONE, renumber
 
 
 def test_ids_move_with_their_shards() -> None:
@@ -40,19 +40,21 @@ def test_merging_with_what_is_known_is_a_search_of_everything(seed: int) -> None
     # Few values, so that many distances are equal.
     vectors = rng.integers(-2, 3, (total, d)).astype(np.float16)
     documents = rng.integers(0, 12, total).astype(np.uint64)
-    queries = search.Queries(rng.integers(-2, 3, (9, d)).astype(np.float16), rng.integers(0, 12, 9).astype(np.uint64))
+    queries = reranking.Queries(
+        rng.integers(-2, 3, (9, d)).astype(np.float16), rng.integers(0, 12, 9).astype(np.uint64)
+    )
     is_new = rng.random(total) < 0.4
 
     def blocks(of: np.ndarray) -> Any:
         def every(wanted: Any) -> Any:
             for i in np.flatnonzero(of):
-                yield search.Block(int(i), vectors[i : i + 1], documents[i : i + 1])
+                yield reranking.Block(int(i), vectors[i : i + 1], documents[i : i + 1])
 
         return every
 
-    known = search.exact_search(queries, k, blocks(~is_new)).keys
-    whole = search.exact_search(queries, k, blocks(np.ones(total, bool))).keys
-    merged = search.exact_search(queries, k, blocks(is_new), None, known).keys
+    known = reranking.exact_search(queries, k, blocks(~is_new)).keys
+    whole = reranking.exact_search(queries, k, blocks(np.ones(total, bool))).keys
+    merged = reranking.exact_search(queries, k, blocks(is_new), None, known).keys
     np.testing.assert_array_equal(merged, whole)
     ids, distances = unpack(known)
     np.testing.assert_array_equal(pack(distances, ids, ids >= 0), known)

@@ -13,11 +13,11 @@ from vectors import as_rows, blocks_of, clustered, unit_vectors
 
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import prepare
-from retro_ops.core import scan, search, tiles, tuning
-from retro_ops.core.exact import unpack
-from retro_ops.core.scan import Lists, Scan, Span
-from retro_ops.core.search import Effort, Index, Queries, Width
 from retro_ops.index import faiss_index
+from retro_ops.search import gpu_search, gpu_tiles, reranking, tuning
+from retro_ops.search.exact import unpack
+from retro_ops.search.gpu_search import Lists, Scan, Span
+from retro_ops.search.reranking import Effort, Index, Queries, Width
 
 CPU = Device("cpu", "test")
 
@@ -54,7 +54,7 @@ def test_it_finds_the_nearest_of_the_probed_lists_with_ties_however_divided(
         member = np.isin(of, probes[i])
         ids = np.flatnonzero(member)
         whole = blocks_of(vectors[ids], documents[ids], rows)
-        truth = search.exact_search(queries.take(np.array([i])), k, whole)
+        truth = reranking.exact_search(queries.take(np.array([i])), k, whole)
         expected = [(distance, int(ids[j])) for distance, j in as_rows(truth.keys)[0]]
         assert as_rows(found.keys[i : i + 1])[0] == expected
         np.testing.assert_array_equal(found.removed[i], truth.removed[0])
@@ -99,13 +99,13 @@ def test_an_index_of_whole_vectors_is_tuned_and_searched_to_its_target(filled: t
     blocks = blocks_of(queries.vectors, queries.documents, 1000)
     of = Index(made.coarse, blocks, 6000, len(lists.centroids), 2**15, nearest=made.nearest)
     sample, others = queries.take(np.arange(0, 6000, 20)), queries.take(np.arange(1, 6000, 20))
-    truth = search.exact_search(sample, 4, blocks)
+    truth = reranking.exact_search(sample, 4, blocks)
     exactly = of.exact(sample, 4)
     np.testing.assert_array_equal(exactly.keys, truth.keys)
     np.testing.assert_array_equal(exactly.removed, truth.removed)
     choice = tuning.choose(tuning.trials(sample, truth.keys, of), 0.9, of, least=4)
     effort = Effort()
-    found, _ = unpack(search.find(others, 4, of, Width(choice.width.nprobe, 1), 10**6, effort).keys)
+    found, _ = unpack(reranking.find(others, 4, of, Width(choice.width.nprobe, 1), 10**6, effort).keys)
     wanted, _ = unpack(of.exact(others, 4).keys)
     assert np.mean([len(set(a) & set(b)) / 4 for a, b in zip(found.tolist(), wanted.tolist(), strict=True)]) > 0.88
 
@@ -118,7 +118,7 @@ def test_rows_that_their_own_document_fills_are_widened_until_they_are_full() ->
     lists = Lists(np.zeros((1, 32), np.float32), np.zeros(4000, np.int32), np.arange(4000), None)
     made = scan_of(vectors, documents, lists, [0, 4000])
     queries = Queries(vectors, documents).take(np.array([0, 2999, 3500]))
-    found, truth = made.nearest(queries, 4, 1), search.exact_search(queries, 4, blocks_of(vectors, documents, 999))
+    found, truth = made.nearest(queries, 4, 1), reranking.exact_search(queries, 4, blocks_of(vectors, documents, 999))
     np.testing.assert_array_equal(found.keys, truth.keys)
     np.testing.assert_array_equal(found.removed, truth.removed)
     assert found.removed[:2, 0].tolist() == [3000, 3000]
@@ -127,11 +127,11 @@ def test_rows_that_their_own_document_fills_are_widened_until_they_are_full() ->
 def test_vectors_are_divided_over_devices_and_into_as_many_parts_as_fit() -> None:
     lists = Lists(np.zeros((2, 384), np.float32), np.zeros(10**6, np.int32), np.arange(10**6), None)
     for devices, gigabytes, parts in ((["cpu"], 2, 1), (["a", "b"], 0.5, 2), (["a", "b"], 0.3, 4), (["cpu"], 0.1, 9)):
-        made = scan.spans(lists, 384, devices, int(gigabytes * 10**9))
+        made = gpu_search.spans(lists, 384, devices, int(gigabytes * 10**9))
         assert len(made) == parts
         assert [made[0].first, *(span.end for span in made)] == [*(span.first for span in made), 10**6]
         assert {span.device for span in made} == set(devices)
-    assert scan.spans(lists, 384, ["a", "b"], 2 * 10**9) == [Span(0, 10**6, "a"), Span(0, 10**6, "b")]
+    assert gpu_search.spans(lists, 384, ["a", "b"], 2 * 10**9) == [Span(0, 10**6, "a"), Span(0, 10**6, "b")]
 
 
 def test_devices_that_hold_everything_share_the_queries() -> None:
@@ -165,7 +165,7 @@ def test_vectors_that_are_all_alike_or_too_few_are_settled(count: int, k: int) -
     lists = Lists(np.zeros((1, 8), np.float32), np.zeros(len(vectors), np.int32), np.arange(len(vectors)), None)
     queries = Queries(unit_vectors(5, 8, 1, grid=False), np.arange(1000, 1005, dtype=np.uint64))
     found = scan_of(vectors, documents, lists, [0, len(vectors)]).nearest(queries, k, 1)
-    truth = search.exact_search(queries, k, blocks_of(vectors, documents, 100))
+    truth = reranking.exact_search(queries, k, blocks_of(vectors, documents, 100))
     np.testing.assert_array_equal(found.keys, truth.keys)
 
 
@@ -176,11 +176,11 @@ def test_work_is_cut_to_what_memory_allows_with_the_same_result(monkeypatch: pyt
     queries = Queries(vectors[::10], documents[::10])
     whole = made.nearest(queries, 4, 1)
     scored: list[int] = []
-    exactly = tiles._exact
-    monkeypatch.setattr(tiles, "EXACT_NUMBERS", 2**13)
-    monkeypatch.setattr(tiles, "GATHERED_NUMBERS", 2**16)
-    monkeypatch.setattr(tiles, "OWN_PAIRS", 50)
-    monkeypatch.setattr(tiles, "_exact", lambda *of: (scored.append(len(of[2])), exactly(*of))[1])
+    exactly = gpu_tiles._exact
+    monkeypatch.setattr(gpu_tiles, "EXACT_NUMBERS", 2**13)
+    monkeypatch.setattr(gpu_tiles, "GATHERED_NUMBERS", 2**16)
+    monkeypatch.setattr(gpu_tiles, "OWN_PAIRS", 50)
+    monkeypatch.setattr(gpu_tiles, "_exact", lambda *of: (scored.append(len(of[2])), exactly(*of))[1])
     cut = made.nearest(queries, 4, 1)
     np.testing.assert_array_equal(cut.keys, whole.keys)
     np.testing.assert_array_equal(cut.removed, whole.removed)

@@ -13,11 +13,11 @@ from vectors import as_rows, blocks_of, clustered, unit_vectors
 
 from retro_ops.compute import fp16_scores
 from retro_ops.compute.device import Device
-from retro_ops.core import exact, filters, search, tuning
-from retro_ops.core.search import Effort, Index, Queries, Width
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_index import searcher
+from retro_ops.search import exact, filters, reranking, tuning
+from retro_ops.search.reranking import Effort, Index, Queries, Width
 
 CPU = Device("cpu", "test")
 
@@ -50,13 +50,13 @@ def test_a_target_of_one_is_brute_force_with_ties_for_any_batching(
     expected = brute_force(vectors, documents, k)
     blocks = blocks_of(vectors, documents, block)
     queries = Queries(vectors, documents)
-    assert as_rows(search.exact_search(queries, k, blocks).keys) == expected
+    assert as_rows(reranking.exact_search(queries, k, blocks).keys) == expected
     flat = faiss.IndexFlatL2(dimension)
     flat.add(vectors.astype(np.float32))
     index = Index(searcher(flat, CPU, shard_over_gpus=False), blocks, rows, 1, rows)
-    everything = search.find(queries, k, index, Width(1, rows), cells, Effort())
+    everything = reranking.find(queries, k, index, Width(1, rows), cells, Effort())
     assert as_rows(everything.keys) == expected
-    narrow = search.find(queries, k, index, Width(1, candidates), cells, Effort())
+    narrow = reranking.find(queries, k, index, Width(1, candidates), cells, Effort())
     assert [len(row) for row in as_rows(narrow.keys)] == [len(row) for row in expected], "a row is full if it can be"
 
 
@@ -161,9 +161,9 @@ def test_filters_remove_what_brute_force_would_and_count_it(
     everything, exactly, narrow = [], [], []
     for start in range(0, rows, batch):
         shard = queries.take(np.arange(start, min(start + batch, rows)))
-        exactly.append(search.exact_search(shard, k, blocks, refuse))
-        everything.append(search.find(shard, k, index, Width(1, rows), cells, Effort()))
-        narrow.append(search.find(shard, k, index, Width(1, candidates), cells, Effort()))
+        exactly.append(reranking.exact_search(shard, k, blocks, refuse))
+        everything.append(reranking.find(shard, k, index, Width(1, rows), cells, Effort()))
+        narrow.append(reranking.find(shard, k, index, Width(1, candidates), cells, Effort()))
     for found in (exactly, everything):
         assert [row for of in found for row in as_rows(of.keys)] == expected
         assert [row for of in found for row in of.removed.tolist()] == counted
@@ -237,12 +237,12 @@ def test_the_chosen_width_reaches_its_target_on_queries_it_has_not_seen(
 ) -> None:
     of, everything = index
     sample, others = everything.take(np.arange(0, 6000, 8)), everything.take(np.arange(1, 6000, 8))
-    made = tuning.trials(sample, search.exact_search(sample, 4, of.blocks).keys, of)
+    made = tuning.trials(sample, reranking.exact_search(sample, 4, of.blocks).keys, of)
     choice = tuning.choose(made, target, of, least=4)
     assert choice.reached
     assert choice.recall > choice.lower_bound >= target
-    truth, _ = exact.unpack(search.exact_search(others, 4, of.blocks).keys)
-    found, _ = exact.unpack(search.find(others, 4, of, choice.width, 10**6, Effort()).keys)
+    truth, _ = exact.unpack(reranking.exact_search(others, 4, of.blocks).keys)
+    found, _ = exact.unpack(reranking.find(others, 4, of, choice.width, 10**6, Effort()).keys)
     recall = np.mean([len(set(a) & set(b)) / 4 for a, b in zip(truth.tolist(), found.tolist(), strict=True)])
     assert recall > target - 0.02
     assert recall > choice.recall - 0.03, "what the trial foretells, or more, since short rows are widened"
@@ -251,11 +251,11 @@ def test_the_chosen_width_reaches_its_target_on_queries_it_has_not_seen(
 def test_more_recall_costs_more_and_what_cannot_be_had_is_said(index: tuple[Index, Queries]) -> None:
     of, everything = index
     sample = everything.take(np.arange(0, 6000, 8))
-    made = tuning.trials(sample, search.exact_search(sample, 4, of.blocks).keys, of)
+    made = tuning.trials(sample, reranking.exact_search(sample, 4, of.blocks).keys, of)
     costs = [tuning._cost(tuning.choose(made, target, of, 4).width, of) for target in (0.5, 0.8, 0.9, 0.99)]
     assert costs == sorted(costs)
     assert costs[0] < costs[-1]
-    truth = search.exact_search(sample, 4, of.blocks).keys
+    truth = reranking.exact_search(sample, 4, of.blocks).keys
     hopeless = tuning.choose(tuning.trials(sample, truth, of, 1), 0.9999, of, 4)
     assert (hopeless.reached, hopeless.width.nprobe) == (False, 1)
 

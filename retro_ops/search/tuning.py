@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.exact import Keys, unpack
-from retro_ops.core.search import Index, Queries, Width, coarse_ids
+from retro_ops.search.exact import Keys, unpack
+from retro_ops.search.reranking import Index, Queries, Width, coarse_ids
 
 MOST_CANDIDATES = 1024
 

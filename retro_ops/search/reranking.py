@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core.exact import (
+from retro_ops.search.exact import (
     NOTHING,
     Compare,
     Keys,
@@ -19,7 +19,7 @@ from retro_ops.core.exact import (
     squared_distances,
     unpack,
 )
-from retro_ops.core.filters import REASONS, SAME_DOCUMENT, Tokens
+from retro_ops.search.filters import REASONS, SAME_DOCUMENT, Tokens
 
 Coarse = Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 """(queries float32 [m, d], width, nprobe) -> (distances [m, width], ids int64 [m, width]); -1: fewer were found."""

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.fp16_scores import ROUNDING, Tensor, answering, asking, columns, on, scores
-from retro_ops.core.exact import NOTHING, Keys, smallest
-from retro_ops.core.search import Blocks
+from retro_ops.search.exact import NOTHING, Keys, smallest
+from retro_ops.search.reranking import Blocks
 
 TILE = 64
 """Vectors of one list that are multiplied at a time; each list is padded to whole tiles."""

@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device, Room, room
 from retro_ops.compute.fp16_scores import comparing, prepare
-from retro_ops.core import filters, scan, tuning
-from retro_ops.core.exact import MAX_CHUNKS, Compare, on_host
-from retro_ops.core.search import Block, Blocks, Coarse, Index, Queries, Refuse, Width
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
@@ -21,6 +18,9 @@ from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.specs import IndexShard, Parameters, Plan, Split
 from retro_ops.progress import say
+from retro_ops.search import filters, gpu_search, tuning
+from retro_ops.search.exact import MAX_CHUNKS, Compare, on_host
+from retro_ops.search.reranking import Block, Blocks, Coarse, Index, Queries, Refuse, Width
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, open_npy
 
@@ -261,8 +261,8 @@ def _by_vectors(
     name = prepare(device)
     devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
     of = faiss_index.lists_of(index, ids, numbers)
-    capacity = min(map(scan.capacity, devices))
-    made = scan.Scan(of, blocks, scan.spans(of, chunks.embeddings[0].shape[1], devices, capacity))
+    capacity = min(map(gpu_search.capacity, devices))
+    made = gpu_search.Scan(of, blocks, gpu_search.spans(of, chunks.embeddings[0].shape[1], devices, capacity))
     lists, compare = faiss_index.list_count(index), comparer(device)
     return Index(made.coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse, made.nearest, compare=compare)
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.fp16_scores import Tensor, answering, asking, columns, on, scores
-from retro_ops.core import tiles
-from retro_ops.core.exact import Keys, smallest, unpack
-from retro_ops.core.filters import REASONS, SAME_DOCUMENT
-from retro_ops.core.search import NOBODY, Blocks, Found, Queries, Refused, joined
+from retro_ops.search import gpu_tiles
+from retro_ops.search.exact import Keys, smallest, unpack
+from retro_ops.search.filters import REASONS, SAME_DOCUMENT
+from retro_ops.search.reranking import NOBODY, Blocks, Found, Queries, Refused, joined
 
 PROBE_ROWS = 4096
 """Queries whose lists are chosen at a time, the last filled up: one shape, so that no row depends on the others."""
@@ -64,7 +64,7 @@ def spans(lists: Lists, dimension: int, devices: Sequence[str], capacity: int) -
     count = len(lists.ids)
     row_bytes = columns(dimension) * 2 + 3 * 8
     # Each list may end in a tile that is nearly empty.
-    room = max(1, capacity // row_bytes - len(lists.centroids) * (tiles.TILE - 1))
+    room = max(1, capacity // row_bytes - len(lists.centroids) * (gpu_tiles.TILE - 1))
     if count <= room:
         return [Span(0, count, device) for device in devices]
     parts = max(len(devices), -(-count // room))
@@ -89,7 +89,7 @@ class Scan:
         self._divided = divided
         self._devices = sorted({span.device for span in divided})
         self._whole = all((span.first, span.end) == (0, len(lists.ids)) for span in divided)
-        self._parts: dict[Span, tiles.Part] = {}
+        self._parts: dict[Span, gpu_tiles.Part] = {}
         if self._whole:
             loaded = self._load(divided[0])
             self._parts = {span: loaded.to(span.device) for span in divided}
@@ -99,14 +99,14 @@ class Scan:
             device: answering(on(device, lists.centroids)) for device in self._devices if len(lists.centroids) > 1
         }
 
-    def _load(self, span: Span) -> tiles.Part:
+    def _load(self, span: Span) -> gpu_tiles.Part:
         of, ids = self._lists.of[span.first : span.end], self._lists.ids[span.first : span.end]
-        return tiles.load(of, ids, len(self._lists.centroids), self._blocks, span.device)
+        return gpu_tiles.load(of, ids, len(self._lists.centroids), self._blocks, span.device)
 
     def nearest(self, queries: Queries, k: int, nprobe: int) -> Found:
         """The ``k`` nearest of other documents in the ``nprobe`` nearest lists. Counts all nearer ones of the own."""
 
-        def of_part(part: tiles.Part, device: str, share: slice) -> tuple[Keys, Refused]:
+        def of_part(part: gpu_tiles.Part, device: str, share: slice) -> tuple[Keys, Refused]:
             keys, refused = [], [NOBODY]
             for rows, vectors, probes in self._batches(queries.vectors, share, nprobe, part, device):
                 counts = on(device, np.zeros(len(vectors), np.int64))
@@ -115,10 +115,10 @@ class Scan:
                     if self._whole:  # There is no nearer neighbour elsewhere, so they are counted where they are.
                         counts.add_(of_rows.bincount(minlength=len(counts)))
                     else:
-                        found = Refused.of_same_document(first + of_rows.cpu().numpy(), tiles.unsigned(of_keys))
+                        found = Refused.of_same_document(first + of_rows.cpu().numpy(), gpu_tiles.unsigned(of_keys))
                         refused.append(found)
 
-                keys.append(tiles.nearest(part, vectors, on(device, documents[rows]), probes, k, own))
+                keys.append(gpu_tiles.nearest(part, vectors, on(device, documents[rows]), probes, k, own))
                 removed[rows, SAME_DOCUMENT - 1] += counts.cpu().numpy()
             return np.concatenate(keys), joined(refused)
 
@@ -138,14 +138,14 @@ class Scan:
         """Distances and ids ``[m, width]`` of the nearest, whatever their document; see core/search.py."""
         halves = vectors.astype(np.float16)
 
-        def of_part(part: tiles.Part, device: str, share: slice) -> Keys:
+        def of_part(part: gpu_tiles.Part, device: str, share: slice) -> Keys:
             batches = self._batches(halves, share, nprobe, part, device)
-            return np.concatenate([tiles.widest(part, of, probes, width) for _, of, probes in batches])
+            return np.concatenate([gpu_tiles.widest(part, of, probes, width) for _, of, probes in batches])
 
         ids, distances = unpack(self._best(self._over_parts(len(vectors), of_part), width))
         return distances, ids
 
-    def _over_parts(self, rows: int, of_part: Callable[[tiles.Part, str, slice], Any]) -> list[Any]:
+    def _over_parts(self, rows: int, of_part: Callable[[gpu_tiles.Part, str, slice], Any]) -> list[Any]:
         """What ``of_part`` finds in each part for those of ``rows`` queries that its device is asked."""
         count = min(len(self._devices), rows)
         shares = [slice(rows * number // count, rows * (number + 1) // count) for number in range(count)]
@@ -163,13 +163,15 @@ class Scan:
         return smallest(np.concatenate(keys, axis=0 if self._whole else 1), count)
 
     def _batches(
-        self, vectors: NDArray[np.float16], share: slice, nprobe: int, part: tiles.Part, device: str
+        self, vectors: NDArray[np.float16], share: slice, nprobe: int, part: gpu_tiles.Part, device: str
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Rows, their vectors and probed lists (None: all) of as many queries of ``share`` as can be asked at once."""
         lists = len(self._lists.centroids)
         every = nprobe >= lists
         probed_tiles = part.vectors.shape[0] * (1 if every else nprobe / lists)
-        rows = int(min(MOST_ROWS, MOST_PAIRS // (1 if every else nprobe), MOST_BEST / (probed_tiles * tiles.GROUPS)))
+        rows = int(
+            min(MOST_ROWS, MOST_PAIRS // (1 if every else nprobe), MOST_BEST / (probed_tiles * gpu_tiles.GROUPS))
+        )
         rows = max(PROBE_ROWS, rows // PROBE_ROWS * PROBE_ROWS) if not every else max(1, rows)
         for start in range(share.start, share.stop, rows):
             of = slice(start, min(start + rows, share.stop))

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device, Room
-from retro_ops.core import search
-from retro_ops.core.exact import Keys, pack, smallest
-from retro_ops.core.renumbering import GONE, renumber
-from retro_ops.core.search import Found, Index, Queries, Refuse, Width
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import too_large
 from retro_ops.plan.paths import distances_uri
-from retro_ops.searching import IndexedChunks, QueryShard, comparer, search_in_parts, search_of
+from retro_ops.search import reranking
+from retro_ops.search.exact import Keys, pack, smallest
+from retro_ops.search.open_index import IndexedChunks, QueryShard, comparer, search_in_parts, search_of
+from retro_ops.search.renumbering import GONE, renumber
+from retro_ops.search.reranking import Found, Index, Queries, Refuse, Width
 from retro_ops.storage.npy import open_npy
 
 Seek = Callable[[Queries], Found]
@@ -115,14 +115,14 @@ def update(
         compare = comparer(device)
 
         def news(queries: Queries, known: Keys) -> Found:
-            return search.exact_search(queries, k, chunks.blocks_of(new), refuse, known, compare)
+            return reranking.exact_search(queries, k, chunks.blocks_of(new), refuse, known, compare)
     else:
         if former.partials not in loaded:
             loaded[former.partials] = _index_of(former, chunks, new, device, refuse, room)
         index = loaded[former.partials]
 
         def news(queries: Queries, known: Keys) -> Found:
-            found = search.candidates(queries, k, index, index.clip(width), cells)
+            found = reranking.candidates(queries, k, index, index.clip(width), cells)
             return Found(smallest(np.concatenate((known, found.keys), axis=1), k), found.removed)
 
     # An index may have missed what a short row lacks; a row that was full before stays full.
