@@ -18,10 +18,9 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops import repeats
-from retro_ops.core import duplicates, signing
+from retro_ops.duplicates import lsh, minhash, pairs
+from retro_ops.duplicates.signatures import SignatureWriter, Signed, SignedShards
 from retro_ops.execution import report
-from retro_ops.signatures import SignatureWriter, Signed, SignedShards
 
 DOCUMENT_CHARACTERS = 4000
 FILES = ("signatures", "contents", "records")
@@ -43,10 +42,10 @@ def documents(most_bytes: int) -> list[str]:
 def by_datasketch(texts: list[str]) -> None:
     from datasketch import MinHash
 
-    permutations = MinHash(signing.PERMUTATIONS).permutations
+    permutations = MinHash(minhash.PERMUTATIONS).permutations
     for text in texts:
-        sketch = MinHash(permutations=permutations, num_perm=signing.PERMUTATIONS, scheme="affine32")
-        sketch.update_batch([gram.encode() for gram in signing.ngrams(text)])
+        sketch = MinHash(permutations=permutations, num_perm=minhash.PERMUTATIONS, scheme="affine32")
+        sketch.update_batch([gram.encode() for gram in minhash.ngrams(text)])
 
 
 def timed(name: str, work: Callable[[list[str]], object], texts: list[str]) -> None:
@@ -60,9 +59,9 @@ def timed(name: str, work: Callable[[list[str]], object], texts: list[str]) -> N
 def random_signatures(count: int, seed: int) -> NDArray[np.uint32]:
     """As of documents, a fifth of which are copies of earlier ones, nine tenths like them."""
     rng = np.random.default_rng(seed)
-    made = rng.integers(0, 2**32, (count, signing.PERMUTATIONS), dtype=np.uint32)
+    made = rng.integers(0, 2**32, (count, minhash.PERMUTATIONS), dtype=np.uint32)
     copies = np.flatnonzero(rng.random(count) < 0.2)[1:]
-    kept = rng.random((len(copies), signing.PERMUTATIONS)) < 0.9
+    kept = rng.random((len(copies), minhash.PERMUTATIONS)) < 0.9
     made[copies] = np.where(kept, made[(copies * rng.random(len(copies))).astype(np.int64)], made[copies])
     return made
 
@@ -80,8 +79,8 @@ def search(folder: Path, shards: int, count: int, budget: int) -> None:
     del made, contents
     started = time.monotonic()
     signed = SignedShards(files)
-    alike = repeats.find(signed, 0.8, budget, lambda _: None)
-    found, clusters = duplicates.clusters(duplicates.joined([alike.exact, alike.near]))
+    alike = lsh.find(signed, 0.8, budget, lambda _: None)
+    found, clusters = pairs.clusters(pairs.joined([alike.exact, alike.near]))
     seconds = time.monotonic() - started
     peak = report.peak_rss_bytes() / 2**20
     repeated = len(found) - int(clusters.max(initial=-1)) - 1
@@ -100,8 +99,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 1024], help="in MiB; a process for each")
     options = parser.parse_args()
     texts = documents(options.megabytes * 10**6)
-    timed("words and 5-grams", lambda of: [signing.ngrams(text) for text in of], texts)
-    timed("rensa, all together", signing.signatures, texts)
+    timed("words and 5-grams", lambda of: [minhash.ngrams(text) for text in of], texts)
+    timed("rensa, all together", minhash.signatures, texts)
     try:
         timed("datasketch, all together", by_datasketch, texts[:: max(1, len(texts) // 500)])
     except ImportError:

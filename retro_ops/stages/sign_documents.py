@@ -57,10 +57,9 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
 
 
 def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
-    from retro_ops import signatures
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
-    from retro_ops.core import signing
+    from retro_ops.duplicates import minhash, signatures
     from retro_ops.tokens.chunk_batches import batches
 
     line_bytes = paths.line_limit(plan.parameters.memory_budget)
@@ -79,8 +78,8 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
         progress.close()
         written = out.close()
     details: dict[str, Any] = {
-        "ngram_words": signing.NGRAM_WORDS,
-        "permutations": signing.PERMUTATIONS,
+        "ngram_words": minhash.NGRAM_WORDS,
+        "permutations": minhash.PERMUTATIONS,
         "records_of_sources": [lines[source.uri] for source in plan.shard(name).sources],
         **({"damaged": damaged} if damaged else {}),
     }

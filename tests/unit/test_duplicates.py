@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retro_ops import repeats
-from retro_ops.core import duplicates, signing
-from retro_ops.signatures import SignatureWriter, Signed, SignedShards
+from retro_ops.duplicates import lsh, minhash
+from retro_ops.duplicates import pairs as duplicates
+from retro_ops.duplicates.signatures import SignatureWriter, Signed, SignedShards
 
 WORDS = [f"word{number}" for number in range(3000)]
 
@@ -40,7 +40,7 @@ def sign(folder: Path, shards: list[list[str]], budget: int = 2**30) -> SignedSh
         with SignatureWriter(of, budget) as out:
             for start in range(0, len(texts), 50):
                 part = texts[start : start + 50]
-                hashes, signed = signing.content_hashes(part), signing.signatures(part)
+                hashes, signed = minhash.content_hashes(part), minhash.signatures(part)
                 out.append(Signed("x", len(part), np.arange(len(part)), hashes, signed))
             out.close()
         files.append(of)
@@ -48,7 +48,7 @@ def sign(folder: Path, shards: list[list[str]], budget: int = 2**30) -> SignedSh
 
 
 def clusters_of(signed: SignedShards, threshold: float = 0.8, budget: int = 2**30) -> list[list[int]]:
-    alike = repeats.find(signed, threshold, budget, lambda _: None)
+    alike = lsh.find(signed, threshold, budget, lambda _: None)
     documents, of = duplicates.clusters(duplicates.joined([alike.exact, alike.near]))
     return sorted(documents[of == number].tolist() for number in range(int(of.max(initial=-1)) + 1))
 
@@ -56,10 +56,10 @@ def clusters_of(signed: SignedShards, threshold: float = 0.8, budget: int = 2**3
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
 def test_found_are_those_above_the_threshold(tmp_path: Path, threshold: float) -> None:
     texts = made(60)
-    found = repeats.find(sign(tmp_path, [texts]), threshold, 2**30, lambda _: None)
+    found = lsh.find(sign(tmp_path, [texts]), threshold, 2**30, lambda _: None)
     documents, of = duplicates.clusters(duplicates.joined([found.exact, found.near]))
     number = dict(zip(documents.tolist(), of.tolist(), strict=True))
-    grams = [set(signing.ngrams(text)) for text in texts]
+    grams = [set(minhash.ngrams(text)) for text in texts]
     pairs = {
         (a, b): similarity
         for a, b in itertools.combinations(range(len(texts)), 2)
@@ -84,16 +84,16 @@ def test_exact_copies_are_told_from_near_ones(tmp_path: Path) -> None:
     text = " ".join(WORDS[:60])
     shouted = text.upper() + "!"
     signed = sign(tmp_path, [[text, "other words", shouted], [text, "", "…", "", "..."]])
-    alike = repeats.find(signed, 0.8, 2**30, lambda _: None)
+    alike = lsh.find(signed, 0.8, 2**30, lambda _: None)
     assert [of.tolist() for of in duplicates.unpack(alike.exact)] == [[0, 4], [3, 6]]
     assert [of.tolist() for of in duplicates.unpack(alike.near)] == [[0], [2]]
 
 
 def test_texts_without_words_are_alike_only_if_they_are_equal() -> None:
-    assert signing.ngrams("") != signing.ngrams("...") != signing.ngrams("…")
-    assert signing.ngrams("One, two") == ["one two"]
-    assert signing.ngrams("a b c d e f") == ["a b c d e", "b c d e f"]
-    assert len(signing.signatures([])) == 0
+    assert minhash.ngrams("") != minhash.ngrams("...") != minhash.ngrams("…")
+    assert minhash.ngrams("One, two") == ["one two"]
+    assert minhash.ngrams("a b c d e f") == ["a b c d e", "b c d e f"]
+    assert len(minhash.signatures([])) == 0
 
 
 def test_neither_memory_nor_division_into_shards_changes_what_is_found(
@@ -102,15 +102,15 @@ def test_neither_memory_nor_division_into_shards_changes_what_is_found(
     texts = made(80, seed=3)
     whole = clusters_of(sign(tmp_path / "whole", [texts]))
     assert len(whole) > 70
-    monkeypatch.setattr(repeats, "LEAST_AT_ONCE", 64)
+    monkeypatch.setattr(lsh, "LEAST_AT_ONCE", 64)
     # So little that keys come in parts, bands one by one, pairs in batches, and numbers of signatures in turn.
     parted = sign(tmp_path / "parted", [texts[:7], [], texts[7:300], texts[300:]], budget=4096)
     assert clusters_of(parted, budget=20_000) == whole
-    assert repeats._parts(len(texts), 10_000) > 1
+    assert lsh._parts(len(texts), 10_000) > 1
 
 
 def test_a_signature_does_not_depend_on_what_is_signed_with_it() -> None:
-    a, b = signing.signatures(made(5)), signing.signatures(made(5)[::-1])
+    a, b = minhash.signatures(made(5)), minhash.signatures(made(5)[::-1])
     assert (a == b[::-1]).all()
 
 
@@ -147,8 +147,8 @@ def test_who_stays() -> None:
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
 def test_bands_bring_what_is_at_the_threshold(threshold: float) -> None:
     rows = duplicates.rows_per_band(threshold)
-    bands = signing.PERMUTATIONS // rows
+    bands = minhash.PERMUTATIONS // rows
     assert 1 - (1 - threshold**rows) ** bands >= duplicates.LEAST_RECALL
-    if rows < signing.PERMUTATIONS:
+    if rows < minhash.PERMUTATIONS:
         more = rows + 1
-        assert 1 - (1 - threshold**more) ** (signing.PERMUTATIONS // more) < duplicates.LEAST_RECALL
+        assert 1 - (1 - threshold**more) ** (minhash.PERMUTATIONS // more) < duplicates.LEAST_RECALL

@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core import signing
 from retro_ops.corpus import documents as corpus
+from retro_ops.duplicates import minhash
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
 from retro_ops.storage.store import Written
@@ -41,7 +41,7 @@ def signer(line_bytes: int) -> Callable[[Batch], Signed]:
             if isinstance(record, corpus.Document):
                 places.append(place)
                 texts.append(record.text)
-        contents, signatures = signing.content_hashes(texts), signing.signatures(texts)
+        contents, signatures = minhash.content_hashes(texts), minhash.signatures(texts)
         return Signed(batch.source, len(batch.lines), np.array(places, np.int64), contents, signatures)
 
     return sign
@@ -68,18 +68,18 @@ class SignatureWriter:
         self.records += signed.lines
 
     def close(self) -> list[Written]:
-        with NpyWriter(self._files["signatures"], np.uint32, (self.documents,), rows=signing.PERMUTATIONS) as writer:
-            at_once = max(1, min(signing.PERMUTATIONS, self._budget // 8 // max(1, 4 * self.documents)))
-            for first in range(0, signing.PERMUTATIONS, at_once):
-                writer.append(self._columns(first, min(first + at_once, signing.PERMUTATIONS)))
+        with NpyWriter(self._files["signatures"], np.uint32, (self.documents,), rows=minhash.PERMUTATIONS) as writer:
+            at_once = max(1, min(minhash.PERMUTATIONS, self._budget // 8 // max(1, 4 * self.documents)))
+            for first in range(0, minhash.PERMUTATIONS, at_once):
+                writer.append(self._columns(first, min(first + at_once, minhash.PERMUTATIONS)))
             return [writer.close(), *(array.close() for array in self._arrays.values())]
 
     def _columns(self, first: int, end: int) -> NDArray[np.uint32]:
         columns = np.empty((end - first, self.documents), np.uint32)
         self._scratch.seek(0)
         for start in range(0, self.documents, COPY_ROWS):
-            data = self._scratch.read(COPY_ROWS * signing.PERMUTATIONS * 4)
-            rows = np.frombuffer(data, np.uint32).reshape(-1, signing.PERMUTATIONS)
+            data = self._scratch.read(COPY_ROWS * minhash.PERMUTATIONS * 4)
+            rows = np.frombuffer(data, np.uint32).reshape(-1, minhash.PERMUTATIONS)
             columns[:, start : start + len(rows)] = rows[:, first:end].T
         return columns
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from retro_ops.core.signing import PERMUTATIONS
+from retro_ops.duplicates.minhash import PERMUTATIONS
 
 Pairs = NDArray[np.uint64]
 """Ascending, each once: lower number << 32 | higher number."""

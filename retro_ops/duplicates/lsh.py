@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.core import duplicates
-from retro_ops.core.duplicates import Pairs
-from retro_ops.core.signing import PERMUTATIONS
+from retro_ops.duplicates import pairs as duplicates
+from retro_ops.duplicates.minhash import PERMUTATIONS
+from retro_ops.duplicates.pairs import Pairs
+from retro_ops.duplicates.signatures import SignedShards
 from retro_ops.errors import BadInputError
-from retro_ops.signatures import SignedShards
 
 KEY_BYTES = 48
 """Of a document while those with one key are found: key, number, order, and copies on the way."""
