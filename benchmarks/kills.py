@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.nights import Corpus, compare
 from benchmarks.whole_run import IN_ORDER, NOW, in_child, run, warm
 from demo.make_corpus import documents
-from retro_ops import versions
 from retro_ops.cli import main as retro_ops
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 DATASET = "kills"
 KINDS = ("add", "repair", "change", "remove")
@@ -38,7 +38,7 @@ def read_on(root: str, answers: Any, stop: Any) -> None:
     seen: dict[int, int] = {}
     wrong: list[str] = []
     while not stop.is_set():
-        series = versions.read(root, DATASET)
+        series = history.read(root, DATASET)
         plan = read_plan(series.plan_uri())
         specs = [paths.dataset_spec_in(series.folder(), split) for split in plan.splits()]
         if retro_ops(["validate", "--spec", *specs]):
@@ -58,7 +58,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         kind = KINDS[number % len(KINDS)]
         flags: list[object] = ["--refresh"]
         if kind == "repair":
-            shards = [shard.name for shard in read_plan(versions.read(root, DATASET).plan_uri()).shards]
+            shards = [shard.name for shard in read_plan(history.read(root, DATASET).plan_uri()).shards]
             flags = ["--repair", "--shards", randomness.choice(shards)]
         else:
             corpus.night(kind)
@@ -76,7 +76,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         done = in_child(partial(run, root, DATASET, name, *flags))
         assert done is not None
         if done.changes["nothing"]:  # The run before was killed after it had published.
-            done.plan_uri = versions.read(root, DATASET).plan_uri()
+            done.plan_uri = history.read(root, DATASET).plan_uri()
         equal, chunks = compare(done, undisturbed)
         if set(equal.values()) != {1.0}:
             wrong.append(f"round {number} ({kind}): not as without kills: {equal}")
@@ -92,7 +92,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
 
 def _published(root: str) -> dict[str, Any]:
     """Shards of the published specs and the bytes of the indexes; folders may differ where a repair was begun twice."""
-    series = versions.read(root, DATASET)
+    series = history.read(root, DATASET)
     plan = read_plan(series.plan_uri())
     indexes = {split: store.sha256(paths.index_uri(plan, split)) for split in plan.splits()}
     return {"shards": [shard.name for shard in plan.shards], **indexes}

@@ -21,9 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import Run, StageFailedError, in_child, run, warm
 from demo.make_corpus import documents
-from retro_ops import versions
 from retro_ops.plan import paths
 from retro_ops.storage.npy import open_npy
+from retro_ops.versions import history
 
 DATASET = "nights"
 DOCUMENTS_A_SHARD = 12
@@ -130,7 +130,7 @@ def _done(refreshed: Run) -> str:
 
 
 def _version(root: str) -> int:
-    return versions.read(root, DATASET).current
+    return history.read(root, DATASET).current
 
 
 def compare(refreshed: Run, scratch: Run) -> tuple[dict[str, float], int]:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from retro_ops import versions
 from retro_ops.plan import paths
 from retro_ops.plan.specs import (
     SPLITS,
@@ -21,6 +20,7 @@ from retro_ops.plan.specs import (
     resolve,
 )
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
 DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model", "embed_input")
@@ -36,26 +36,26 @@ STANDS_FOR = {"tokenizer": "tokenizer_digest", "model": "model_digest"}
 """Parameters that name something: what counts is the content, in the identity, not the name."""
 
 
-def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, str]:
+def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str]:
     """The current version as the base of ``plan``, or None and why it cannot be one.
 
     From the version's own specs and manifest, so that it holds whatever code made them.
     """
     version, number = series.folder(), series.current
     manifest_uri = paths.manifest_in(version)
-    manifest = versions.manifest(version)
+    manifest = history.manifest(version)
     if changed := _changed(plan, manifest, DECIDE_THE_INDEX) or _other_code(manifest, MAKE_THE_INDEX):
         return None, f"{changed} differ from version {number}, so everything is built again"
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so another one is trained"
-    queried = {split: names for split in SPLITS if (names := versions.names_of_queries(manifest, split))}
+    queried = {split: names for split in SPLITS if (names := history.names_of_queries(manifest, split))}
     same_search = not (
         plan.parameters.profile == "seed"
         or _changed(plan, manifest, DECIDE_THE_NEIGHBOURS)
         or _other_code(manifest, ("retrieve-neighbours",))
     )
-    others = versions.embeddings_of_others(manifest, manifest_uri)
+    others = history.embeddings_of_others(manifest, manifest_uri)
     embeddings = {name: _digest_of_folder(uri) for name, uri in others.items()}
     neighbours: dict[str, str] = {}
     index = None  # Nobody merged a training index if no training shard was queried.
@@ -65,7 +65,7 @@ def published_base(plan: Plan, series: versions.Series) -> tuple[Base | None, st
         index = _digest_of_folder(spec.faiss_index) if split == "train" else index
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         digests = (_digest_of_folder(shard.embeddings) for shard in indexed)
-        embeddings |= zip(versions.names_of_index(manifest, split), digests, strict=True)
+        embeddings |= zip(history.names_of_index(manifest, split), digests, strict=True)
         neighbours |= zip(names, (_digest_of_folder(shard.neighbours) for shard in spec.shards), strict=True)
     usable = {name: of for name, of in neighbours.items() if same_search and of not in plan.is_condemned}
     shards = tuple(

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from retro_ops import bases, versions
+from retro_ops import bases
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 HELP = "show what differs between two versions"
 PARAMETERS = ()
@@ -28,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     after = series.entry(arguments.after)["version"]
     before = arguments.before or max((number for number in series.entries if number < after), default=None)
     if before is None:
@@ -37,7 +38,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
 
 
-def _facts(series: versions.Series, before: int, after: int) -> dict[str, Any]:
+def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:
     one, other = (read_plan(series.plan_uri(number)) for number in (before, after))
     changes = bases.changes(one.shards, other.shards)
     parameters = {

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retro_ops import versions
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan import paths
@@ -26,6 +25,7 @@ from retro_ops.plan.specs import (
 )
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 HELP = "copy a published version to a folder, under the original's file names"
 PARAMETERS = ()
@@ -46,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     to = arguments.to.rstrip("/")
-    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     number, folder = series.entry(arguments.version)["version"], series.folder(arguments.version)
     version = _read(folder)
     places = {uri: paths.join(to, name) for uri, name in version.names.items()}
@@ -97,18 +97,18 @@ def _read(folder: str) -> _Version:
             names[paths.distances_uri(shard.neighbours)] = f"{RETRIEVER}/neighbours/{name}.distances.npy"
 
     for split in SPLITS:
-        queries = versions.names_of_queries(manifest, split)
+        queries = history.names_of_queries(manifest, split)
         if not queries:
             continue
         uri = paths.dataset_spec_in(folder, split)
         spec = datasets[split] = dataset_spec_from_json(store.read(uri), uri)
         indexes[split] = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
         names[spec.faiss_index] = f"{RETRIEVER}/{split}.index"
-        for name, entry in zip(versions.names_of_index(manifest, split), indexes[split], strict=True):
+        for name, entry in zip(history.names_of_index(manifest, split), indexes[split], strict=True):
             add(name, entry)
         for name, shard in zip(queries, spec.shards, strict=True):
             add(name, shard)
-    for name, uri in versions.embeddings_of_others(manifest, manifest_uri).items():
+    for name, uri in history.embeddings_of_others(manifest, manifest_uri).items():
         names[uri] = f"{RETRIEVER}/embeddings/{name}.embeddings.npy"
     return _Version(datasets, indexes, names)
 

@@ -3,8 +3,8 @@
 import json
 from argparse import ArgumentParser, Namespace
 
-from retro_ops import versions
 from retro_ops.plan.specs import Parameters
+from retro_ops.versions import history
 
 HELP = "list the published versions of a dataset"
 PARAMETERS = ()
@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     series.entry()
     if arguments.json:
         print(json.dumps({"current": series.current, "versions": list(series.entries.values())}, indent=1))

@@ -7,7 +7,7 @@ import logging
 import os
 from argparse import ArgumentParser, Namespace
 
-from retro_ops import recipes, versions
+from retro_ops import recipes
 from retro_ops.corpus.recipes import file_list
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
@@ -16,6 +16,7 @@ from retro_ops.plan.specs import Parameters, Plan, check_name, parent
 from retro_ops.progress import say
 from retro_ops.recipes import Recipe
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 HELP = "check a corpus recipe and list the files that it names"
 PARAMETERS = ("on_bad_record", "max_bad_share", "memory_budget")
@@ -71,7 +72,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _published(root: str, dataset: str) -> Plan | None:
-    series = versions.read(root, dataset)
+    series = history.read(root, dataset)
     return read_plan(series.plan_uri()) if series.current else None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, damage, parts, recipes, versions
+from retro_ops import bases, parts, recipes
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError
 from retro_ops.execution import shard_groups
@@ -34,6 +34,7 @@ from retro_ops.plan.specs import (
 )
 from retro_ops.progress import say
 from retro_ops.storage import store
+from retro_ops.versions import audit, history
 
 if TYPE_CHECKING:
     from retro_ops.tokens.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ def _names(text: str) -> list[str]:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     check_name("dataset", arguments.dataset)
-    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
+    series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     if arguments.repair:
         plan, tokenizer = _repair(arguments, series), None
     else:
@@ -97,7 +98,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     )
 
 
-def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.Series) -> "tuple[Plan, Tokenizer]":
+def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.Series) -> "tuple[Plan, Tokenizer]":
     from retro_ops.tokens.tokenizer import Tokenizer
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
@@ -148,7 +149,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: versions.
     return _with_base(_known_duplicates(plan, series), series) if arguments.refresh else plan, tokenizer
 
 
-def _known_duplicates(plan: Plan, series: versions.Series) -> Plan:
+def _known_duplicates(plan: Plan, series: history.Series) -> Plan:
     """With the records that the published version is without, if nothing changed that could change them."""
     if not series.current or plan.parameters.duplicates == "keep":
         return plan
@@ -189,7 +190,7 @@ def _checked_day(text: str | None) -> str | None:
     return text
 
 
-def _with_base(plan: Plan, series: versions.Series) -> Plan:
+def _with_base(plan: Plan, series: history.Series) -> Plan:
     if not series.current:
         return plan
     base, why = bases.published_base(plan, series)
@@ -197,19 +198,19 @@ def _with_base(plan: Plan, series: versions.Series) -> Plan:
     return replace(plan, base=base)
 
 
-def _repair(arguments: Namespace, series: versions.Series) -> Plan:
+def _repair(arguments: Namespace, series: history.Series) -> Plan:
     """The plan of what is to be mended, with its failed shards, and without what is damaged of it."""
     root = arguments.root.rstrip("/")
     if arguments.run:
-        uri = damage.last_plan_uri(paths.plan_uri(root, arguments.dataset, arguments.run))
+        uri = audit.last_plan_uri(paths.plan_uri(root, arguments.dataset, arguments.run))
         former = read_plan(uri)
         # It starts from the version that the run started from, and gives way to one that came since.
-        whole = replace(former, shards=damage.all_shards(uri), skipped=(), supersedes=former.supersedes or 0)
+        whole = replace(former, shards=audit.all_shards(uri), skipped=(), supersedes=former.supersedes or 0)
     else:
         whole = former = replace(read_plan(series.plan_uri()), supersedes=series.current)
     for name in arguments.shards:
         whole.shard(name)
-    found = damage.of_no_use(damage.look(former, thorough=not arguments.quick), published=not arguments.run)
+    found = audit.of_no_use(audit.look(former, thorough=not arguments.quick), published=not arguments.run)
     for entry in found:
         said = f"plan: {entry.report}: {entry.why}"
         say(said, logging.WARNING, event="damaged", stage=entry.stage, shard=entry.shard)
@@ -217,18 +218,18 @@ def _repair(arguments: Namespace, series: versions.Series) -> Plan:
     named = [name for name in arguments.shards if name in built]
     if not (found or named or arguments.run):
         return whole
-    useless = tuple(damage.digests(former, found, named))
+    useless = tuple(audit.digests(former, found, named))
     condemned = tuple(dict.fromkeys((*bases.read_condemned(root, arguments.dataset), *useless)))
     plan = replace(whole, condemned=condemned, code_versions=dict(paths.CODE_VERSIONS))
     # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
     if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
         plan = _with_base(plan, series)
-    damage.check_sources(plan)
+    audit.check_sources(plan)
     bases.condemn(root, arguments.dataset, useless)
     return plan
 
 
-def _changes(plan: Plan, series: versions.Series) -> dict[str, Any]:
+def _changes(plan: Plan, series: history.Series) -> dict[str, Any]:
     """What differs from the published version. ``nothing``: all of it would be as it is."""
     if not series.current:
         return {"nothing": False, "base": None, **asdict(bases.changes([], plan.shards))}

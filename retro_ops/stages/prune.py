@@ -7,8 +7,6 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from retro_ops import versions
-from retro_ops.damage import stages
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
@@ -16,6 +14,8 @@ from retro_ops.plan.specs import Parameters, Plan, parent
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.storage.store import Stored
+from retro_ops.versions import history
+from retro_ops.versions.audit import stages
 
 HELP = "remove old versions and what only they, or runs that ended, use"
 PARAMETERS = ()
@@ -60,7 +60,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         raise BadInputError(f"--keep {arguments.keep} is negative", "say how many versions to keep")
     root = arguments.root.rstrip("/")
     dataset = paths.dataset_folder(root, arguments.dataset)
-    series = versions.read(root, arguments.dataset)
+    series = history.read(root, arguments.dataset)
     series.entry()
     kept = _kept(series, arguments.keep, arguments.keep_version)
     dropped = [number for number in series.entries if number not in kept.entries]
@@ -70,13 +70,13 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.yes:
         return
     if dropped:
-        versions.write(kept)  # First, so that nobody goes back to what is being removed.
+        history.write(kept)  # First, so that nobody goes back to what is being removed.
     # Looked at again: a run may have been planned since.
     store.side_by_side(_remove, _unused(dataset, kept, oldest))
     say(f"{STAGE}: done: {len(unused):,} folders of {arguments.dataset}", event="pruned")
 
 
-def _kept(series: versions.Series, newest: int, named: Sequence[int]) -> versions.Series:
+def _kept(series: history.Series, newest: int, named: Sequence[int]) -> history.Series:
     for number in named:
         series.entry(number)
     last = sorted(series.entries)[len(series.entries) - min(newest, len(series.entries)) :]
@@ -84,13 +84,13 @@ def _kept(series: versions.Series, newest: int, named: Sequence[int]) -> version
     return replace(series, entries={n: entry for n, entry in series.entries.items() if n in wanted})
 
 
-def _unused(dataset: str, kept: versions.Series, oldest: float) -> list[_Unused]:
+def _unused(dataset: str, kept: history.Series, oldest: float) -> list[_Unused]:
     """Folders that no kept version and no running run uses, and in which nothing is new."""
     there = dict(_folders(dataset))
     used = {parent(kept.uri)}
     for number in kept.entries:
         uri = kept.plan_uri(number)
-        used |= {*_of_plan(read_plan(uri)), *versions.folders(kept.folder(number)), parent(uri)}
+        used |= {*_of_plan(read_plan(uri)), *history.folders(kept.folder(number)), parent(uri)}
     for folder, uses in _runs(dataset, there):
         of_run = {folder, *uses}
         if any(entry.modified >= oldest for of in of_run for entry in there.get(of, ())):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops import bases, versions
+from retro_ops import bases
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -14,6 +14,7 @@ from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, parent, relative
 from retro_ops.progress import say
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 HELP = "make a validated version the current one of its dataset"
 PARAMETERS = ("min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance")
@@ -35,10 +36,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         raise BadInputError(f"this version is not validated: {validated} does not exist", "run `retro-ops validate`")
     _check_floors(plan, parameters)
     _check_condemned(plan)
-    before = versions.read(plan.root, plan.dataset)
-    after, said = versions.published(before, _entry(plan, arguments.plan, before.uri), plan)
+    before = history.read(plan.root, plan.dataset)
+    after, said = history.published(before, _entry(plan, arguments.plan, before.uri), plan)
     if after != before:
-        versions.write(after)
+        history.write(after)
     say(f"{STAGE}: {plan.dataset}: {said}: {before.uri}", event="published", version=after.current)
 
 

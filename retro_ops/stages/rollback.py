@@ -4,11 +4,11 @@ from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from retro_ops import versions
 from retro_ops.errors import BadInputError
 from retro_ops.plan.specs import Parameters
 from retro_ops.progress import say
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 HELP = "make an earlier version the current one"
 PARAMETERS = ()
@@ -24,8 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    series = versions.read(arguments.root.rstrip("/"), arguments.dataset)
-    files = sorted(set(versions.files(series.folder(arguments.to))))
+    series = history.read(arguments.root.rstrip("/"), arguments.dataset)
+    files = sorted(set(history.files(series.folder(arguments.to))))
     with ThreadPoolExecutor(LOOKUPS) as pool:
         gone = [uri for uri, there in zip(files, pool.map(store.exists, files), strict=True) if not there]
     if gone:
@@ -36,6 +36,6 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if series.current == arguments.to:
         say(f"{STAGE}: version {arguments.to} of {arguments.dataset} is the current one already")
         return
-    versions.write(replace(series, current=arguments.to))
+    history.write(replace(series, current=arguments.to))
     said = f"{STAGE}: version {arguments.to} of {arguments.dataset} is the current one, instead of {series.current}"
     say(said, event="rolled_back", version=arguments.to, before=series.current)

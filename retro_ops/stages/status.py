@@ -5,13 +5,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from retro_ops import damage, versions
-from retro_ops.damage import Entry
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.storage import store
+from retro_ops.versions import audit, history
+from retro_ops.versions.audit import Entry
 
 HELP = "show what of a run or a published dataset is done, missing or damaged"
 PARAMETERS = ()
@@ -28,9 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    uri = arguments.plan or damage.last_plan_uri(_plan_uri(arguments))
+    uri = arguments.plan or audit.last_plan_uri(_plan_uri(arguments))
     plan = read_plan(uri)
-    entries = damage.look(plan, thorough=arguments.thorough)
+    entries = audit.look(plan, thorough=arguments.thorough)
     left = _left(plan, uri, entries)
     if arguments.json:
         facts = {"plan": uri, "dataset": plan.dataset, "entries": [asdict(entry) for entry in entries]}
@@ -47,7 +47,7 @@ def _plan_uri(arguments: Namespace) -> str:
     root = arguments.root.rstrip("/")
     if arguments.run:
         return paths.plan_uri(root, arguments.dataset, arguments.run)
-    return versions.read(root, arguments.dataset).plan_uri()
+    return history.read(root, arguments.dataset).plan_uri()
 
 
 def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
@@ -55,7 +55,7 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
     uri = paths.estimate_uri(plan_uri)
     expected = json.loads(store.read(uri))["seconds"]["cpu"] if store.exists(uri) else {}
     total = 0.0
-    for stage in damage.stages(plan):
+    for stage in audit.stages(plan):
         of_stage = [entry for entry in entries if entry.stage == stage]
         took = [entry.seconds for entry in of_stage if entry.state == "done" and entry.seconds is not None]
         each = sum(took) / len(took) if took else expected.get(stage, 0.0) / max(1, len(of_stage))
@@ -65,7 +65,7 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
 
 def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     cells = {(entry.shard, entry.stage): entry for entry in entries}
-    columns = [stage for stage in damage.stages(plan) if stage in paths.SHARD_DIGESTS]
+    columns = [stage for stage in audit.stages(plan) if stage in paths.SHARD_DIGESTS]
     shards = [
         shard.name
         for shard in plan.shards
@@ -82,7 +82,7 @@ def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     if hidden := len(plan.shards) - len(shards):
         lines.append(f"({hidden:,} of {len(plan.shards):,} shards are complete)")
     lines.append("")
-    lines += [f"{stage:22}{_cell(cells[None, stage]):>12}" for stage in damage.stages(plan) if stage not in columns]
+    lines += [f"{stage:22}{_cell(cells[None, stage]):>12}" for stage in audit.stages(plan) if stage not in columns]
     damaged = [f"{entry.report}: {entry.why}" for entry in entries if entry.state == "damaged"]
     return lines + (["", "Damaged:", *damaged] if damaged else [])
 

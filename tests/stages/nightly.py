@@ -7,7 +7,7 @@ from samples import write_corpus
 
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import versions
+from retro_ops.versions import history
 
 EXACT = ("--index-type", "Flat", "--target-recall", "1")
 
@@ -56,8 +56,8 @@ class Nights:
     def scratch(self) -> Done:
         return whole_run(f"{self.root}-scratch-{self.number}", "d", "x", *self.settings)
 
-    def series(self) -> versions.Series:
-        return versions.read(self.root, "d")
+    def series(self) -> history.Series:
+        return history.read(self.root, "d")
 
 
 @dataclass(frozen=True)

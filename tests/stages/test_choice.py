@@ -13,13 +13,13 @@ from samples import Run, write_corpus
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import versions
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, specs
 from retro_ops.storage import store
 from retro_ops.storage.npy import open_npy
+from retro_ops.versions import history
 
 CHOICE = ("--indexed", "[!cw]*", "--queried", "[!a]*")
 """``a`` is only indexed, ``c`` and ``w`` are only queried."""
@@ -105,7 +105,7 @@ def test_each_choice_is_kept_from_plan_to_export(built: Nights, tmp_path: Path, 
     assert {f"{name}.chunks.npy" for name in "abcvw"} < names
     assert {f"{name}.embeddings.npy" for name in "abcvw"} < names
     assert {name for name in names if name.endswith("neighbours.npy")} == {f"{n}.neighbours.npy" for n in "bcvw"}
-    files = set(versions.files(built.series().folder()))
+    files = set(history.files(built.series().folder()))
     assert paths.embeddings_uri(plan, "c") in files, "or prune would take it"
 
 

@@ -12,12 +12,12 @@ from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
 from retro_ops.corpus import documents
-from retro_ops.damage import look
 from retro_ops.execution import checkpoints, report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.stages import tokenize_and_chunk
 from retro_ops.storage import store
+from retro_ops.versions.audit import look
 
 DROP = (*EXACT, "--duplicates", "drop")
 

@@ -17,12 +17,12 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from retro_ops import bases
-from retro_ops.damage import look
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.index import drift
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters
 from retro_ops.storage import store
+from retro_ops.versions.audit import look
 
 LISTS = ("--index-type", "IVF4,Flat", "--max-drift", "9", "--min-recall", "0")
 

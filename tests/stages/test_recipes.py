@@ -21,7 +21,7 @@ from samples import Run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import parts, recipes, versions
+from retro_ops import parts, recipes
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.execution import report
@@ -30,6 +30,7 @@ from retro_ops.plan import paths, source_list
 from retro_ops.plan.source_list import Sources
 from retro_ops.plan.specs import Shard, Source
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 DOCUMENTS = [
     {
@@ -505,7 +506,7 @@ def _prune(made: Corpus, run: Run) -> None:
     run("prune", "--root", made.root, "--dataset", "d", "--keep", 1, "--yes")
     assert len(before) == 4
     assert len(before - folders()) == 1
-    series = versions.read(made.root, "d")
+    series = history.read(made.root, "d")
     current = read_plan(series.plan_uri())
     assert {source.uri.rpartition("/")[0] for shard in current.shards for source in shard.sources} == folders()
 

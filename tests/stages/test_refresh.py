@@ -19,13 +19,13 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops import versions
-from retro_ops.damage import look
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.index import faiss_index
 from retro_ops.plan import paths
 from retro_ops.storage import store
+from retro_ops.versions import history
+from retro_ops.versions.audit import look
 
 ALL_LISTS = ("--index-type", "IVF4,Flat", "--nprobe", "4", "--retrieval-margin", "4000", "--max-drift", "9")
 """An approximate index that misses nothing."""
@@ -329,7 +329,7 @@ def read_on(nights: Nights, stop: threading.Event, seen: list[tuple[int, bool]])
     """A trainer: it takes the current version and finds all that its specs name, as long as its reports say."""
     while not stop.is_set():
         series = nights.series()
-        folders = versions.folders(series.folder())
+        folders = history.folders(series.folder())
         reports = [report.read(paths.join(folder, paths.REPORT)) for folder in folders]
         seen.append((series.current, all(made and report.lost_output(made) is None for made in reports)))
         time.sleep(0.02)

@@ -8,7 +8,6 @@ import faiss
 import numpy as np
 import pytest
 
-from retro_ops import versions
 from retro_ops.bases import changes
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError
@@ -17,6 +16,7 @@ from retro_ops.plan import paths, specs
 from retro_ops.search import reranking
 from retro_ops.search.exact import NOTHING, pack, unpack
 from retro_ops.search.renumbering import GONE, renumber
+from retro_ops.versions import history
 
 
 def test_ids_move_with_their_shards() -> None:
@@ -168,9 +168,9 @@ def entry(path: str, as_of: str | None = None) -> dict[str, Any]:
     return {"path": path, "plan": f"plan of {path}", "published_at": "then", "as_of": as_of, "counts": {}}
 
 
-def series(current: int, *entries: dict[str, Any]) -> versions.Series:
+def series(current: int, *entries: dict[str, Any]) -> history.Series:
     numbered = {number: {"version": number, **of} for number, of in enumerate(entries, 1)}
-    return versions.Series("/d/current.json", "tag", current, numbered, last=len(numbered))
+    return history.Series("/d/current.json", "tag", current, numbered, last=len(numbered))
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def series(current: int, *entries: dict[str, Any]) -> versions.Series:
     ],
 )  # fmt: skip
 def test_what_publishing_does(
-    before: versions.Series, path: str, plan: dict[str, Any], current: int, count: int, said: str
+    before: history.Series, path: str, plan: dict[str, Any], current: int, count: int, said: str
 ) -> None:
-    after, words = versions.published(before, entry(path, plan.get("as_of")), plan_of(**plan))
+    after, words = history.published(before, entry(path, plan.get("as_of")), plan_of(**plan))
     assert (after.current, len(after.entries)) == (current, count)
     assert said in words
     assert after.entries[current]["path"] in (path, before.entries.get(current, {}).get("path"))
@@ -205,13 +205,13 @@ def test_what_publishing_does(
 def test_who_was_overtaken_is_told(plan: dict[str, Any]) -> None:
     before = series(2, entry("a"), entry("b", "2026-01-03"))
     with pytest.raises(BadInputError, match="version 2 was published meanwhile"):
-        versions.published(before, entry("c", plan.get("as_of")), plan_of(**plan))
+        history.published(before, entry("c", plan.get("as_of")), plan_of(**plan))
 
 
 def test_who_wants_an_older_version_back_is_told_too() -> None:
     before = series(3, entry("a"), entry("b"), entry("c"))
     with pytest.raises(BadInputError, match="version 3 was published meanwhile"):
-        versions.published(before, entry("a"), plan_of(supersedes=2))
+        history.published(before, entry("a"), plan_of(supersedes=2))
 
 
 def test_dates_in_folders_and_in_names(tmp_path: Path) -> None:
