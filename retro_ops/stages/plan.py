@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import bases, parts, recipes
+from retro_ops import recipes
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError
 from retro_ops.execution import shard_groups
@@ -32,6 +32,7 @@ from retro_ops.plan.specs import (
     check_name,
     parse_bytes,
 )
+from retro_ops.planning import base_version, recipe_shards
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.versions import audit, history
@@ -142,7 +143,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
         **places,
         **choice,
         as_of=(as_of or max(days)) if days else None,
-        condemned=bases.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
+        condemned=base_version.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
         supersedes=series.current,
         code_versions=dict(paths.CODE_VERSIONS),
     )
@@ -181,7 +182,7 @@ def _of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]
             f"{arguments.sources} was listed for dataset {listed.dataset!r} of {listed.root}", "list the sources again"
         )
     recipe = recipes.read(listed.text, listed.recipe)
-    return parts.shards(listed, recipe), {"recipe": listed.recipe, "source_folder": listed.given_folder}
+    return recipe_shards.shards(listed, recipe), {"recipe": listed.recipe, "source_folder": listed.given_folder}
 
 
 def _checked_day(text: str | None) -> str | None:
@@ -193,7 +194,7 @@ def _checked_day(text: str | None) -> str | None:
 def _with_base(plan: Plan, series: history.Series) -> Plan:
     if not series.current:
         return plan
-    base, why = bases.published_base(plan, series)
+    base, why = base_version.published_base(plan, series)
     say(f"plan: starts from {why}" if base else f"plan: {why}", logging.INFO if base else logging.WARNING)
     return replace(plan, base=base)
 
@@ -219,21 +220,21 @@ def _repair(arguments: Namespace, series: history.Series) -> Plan:
     if not (found or named or arguments.run):
         return whole
     useless = tuple(audit.digests(former, found, named))
-    condemned = tuple(dict.fromkeys((*bases.read_condemned(root, arguments.dataset), *useless)))
+    condemned = tuple(dict.fromkeys((*base_version.read_condemned(root, arguments.dataset), *useless)))
     plan = replace(whole, condemned=condemned, code_versions=dict(paths.CODE_VERSIONS))
     # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
     if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
         plan = _with_base(plan, series)
     audit.check_sources(plan)
-    bases.condemn(root, arguments.dataset, useless)
+    base_version.condemn(root, arguments.dataset, useless)
     return plan
 
 
 def _changes(plan: Plan, series: history.Series) -> dict[str, Any]:
     """What differs from the published version. ``nothing``: all of it would be as it is."""
     if not series.current:
-        return {"nothing": False, "base": None, **asdict(bases.changes([], plan.shards))}
-    found = bases.changes(read_plan(series.plan_uri()).shards, plan.shards)
+        return {"nothing": False, "base": None, **asdict(base_version.changes([], plan.shards))}
+    found = base_version.changes(read_plan(series.plan_uri()).shards, plan.shards)
     nothing = store.same_object(paths.stage_folder(plan, "write-specs"), series.folder())
     said = ", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
     say(

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops import bases
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, parent, relative
+from retro_ops.planning import base_version
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.versions import history
@@ -45,7 +45,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _check_condemned(plan: Plan) -> None:
     """BadInputError when something of this version was found damaged after the run was planned."""
-    condemned = set(bases.read_condemned(plan.root, plan.dataset))
+    condemned = set(base_version.read_condemned(plan.root, plan.dataset))
     for stage, shard in paths.tasks(plan, paths.stages(plan)):
         if paths.output_digest(plan, stage, shard) in condemned:
             raise BadInputError(

@@ -21,7 +21,7 @@ from samples import Run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import parts, recipes
+from retro_ops import recipes
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.execution import report
@@ -29,6 +29,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.source_list import Sources
 from retro_ops.plan.specs import Shard, Source
+from retro_ops.planning import recipe_shards
 from retro_ops.storage import store
 from retro_ops.versions import history
 
@@ -77,7 +78,7 @@ class Corpus:
         self._run("split-corpus", "--sources", self.uri, "--file", names, *flags, code=code)
 
     def shards(self) -> list[Shard]:
-        return parts.shards(self.listed, recipes.read(self.listed.text, self.listed.recipe))
+        return recipe_shards.shards(self.listed, recipes.read(self.listed.text, self.listed.recipe))
 
     def build(self, recipe: str, *flags: object) -> dict[str, list[dict[str, Any]]]:
         """What each shard holds, in the order of the plan."""
@@ -574,12 +575,14 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(
 
 
 def test_two_files_that_wrote_one_shard_are_refused_by_the_plan_too() -> None:
-    def part(file: str, rule: int) -> parts.Part:
+    def part(file: str, rule: int) -> recipe_shards.Part:
         source = Source(file, 1, file)
-        return parts.Part("0_docs", "train", "docs", 1, source, source_list.SourceFile(file, file, 1, file, rule, "d"))
+        return recipe_shards.Part(
+            "0_docs", "train", "docs", 1, source, source_list.SourceFile(file, file, 1, file, rule, "d")
+        )
 
-    parts.check_one_writer([part("a", 0), part("b", 0)])  # Of one source, on purpose.
+    recipe_shards.check_one_writer([part("a", 0), part("b", 0)])  # Of one source, on purpose.
     with pytest.raises(
         BadInputError, match="'0_docs' was written twice: with train docs of a, and with train docs of b"
     ):
-        parts.check_one_writer([part("a", 0), part("b", 1)])
+        recipe_shards.check_one_writer([part("a", 0), part("b", 1)])

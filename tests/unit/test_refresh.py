@@ -8,11 +8,11 @@ import faiss
 import numpy as np
 import pytest
 
-from retro_ops.bases import changes
 from retro_ops.corpus import documents as corpus
 from retro_ops.errors import BadInputError
 from retro_ops.index import drift
 from retro_ops.plan import paths, specs
+from retro_ops.planning.base_version import changes
 from retro_ops.search import reranking
 from retro_ops.search.exact import NOTHING, pack, unpack
 from retro_ops.search.renumbering import GONE, renumber
