@@ -170,5 +170,12 @@ def _answer(work: Callable[[], Any], to: Any) -> None:
 
 def warm() -> None:
     """Import what the stages import, so that a child does not spend its life on that."""
-    for name in ("faiss", "matplotlib", "sentence_transformers", "torch", "transformers", "retro_ops.card"):
+    for name in (
+        "faiss",
+        "matplotlib",
+        "sentence_transformers",
+        "torch",
+        "transformers",
+        "retro_ops.quality.card_page",
+    ):
         importlib.import_module(name)

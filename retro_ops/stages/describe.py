@@ -17,7 +17,7 @@ from retro_ops.progress import say
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.quality import Sampled
+    from retro_ops.quality.measure import Sampled
     from retro_ops.search.open_index import IndexedChunks
     from retro_ops.tokens.tokenizer import Tokenizer
 
@@ -65,8 +65,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _work(
     plan: Plan, requested: str, expected: dict[str, Any] | None, repeats: dict[str, Any] | None
 ) -> report.Outcome:
-    from retro_ops import card, quality
     from retro_ops.compute import device
+    from retro_ops.quality import card_page, measure
     from retro_ops.search import open_index
     from retro_ops.tokens.tokenizer import Tokenizer
 
@@ -76,16 +76,16 @@ def _work(
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
         chunks = open_index.IndexedChunks(paths.index_shards(plan, split))
-        drawn = quality.sample(plan, split, chunks)
+        drawn = measure.sample(plan, split, chunks)
         rows = sum(len(of.rows) for of in drawn)
         on = f"{where.chosen} ({where.why})"
         say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks, {on}")
-        measured[split] = quality.measure(plan, split, chunks, drawn, where)
+        measured[split] = measure.measure(plan, split, chunks, drawn, where)
         examples[split] = _examples(plan, split, chunks, drawn, tokenizer)
     made = _card(plan, measured, examples, expected, repeats)
     outputs = [
         store.write(paths.card_uri(plan, "json"), (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()),
-        store.write(paths.card_uri(plan, "html"), card.html(made).encode()),
+        store.write(paths.card_uri(plan, "html"), card_page.html(made).encode()),
     ]
     say(f"{STAGE}: the card is {paths.card_uri(plan, 'html')}", event="described")
     counts = {"sampled_rows": sum(m["sampled_rows"] for m in measured.values())}

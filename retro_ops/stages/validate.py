@@ -96,7 +96,7 @@ def _shared(plan: Plan) -> Iterator[str]:
 def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> report.Outcome:
     counts = _validate(specs, list(_reports(plan)), trusted)
     if share:
-        from retro_ops import recompute
+        from retro_ops.quality import recompute
 
         checks = [recompute.embeddings(plan, share)]
         if plan.parameters.profile != "seed":  # Its distances are the index's own.
@@ -213,7 +213,7 @@ def _rows(uri: str) -> int | None:
 
 
 def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
-    from retro_ops.core import validation
+    from retro_ops.quality import rules
     from retro_ops.storage.npy import open_npy
 
     chunks = open_npy(shard.chunks, ndim=2, kind="u")
@@ -226,12 +226,12 @@ def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
         return
     previous = -1
     for _, block in starts.blocks(BLOCK_ROWS):
-        yield from ((shard.seq2chunk, rule) for rule in validation.check_seq2chunk(block, previous, len(chunks)))
+        yield from ((shard.seq2chunk, rule) for rule in rules.check_seq2chunk(block, previous, len(chunks)))
         previous = int(block[-1])
     previous = -1
     for first, block in owners.blocks(BLOCK_ROWS):
         begun = starts.rows(previous + 1, int(block[-1]) + 1)
-        found = validation.check_chunk2seq(block, first, previous, begun, len(starts))
+        found = rules.check_chunk2seq(block, first, previous, begun, len(starts))
         yield from ((shard.chunk2seq, rule) for rule in found)
         previous = int(block[-1])
     if previous != len(starts) - 1:
@@ -239,7 +239,7 @@ def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
 
 
 def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
-    from retro_ops.core import validation
+    from retro_ops.quality import rules
     from retro_ops.storage.npy import open_npy
 
     embeddings = open_npy(shard.embeddings, ndim=2, kind="f")
@@ -249,7 +249,7 @@ def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
         yield shard.embeddings, f"has {len(embeddings):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
     progress = Progress(f"{STAGE} {shard.embeddings.rpartition('/')[2]}", len(embeddings), "rows")
     for _, block in embeddings.blocks(BLOCK_ROWS):
-        yield from ((shard.embeddings, rule) for rule in validation.check_embeddings(block))
+        yield from ((shard.embeddings, rule) for rule in rules.check_embeddings(block))
         progress.advance(len(block))
 
 
@@ -270,7 +270,7 @@ def _check_shard_neighbours(
     """``offsets``: first id of each shard of the index, by its chunks."""
     import numpy as np
 
-    from retro_ops.core import validation
+    from retro_ops.quality import rules
     from retro_ops.storage.npy import open_npy
 
     neighbours = open_npy(shard.neighbours, ndim=2, kind="i")
@@ -291,11 +291,11 @@ def _check_shard_neighbours(
                 return  # chunk2seq is broken, and its own check says so
             bounds = np.append(starts.rows(base, int(documents[-1]) + 2), [len(owners)])
             own_first, own_end = bounds[documents - base] + offset, bounds[documents - base + 1] + offset
-        found = validation.check_neighbours(block, sum(counts), own_first, own_end)
+        found = rules.check_neighbours(block, sum(counts), own_first, own_end)
         yield from ((shard.neighbours, rule) for rule in found)
         if distances is not None:
             of_block: Any = distances.rows(first, first + len(block))
-            yield from ((distances.uri, rule) for rule in validation.check_distances(of_block, block))
+            yield from ((distances.uri, rule) for rule in rules.check_distances(of_block, block))
 
 
 def _open_if_there(uri: str) -> "NpyReader | None":
