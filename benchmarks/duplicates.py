@@ -18,7 +18,7 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.duplicates import lsh, minhash, pairs
+from retro_ops.duplicates import document_pairs, lsh, minhash
 from retro_ops.duplicates.signatures import SignatureWriter, Signed, SignedShards
 from retro_ops.execution import report
 
@@ -80,7 +80,7 @@ def search(folder: Path, shards: int, count: int, budget: int) -> None:
     started = time.monotonic()
     signed = SignedShards(files)
     alike = lsh.find(signed, 0.8, budget, lambda _: None)
-    found, clusters = pairs.clusters(pairs.joined([alike.exact, alike.near]))
+    found, clusters = document_pairs.clusters(document_pairs.joined([alike.exact, alike.near]))
     seconds = time.monotonic() - started
     peak = report.peak_rss_bytes() / 2**20
     repeated = len(found) - int(clusters.max(initial=-1)) - 1

@@ -21,7 +21,7 @@ import zstandard
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.make_corpus import code_records, docs_records
-from retro_ops import recipes
+from retro_ops.corpus.recipes import shipped
 
 SHARDS = 30
 PILE = {"wikipedia_en": "Wikipedia (en)", "github": "Github", "pile_cc": "Pile-CC", "books3": "Books3"}
@@ -67,7 +67,7 @@ def write(folder: Path, documents: int, shards: int = SHARDS) -> Path:
         path.write_bytes(zstandard.ZstdCompressor().compress(b"".join(_pile_lines(texts, documents))))
     _write_realnews(folder / "RealNews/realnews.tar.gz", texts["realnews"], documents, shards)
     recipe = folder / "massive_open_text.yaml"
-    text = recipes.shipped("massive_open_text") or ""
+    text = shipped.text("massive_open_text") or ""
     text = text.replace("1040000", str(documents)).replace("16400", str(documents))
     recipe.write_text(text.replace("{00..29}.jsonl", f"{{00..{shards - 1:02}}}.jsonl"))
     return recipe

@@ -23,7 +23,7 @@ import real_text
 from transformers import AutoTokenizer
 
 from retro_ops.compute import device
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
 from retro_ops.execution import report
 from retro_ops.stages.tokenize_and_chunk import BATCH_BYTES, BATCH_DOCUMENTS
 from retro_ops.tokens import chunk_batches
@@ -40,7 +40,7 @@ Way = Callable[[chunk_batches.Batch], Array]
 def slices(folder: Path) -> Iterator[chunk_batches.Batch]:
     """Some of each category in turn."""
     sources = sorted(str(path) for path in folder.glob("*.jsonl"))
-    each = [chunk_batches.batches(corpus.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
+    each = [chunk_batches.batches(json_lines.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
     while each:
         for batches in list(each):
             found = next(batches, None)

@@ -12,9 +12,9 @@ from typing import Any
 import zstandard
 from wcmatch import glob
 
-from retro_ops.corpus import documents
+from retro_ops.corpus import json_lines
+from retro_ops.corpus.recipes.model import format_of
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.recipes import format_of
 from retro_ops.storage import store
 
 SHOWN_MEMBERS = 10
@@ -34,7 +34,7 @@ def lines(uri: str, members: str | None, max_line_bytes: int) -> Iterator[Line]:
     elif kind == "parquet":
         yield from _parquet(uri, max_line_bytes)
     else:
-        yield from documents.lines([uri], max_line_bytes)
+        yield from json_lines.lines([uri], max_line_bytes)
 
 
 def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
@@ -44,7 +44,7 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
     with (
         _damage(uri),
         store.open_stream(uri) as raw,
-        documents.decompressed(raw, name) as stream,
+        json_lines.decompressed(raw, name) as stream,
         tarfile.open(fileobj=stream, mode="r|") as archive,
     ):
         for member in archive:
@@ -56,8 +56,8 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
             content = archive.extractfile(member)
             assert content
             where = f"{uri}/{member.name}"
-            with documents.decompressed(content, member.name) as text:
-                for number, line in enumerate(documents.lines_of(text, where, max_line_bytes), 1):
+            with json_lines.decompressed(content, member.name) as text:
+                for number, line in enumerate(json_lines.lines_of(text, where, max_line_bytes), 1):
                     yield where, number, line
     if not found:
         raise BadInputError(

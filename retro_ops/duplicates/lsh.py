@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.duplicates import pairs as duplicates
+from retro_ops.duplicates import document_pairs
+from retro_ops.duplicates.document_pairs import Pairs
 from retro_ops.duplicates.minhash import PERMUTATIONS
-from retro_ops.duplicates.pairs import Pairs
 from retro_ops.duplicates.signatures import SignedShards
 from retro_ops.errors import BadInputError
 
@@ -37,12 +37,12 @@ class Alike:
 
 def find(signed: SignedShards, threshold: float, budget: int, progress: Callable[[int], None]) -> Alike:
     """Pairs that hold each cluster of like documents together. ``progress`` is told of each band that is done."""
-    if signed.total > duplicates.MOST_DOCUMENTS:
+    if signed.total > document_pairs.MOST_DOCUMENTS:
         raise BadInputError(
-            f"there are {signed.total:,} documents, more than {duplicates.MOST_DOCUMENTS:,}", "split the corpus"
+            f"there are {signed.total:,} documents, more than {document_pairs.MOST_DOCUMENTS:,}", "split the corpus"
         )
     exact, first_of_its_text = _equal(signed, budget)
-    rows = duplicates.rows_per_band(threshold)
+    rows = document_pairs.rows_per_band(threshold)
     least = int(np.ceil(threshold * PERMUTATIONS - 1e-9))
     at_once = max(LEAST_AT_ONCE, budget // 2 // PAIR_BYTES)
     waiting: list[Pairs] = []
@@ -50,17 +50,17 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
 
     def compare() -> None:
         nonlocal near, compared
-        pairs = _not_united(duplicates.joined(waiting), near)
+        pairs = _not_united(document_pairs.joined(waiting), near)
         waiting.clear()
         compared += len(pairs)
         for start in range(0, len(pairs), at_once):
             part = pairs[start : start + at_once]
             alike = part[shared(signed, part, budget // 2) >= least]
             if len(alike):
-                near = duplicates.forest(duplicates.joined([near, alike]))
+                near = document_pairs.forest(document_pairs.joined([near, alike]))
 
     for documents, keys in _bands(signed, first_of_its_text, rows, budget // 2, progress):
-        waiting.append(duplicates.candidates(*duplicates.groups(keys, documents)))
+        waiting.append(document_pairs.candidates(*document_pairs.groups(keys, documents)))
         if sum(map(len, waiting)) >= at_once:
             compare()
     compare()
@@ -77,9 +77,9 @@ def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]
             mine = np.flatnonzero(block % np.uint64(parts) == part)
             documents.append(mine + start)
             keys.append(block[mine])
-        found.append(duplicates.star(*duplicates.groups(np.concatenate(keys), np.concatenate(documents))))
-        first[duplicates.unpack(found[-1])[1]] = False
-    return duplicates.joined(found), first
+        found.append(document_pairs.star(*document_pairs.groups(np.concatenate(keys), np.concatenate(documents))))
+        first[document_pairs.unpack(found[-1])[1]] = False
+    return document_pairs.joined(found), first
 
 
 def _bands(
@@ -99,7 +99,7 @@ def _bands(
             for start, numbers in signed.numbers(first * rows, (together[-1] + 1) * rows):
                 mine = np.flatnonzero(wanted[start : start + numbers.shape[1]])
                 for at in range(len(together)):
-                    of = duplicates.band_keys(numbers[at * rows : (at + 1) * rows])[mine]
+                    of = document_pairs.band_keys(numbers[at * rows : (at + 1) * rows])[mine]
                     kept = of % np.uint64(parts) == part
                     keys[at].append(of[kept])
                     of_band[at].append(mine[kept] + start)
@@ -116,9 +116,9 @@ def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
     """``pairs`` whose documents do not hang together by ``near`` already."""
     if not len(near) or not len(pairs):
         return pairs
-    documents, clusters = duplicates.clusters(near)
-    places = [np.searchsorted(documents, of).clip(max=len(documents) - 1) for of in duplicates.unpack(pairs)]
-    known = [documents[at] == of for at, of in zip(places, duplicates.unpack(pairs), strict=True)]
+    documents, clusters = document_pairs.clusters(near)
+    places = [np.searchsorted(documents, of).clip(max=len(documents) - 1) for of in document_pairs.unpack(pairs)]
+    known = [documents[at] == of for at, of in zip(places, document_pairs.unpack(pairs), strict=True)]
     united = known[0] & known[1] & (clusters[places[0]] == clusters[places[1]])
     rest: Pairs = pairs[~united]
     return rest
@@ -126,7 +126,7 @@ def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
 
 def shared(signed: SignedShards, pairs: Pairs, budget: int) -> NDArray[np.uint16]:
     """Numbers of their signatures that each of ``pairs`` has in common, of PERMUTATIONS."""
-    a, b = duplicates.unpack(pairs)
+    a, b = document_pairs.unpack(pairs)
     documents, places = np.unique(np.concatenate((a, b)), return_inverse=True)
     left, right = places[: len(a)], places[len(a) :]
     counts = np.zeros(len(pairs), np.uint16)

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
 from retro_ops.duplicates import minhash
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
@@ -37,8 +37,8 @@ def signer(line_bytes: int) -> Callable[[Batch], Signed]:
     def sign(batch: Batch) -> Signed:
         places, texts = [], []
         for place, (number, line) in enumerate(zip(batch.numbers, batch.lines, strict=True)):
-            record = corpus.parse(line, batch.source, number, line_bytes)
-            if isinstance(record, corpus.Document):
+            record = json_lines.parse(line, batch.source, number, line_bytes)
+            if isinstance(record, json_lines.Document):
                 places.append(place)
                 texts.append(record.text)
         contents, signatures = minhash.content_hashes(texts), minhash.signatures(texts)

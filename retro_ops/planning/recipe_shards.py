@@ -9,13 +9,13 @@ from typing import Any
 
 from wcmatch import fnmatch
 
+from retro_ops.corpus.recipes.model import Line, Recipe
 from retro_ops.corpus.recipes.yaml_nodes import Faults
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.plan.specs import Shard, Source, Split, check_name
 from retro_ops.progress import say
-from retro_ops.recipes import Line, Recipe
 from retro_ops.storage import store
 
 

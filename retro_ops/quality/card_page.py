@@ -25,7 +25,7 @@ _STYLE: Any = {
 
 def html(card: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("retro_ops", "."),
+        loader=jinja2.PackageLoader("retro_ops.quality", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

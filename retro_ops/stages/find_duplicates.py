@@ -55,20 +55,20 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
     import numpy as np
 
-    from retro_ops.duplicates import lsh, minhash, pairs
+    from retro_ops.duplicates import document_pairs, lsh, minhash
     from retro_ops.duplicates.signatures import SignedShards
 
     reports = store.side_by_side(partial(_report, plan), [shard.name for shard in plan.shards], store.READERS)
     signed = SignedShards([paths.signature_files(plan, shard.name) for shard in plan.shards])
     threshold = plan.parameters.duplicate_threshold
-    bands = minhash.PERMUTATIONS // pairs.rows_per_band(threshold)
+    bands = minhash.PERMUTATIONS // document_pairs.rows_per_band(threshold)
     progress = Progress(STAGE, bands, "bands")
     alike = lsh.find(signed, threshold, budget, progress.advance)
     progress.close()
-    documents, clusters = pairs.clusters(pairs.joined([alike.exact, alike.near]))
+    documents, clusters = document_pairs.clusters(document_pairs.joined([alike.exact, alike.near]))
     # A validation document stays, and the training documents that repeat it go.
     is_train = np.array([shard.split == "train" for shard in plan.shards], np.int64)
-    stays = pairs.who_stays(documents, clusters, is_train[signed.shard_of(documents)])
+    stays = document_pairs.who_stays(documents, clusters, is_train[signed.shard_of(documents)])
     repeated = np.flatnonzero(documents != stays)
     facts = {
         "format": DUPLICATES_FORMAT,
@@ -108,8 +108,8 @@ def _figures(
     import numpy as np
 
     unique, places = np.unique(stays, return_inverse=True)
-    exact = signed.contents_of(lsh) == signed.contents_of(unique)[places]
-    own, other = signed.shard_of(lsh), signed.shard_of(stays)
+    exact = signed.contents_of(repeats) == signed.contents_of(unique)[places]
+    own, other = signed.shard_of(repeats), signed.shard_of(stays)
     train = np.array([shard.split == "train" for shard in plan.shards], np.bool_)
     crosses = train[own] != train[other]
     by_shard = np.bincount(own, minlength=len(plan.shards))
@@ -119,7 +119,7 @@ def _figures(
         of.update({"documents": documents, "duplicates": count})
     return {
         "documents": signed.total,
-        "duplicates": len(lsh),
+        "duplicates": len(repeats),
         "exact": int(exact.sum()),
         "near": int((~exact).sum()),
         "within_shards": int((own == other).sum()),
@@ -141,11 +141,11 @@ def _examples(
     """Some of the duplicates, evenly spread over all of them."""
     import numpy as np
 
-    from retro_ops.duplicates import minhash, pairs
+    from retro_ops.duplicates import document_pairs, minhash
     from retro_ops.duplicates.lsh import shared
 
-    chosen = np.unique(np.linspace(0, len(lsh) - 1, EXAMPLES).astype(np.int64)) if len(lsh) else lsh
-    named = np.unique(np.concatenate((lsh[chosen], stays[chosen])))
+    chosen = np.unique(np.linspace(0, len(repeats) - 1, EXAMPLES).astype(np.int64)) if len(repeats) else repeats
+    named = np.unique(np.concatenate((repeats[chosen], stays[chosen])))
     records = dict(zip(named.tolist(), signed.records_of(named).tolist(), strict=True))
 
     def place(document: int) -> dict[str, Any]:
@@ -160,8 +160,8 @@ def _examples(
         raise AssertionError(f"{plan.shards[shard].name} has no record {records[document]}")
 
     found = []
-    for document, other in zip(lsh[chosen].tolist(), stays[chosen].tolist(), strict=True):
-        pair = pairs.pack(np.array([document]), np.array([other]))
+    for document, other in zip(repeats[chosen].tolist(), stays[chosen].tolist(), strict=True):
+        pair = document_pairs.pack(np.array([document]), np.array([other]))
         in_common = int(shared(signed, pair, budget)[0])
         found.append({**place(document), "repeats": place(other), "similarity": in_common / minhash.PERMUTATIONS})
     return found

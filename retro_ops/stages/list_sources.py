@@ -7,14 +7,14 @@ import logging
 import os
 from argparse import ArgumentParser, Namespace
 
-from retro_ops import recipes
-from retro_ops.corpus.recipes import file_list
+from retro_ops.corpus.recipes import file_list, shipped
+from retro_ops.corpus.recipes.model import Recipe
+from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.specs import Parameters, Plan, check_name, parent
 from retro_ops.progress import say
-from retro_ops.recipes import Recipe
 from retro_ops.storage import store
 from retro_ops.versions import history
 
@@ -27,7 +27,7 @@ LOOKUPS = 8
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--recipe", help=f"a file, or a recipe of this package: {', '.join(recipes.shipped_names())}")
+    parser.add_argument("--recipe", help=f"a file, or a recipe of this package: {', '.join(shipped.names())}")
     parser.add_argument("--source-folder", help="where its relative paths start (default: the recipe's own folder)")
     parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
@@ -77,20 +77,20 @@ def _published(root: str, dataset: str) -> Plan | None:
 
 
 def _read(name: str) -> tuple[Recipe, str]:
-    if recipes.is_shipped(name):
-        text = recipes.shipped(name)
+    if shipped.is_shipped(name):
+        text = shipped.text(name)
         if text is None:
-            known = ", ".join(recipes.shipped_names())
+            known = ", ".join(shipped.names())
             raise BadInputError(
                 f"this package has no recipe {name!r}", f"it has {known}; a recipe of your own is a file NAME.yaml"
             )
-        return recipes.read(text, name), text
+        return parse_recipe(text, name), text
     uri = _absolute(name)
     try:
         text = store.read(uri).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInputError(f"{uri} is no text: invalid UTF-8 at byte {error.start}", "name a recipe") from error
-    return recipes.read(text, uri), text
+    return parse_recipe(text, uri), text
 
 
 def _absolute(uri: str) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import recipes
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
+from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan, write_plan
@@ -124,7 +124,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
         shards, days = _of_patterns(places, as_of)
     if as_of and not days:
         where = places.get("corpus") or places["recipe"]
-        say(f"plan: {where} has no {corpus.DATE}, so the files of today are taken for {as_of}")
+        say(f"plan: {where} has no {json_lines.DATE}, so the files of today are taken for {as_of}")
     # Shards may have gone since the choice was made; a pattern that somebody just wrote is the name of some.
     for patterns in filter(None, (arguments.indexed, arguments.queried)):
         _check_patterns(shards, patterns)
@@ -166,9 +166,9 @@ def _of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[l
     """A shard for each file, and the days of those that have one."""
     if not places["corpus"]:
         raise BadInputError("--corpus is missing", "say where the documents are: a corpus, or a recipe with --sources")
-    files = {"train": corpus.find_dated(places["corpus"], as_of)}
+    files = {"train": json_lines.find_dated(places["corpus"], as_of)}
     if places["validation_corpus"]:
-        files["val"] = corpus.find_dated(places["validation_corpus"], as_of)
+        files["val"] = json_lines.find_dated(places["validation_corpus"], as_of)
     shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
     _check_names(shards)
     return shards, [file.date for of_split in files.values() for file in of_split if file.date]
@@ -181,7 +181,7 @@ def _of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]
         raise BadInputError(
             f"{arguments.sources} was listed for dataset {listed.dataset!r} of {listed.root}", "list the sources again"
         )
-    recipe = recipes.read(listed.text, listed.recipe)
+    recipe = parse_recipe(listed.text, listed.recipe)
     return recipe_shards.shards(listed, recipe), {"recipe": listed.recipe, "source_folder": listed.given_folder}
 
 
@@ -272,7 +272,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
         source = shard.sources[0]
         try:
-            texts, share = corpus.sample(source.uri, paths.line_limit(p.memory_budget), SAMPLED_BYTES)
+            texts, share = json_lines.sample(source.uri, paths.line_limit(p.memory_budget), SAMPLED_BYTES)
         except BadInputError as error:  # Its own task will fail; the other shards have theirs to do.
             say(f"plan: {error}", logging.WARNING)
             continue
@@ -318,8 +318,8 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     return estimate.estimate(work, shape)
 
 
-def _shards(files: Sequence[corpus.Found], split: Split) -> list[Shard]:
-    def shard(file: corpus.Found) -> Shard:
+def _shards(files: Sequence[json_lines.Found], split: Split) -> list[Shard]:
+    def shard(file: json_lines.Found) -> Shard:
         where = store.at(file.uri)
         source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
         return Shard(check_name("shard", _shard_name(file)), split, (source,))
@@ -356,7 +356,7 @@ def _check_patterns(shards: Sequence[Shard], patterns: str) -> None:
             raise BadInputError(f"no shard has a name like {pattern!r}", f"there are {some}")
 
 
-def _shard_name(file: corpus.Found) -> str:
+def _shard_name(file: json_lines.Found) -> str:
     """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``; with the day, if a folder has it."""
     name = re.sub(r"\.jsonl(\.gz|\.zst)?$", "", file.uri.rpartition("/")[2])
     return name if file.date is None or file.date in name else f"{file.date}_{name}"

@@ -259,15 +259,15 @@ def _work(
     seed = parameters.profile == "seed"
     where = device.choose(parameters.device, "faiss" if seed else "torch")
     search = (_seed_search if seed else _search)(job, query, parameters, loaded, where)
-    counts, outputs, tally = _write(query, parameters.num_neighbours, reranking, unfinished)
+    counts, outputs, tally = _write(query, parameters.num_neighbours, search, unfinished)
     return report.Outcome(
         counts=counts,
         outputs=outputs,
         identity=identity,
         details={
             "profile": parameters.profile,
-            "same_document_filter": reranking.same_document,
-            **reranking.details,
+            "same_document_filter": search.same_document,
+            **search.details,
             **tally,
             **unfinished.details(),
         },
@@ -318,17 +318,17 @@ def _write(
         progress = Progress(STAGE, total, "chunks", first)
         for start in range(first, total, BLOCK_ROWS):
             end = min(start + BLOCK_ROWS, total)
-            ids, distances = reranking.find(start, end)
+            ids, distances = search.find(start, end)
             part = {"neighbours": ids, "distances": distances}
             full += append(part)
             progress.advance(len(ids))
             unfinished.add(part, end)
             # Only where `find` is no further than the block, as the tally is of all that it computed.
-            if (end - first) % reranking.rows == 0:
-                unfinished.commit_when_due(_sum(before, reranking.tally()))
+            if (end - first) % search.rows == 0:
+                unfinished.commit_when_due(_sum(before, search.tally()))
         progress.close()
         written = [neighbours_out.close(), distances_out.close()]
-    return {"rows": total, "full_rows": full}, written, _sum(before, reranking.tally())
+    return {"rows": total, "full_rows": full}, written, _sum(before, search.tally())
 
 
 def _sum(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

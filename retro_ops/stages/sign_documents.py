@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from retro_ops.corpus import documents
+from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
@@ -63,12 +63,12 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     from retro_ops.tokens.chunk_batches import batches
 
     line_bytes = paths.line_limit(plan.parameters.memory_budget)
-    processes = device.cores() if documents.is_much(uris, PARALLEL_BYTES) else 1
+    processes = device.cores() if json_lines.is_much(uris, PARALLEL_BYTES) else 1
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")
     with (
         signatures.SignatureWriter(paths.signature_files(plan, name), budget) as out,
-        ahead(batches(documents.lines(uris, line_bytes), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
+        ahead(batches(json_lines.lines(uris, line_bytes), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
         ahead(in_order(partial(signatures.signer, line_bytes), read, processes)) as made,
     ):
         for signed in made:
@@ -89,5 +89,5 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
 
 def _check_unchanged(plan: Plan, name: str) -> None:
     """What is read must be what was planned, before and after."""
-    if changed := documents.changed_source(plan.shard(name).sources):
-        raise documents.changed_since_the_plan(changed)
+    if changed := json_lines.changed_source(plan.shard(name).sources):
+        raise json_lines.changed_since_the_plan(changed)

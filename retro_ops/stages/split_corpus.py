@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from retro_ops import recipes
 from retro_ops.compute.workers import ahead
-from retro_ops.corpus import documents as corpus
-from retro_ops.corpus import routing
+from retro_ops.corpus import json_lines, routing
 from retro_ops.corpus.archives import Line, lines
 from retro_ops.corpus.recipes import file_list
+from retro_ops.corpus.recipes.model import Rule
+from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
@@ -26,7 +26,6 @@ from retro_ops.plan import paths, source_list
 from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.plan.specs import Parameters, Source, parse_bytes
 from retro_ops.progress import Progress, say
-from retro_ops.recipes import Rule
 from retro_ops.storage import store
 
 HELP = "split a source file of a recipe into parts of shards, by category and split"
@@ -53,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     listed = source_list.from_json(store.read(arguments.sources), arguments.sources)
-    recipe = recipes.read(listed.text, listed.recipe)
+    recipe = parse_recipe(listed.text, listed.recipe)
     budget = getattr(arguments, "memory_budget", listed.memory_budget)
     most_open = max(1, parse_bytes(budget) // 2 // WRITER_BYTES)
     for name in arguments.file.split(","):
@@ -69,7 +68,7 @@ def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
     made = report.read(listed.report_uri(file))
     for part in made["details"]["parts"] if made else ():
         source = listed.part(file, part)
-        if changed := corpus.changed_source([source]):
+        if changed := json_lines.changed_source([source]):
             say(f"{STAGE}: {changed} since it was written, so {file.uri} is split again", logging.WARNING)
             store.at(source.uri).delete(listed.report_uri(file))
             return
@@ -114,7 +113,7 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
 
 def _check_unchanged(file: SourceFile) -> None:
     """What is read must be what was listed, before and after: the parts go by the name of its content."""
-    if changed := corpus.changed_source([Source(file.uri, file.bytes, file.fingerprint)]):
+    if changed := json_lines.changed_source([Source(file.uri, file.bytes, file.fingerprint)]):
         raise BadInputError(
             f"{changed} since the sources were listed",
             "start another run, or clear the task `list_sources` with all after it: it takes the files as they are now",
@@ -130,8 +129,8 @@ def _route(file: SourceFile, rule: Rule, listed: Sources, fan: "_Fan", bad: "_Ba
     with ahead(_batches(lines(file.uri, rule.members, listed.line_bytes))) as batches:
         for batch in batches:
             for where, number, line in batch:
-                record = corpus.parse(line, where, number, listed.line_bytes, rule.text)
-                if isinstance(record, corpus.BadRecord):
+                record = json_lines.parse(line, where, number, listed.line_bytes, rule.text)
+                if isinstance(record, json_lines.BadRecord):
                     if bad:
                         bad.add(record)
                     continue
@@ -160,16 +159,16 @@ def _batches(of: Iterator[Line]) -> Iterator[list[Line]]:
         yield batch
 
 
-def _whole(document: corpus.Document, text_key: str) -> dict[str, Any]:
+def _whole(document: json_lines.Document, text_key: str) -> dict[str, Any]:
     """What a rule may ask for."""
     return {**document.extra, text_key: document.text}
 
 
-def _part_line(document: corpus.Document, line: bytes | None, text_key: str) -> bytes:
+def _part_line(document: json_lines.Document, line: bytes | None, text_key: str) -> bytes:
     """As it was, where the document is under ``text``, as the later stages want it."""
     if text_key == "text" and line is not None:
         return line + b"\n"
-    return corpus.json_line({**document.extra, "text": document.text})
+    return json_lines.json_line({**document.extra, "text": document.text})
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ class _OpenPart:
         self.number = number
         self._place, self._shard, self._documents = place, shard, 0
         self._writer = store.at(uri).create(uri)
-        self._lines = corpus.JsonLinesWriter(self._writer, uri)
+        self._lines = json_lines.JsonLinesWriter(self._writer, uri)
 
     def append(self, line: bytes) -> None:
         self._lines.append(line)
@@ -251,20 +250,20 @@ class _BadLines:
     def __init__(self, stack: contextlib.ExitStack, folder: str, listed: Sources) -> None:
         self.good = self.count = 0
         self._stack, self._uri, self._listed = stack, paths.bad_lines_uri(folder), listed
-        self._lines: corpus.JsonLinesWriter | None = None
+        self._lines: json_lines.JsonLinesWriter | None = None
 
-    def add(self, record: corpus.BadRecord) -> None:
+    def add(self, record: json_lines.BadRecord) -> None:
         if self._listed.on_bad_record == "fail":
-            raise corpus.refusal(record)
-        self._lines = self._lines or corpus.JsonLinesWriter(
+            raise json_lines.refusal(record)
+        self._lines = self._lines or json_lines.JsonLinesWriter(
             self._stack.enter_context(store.create(self._uri)), self._uri
         )
-        kept = replace(record, content=record.content[: corpus.QUARANTINED_CHARACTERS])
-        self._lines.append(corpus.json_line(asdict(kept)))
+        kept = replace(record, content=record.content[: json_lines.QUARANTINED_CHARACTERS])
+        self._lines.append(json_lines.json_line(asdict(kept)))
         self.count += 1
 
     def check_share(self) -> None:
-        if refused := corpus.too_many_bad(self.count, self.good, self._listed.max_bad_share, self._uri):
+        if refused := json_lines.too_many_bad(self.count, self.good, self._listed.max_bad_share, self._uri):
             self.close()
             raise refused
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Part, Unfinished
@@ -84,7 +84,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _run(job: Job, parameters: Parameters) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     # Standard input cannot be read again.
-    folder = None if corpus.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
+    folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
     unfinished = Unfinished(folder)
     work = partial(_work, job, parameters, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
@@ -119,9 +119,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     missing = [f"--{name.replace('_', '-')}" for name in wanted if not getattr(arguments, name)]
     if missing:
         raise BadInputError(f"{', '.join(missing)} missing", "name the three output files, or give --plan and --shard")
-    inputs = arguments.inputs or [corpus.STDIN]
-    stdin = corpus.STDIN in inputs
-    sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in corpus.find(pattern))
+    inputs = arguments.inputs or [json_lines.STDIN]
+    stdin = json_lines.STDIN in inputs
+    sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in json_lines.find(pattern))
     # Standard input cannot be looked at beforehand, so such a run never counts as done.
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
     settings = {name: getattr(parameters, name) for name in PARAMETERS if name != "memory_budget"}
@@ -170,10 +170,10 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
         for part in unfinished.parts():
             out.append(part)
         progress = Progress(STAGE, None, "documents", out.documents)
-        lines = left_out.skip(corpus.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
+        lines = left_out.skip(json_lines.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
         # Read and tokenised while what came before is written.
         batches = stack.enter_context(ahead(chunk_batches.batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
-        processes = device.cores() if corpus.is_much(job.sources, PARALLEL_BYTES) else 1
+        processes = device.cores() if json_lines.is_much(job.sources, PARALLEL_BYTES) else 1
         made = in_order(partial(chunk_batches.maker, settings), batches, processes)
         for piece in stack.enter_context(ahead(made)):
             package = piece.package
@@ -240,7 +240,7 @@ class _LeftOut:
         # How many records that are kept come before each.
         self._kept_before = self._records - np.arange(len(self._records))
 
-    def skip(self, lines: Iterator[corpus.Line], first: int) -> Iterator[corpus.Line]:
+    def skip(self, lines: Iterator[json_lines.Line], first: int) -> Iterator[json_lines.Line]:
         """``lines``, of which the first is record ``first``, without those that are left out."""
         at = int(self._records.searchsorted(first))
         for record, line in enumerate(lines, first):
@@ -261,9 +261,9 @@ class _LeftOut:
 
 def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
     """What is read must be what was planned, before and after: the output would go by the name of another content."""
-    if changed := corpus.changed_source(job.planned):
+    if changed := json_lines.changed_source(job.planned):
         unfinished.delete()
-        raise corpus.changed_since_the_plan(changed)
+        raise json_lines.changed_since_the_plan(changed)
 
 
 class _Outputs:
@@ -281,7 +281,7 @@ class _Outputs:
             "document_ids": stack.enter_context(NpyWriter(paths.document_ids_uri(job.chunks), "uint64")),
         }
         self._sidecar = self._lines_at(job.documents)
-        self._quarantine: corpus.JsonLinesWriter | None = None
+        self._quarantine: json_lines.JsonLinesWriter | None = None
         self._quarantine_uri = job.quarantine
 
     def append(self, part: Part) -> None:
@@ -297,7 +297,7 @@ class _Outputs:
         self.bad_records += bad.count(b"\n")
 
     def check_share(self, limit: float) -> None:
-        if refused := corpus.too_many_bad(self.bad_records, self.documents, limit, self._quarantine_uri):
+        if refused := json_lines.too_many_bad(self.bad_records, self.documents, limit, self._quarantine_uri):
             self._close_quarantine()
             raise refused
 
@@ -307,5 +307,5 @@ class _Outputs:
     def _close_quarantine(self) -> list[store.Written]:
         return [self._quarantine.close()] if self._quarantine else []
 
-    def _lines_at(self, uri: str) -> corpus.JsonLinesWriter:
-        return corpus.JsonLinesWriter(self._stack.enter_context(store.create(uri)), uri)
+    def _lines_at(self, uri: str) -> json_lines.JsonLinesWriter:
+        return json_lines.JsonLinesWriter(self._stack.enter_context(store.create(uri)), uri)

@@ -10,7 +10,7 @@ from typing import Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
-from retro_ops.plan import paths as layout
+from retro_ops.plan import paths
 from retro_ops.plan.specs import (
     DatasetShard,
     DatasetSpec,
@@ -47,37 +47,37 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         _write_by_hand(arguments)
         return
     plan = read_plan(arguments.plan)
-    uri = layout.report_uri(plan, STAGE)
-    inputs = [layout.neighbours_uri(plan, shard.name) for shard in plan.shards if shard.queried]
-    report.run_once(STAGE, uri, layout.version_digest(plan), {}, inputs, lambda: _work(plan))
+    uri = paths.report_uri(plan, STAGE)
+    inputs = [paths.neighbours_uri(plan, shard.name) for shard in plan.shards if shard.queried]
+    report.run_once(STAGE, uri, paths.version_digest(plan), {}, inputs, lambda: _work(plan))
 
 
 def _work(plan: Plan) -> report.Outcome:
     outputs = []
     for split in plan.splits():
-        uri = layout.index_spec_uri(plan, split)
-        outputs.append(store.write(uri, index_spec_to_json(layout.index_shards(plan, split), uri).encode()))
-        uri = layout.dataset_spec_uri(plan, split)
-        outputs.append(store.write(uri, dataset_spec_to_json(layout.dataset_spec(plan, split), uri).encode()))
+        uri = paths.index_spec_uri(plan, split)
+        outputs.append(store.write(uri, index_spec_to_json(paths.index_shards(plan, split), uri).encode()))
+        uri = paths.dataset_spec_uri(plan, split)
+        outputs.append(store.write(uri, dataset_spec_to_json(paths.dataset_spec(plan, split), uri).encode()))
     counts = store.side_by_side(partial(_counts, plan), plan.shards)
-    trained = report.require(layout.report_uri(plan, "train-faiss-index"), "the training of the index")
+    trained = report.require(paths.report_uri(plan, "train-faiss-index"), "the training of the index")
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": plan.dataset,
         "parameters": asdict(plan.parameters),
         "identity": asdict(plan.identity),
-        "code_versions": dict(layout.CODE_VERSIONS),
-        "trained_index": relative(layout.trained_index_uri(plan), parent(layout.manifest_uri(plan))),
+        "code_versions": dict(paths.CODE_VERSIONS),
+        "trained_index": relative(paths.trained_index_uri(plan), parent(paths.manifest_uri(plan))),
         "index_type": trained["details"]["index_type"],
-        "tuning": layout.tuning_digest(plan),
+        "tuning": paths.tuning_digest(plan),
         "shards": [
             {**as_written(shard), **_embeddings(plan, shard), "counts": of_shard}
             for shard, of_shard in zip(plan.shards, counts, strict=True)
         ],
         "skipped": plan.skipped,
     }
-    outputs.append(store.write(layout.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
-    outputs.append(write_plan(plan, layout.version_plan_uri(plan)))
+    outputs.append(store.write(paths.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
+    outputs.append(write_plan(plan, paths.version_plan_uri(plan)))
     totals = {key: sum(c.get(key, 0) for c in counts) for key in ("documents", "chunks", "bad_records", "full_rows")}
     return report.Outcome(counts={"shards": len(plan.shards), **totals}, outputs=outputs)
 
@@ -85,8 +85,8 @@ def _work(plan: Plan) -> report.Outcome:
 def _counts(plan: Plan, shard: Shard) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage in ("tokenize-and-chunk", "retrieve-neighbours"):
-        if layout.runs_on(stage, shard):
-            of_stage = report.require(layout.report_uri(plan, stage, shard.name), f"{stage} of shard {shard.name!r}")
+        if paths.runs_on(stage, shard):
+            of_stage = report.require(paths.report_uri(plan, stage, shard.name), f"{stage} of shard {shard.name!r}")
             counts |= of_stage["counts"]
     return counts
 
@@ -95,7 +95,7 @@ def _embeddings(plan: Plan, shard: Shard) -> dict[str, str]:
     """Where they are, of a shard that no index spec names."""
     if shard.indexed:
         return {}
-    return {"embeddings": relative(layout.embeddings_uri(plan, shard.name), parent(layout.manifest_uri(plan)))}
+    return {"embeddings": relative(paths.embeddings_uri(plan, shard.name), parent(paths.manifest_uri(plan)))}
 
 
 def _write_by_hand(arguments: Namespace) -> None:
@@ -103,13 +103,13 @@ def _write_by_hand(arguments: Namespace) -> None:
         raise BadInputError("--index-spec and --chunks are missing", "name them, or give --plan")
     base: list[Sequence[str]] = [arguments.chunks, arguments.seq2chunk, arguments.chunk2seq]
     if arguments.embeddings:
-        index_shards = [IndexShard(*paths) for paths in _rows([*base, arguments.embeddings])]
+        index_shards = [IndexShard(*files) for files in _rows([*base, arguments.embeddings])]
         store.write(arguments.index_spec, index_spec_to_json(index_shards, arguments.index_spec).encode())
         say(f"{STAGE}: {arguments.index_spec}")
     if arguments.data_spec:
         if not (arguments.neighbours and arguments.faiss_index):
             raise BadInputError("a dataset spec needs --neighbours and --faiss-index")
-        shards = tuple(DatasetShard(*paths) for paths in _rows([*base, arguments.neighbours]))
+        shards = tuple(DatasetShard(*files) for files in _rows([*base, arguments.neighbours]))
         spec = DatasetSpec(shards, arguments.faiss_index, arguments.index_spec)
         store.write(arguments.data_spec, dataset_spec_to_json(spec, arguments.data_spec).encode())
         say(f"{STAGE}: {arguments.data_spec}")

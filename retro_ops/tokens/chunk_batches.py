@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
 from retro_ops.execution.checkpoints import Part
 from retro_ops.tokens.chunking import Chunked, chunk_documents
 from retro_ops.tokens.encoders import Encoding, exact, fastest
@@ -95,24 +95,24 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
         encode, package = exact(settings.encoding), "tokenizers"
 
     def make(batch: Batch) -> Piece:
-        documents: list[corpus.Document] = []
-        bad: list[corpus.BadRecord] = []
+        documents: list[json_lines.Document] = []
+        bad: list[json_lines.BadRecord] = []
         bad_before: list[int] = []
         for number, line in zip(batch.numbers, batch.lines, strict=True):
-            record = corpus.parse(line, batch.source, number, settings.line_bytes)
-            if isinstance(record, corpus.Document):
+            record = json_lines.parse(line, batch.source, number, settings.line_bytes)
+            if isinstance(record, json_lines.Document):
                 documents.append(record)
                 bad_before.append(len(bad))
             elif settings.on_bad_record == "fail":
-                raise corpus.refusal(record)
+                raise json_lines.refusal(record)
             else:
-                bad.append(replace(record, content=record.content[: corpus.QUARANTINED_CHARACTERS]))
+                bad.append(replace(record, content=record.content[: json_lines.QUARANTINED_CHARACTERS]))
         rows = encode([document.text for document in documents])
         chunked = chunk_documents(rows, settings.chunk_size, settings.pad_id, np.dtype(settings.dtype))
         return Piece(
             chunked,
-            [corpus.json_line(_about(document)) for document in documents],
-            [corpus.json_line(asdict(record)) for record in bad],
+            [json_lines.json_line(_about(document)) for document in documents],
+            [json_lines.json_line(asdict(record)) for record in bad],
             np.array(bad_before, np.int64),
             package,
         )
@@ -120,5 +120,5 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
     return make
 
 
-def _about(document: corpus.Document) -> dict[str, Any]:
+def _about(document: json_lines.Document) -> dict[str, Any]:
     return {"source": document.source, "line": document.line, "record": document.extra}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from retro_ops.corpus import documents
+from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -98,7 +98,7 @@ def check_sources(plan: Plan) -> None:
     for shard, is_done in zip(plan.shards, store.side_by_side(store.exists, reports), strict=True):
         if is_done:
             continue
-        if changed := documents.changed_source(shard.sources):
+        if changed := json_lines.changed_source(shard.sources):
             raise BadInputError(
                 f"shard {shard.name!r} cannot be built again: {changed}",
                 "put it back; or refresh the dataset, which takes the corpus as it is now",

@@ -15,8 +15,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from live_airflow import REPOSITORY
 
 from retro_ops.errors import ConfigurationError
-from retro_ops.plan import paths as layout
-from retro_ops.plan import specs
+from retro_ops.plan import paths, specs
 
 HEAVY = ("numpy", "torch", "faiss", "transformers", "sentence_transformers", "boto3", "botocore")
 
@@ -43,8 +42,8 @@ def load(name: str = "retro_dataset") -> DAG:
 
 
 def test_parsing_is_quick_and_imports_no_heavy_library() -> None:
-    paths = [str(REPOSITORY / folder) for folder in ("dags", "plugins", "")]
-    program = PARSE.format(paths=paths, heavy=HEAVY)
+    folders = [str(REPOSITORY / folder) for folder in ("dags", "plugins", "")]
+    program = PARSE.format(paths=folders, heavy=HEAVY)
     done = subprocess.run(
         [sys.executable, "-W", "error::SyntaxWarning", "-c", program], capture_output=True, text=True, check=True
     )
@@ -72,7 +71,7 @@ DAGS = ("retro_dataset", "retro_refresh", "retro_repair", "massive_open_text")
 def test_tasks_are_named_like_their_stages(name: str) -> None:
     dag = load(name)
     staged = {task.task_id: task.stage for task in map(operator_of, dag.tasks) if hasattr(task, "stage")}
-    stages = {"plan", "find-duplicates", *layout.CODE_VERSIONS, "validate", "publish"}
+    stages = {"plan", "find-duplicates", *paths.CODE_VERSIONS, "validate", "publish"}
     stages |= {"check-drift"} if name == "retro_refresh" else set()
     stages |= set() if name == "retro_repair" else {"list-sources", "split-corpus"}
     assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == stages
@@ -151,11 +150,11 @@ def test_a_refresh_builds_what_came_and_then_nothing(tmp_path: Path, corpus: Pat
 def test_a_repair_runs_what_is_missing_and_what_depends_on_it(tmp_path: Path, corpus: Path) -> None:
     place = {"root": str(tmp_path / "root"), "dataset": "demo"}
     load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
-    current = json.loads(Path(layout.current_uri(place["root"], "demo")).read_text())
+    current = json.loads(Path(paths.current_uri(place["root"], "demo")).read_text())
     plan = specs.plan_from_json(Path(current["plan"]).read_text(), "plan")
-    Path(layout.report_uri(plan, "embed-chunks", "b")).unlink()
+    Path(paths.report_uri(plan, "embed-chunks", "b")).unlink()
     # The stub does not look for damage, so the version must be another one for it to go on.
-    Path(layout.current_uri(place["root"], "demo")).write_text(json.dumps(current | {"path": "another"}))
+    Path(paths.current_uri(place["root"], "demo")).write_text(json.dumps(current | {"path": "another"}))
     done = load("retro_repair").test(run_conf=place)
     state = states(done)
     assert str(done.state) == "success"
@@ -173,14 +172,14 @@ def states(run: Any) -> dict[tuple[str, int], str]:
 def test_a_whole_run(tmp_path: Path, corpus: Path) -> None:
     done = run(tmp_path, corpus)
     assert str(done.state) == "success"
-    plan_uri = layout.plan_uri(str(tmp_path / "root"), "demo", done.run_id)
+    plan_uri = paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id)
     plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert [shard.name for shard in plan.shards] == ["a", "b", "c", "d"]
     assert plan.parameters.index_type == "IVF64,Flat"
-    for stage in (*layout.stages(plan), "validate"):
-        for shard in plan.shards if stage in layout.SHARD_STAGES else (None,):
-            assert Path(layout.report_uri(plan, stage, shard.name if shard else None)).exists()
-    assert Path(layout.current_uri(plan.root, plan.dataset)).exists()
+    for stage in (*paths.stages(plan), "validate"):
+        for shard in plan.shards if stage in paths.SHARD_STAGES else (None,):
+            assert Path(paths.report_uri(plan, stage, shard.name if shard else None)).exists()
+    assert Path(paths.current_uri(plan.root, plan.dataset)).exists()
     labels = {ti.rendered_map_index for ti in done.get_task_instances() if ti.map_index >= 0}
     assert labels == {"shard a", "shard b", "shard c", "shard d"}
 
@@ -214,7 +213,7 @@ def test_a_whole_run_from_a_recipe(tmp_path: Path, recipe: Path) -> None:
     conf = {"root": str(tmp_path / "root"), "dataset": "demo", "recipe": str(recipe), "preset": "tiny"}
     done = load().test(run_conf=conf)
     assert str(done.state) == "success"
-    plan_uri = layout.plan_uri(conf["root"], "demo", done.run_id)
+    plan_uri = paths.plan_uri(conf["root"], "demo", done.run_id)
     plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
     names = ["0_code", "0_docs", "1_docs", "val_docs"]
     assert [shard.name for shard in plan.shards] == names
@@ -330,7 +329,7 @@ def test_a_bad_shard_of_a_group_fails_its_task_and_leaves_the_others_done(
         labels[ti.task_id].add(ti.rendered_map_index)
     assert labels["shards.tokenize_and_chunk"] == {"shards a to b (2)", "shards c to d (2)"}
     assert labels["retrieve_neighbours"] == {"shards a to c (2)", "shard d"}
-    plan_uri = layout.selected_plan_uri(layout.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
+    plan_uri = paths.selected_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
     assert specs.plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
 
 
@@ -341,7 +340,7 @@ def test_a_run_may_go_on_without_failed_shards(tmp_path: Path, corpus: Path, stu
     state = states(done)
     assert state["publish", -1] == "success"
     assert {index for task, index in state if task == "retrieve_neighbours"} == {0, 1, 2}
-    plan_uri = layout.selected_plan_uri(layout.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
+    plan_uri = paths.selected_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
     plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert plan.skipped == ("b",)
 

@@ -11,7 +11,8 @@ import pytest
 
 from retro_ops.cli import main
 from retro_ops.compute import device
-from retro_ops.embedding import embedder as embedding
+from retro_ops.embedding.backends import Way
+from retro_ops.embedding.embedder import Embedder
 from retro_ops.execution import report
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 from retro_ops.tokens import packing
@@ -123,12 +124,12 @@ def test_rows_of_a_long_document_are_widened_on_the_gpu(folder: Path) -> None:
 def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
     tmp_path: Path, model_dir: str, how: str, layers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways, slower = embedding.Embedder._ways, ["own layers", "packed", "padded"].index(layers)
+    ways, slower = Embedder._ways, ["own layers", "packed", "padded"].index(layers)
 
-    def others(embedder: embedding.Embedder, precision: device.Precision) -> Iterator[tuple[str, embedding.Way]]:
+    def others(embedder: Embedder, precision: device.Precision) -> Iterator[tuple[str, Way]]:
         return itertools.islice(ways(embedder, precision), slower if embedder._where.chosen == "cuda" else 0, None)
 
-    monkeypatch.setattr(embedding.Embedder, "_ways", others)
+    monkeypatch.setattr(Embedder, "_ways", others)
     text = " ".join(f"Chapter {i} speaks of the sea, the wind and number {i * i}." for i in range(2000))
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": text}) + "\n")
     outputs = [f"--{n}={tmp_path}/{f}.npy" for n, f in (("chunks-out", "c"), ("seq2chunk-index-out", "s"))]
@@ -147,7 +148,7 @@ def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
 
 def test_a_vector_does_not_depend_on_what_is_embedded_with_it(model_dir: str) -> None:
     chunks = np.random.default_rng(0).integers(1000, 20_000, (9000, 64)).astype(np.uint16)
-    embedder = embedding.Embedder(model_dir, device.choose("cuda", "torch"))
+    embedder = Embedder(model_dir, device.choose("cuda", "torch"))
     embedder.prepare()
     prepare = embedder.inputs(Tokenizer(model_dir, pad_id=0), "ids")()
     found = np.concatenate(list(embedder.vectors([prepare(chunks)])))
@@ -160,7 +161,7 @@ def test_rows_too_short_to_fill_a_batch_are_embedded_like_others(model_dir: str)
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 12, 40_000).astype(np.int32)
     rows = packing.Rows(rng.integers(1000, 20_000, lengths.sum()).astype(np.int32), lengths)
-    embedder = embedding.Embedder(model_dir, device.choose("cuda", "torch"))
+    embedder = Embedder(model_dir, device.choose("cuda", "torch"))
     embedder.prepare()
     found = np.concatenate(list(embedder.vectors([rows]))).astype(np.float32)
     ((name, padded),) = [way for way in embedder._ways(device.precision("cuda")) if way[0] == "padded"]

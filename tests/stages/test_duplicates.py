@@ -11,7 +11,7 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
-from retro_ops.corpus import documents
+from retro_ops.corpus import json_lines
 from retro_ops.execution import checkpoints, report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
@@ -48,7 +48,7 @@ def lines_of(done: Done) -> dict[str, list[int]]:
     found = {}
     for shard in done.plan.shards:
         files = paths.chunks_files(done.plan, shard.name)
-        lines = documents.lines([paths.documents_uri(files["chunks"])], 2**20)
+        lines = json_lines.lines([paths.documents_uri(files["chunks"])], 2**20)
         found[shard.name] = [json.loads(line or b"")["line"] for _, _, line in lines]
         made = report.require(paths.report_uri(done.plan, "tokenize-and-chunk", shard.name), "the chunks")
         assert made["counts"]["documents"] == len(found[shard.name])

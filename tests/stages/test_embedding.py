@@ -9,7 +9,7 @@ from samples import Run, tokenize_flags, write_corpus
 
 from retro_ops.compute import device
 from retro_ops.compute.device import Device
-from retro_ops.embedding import embedder as embedding
+from retro_ops.embedding import embedder as embedder_module
 from retro_ops.embedding.embedder import Embedder
 from retro_ops.execution import report
 from retro_ops.plan.specs import Parameters
@@ -106,7 +106,7 @@ def test_a_model_that_is_not_as_we_feed_it_is_left_to_encode(
     if what == "pooling":
         made._model[1].pooling_mode = "cls"
     else:
-        monkeypatch.setattr(embedding, "LEAST_COSINE", 1.01)
+        monkeypatch.setattr(embedder_module, "LEAST_COSINE", 1.01)
     made.prepare()
     assert made.how["way"] == "encode"
     tokenizer = Tokenizer(model_dir, pad_id=0)

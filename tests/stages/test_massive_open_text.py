@@ -15,11 +15,11 @@ from samples import Run
 from benchmarks.massive_open_text_tree import OTHER_SETS, PILE, write
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
 from retro_ops.corpus.routing import LeftOut
 from retro_ops.execution import report
 from retro_ops.index.sampling import sample_rows
-from retro_ops.plan import paths as layout
+from retro_ops.plan import paths
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
 
@@ -54,7 +54,7 @@ def exported(done: Done, tmp_path_factory: pytest.TempPathFactory, run: Run) -> 
 
 
 def documents(uri: str) -> Iterator[dict[str, Any]]:
-    for _, _, line in corpus.lines([uri], 2**23):
+    for _, _, line in json_lines.lines([uri], 2**23):
         assert line
         yield json.loads(line)
 
@@ -93,9 +93,7 @@ def test_every_document_went_where_its_set_says(done: Done, tree: Path) -> None:
         assert len(held) == DOCUMENTS * (SHARDS + 1)
         if category != "realnews":
             assert sorted(document["text"] for document in held) == sorted(by_category[category])
-    left_out = report.require(layout.report_in(parent_of(done, "00_github"), "split-corpus"), "x")["details"][
-        "left_out"
-    ]
+    left_out = report.require(paths.report_in(parent_of(done, "00_github"), "split-corpus"), "x")["details"]["left_out"]
     assert left_out == {LeftOut(f"meta.pile_set_name: {name}").reason: 1 for name in OTHER_SETS[:DOCUMENTS]}
 
 
@@ -115,7 +113,7 @@ def test_uncompressed_files_are_not_asked_for(tree: Path, done: Done) -> None:
 def test_one_run_indexes_both_splits_without_a_step_by_hand(done: Done) -> None:
     """Steps 6 and 7 name a file where a command should stand: 'MassiveOpenText/…/train.index'."""
     plan = done.plan
-    assert all(store.exists(layout.index_uri(plan, split)) for split in plan.splits())
+    assert all(store.exists(paths.index_uri(plan, split)) for split in plan.splits())
     assert done.calls["merge-indexes"] == 1
 
 
@@ -124,10 +122,10 @@ def test_a_whole_dataset_needs_no_step_that_only_its_author_has(done: Done, expo
     for split in ("train", "val"):
         uri = str(exported / f"{split}.data.spec.json")
         spec = dataset_spec_from_json(store.read(uri), uri)
-        paths = [
+        files = [
             getattr(shard, kind) for shard in spec.shards for kind in ("chunks", "seq2chunk", "chunk2seq", "neighbours")
         ]
-        assert all(Path(path).is_file() for path in (*paths, spec.faiss_index, spec.index_spec))
+        assert all(Path(path).is_file() for path in (*files, spec.faiss_index, spec.index_spec))
 
 
 def test_every_shard_that_is_validated_on_was_made(done: Done) -> None:
@@ -189,8 +187,8 @@ def test_the_originals_choice_of_queried_shards_is_a_line_of_the_recipe(
 
 
 def _planned(recipe: Path, tree: Path, root: Path, run: Run, model: str) -> Any:
-    done = Done(layout.plan_uri(str(root), "d", "x"))
-    uri = layout.sources_uri(str(root), "d", "x")
+    done = Done(paths.plan_uri(str(root), "d", "x"))
+    uri = paths.sources_uri(str(root), "d", "x")
     place = ("--root", root, "--dataset", "d")
     run("list-sources", "--recipe", recipe, "--source-folder", tree, *place, "--output", uri)
     names = [file["name"] for file in json.loads(store.read(uri))["files"]]
@@ -213,7 +211,7 @@ def test_a_part_that_nobody_offers_any_more_may_be_absent(tree: Path, tmp_path: 
 def test_training_vectors_come_from_all_shards(done: Done) -> None:
     """'--max-training-vectors' takes the first shards until it has enough: one category alone."""
     plan = done.plan
-    counts = [len(np.load(layout.embeddings_uri(plan, shard.name), mmap_mode="r")) for shard in plan.indexed("train")]
+    counts = [len(np.load(paths.embeddings_uri(plan, shard.name), mmap_mode="r")) for shard in plan.indexed("train")]
     drawn = list(sample_rows(np.array(counts), sum(counts) // 2, plan.parameters.seed))
     assert len(drawn) == len(TRAIN)
     assert all(len(rows) for rows in drawn)

@@ -21,8 +21,8 @@ from samples import Run
 from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
-from retro_ops import recipes
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
+from retro_ops.corpus.recipes import parser
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -78,7 +78,7 @@ class Corpus:
         self._run("split-corpus", "--sources", self.uri, "--file", names, *flags, code=code)
 
     def shards(self) -> list[Shard]:
-        return recipe_shards.shards(self.listed, recipes.read(self.listed.text, self.listed.recipe))
+        return recipe_shards.shards(self.listed, parser.parse(self.listed.text, self.listed.recipe))
 
     def build(self, recipe: str, *flags: object) -> dict[str, list[dict[str, Any]]]:
         """What each shard holds, in the order of the plan."""
@@ -96,7 +96,7 @@ class Corpus:
 
 
 def lines_of(uri: str) -> list[bytes]:
-    return [line or b"" for _, _, line in corpus.lines([uri], 2**23)]
+    return [line or b"" for _, _, line in json_lines.lines([uri], 2**23)]
 
 
 def of_kind(kind: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def news() -> bytes:
 
 
 def upload(demo: Demo, key: str, data: bytes) -> None:
-    code = "import sys; from retro_ops import store; store.write(sys.argv[1], sys.stdin.buffer.read())"
+    code = "import sys; from retro_ops.storage import store; store.write(sys.argv[1], sys.stdin.buffer.read())"
     environment = os.environ | demo.settings | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{demo.settings['S3_PORT']}"}
     environment |= {"AWS_DEFAULT_REGION": "us-east-1"}
     command = [STAGES_PYTHON, "-c", code, f"s3://retro/{key}"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from retro_ops import core
+from retro_ops import embedding
 from retro_ops.embedding import bert
 
 
@@ -32,7 +32,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> BertModel:
     kernels = types.ModuleType("retro_ops.embedding.kernels")
     vars(kernels).update(attend=_attend, normalise=_normalise)
     monkeypatch.setitem(sys.modules, "retro_ops.embedding.kernels", kernels)
-    monkeypatch.setattr(core, "kernels", kernels, raising=False)
+    monkeypatch.setattr(embedding, "kernels", kernels, raising=False)
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80}
     made = BertModel(BertConfig(vocab_size=100, max_position_embeddings=64, **sizes)).eval()

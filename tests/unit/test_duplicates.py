@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retro_ops.duplicates import lsh, minhash
-from retro_ops.duplicates import pairs as duplicates
+from retro_ops.duplicates import document_pairs, lsh, minhash
 from retro_ops.duplicates.signatures import SignatureWriter, Signed, SignedShards
 
 WORDS = [f"word{number}" for number in range(3000)]
@@ -49,7 +48,7 @@ def sign(folder: Path, shards: list[list[str]], budget: int = 2**30) -> SignedSh
 
 def clusters_of(signed: SignedShards, threshold: float = 0.8, budget: int = 2**30) -> list[list[int]]:
     alike = lsh.find(signed, threshold, budget, lambda _: None)
-    documents, of = duplicates.clusters(duplicates.joined([alike.exact, alike.near]))
+    documents, of = document_pairs.clusters(document_pairs.joined([alike.exact, alike.near]))
     return sorted(documents[of == number].tolist() for number in range(int(of.max(initial=-1)) + 1))
 
 
@@ -57,7 +56,7 @@ def clusters_of(signed: SignedShards, threshold: float = 0.8, budget: int = 2**3
 def test_found_are_those_above_the_threshold(tmp_path: Path, threshold: float) -> None:
     texts = made(60)
     found = lsh.find(sign(tmp_path, [texts]), threshold, 2**30, lambda _: None)
-    documents, of = duplicates.clusters(duplicates.joined([found.exact, found.near]))
+    documents, of = document_pairs.clusters(document_pairs.joined([found.exact, found.near]))
     number = dict(zip(documents.tolist(), of.tolist(), strict=True))
     grams = [set(minhash.ngrams(text)) for text in texts]
     pairs = {
@@ -70,7 +69,7 @@ def test_found_are_those_above_the_threshold(tmp_path: Path, threshold: float) -
     sure = {pair for pair, similarity in pairs.items() if similarity >= threshold + 0.12 or similarity == 1}
     assert len(sure) > 60
     assert len(sure & together) / len(sure) > 0.98
-    edges = set(zip(*(of.tolist() for of in duplicates.unpack(found.near)), strict=True))
+    edges = set(zip(*(of.tolist() for of in document_pairs.unpack(found.near)), strict=True))
     best = {a: max((s for pair, s in pairs.items() if a in pair), default=0.0) for edge in edges for a in edge}
     # Whoever was found is really like another one.
     assert edges
@@ -85,8 +84,8 @@ def test_exact_copies_are_told_from_near_ones(tmp_path: Path) -> None:
     shouted = text.upper() + "!"
     signed = sign(tmp_path, [[text, "other words", shouted], [text, "", "…", "", "..."]])
     alike = lsh.find(signed, 0.8, 2**30, lambda _: None)
-    assert [of.tolist() for of in duplicates.unpack(alike.exact)] == [[0, 4], [3, 6]]
-    assert [of.tolist() for of in duplicates.unpack(alike.near)] == [[0], [2]]
+    assert [of.tolist() for of in document_pairs.unpack(alike.exact)] == [[0, 4], [3, 6]]
+    assert [of.tolist() for of in document_pairs.unpack(alike.near)] == [[0], [2]]
 
 
 def test_texts_without_words_are_alike_only_if_they_are_equal() -> None:
@@ -117,23 +116,25 @@ def test_a_signature_does_not_depend_on_what_is_signed_with_it() -> None:
 @given(st.lists(st.integers(0, 5), max_size=60))
 def test_groups_and_pairs(keys: list[int]) -> None:
     documents = np.arange(len(keys), dtype=np.int64) * 3
-    members, starts = duplicates.groups(np.array(keys, np.uint64), documents)
+    members, starts = document_pairs.groups(np.array(keys, np.uint64), documents)
     expected = {key: [3 * i for i, k in enumerate(keys) if k == key] for key in set(keys)}
     groups = [part.tolist() for part in np.split(members, starts[1:])] if len(starts) else []
     assert sorted(groups) == sorted(of for of in expected.values() if len(of) > 1)
-    pairs = duplicates.candidates(members, starts)
-    low, high = duplicates.unpack(pairs)
+    pairs = document_pairs.candidates(members, starts)
+    low, high = document_pairs.unpack(pairs)
     assert (low < high).all()
-    small = {p for of in expected.values() if len(of) <= duplicates.ALL_PAIRS for p in itertools.combinations(of, 2)}
+    small = {
+        p for of in expected.values() if len(of) <= document_pairs.ALL_PAIRS for p in itertools.combinations(of, 2)
+    }
     assert small <= set(zip(low.tolist(), high.tolist(), strict=True))
     # Whoever hangs together does so by the pairs of a forest, too.
     if len(pairs):
-        for of in (pairs, duplicates.star(members, starts)):
-            assert _partition(duplicates.forest(of)) == _partition(of) == sorted(sorted(g) for g in groups)
+        for of in (pairs, document_pairs.star(members, starts)):
+            assert _partition(document_pairs.forest(of)) == _partition(of) == sorted(sorted(g) for g in groups)
 
 
-def _partition(pairs: duplicates.Pairs) -> list[list[int]]:
-    documents, of = duplicates.clusters(pairs)
+def _partition(pairs: document_pairs.Pairs) -> list[list[int]]:
+    documents, of = document_pairs.clusters(pairs)
     return sorted(documents[of == number].tolist() for number in np.unique(of))
 
 
@@ -141,14 +142,14 @@ def test_who_stays() -> None:
     documents = np.array([2, 3, 5, 7, 11, 13])
     clusters = np.array([0, 1, 0, 1, 0, 2])
     rank: NDArray[np.int64] = np.array([1, 1, 0, 1, 0, 1])  # 5 and 11 are validation documents
-    assert duplicates.who_stays(documents, clusters, rank).tolist() == [5, 3, 5, 3, 5, 13]
+    assert document_pairs.who_stays(documents, clusters, rank).tolist() == [5, 3, 5, 3, 5, 13]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
 def test_bands_bring_what_is_at_the_threshold(threshold: float) -> None:
-    rows = duplicates.rows_per_band(threshold)
+    rows = document_pairs.rows_per_band(threshold)
     bands = minhash.PERMUTATIONS // rows
-    assert 1 - (1 - threshold**rows) ** bands >= duplicates.LEAST_RECALL
+    assert 1 - (1 - threshold**rows) ** bands >= document_pairs.LEAST_RECALL
     if rows < minhash.PERMUTATIONS:
         more = rows + 1
-        assert 1 - (1 - threshold**more) ** (minhash.PERMUTATIONS // more) < duplicates.LEAST_RECALL
+        assert 1 - (1 - threshold**more) ** (minhash.PERMUTATIONS // more) < document_pairs.LEAST_RECALL

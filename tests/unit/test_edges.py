@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from retro_ops import cli
-from retro_ops.corpus import documents
+from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plan import paths, specs
 from retro_ops.storage import npy, store
@@ -216,8 +216,8 @@ def test_compare_and_swap_on_files(tmp_path: Path) -> None:
 
 
 def _texts(path: Path, limit: int = 1000) -> list[str]:
-    found = (documents.parse(line, source, n, limit) for source, n, line in documents.lines([str(path)], limit))
-    return [record.text if isinstance(record, documents.Document) else record.reason for record in found]
+    found = (json_lines.parse(line, source, n, limit) for source, n, line in json_lines.lines([str(path)], limit))
+    return [record.text if isinstance(record, json_lines.Document) else record.reason for record in found]
 
 
 def _flipped(data: bytes) -> bytes:
@@ -273,7 +273,7 @@ def test_corpus_files_are_found_by_file_folder_and_pattern(tmp_path: Path) -> No
         (tmp_path / name).touch()
 
     def found(pattern: str) -> list[str]:
-        return [Path(uri).relative_to(tmp_path).as_posix() for uri in documents.find(f"{tmp_path}/{pattern}")]
+        return [Path(uri).relative_to(tmp_path).as_posix() for uri in json_lines.find(f"{tmp_path}/{pattern}")]
 
     everything = ["00_a.jsonl", "01_a.jsonl.gz", "02_a.jsonl.zst", "x/03_b.jsonl"]
     assert found("00_a.jsonl") == ["00_a.jsonl"]
@@ -323,8 +323,8 @@ def test_reads_run_ahead_in_order_and_no_further_than_they_may() -> None:
 def test_a_gpu_is_looked_for_only_where_there_is_a_driver() -> None:
     """Importing torch to ask would cost stages without a model seconds and memory."""
     code = (
-        "import sys; from retro_ops import device; print(device.choose('auto', 'torch').chosen, 'torch' in sys.modules)"
+        "import sys; from retro_ops.compute import device; print(device.choose('auto', 'torch').chosen, 'torch' in sys.modules)"
     )
-    without = f"from retro_ops import device; device.DRIVERS = ('no-such-driver.so',); {code}"
+    without = f"from retro_ops.compute import device; device.DRIVERS = ('no-such-driver.so',); {code}"
     found = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["cpu", "False"]

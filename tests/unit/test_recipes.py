@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_ops import recipes
+from retro_ops.corpus.recipes import shipped
+from retro_ops.corpus.recipes.model import Line, Output, Recipe
+from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.errors import BadInputError
-from retro_ops.recipes import Line, Output
 
 GOOD = """\
 categories: [docs, code]
@@ -34,8 +35,8 @@ queried: ["{00..08}_*", val_*]
 """
 
 
-def read(text: str) -> recipes.Recipe:
-    return recipes.read(text, "r.yaml")
+def read(text: str) -> Recipe:
+    return parse_recipe(text, "r.yaml")
 
 
 def test_a_recipe_says_what_it_says() -> None:
@@ -62,7 +63,7 @@ def test_a_recipe_says_what_it_says() -> None:
 
 
 def test_the_recipe_of_the_package_is_the_originals() -> None:
-    found = read(recipes.shipped("massive_open_text") or "")
+    found = read(shipped.text("massive_open_text") or "")
     assert set(found.categories) == {"wikipedia_en", "github", "pile_cc", "books3", "realnews"}
     assert all(rule.optional for rule in found.sources)
     pile, validation, news = found.sources
@@ -77,7 +78,7 @@ def test_the_recipe_of_the_package_is_the_originals() -> None:
     assert (validation.split, validation.category) == (Fixed("val"), pile.category)
     assert news.outputs["train"].cut == Cut("documents", 1_040_000)
     assert news.outputs["val"].max_documents == 16_400
-    assert recipes.shipped_names() == ["massive_open_text"]
+    assert shipped.names() == ["massive_open_text"]
 
 
 WRONG: list[tuple[str, str, int, str]] = [

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from retro_ops.corpus import documents as corpus
+from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.index import drift
 from retro_ops.plan import paths, specs
@@ -220,16 +220,16 @@ def test_dates_in_folders_and_in_names(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     pattern = f"{tmp_path}/{{date}}/*.jsonl"
-    found = corpus.find_dated(pattern, "2026-01-02")
+    found = json_lines.find_dated(pattern, "2026-01-02")
     assert [(Path(f.uri).relative_to(tmp_path).as_posix(), f.date) for f in found] == [
         ("2026-01-01/a.jsonl", "2026-01-01"),
         ("2026-01-02/a.jsonl", "2026-01-02"),
     ]
-    assert len(corpus.find_dated(pattern, None)) == 3
+    assert len(json_lines.find_dated(pattern, None)) == 3
     with pytest.raises(BadInputError, match="has a date up to 2025-12-31"):
-        corpus.find_dated(pattern, "2025-12-31")
+        json_lines.find_dated(pattern, "2025-12-31")
     (tmp_path / "flat").mkdir()
     for name in ("news_2026-01-01_2026-01-05", "news_2026-01-02_2026-01-01"):
         (tmp_path / "flat" / f"{name}.jsonl").write_text("{}")
-    (only,) = corpus.find_dated(f"{tmp_path}/flat/news_*_{{date}}.jsonl", "2026-01-03")
+    (only,) = json_lines.find_dated(f"{tmp_path}/flat/news_*_{{date}}.jsonl", "2026-01-03")
     assert only.date == "2026-01-01"

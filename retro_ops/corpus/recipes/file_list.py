@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from retro_ops.corpus import documents
+from retro_ops.corpus import json_lines
+from retro_ops.corpus.recipes.model import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
 from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.corpus.recipes.yaml_nodes import Faults
 from retro_ops.corpus.routing import ByPath, LeftOut, by_path
@@ -12,7 +13,6 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.source_list import SourceFile
 from retro_ops.plan.specs import NAME_PATTERN, resolve
-from retro_ops.recipes import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
 from retro_ops.storage import store
 
 LONGEST_NAME = 100
@@ -57,7 +57,7 @@ def _files(rule: Rule, pattern: Line, folder: str, absent: list[str], faults: Fa
     for name in alternatives(pattern.text):
         uri = resolve(name, paths.join(folder, "recipe"))
         try:
-            found |= dict.fromkeys(documents.find(uri, SUFFIXES))
+            found |= dict.fromkeys(json_lines.find(uri, SUFFIXES))
         except BadInputError:
             missing.append(uri)
     if missing:

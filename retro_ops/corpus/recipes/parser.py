@@ -5,12 +5,12 @@ import string
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from retro_ops.corpus.recipes.model import Line, Output, Recipe, Rule, format_of
 from retro_ops.corpus.recipes.patterns import check_pattern, patterns, words
 from retro_ops.corpus.recipes.yaml_nodes import Faults, Keys, Value, Word, Words, load, near
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.errors import BadInputError
 from retro_ops.plan.specs import NAME_PATTERN, SPLITS, Split, parse_bytes
-from retro_ops.recipes import Line, Output, Recipe, Rule, format_of
 
 RECIPE_KEYS = ("categories", "sources", "indexed", "queried")
 SOURCE_KEYS = ("files", "members", "text", "category", "split", "cut", "shard", "max_documents", "optional")
@@ -22,7 +22,8 @@ OF_BOTH_SPLITS: dict[Split, str] = {**DEFAULT_SHARD, "val": "val_{file}_{categor
 T = TypeVar("T")
 
 
-def recipe(text: str, uri: str) -> Recipe:
+def parse_recipe(text: str, uri: str) -> Recipe:
+    """The recipe that ``text`` holds. BadInputError names every fault as ``uri:line: what; what to do``."""
     faults = Faults(uri)
     keys = load(text, uri, faults)
     _known(keys, RECIPE_KEYS, faults)

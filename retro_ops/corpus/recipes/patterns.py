@@ -2,8 +2,8 @@
 
 import bracex
 
+from retro_ops.corpus.recipes.model import SUFFIXES, Line
 from retro_ops.corpus.recipes.yaml_nodes import Faults, Keys, Word, Words
-from retro_ops.recipes import SUFFIXES, Line
 
 MOST_ALTERNATIVES = 100_000
 """Of the braces in a pattern."""

@@ -5,11 +5,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from typing import Literal
 
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
-from retro_ops.plan import specs
 from retro_ops.plan.specs import Split
 
 FORMATS = {
@@ -94,26 +92,3 @@ def suffix_of(name: str) -> str | None:
 def format_of(name: str) -> Literal["jsonl", "tar", "parquet"] | None:
     suffix = suffix_of(name)
     return FORMATS[suffix] if suffix else None  # type: ignore[return-value]
-
-
-def is_shipped(name: str) -> bool:
-    """Whether a recipe is named that comes with this package, not a file."""
-    return "/" not in name and not name.endswith((".yaml", ".yml"))
-
-
-def shipped(name: str) -> str | None:
-    """Text of the recipe ``name`` that comes with this package."""
-    file = resources.files(__package__) / f"{specs.check_name('recipe', name)}.yaml"
-    return file.read_text("utf-8") if file.is_file() else None
-
-
-def shipped_names() -> list[str]:
-    found = (entry.name for entry in resources.files(__package__).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
-
-
-def read(text: str, uri: str) -> Recipe:
-    """The recipe that ``text`` holds. BadInputError: ``uri:line: what; what to do`` for each thing that is wrong."""
-    from retro_ops.corpus.recipes.parser import recipe  # It stands on what is defined here.
-
-    return recipe(text, uri)

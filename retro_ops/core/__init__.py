@@ -1,1 +1,0 @@
-"""Pure functions: arrays and iterators in, arrays out. No paths, no clock, no network."""
