@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.plan.specs import parse_bytes
+from retro_ops.sizes import parse_bytes
 
 RuntimeName = Literal["local", "docker", "kubernetes"]
 

@@ -16,7 +16,9 @@ from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan import paths
-from retro_ops.plan.specs import NAME_PATTERN, Parameters, parse_bytes, plan_from_json, resolve
+from retro_ops.plan.specs import NAME_PATTERN, Parameters, plan_from_json
+from retro_ops.sizes import parse_bytes
+from retro_ops.uris import resolve
 
 PRESETS: dict[str, dict[str, str]] = {
     "tiny": {"index_type": "IVF64,Flat"},

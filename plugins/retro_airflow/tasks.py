@@ -14,6 +14,7 @@ from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths, source_list, specs
+from retro_ops.uris import resolve
 
 MOST_NAMES = 100
 """Shards of each kind that an event names; it counts them all."""
@@ -161,8 +162,8 @@ def announce_dataset(context: Context, result: Any = None) -> None:
         newest: dict[str, Any] = json.loads(store.read(current))
     # A version of an earlier day is there, but is not the current one.
     ours = paths.stage_folder(plan, "publish")
-    others = (entry for entry in newest.get("history", ()) if specs.resolve(entry["path"], current) == ours)
-    published = newest if specs.resolve(newest["path"], current) == ours else next(others, newest)
+    others = (entry for entry in newest.get("history", ()) if resolve(entry["path"], current) == ours)
+    published = newest if resolve(newest["path"], current) == ours else next(others, newest)
     folder = paths.dataset_folder(plan.root, plan.dataset)
     uri = folder if "://" in folder else f"file://{folder}"
     extra = {key: published[key] for key in ("version", "path", "published_at")} | published["counts"]

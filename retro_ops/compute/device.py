@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.plan.specs import parse_bytes
+from retro_ops.sizes import parse_bytes
 
 CHOICES = ("auto", "cpu", "cuda")
 Library = Literal["torch", "faiss"]

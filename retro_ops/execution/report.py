@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import retro_ops
+from retro_ops import uris
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.plan import paths
-from retro_ops.plan.specs import parent, relative, resolve
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.storage.store import Written
+from retro_ops.uris import parent, relative, resolve
 
 REPORTED_PACKAGES = ("numpy", "tokenizers", "transformers", "sentence_transformers", "torch", "faiss", "boto3")
 
@@ -131,7 +132,7 @@ def check_unchanged(uri: str) -> None:
 
     For what goes into outputs of another name: their own checksums would vouch for damage that they took over.
     """
-    made = require(paths.join(parent(uri), paths.REPORT), f"the stage that writes {uri}")
+    made = require(uris.join(parent(uri), paths.REPORT), f"the stage that writes {uri}")
     name = uri.rpartition("/")[2]
     expected = [output["sha256"] for output in made["outputs"] if output["uri"].rpartition("/")[2] == name]
     if not store.exists(uri) or expected != [store.sha256(uri)]:

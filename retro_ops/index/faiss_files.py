@@ -8,9 +8,9 @@ from typing import Any
 import faiss
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan.specs import split_scheme
 from retro_ops.storage import store
 from retro_ops.storage.store import Written
+from retro_ops.uris import split_scheme
 
 COPY_BYTES = 8 * 2**20
 

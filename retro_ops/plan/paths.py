@@ -24,8 +24,9 @@ from retro_ops.plan.specs import (
     Shard,
     Split,
     check_name,
-    parse_bytes,
 )
+from retro_ops.sizes import parse_bytes
+from retro_ops.uris import beside, join
 
 CODE_VERSIONS = {
     "sign-documents": 1,
@@ -59,10 +60,6 @@ def digest(*parts: Any) -> str:
     """First 16 hex digits of SHA-256 over the canonical JSON of ``parts``."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def join(folder: str, *names: str) -> str:
-    return "/".join((folder.rstrip("/"), *names))
 
 
 def dataset_folder(root: str, dataset: str) -> str:
@@ -570,10 +567,3 @@ def dataset_spec(plan: Plan, split: Split) -> DatasetSpec:
         faiss_index=index_uri(plan, split),
         index_spec=index_spec_uri(plan, split),
     )
-
-
-def beside(uri: str, suffix: str) -> str:
-    """A companion of ``uri``: (``a/chunks.npy``, ``report.json``) -> ``a/chunks.report.json``."""
-    folder, slash, name = uri.rpartition("/")
-    stem = re.sub(r"\.(npy|index|json)$", "", name)
-    return f"{folder}{slash}{stem}.{suffix}"

@@ -6,13 +6,13 @@ read; every path in them is relative to the folder of the spec file itself.
 
 import functools
 import json
-import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from retro_ops.errors import BadInputError
+from retro_ops.uris import parent, relative, resolve
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -387,37 +387,6 @@ def dataset_spec_from_json(text: str | bytes, uri: str) -> DatasetSpec:
         raise BadInputError(f"{uri} is not a dataset spec: {error!r} is missing or has the wrong type") from error
 
 
-def parent(uri: str) -> str:
-    """Folder of ``uri``, without a final slash: ``s3://bucket/a/b.json`` -> ``s3://bucket/a``."""
-    return uri.rpartition("/")[0] if "/" in uri else "."
-
-
-def split_scheme(uri: str) -> tuple[str, str]:
-    """``s3://bucket/key`` -> (``s3://bucket``, ``/key``); a local path -> (````, path)."""
-    if "://" not in uri:
-        return "", uri
-    scheme, _, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host}", slash + path
-
-
-def resolve(path: str, spec_uri: str) -> str:
-    """Absolute location of a ``path`` written in the spec at ``spec_uri``."""
-    if "://" in path or path.startswith("/"):
-        return path
-    prefix, folder = split_scheme(parent(spec_uri))
-    return prefix + posixpath.normpath(posixpath.join(folder or "/", path))
-
-
-def relative(uri: str, folder: str) -> str:
-    """``uri`` as written into a spec that lies in ``folder``."""
-    prefix, path = split_scheme(uri)
-    folder_prefix, folder_path = split_scheme(folder)
-    if prefix != folder_prefix:
-        return uri
-    return posixpath.relpath(path, folder_path or "/")
-
-
 def _relative_fields(shard: IndexShard | DatasetShard, folder: str) -> dict[str, str]:
     return {key: relative(value, folder) for key, value in asdict(shard).items()}
 
@@ -434,12 +403,3 @@ def _load(text: str | bytes, uri: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise BadInputError(f"{uri} is not JSON: {error}") from error
-
-
-def parse_bytes(text: str) -> int:
-    """``2GiB`` -> 2147483648. Units: none or B, KiB, MiB, GiB, TiB and kB, MB, GB, TB."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
-    if not match:
-        raise BadInputError(f"{text!r} is not an amount of memory", "write it like 2GiB or 512MiB")
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))

@@ -15,11 +15,9 @@ from retro_ops.plan.specs import (
     Shard,
     dataset_spec_from_json,
     index_spec_from_json,
-    parent,
-    relative,
-    resolve,
 )
 from retro_ops.storage import store
+from retro_ops.uris import parent, relative, resolve
 from retro_ops.versions import history
 
 DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")

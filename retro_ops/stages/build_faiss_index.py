@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from typing import Any
 
+from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
@@ -87,11 +88,11 @@ def _job(arguments: Namespace) -> Job:
     content = [store.at(uri).fingerprint(uri) for uri in (arguments.trained_index, *embeddings)]
     return Job(
         trained_index=arguments.trained_index,
-        trained_report=paths.beside(arguments.trained_index, paths.REPORT),
+        trained_report=uris.beside(arguments.trained_index, paths.REPORT),
         embeddings=embeddings,
-        embeddings_reports=tuple(paths.beside(uri, paths.REPORT) for uri in embeddings),
+        embeddings_reports=tuple(uris.beside(uri, paths.REPORT) for uri in embeddings),
         output=arguments.output_index,
-        report=paths.beside(arguments.output_index, paths.REPORT),
+        report=uris.beside(arguments.output_index, paths.REPORT),
         digest=paths.digest(paths.CODE_VERSIONS[STAGE], content),
     )
 

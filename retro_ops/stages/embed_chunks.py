@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Unfinished
@@ -109,9 +110,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     names = [name_digest(parameters.tokenizer), name_digest(parameters.model)]
     return Job(
         chunks=arguments.chunks,
-        chunks_report=paths.beside(arguments.chunks, paths.REPORT),
+        chunks_report=uris.beside(arguments.chunks, paths.REPORT),
         embeddings=arguments.embeddings,
-        report=paths.beside(arguments.embeddings, paths.REPORT),
+        report=uris.beside(arguments.embeddings, paths.REPORT),
         digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, names, *paths.embed_input(parameters.embed_input)),
     )
 

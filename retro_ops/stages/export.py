@@ -20,11 +20,10 @@ from retro_ops.plan.specs import (
     dataset_spec_to_json,
     index_spec_from_json,
     index_spec_to_json,
-    parent,
-    resolve,
 )
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
+from retro_ops.uris import join, parent, resolve
 from retro_ops.versions import history
 
 HELP = "copy a published version to a folder, under the original's file names"
@@ -49,7 +48,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     number, folder = series.entry(arguments.version)["version"], series.folder(arguments.version)
     version = _read(folder)
-    places = {uri: paths.join(to, name) for uri, name in version.names.items()}
+    places = {uri: join(to, name) for uri, name in version.names.items()}
     sums = _written(folder, places)
     progress = Progress(STAGE, sum(sums[uri]["bytes"] for uri in places), "bytes")
 
@@ -115,7 +114,7 @@ def _read(folder: str) -> _Version:
 
 def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
-    reports = {paths.join(parent(uri), paths.REPORT) for uri in uris} | {paths.report_in(folder, "describe")}
+    reports = {join(parent(uri), paths.REPORT) for uri in uris} | {paths.report_in(folder, "describe")}
     found = store.side_by_side(report.read, sorted(reports))
     sums = {output["uri"]: output for made in found if made for output in made["outputs"]}
     for uri in uris:
@@ -146,7 +145,7 @@ def _write_specs(
     def moved(shard: IndexShard | DatasetShard) -> dict[str, str]:
         return {key: places[uri] for key, uri in asdict(shard).items()}
 
-    index_spec = paths.join(to, RETRIEVER, f"{split}.index.spec.json")
+    index_spec = join(to, RETRIEVER, f"{split}.index.spec.json")
     store.write(index_spec, index_spec_to_json([IndexShard(**moved(s)) for s in index], index_spec).encode())
     uri = paths.dataset_spec_in(to, split)
     shards = tuple(DatasetShard(**moved(shard)) for shard in spec.shards)

@@ -11,8 +11,9 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, Source, category, parse_bytes
+from retro_ops.plan.specs import Parameters, Plan, Source, category
 from retro_ops.progress import Progress, say
+from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:

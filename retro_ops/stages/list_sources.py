@@ -13,9 +13,10 @@ from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
-from retro_ops.plan.specs import Parameters, Plan, check_name, parent
+from retro_ops.plan.specs import Parameters, Plan, check_name
 from retro_ops.progress import say
 from retro_ops.storage import store
+from retro_ops.uris import parent
 from retro_ops.versions import history
 
 HELP = "check a corpus recipe and list the files that it names"

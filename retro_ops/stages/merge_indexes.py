@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import partial
 
+from retro_ops import uris
 from retro_ops.compute.device import Room
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
@@ -88,8 +89,8 @@ def _job(arguments: Namespace) -> Job:
     return Job(
         base=arguments.base_index,
         steps=(Step(tuple(arguments.partials), arguments.output_index),),
-        reports=tuple(paths.beside(uri, paths.REPORT) for uri in (arguments.base_index, *arguments.partials)),
-        report=paths.beside(arguments.output_index, paths.REPORT),
+        reports=tuple(uris.beside(uri, paths.REPORT) for uri in (arguments.base_index, *arguments.partials)),
+        report=uris.beside(arguments.output_index, paths.REPORT),
         digest=paths.digest(paths.CODE_VERSIONS[STAGE], content),
     )
 

@@ -20,20 +20,10 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import estimate, paths, source_list
-from retro_ops.plan.specs import (
-    SPLITS,
-    Identity,
-    Parameters,
-    Plan,
-    Shard,
-    Source,
-    Split,
-    check_choice,
-    check_name,
-    parse_bytes,
-)
+from retro_ops.plan.specs import SPLITS, Identity, Parameters, Plan, Shard, Source, Split, check_choice, check_name
 from retro_ops.planning import base_version, recipe_shards
 from retro_ops.progress import say
+from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 from retro_ops.versions import audit, history
 

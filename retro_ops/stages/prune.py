@@ -7,13 +7,15 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
-from retro_ops.plan.specs import Parameters, Plan, parent
+from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.storage.store import Stored
+from retro_ops.uris import parent
 from retro_ops.versions import history
 from retro_ops.versions.audit import stages
 
@@ -106,11 +108,11 @@ def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:
     """Objects of the dataset by the folder that is kept or goes as a whole."""
     found: dict[str, list[Stored]] = {}
     for room, depth in (("corpus", 2), ("shards", 2), ("index", 1), ("versions", 1), ("runs", 1)):
-        base = paths.join(dataset, room)
+        base = uris.join(dataset, room)
         for entry in store.at(base).objects(base):
             names = entry.uri[len(base) + 1 :].split("/")
             if len(names) > depth:
-                found.setdefault(paths.join(base, *names[:depth]), []).append(entry)
+                found.setdefault(uris.join(base, *names[:depth]), []).append(entry)
     for folder, objects in found.items():
         yield folder, tuple(objects)
 
@@ -119,7 +121,7 @@ def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tup
     """What each run uses, by every plan of it: as it was made, without failed shards, after the check for drift; and
     by its list of sources, as long as there is no plan."""
     for folder, objects in there.items():
-        if parent(folder) == paths.join(dataset, "runs"):
+        if parent(folder) == uris.join(dataset, "runs"):
             for uri in (entry.uri for entry in objects):
                 try:
                     if paths.is_plan(uri):

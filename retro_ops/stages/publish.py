@@ -10,10 +10,11 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, parent, relative
+from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.planning import base_version
 from retro_ops.progress import say
 from retro_ops.storage import store
+from retro_ops.uris import parent, relative
 from retro_ops.versions import history
 
 HELP = "make a validated version the current one of its dataset"

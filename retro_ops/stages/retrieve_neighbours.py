@@ -8,13 +8,15 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Part, Unfinished
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json, parse_bytes
+from retro_ops.plan.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json
 from retro_ops.progress import Progress, say
+from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -218,15 +220,15 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         queries.append(
             Query(
                 embeddings=embedding,
-                embeddings_report=paths.beside(embedding, paths.REPORT),
+                embeddings_report=uris.beside(embedding, paths.REPORT),
                 chunk2seq=chunk2seq,
                 position=position,
                 neighbours=output,
-                report=paths.beside(output, paths.REPORT),
+                report=uris.beside(output, paths.REPORT),
                 digest=paths.digest(paths.CODE_VERSIONS[STAGE], fingerprint, content, position, settings),
             )
         )
-    index_report = paths.beside(arguments.index, paths.REPORT)
+    index_report = uris.beside(arguments.index, paths.REPORT)
     return Job(arguments.index, index_report, arguments.index_spec, shards, tuple(queries))
 
 
@@ -479,7 +481,7 @@ def _pad_id(job: Job, parameters: Parameters) -> int:
         return job.pad_id
     if parameters.pad_id is not None:
         return parameters.pad_id
-    found = report.read(paths.beside(job.shards[0].chunks, paths.REPORT))
+    found = report.read(uris.beside(job.shards[0].chunks, paths.REPORT))
     return int(found["identity"]["pad_id"]) if found else 0
 
 

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan import paths
@@ -66,7 +67,7 @@ def _tokenizer_name(shards: Sequence[IndexShard], parameters: Parameters) -> str
         return parameters.tokenizer
     for shard in shards:
         folder = shard.chunks.rpartition("/")[0]
-        for uri in (paths.beside(shard.chunks, paths.REPORT), paths.join(folder, paths.REPORT)):
+        for uri in (uris.beside(shard.chunks, paths.REPORT), uris.join(folder, paths.REPORT)):
             found = report.read(uri)
             if found and "tokenizer" in found["details"]:
                 return str(found["details"]["tokenizer"])

@@ -11,8 +11,9 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, parse_bytes
+from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.progress import Progress, say
+from retro_ops.sizes import parse_bytes
 
 HELP = "sign the documents of a shard, so that duplicates can be found"
 PARAMETERS = ("memory_budget",)

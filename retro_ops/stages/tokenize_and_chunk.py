@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from retro_ops import uris
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
@@ -138,7 +139,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         chunk2seq=arguments.chunk2seq_index_out,
         documents=arguments.documents_out or paths.documents_uri(arguments.chunks_out),
         quarantine=arguments.quarantine_out or paths.quarantine_uri(arguments.chunks_out),
-        report=paths.beside(arguments.chunks_out, paths.REPORT),
+        report=uris.beside(arguments.chunks_out, paths.REPORT),
         digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut),
         line_bytes=line_bytes,
     )

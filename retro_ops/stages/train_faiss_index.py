@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, index_spec_from_json, parse_bytes
+from retro_ops.plan.specs import Parameters, index_spec_from_json
 from retro_ops.progress import Progress, say
+from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -71,9 +73,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     content = [store.at(uri).fingerprint(uri) for uri in embeddings]
     return Job(
         embeddings=embeddings,
-        embeddings_reports=tuple(paths.beside(uri, paths.REPORT) for uri in embeddings),
+        embeddings_reports=tuple(uris.beside(uri, paths.REPORT) for uri in embeddings),
         output=arguments.output,
-        report=paths.beside(arguments.output, paths.REPORT),
+        report=uris.beside(arguments.output, paths.REPORT),
         digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, settings),
     )
 

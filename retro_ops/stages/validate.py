@@ -8,6 +8,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -19,10 +20,10 @@ from retro_ops.plan.specs import (
     Plan,
     dataset_spec_from_json,
     index_spec_from_json,
-    parent,
 )
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
+from retro_ops.uris import parent
 
 if TYPE_CHECKING:
     from retro_ops.storage.npy import NpyReader
@@ -119,7 +120,7 @@ def _validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) ->
     for uri in specs:
         findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted))
     # Specs without a plan: the reports beside the artefacts, where there are any.
-    beside = {paths.beside(name, paths.REPORT) for name in checked}
+    beside = {uris.beside(name, paths.REPORT) for name in checked}
     known = reports or sorted(name for name in beside if store.exists(name))
     findings += _of_each(partial(_check_checksums, required=bool(reports), trusted=trusted), known)
     _raise_findings(findings)

@@ -21,11 +21,10 @@ from retro_ops.plan.specs import (
     as_written,
     dataset_spec_to_json,
     index_spec_to_json,
-    parent,
-    relative,
 )
 from retro_ops.progress import say
 from retro_ops.storage import store
+from retro_ops.uris import parent, relative
 
 HELP = "write the spec files that the other stages and RETRO trainers read"
 PARAMETERS = ()

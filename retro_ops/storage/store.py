@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
 from retro_ops.errors import BadInputError, ConfigurationError, TransientError
-from retro_ops.plan.specs import parent, split_scheme
+from retro_ops.uris import parent, split_scheme
 
 PART_BYTES = 16 * 2**20
 """Multipart size: S3 allows 10,000 parts, so objects up to 160 GB of unknown length."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from retro_ops import uris
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
@@ -44,7 +45,7 @@ def look(plan: Plan, thorough: bool = False) -> list[Entry]:
 def _sizes(plan: Plan) -> dict[str, int]:
     """Bytes of all files of the dataset: a list of a thousand is one request."""
     folder = paths.dataset_folder(plan.root, plan.dataset)
-    listed = store.side_by_side(store.at(folder).objects, [paths.join(folder, room) for room in paths.ROOMS])
+    listed = store.side_by_side(store.at(folder).objects, [uris.join(folder, room) for room in paths.ROOMS])
     return {entry.uri: entry.bytes for of_room in listed for entry in of_room}
 
 

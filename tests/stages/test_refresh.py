@@ -19,6 +19,7 @@ from benchmarks.nights import compare
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
+from retro_ops import uris
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.index import faiss_index
@@ -174,7 +175,7 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
     uri = where(first.plan)
     damage(uri)
     run("status", "--root", built.root, "--dataset", "d", "--thorough")
-    assert paths.join(*uri.rpartition("/")[::2]) in re.sub(r"\s+", " ", capfd.readouterr().out)
+    assert uris.join(*uri.rpartition("/")[::2]) in re.sub(r"\s+", " ", capfd.readouterr().out)
     damaged = store.read(uri)
     done = built.repair()
     assert {stage: done.calls[stage] for stage in expected} == expected
@@ -330,6 +331,6 @@ def read_on(nights: Nights, stop: threading.Event, seen: list[tuple[int, bool]])
     while not stop.is_set():
         series = nights.series()
         folders = history.folders(series.folder())
-        reports = [report.read(paths.join(folder, paths.REPORT)) for folder in folders]
+        reports = [report.read(uris.join(folder, paths.REPORT)) for folder in folders]
         seen.append((series.current, all(made and report.lost_output(made) is None for made in reports)))
         time.sleep(0.02)

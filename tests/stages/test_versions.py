@@ -16,6 +16,7 @@ from samples import Run
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from benchmarks.whole_run import run as whole_run
+from retro_ops import uris
 from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.storage import store
@@ -177,7 +178,7 @@ def test_a_prune_that_is_killed_leaves_all_that_is_kept(built: Nights) -> None:
         pruning.wait()
         assert sound(built, 3)
         for number in built.series().entries:  # Whatever is still listed is whole, or nothing of it was touched.
-            reports = [paths.join(folder, paths.REPORT) for folder in history.folders(built.series().folder(number))]
+            reports = [uris.join(folder, paths.REPORT) for folder in history.folders(built.series().folder(number))]
             assert all(report.read(uri) for uri in reports)
     Done().stage("prune", *place(built), "--keep", 1, "--yes")
     assert set(built.series().entries) == {3}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from retro_ops import cli
+from retro_ops import cli, sizes
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plan import paths, specs
@@ -111,12 +111,12 @@ def test_specs_hold_paths_relative_to_themselves(root: str) -> None:
 
 
 def test_amounts_of_memory() -> None:
-    assert specs.parse_bytes("2GiB") == 2**31
-    assert specs.parse_bytes("1.5 kB") == 1500
-    assert specs.parse_bytes("7") == 7
+    assert sizes.parse_bytes("2GiB") == 2**31
+    assert sizes.parse_bytes("1.5 kB") == 1500
+    assert sizes.parse_bytes("7") == 7
     for bad in ("", "2 GiBs", "-1", "lots"):
         with pytest.raises(BadInputError):
-            specs.parse_bytes(bad)
+            sizes.parse_bytes(bad)
 
 
 @pytest.mark.parametrize("shape", [(0,), (5,), (0, 4), (7, 4)])
@@ -322,9 +322,8 @@ def test_reads_run_ahead_in_order_and_no_further_than_they_may() -> None:
 
 def test_a_gpu_is_looked_for_only_where_there_is_a_driver() -> None:
     """Importing torch to ask would cost stages without a model seconds and memory."""
-    code = (
-        "import sys; from retro_ops.compute import device; print(device.choose('auto', 'torch').chosen, 'torch' in sys.modules)"
-    )
+    code = "import sys; from retro_ops.compute import device; "
+        "print(device.choose('auto', 'torch').chosen, 'torch' in sys.modules)"
     without = f"from retro_ops.compute import device; device.DRIVERS = ('no-such-driver.so',); {code}"
     found = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["cpu", "False"]

@@ -25,7 +25,7 @@ from retro_airflow.deployment import Kubernetes, Resources
 from retro_airflow.runtimes import Handle, Job, Position, Status
 from retro_airflow.runtimes.stamped_logs import read_on
 from retro_ops.errors import EXIT_CONFIGURATION, ConfigurationError, TransientError
-from retro_ops.plan.specs import parse_bytes
+from retro_ops.sizes import parse_bytes
 
 CONTAINER = "stage"
 

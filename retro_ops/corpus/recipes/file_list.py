@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from retro_ops import uris
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes.model import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
 from retro_ops.corpus.recipes.patterns import alternatives
@@ -12,8 +13,9 @@ from retro_ops.corpus.routing import ByPath, LeftOut, by_path
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.source_list import SourceFile
-from retro_ops.plan.specs import NAME_PATTERN, resolve
+from retro_ops.plan.specs import NAME_PATTERN
 from retro_ops.storage import store
+from retro_ops.uris import resolve
 
 LONGEST_NAME = 100
 NUMBER = "\0"
@@ -55,7 +57,7 @@ def _files(rule: Rule, pattern: Line, folder: str, absent: list[str], faults: Fa
     found: dict[str, None] = {}
     missing = []
     for name in alternatives(pattern.text):
-        uri = resolve(name, paths.join(folder, "recipe"))
+        uri = resolve(name, uris.join(folder, "recipe"))
         try:
             found |= dict.fromkeys(json_lines.find(uri, SUFFIXES))
         except BadInputError:
@@ -74,7 +76,7 @@ def _files(rule: Rule, pattern: Line, folder: str, absent: list[str], faults: Fa
 
 def _name(uri: str, folder: str) -> str:
     """``/data/Pile/train/00.jsonl.zst`` below ``/data`` -> ``Pile-train-00``."""
-    base = paths.join(folder, "")
+    base = uris.join(folder, "")
     path = uri.removeprefix(base) if uri.startswith(base) else uri.partition("://")[2] or uri
     path = path.removesuffix(suffix_of(path) or "")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip(".-_") or "file"
@@ -106,7 +108,7 @@ def _named_once(files: list[Found], faults: Faults) -> list[Found]:
 
 def resolved(patterns: ByPath, folder: str) -> ByPath:
     """Patterns as files are written."""
-    base = paths.join(folder, "recipe")
+    base = uris.join(folder, "recipe")
     return ByPath({resolve(pattern, base): category for pattern, category in patterns.patterns.items()})
 
 
@@ -197,7 +199,7 @@ def source_file(recipe: Recipe, folder: str, file: Found, settings: tuple[str, f
     fingerprint = where.fingerprint(file.uri)
     content = [fingerprint, asdict(rule.without_lines()), *settings]
     # Where the name of the file decides: the category by its path, the shard's by its stem.
-    path = file.uri.removeprefix(paths.join(folder, ""))
+    path = file.uri.removeprefix(uris.join(folder, ""))
     content.append(path if isinstance(rule.category, ByPath) else path.rpartition("/")[2])
     kinds = [type(rule.category).__name__, type(rule.split).__name__]
     digest = paths.digest(paths.SPLIT_CORPUS_VERSION, kinds, content)
