@@ -19,7 +19,7 @@ from stack import Stack
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead
 
 PAGE = 100
 POLL_S = 5
@@ -74,7 +74,7 @@ def work_of(plan_uri: str) -> dict[str, float]:
     """Seconds of work by stage, as the stages themselves reported them."""
     plan = read_plan(plan_uri)
     tasks = list(paths.tasks(plan, (*paths.stages(plan), "validate")))
-    made = store.side_by_side(lambda of: report.require(paths.report_uri(plan, *of), "it"), tasks)
+    made = read_ahead.side_by_side(lambda of: report.require(paths.report_uri(plan, *of), "it"), tasks)
     work: dict[str, float] = {}
     for (stage, _), found in zip(tasks, made, strict=True):
         work[stage] = work.get(stage, 0.0) + found["seconds"]

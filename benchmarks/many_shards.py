@@ -22,7 +22,7 @@ from run import DAG
 from stack import AIRFLOW_BIN, BUCKET, REPOSITORY, Stack
 
 from benchmarks import live_run
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 
 DOCUMENTS = 3
 CHARACTERS = 400
@@ -46,7 +46,7 @@ def upload(shards: int) -> str:
         split = "val" if number % VALIDATION_EVERY == VALIDATION_EVERY - 1 else "train"
         lines = [json.dumps({"text": piece}) + "\n" for piece in islice(text, DOCUMENTS)]
         files[f"{prefix}/{split}/{number:05}_{'val_' if split == 'val' else ''}code.jsonl"] = "".join(lines).encode()
-    store.side_by_side(lambda of: store.write(*of), files.items())
+    read_ahead.side_by_side(lambda of: store.write(*of), files.items())
     return prefix
 
 

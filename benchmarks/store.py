@@ -16,7 +16,7 @@ from typing import Any
 import machine
 import numpy as np
 
-from retro_ops.storage import store
+from retro_ops.storage import s3, store
 from retro_ops.storage.npy import NpyWriter, open_npy
 from tests.conftest import _seaweedfs
 
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, _seaweedfs(Path(folder), tls=False) as server:
         os.environ.update(server.environment)
         bucket, name = server.bucket, server.bucket.removeprefix("s3://")
-        client = store._client()
+        client = s3._client()
         client.meta.events.register("before-send.s3", lambda **_: time.sleep(of.delay))
         works: dict[str, Callable[[], Any]] = {
             "write, ours": lambda: write_array(f"{bucket}/ours.npy", data),

@@ -58,13 +58,13 @@ def s3_tls(s3_tls_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _use(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from retro_ops.storage import store
+    from retro_ops.storage.s3 import _client
 
     for key, value in server.environment.items():
         monkeypatch.setenv(key, value)
-    store._client.cache_clear()
+    _client.cache_clear()
     yield server.bucket
-    store._client.cache_clear()
+    _client.cache_clear()
 
 
 @contextmanager

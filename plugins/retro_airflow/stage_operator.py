@@ -222,7 +222,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def _locations(self) -> dict[str, str]:
         from retro_ops.plan import paths, source_list, specs
-        from retro_ops.storage import store
+        from retro_ops.storage import read_ahead, store
 
         assert not callable(self.arguments)
         given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
@@ -247,7 +247,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
                 markers = [paths.report_uri(plan, self.stage, shard) for shard in shards]
             # Of a group the last one.
             result = {"stage": self.stage, **given, "report": markers[-1]}
-        for marker, is_there in zip(markers, store.side_by_side(store.exists, markers), strict=True):
+        for marker, is_there in zip(markers, read_ahead.side_by_side(store.exists, markers), strict=True):
             if not is_there:
                 raise AirflowException(
                     f"{self.stage} ended without an error but {marker} is missing. A retry runs it again"

@@ -45,12 +45,12 @@ def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     """As ``list_shards``, but only shards whose ``stage`` is still to be done: often few of many."""
-    from retro_ops.storage import store
+    from retro_ops.storage import read_ahead, store
 
     plan = read_plan(plan_uri)
     shards = paths.shards_of(plan, stage)
     with failures.airflow_errors():
-        done = store.side_by_side(store.exists, [paths.report_uri(plan, stage, shard.name) for shard in shards])
+        done = read_ahead.side_by_side(store.exists, [paths.report_uri(plan, stage, shard.name) for shard in shards])
     unfinished = [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
     print(f"{stage}: {len(unfinished)} of {len(shards)} shards are to be done")
     return _mapped(plan_uri, unfinished)
@@ -101,7 +101,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
     It runs after the shards whatever became of them, and believes the reports in the store alone:
     the list that Airflow hands a reducer leaves failed shards out and shifts the rest.
     """
-    from retro_ops.storage import store
+    from retro_ops.storage import read_ahead, store
 
     if not plan_uri:
         raise AirflowFailException(
@@ -111,7 +111,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
         uris = [paths.report_uri(plan, "embed-chunks", shard.name) for shard in plan.shards]
-        done = store.side_by_side(store.exists, uris)
+        done = read_ahead.side_by_side(store.exists, uris)
         gone = {shard.name for shard, is_done in zip(plan.shards, done, strict=True) if not is_done}
         if not gone:
             return plan_uri

@@ -17,7 +17,7 @@ from wcmatch import glob
 from retro_ops.errors import BadInputError
 from retro_ops.plan.specs import Source
 from retro_ops.storage import store
-from retro_ops.storage.store import Writer, Written
+from retro_ops.storage.base import Writer, Written
 from retro_ops.uris import parent
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")

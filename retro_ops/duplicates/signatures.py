@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from retro_ops.corpus import json_lines
 from retro_ops.duplicates import minhash
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead
+from retro_ops.storage.base import Written
 from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
-from retro_ops.storage.store import Written
 from retro_ops.tokens.chunk_batches import Batch
 
 COPY_ROWS = 16_384
@@ -117,7 +117,7 @@ class SignedShards:
         shard."""
         yield from zip(
             self.offsets[:-1].tolist(),
-            store.ahead(partial(reader.rows, first, end) for reader in self._signatures),
+            read_ahead.ahead(partial(reader.rows, first, end) for reader in self._signatures),
             strict=True,
         )
 
@@ -126,7 +126,7 @@ class SignedShards:
         found = np.empty((end - first, len(documents)), np.uint32)
         bounds = np.searchsorted(documents, self.offsets)
         asked = [at for at in range(len(self._signatures)) if bounds[at] < bounds[at + 1]]
-        blocks = store.ahead(partial(self._signatures[at].rows, first, end) for at in asked)
+        blocks = read_ahead.ahead(partial(self._signatures[at].rows, first, end) for at in asked)
         for at, block in zip(asked, blocks, strict=True):
             of = slice(bounds[at], bounds[at + 1])
             found[:, of] = block[:, documents[of] - self.offsets[at]]

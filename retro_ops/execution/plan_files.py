@@ -2,11 +2,12 @@
 
 from retro_ops.plan.specs import Plan, plan_from_json, plan_to_json
 from retro_ops.storage import store
+from retro_ops.storage.base import Written
 
 
 def read_plan(uri: str) -> Plan:
     return plan_from_json(store.read(uri), uri)
 
 
-def write_plan(plan: Plan, uri: str) -> store.Written:
+def write_plan(plan: Plan, uri: str) -> Written:
     return store.write(uri, plan_to_json(plan).encode())

@@ -20,7 +20,7 @@ from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.plan import paths
 from retro_ops.progress import say
 from retro_ops.storage import store
-from retro_ops.storage.store import Written
+from retro_ops.storage.base import Written
 from retro_ops.uris import parent, relative, resolve
 
 REPORTED_PACKAGES = ("numpy", "tokenizers", "transformers", "sentence_transformers", "torch", "faiss", "boto3")

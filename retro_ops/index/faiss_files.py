@@ -9,7 +9,7 @@ import faiss
 
 from retro_ops.errors import BadInputError
 from retro_ops.storage import store
-from retro_ops.storage.store import Written
+from retro_ops.storage.base import Written
 from retro_ops.uris import split_scheme
 
 COPY_BYTES = 8 * 2**20

@@ -22,8 +22,8 @@ from retro_ops.index import faiss_index
 from retro_ops.index.faiss_index import ID_BYTES
 from retro_ops.progress import say
 from retro_ops.search.reranking import Coarse
-from retro_ops.storage import store
-from retro_ops.storage.store import Written
+from retro_ops.storage import read_ahead, store
+from retro_ops.storage.base import Written
 
 MARK = re.compile(rb"ilar(.{8})(.{8})(full|sprs)(.{8})", re.DOTALL)
 """Before the sizes: number of lists, bytes of a code, sizes of all lists or (number, size) of those that hold any, and
@@ -172,7 +172,7 @@ def merge(base: ListFile, parts: Sequence[ListFile], uri: str, most_bytes: int) 
         writer.write(whole.head)
         writer.write(_sizes(sizes, base.code_size))
         for start, stop in whole.runs(np.arange(len(sizes)), most_bytes):
-            blocks = list(store.ahead(partial(file.lists, start, stop) for file in files))
+            blocks = list(read_ahead.ahead(partial(file.lists, start, stop) for file in files))
             for number in range(start, stop):
                 held = [of for of in range(len(files)) if files[of].sizes[number]]
                 found = [files[of].split(blocks[of], start, number) for of in held]

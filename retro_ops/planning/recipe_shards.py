@@ -16,7 +16,7 @@ from retro_ops.execution import report
 from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.plan.specs import Shard, Source, Split, check_name
 from retro_ops.progress import say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
     Says which categories are absent, and what was left out. BadInputError when a file is not split yet, when two
     splits or sources wrote one shard, and for a pattern of the recipe that no shard matches.
     """
-    reports = store.side_by_side(partial(_report, listed), listed.files)
+    reports = read_ahead.side_by_side(partial(_report, listed), listed.files)
     parts = [part for file, made in zip(listed.files, reports, strict=True) for part in _parts(listed, file, made)]
     _say_what_is_absent(listed, recipe, parts, reports)
     by_name: dict[str, list[Part]] = {}

@@ -23,7 +23,7 @@ from retro_ops.plan.specs import Plan, Shard, Split, category
 from retro_ops.search import filters, open_index, tuning
 from retro_ops.search.exact import unpack
 from retro_ops.search.reranking import Queries, exact_search
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import open_npy
 
 BLOCK_ROWS = 65_536
@@ -67,7 +67,7 @@ def sample(plan: Plan, split: Split, chunks: open_index.IndexedChunks) -> list[S
         counts = np.array([len(of) for of in queries], np.int64)
         rows = sample_rows(counts, wanted, plan.parameters.seed + 1 + number)
         drawn += [of for of in zip(shards, queries, rows, strict=True) if len(of[2])]
-    return store.side_by_side(lambda of: _sampled(plan, *of), drawn, store.READERS)
+    return read_ahead.side_by_side(lambda of: _sampled(plan, *of), drawn, read_ahead.READERS)
 
 
 def measure(
@@ -75,7 +75,7 @@ def measure(
 ) -> dict[str, Any]:
     """All figures of ``split``; see docs/quality.md for what each means."""
     queried = plan.queried(split)
-    figures = store.side_by_side(partial(_whole, plan), queried, store.READERS)
+    figures = read_ahead.side_by_side(partial(_whole, plan), queried, read_ahead.READERS)
     whole = {shard.name: of for shard, of in zip(queried, figures, strict=True)}
     categories = sorted({category(name) for name in whole})
     rows = {name: sum(w["rows"] for shard, w in whole.items() if category(shard) == name) for name in categories}

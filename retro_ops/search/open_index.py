@@ -21,7 +21,7 @@ from retro_ops.progress import say
 from retro_ops.search import filters, gpu_search, tuning
 from retro_ops.search.exact import MAX_CHUNKS, Compare, on_host
 from retro_ops.search.reranking import Block, Blocks, Coarse, Index, Queries, Refuse, Width
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import NpyReader, open_npy
 
 BLOCK_ROWS = 8192
@@ -50,9 +50,9 @@ class Documents:
 
     def __init__(self, chunks: Sequence[str], chunk2seqs: Sequence[str]) -> None:
         uris = [paths.document_ids_uri(uri) for uri in chunks]
-        self.by_content = all(store.side_by_side(store.exists, uris))
+        self.by_content = all(read_ahead.side_by_side(store.exists, uris))
         opened = partial(open_npy, ndim=1, kind="u" if self.by_content else "i")
-        self._readers = store.side_by_side(opened, uris if self.by_content else chunk2seqs)
+        self._readers = read_ahead.side_by_side(opened, uris if self.by_content else chunk2seqs)
 
     def rows(self, position: int, start: int, stop: int) -> NDArray[np.uint64]:
         rows = self._readers[position].rows(start, stop)
@@ -64,7 +64,7 @@ class IndexedChunks:
 
     def __init__(self, shards: Sequence[IndexShard]) -> None:
         opened = partial(open_npy, ndim=2, kind="f")
-        self.embeddings = store.side_by_side(opened, [shard.embeddings for shard in shards])
+        self.embeddings = read_ahead.side_by_side(opened, [shard.embeddings for shard in shards])
         self._kept: dict[tuple[int, int], Block] = {}
         self._kept_bytes = 0
         self._chunks = [shard.chunks for shard in shards]
@@ -77,7 +77,7 @@ class IndexedChunks:
     @cached_property
     def chunks(self) -> list[NpyReader]:
         """Their tokens, which only filters and cards read."""
-        return store.side_by_side(partial(open_npy, ndim=2, kind="u"), self._chunks)
+        return read_ahead.side_by_side(partial(open_npy, ndim=2, kind="u"), self._chunks)
 
     def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
         return self.blocks_of(range(len(self.embeddings)))(wanted)
@@ -93,7 +93,7 @@ class IndexedChunks:
             for cut, of in _wanted(cuts, wanted):
                 yield cut, int(wanted[of.start]), int(wanted[of.stop - 1]) + 1
 
-        return lambda wanted: store.ahead(partial(self._block, *of) for of in ranges(wanted))
+        return lambda wanted: read_ahead.ahead(partial(self._block, *of) for of in ranges(wanted))
 
     def _cuts(self, positions: Iterable[int]) -> list[tuple[int, int]]:
         """(first id, end) of the blocks: BLOCK_ROWS of a shard, or as many small shards that follow one another."""
@@ -155,7 +155,7 @@ class IndexedChunks:
             offset = int(self.offsets[position])
             return rows_of(position)(max(first - offset, 0), min(end, int(self.offsets[position + 1])) - offset)
 
-        parts = [part(i) for i in at] if len(at) <= FEW_PARTS else store.side_by_side(part, at)
+        parts = [part(i) for i in at] if len(at) <= FEW_PARTS else read_ahead.side_by_side(part, at)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -393,7 +393,7 @@ def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
     """A uniform sample without replacement over the rows of all ``shards``."""
     drawn = sample_rows(np.array([len(s) for s in shards], np.int64), count, seed)
     asked = [of for of in zip(shards, drawn, strict=True) if len(of[1])] or [(shards[0], drawn[0])]
-    return join(store.side_by_side(lambda of: take(*of), asked, store.READERS))
+    return join(read_ahead.side_by_side(lambda of: take(*of), asked, read_ahead.READERS))
 
 
 def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:

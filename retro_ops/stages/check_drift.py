@@ -13,7 +13,7 @@ from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.progress import say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 
 HELP = "decide whether the trained index of the published version still fits"
 PARAMETERS = ("max_drift", "seed")
@@ -48,7 +48,7 @@ def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     before = trained["details"].get("fit")
     then = drift.Fit(**before) if before else None
     embeddings = [paths.embeddings_uri(plan, shard.name) for shard in plan.indexed("train")]
-    shards = store.side_by_side(partial(open_npy, ndim=2, kind="f"), embeddings)
+    shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f"), embeddings)
     now = drift_measurement.measure(load_index(paths.trained_index_uri(plan)), shards, parameters.seed)
     reason = drift.reason_to_retrain(then, now, parameters.max_drift) if then else "its fit was never measured"
     figures = {"then": before, "now": now.as_json()}

@@ -14,7 +14,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Shard, Split, category
 from retro_ops.progress import say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 
 if TYPE_CHECKING:
     from retro_ops.quality.measure import Sampled
@@ -151,7 +151,7 @@ def _reports(plan: Plan) -> Reports:
 
     tasks = list(paths.tasks(plan, UNITS))
     found: Reports = {}
-    for (stage, _), made in zip(tasks, store.side_by_side(lambda of: read(*of), tasks), strict=True):
+    for (stage, _), made in zip(tasks, read_ahead.side_by_side(lambda of: read(*of), tasks), strict=True):
         found.setdefault(stage, []).append(made)
     return found
 

@@ -22,7 +22,7 @@ from retro_ops.plan.specs import (
     index_spec_to_json,
 )
 from retro_ops.progress import Progress, say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.uris import join, parent, resolve
 from retro_ops.versions import history
 
@@ -57,7 +57,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         progress.advance(sums[uri]["bytes"])
         return is_new
 
-    copied = sum(store.side_by_side(copy, places, store.READERS))
+    copied = sum(read_ahead.side_by_side(copy, places, read_ahead.READERS))
     progress.close()
     # Last, so that whoever finds a spec finds all that it names.
     for split, spec in version.datasets.items():
@@ -115,7 +115,7 @@ def _read(folder: str) -> _Version:
 def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
     reports = {join(parent(uri), paths.REPORT) for uri in uris} | {paths.report_in(folder, "describe")}
-    found = store.side_by_side(report.read, sorted(reports))
+    found = read_ahead.side_by_side(report.read, sorted(reports))
     sums = {output["uri"]: output for made in found if made for output in made["outputs"]}
     for uri in uris:
         if uri not in sums:

@@ -14,7 +14,7 @@ from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Source, category
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
     from retro_ops.duplicates import document_pairs, lsh, minhash
     from retro_ops.duplicates.signatures import SignedShards
 
-    reports = store.side_by_side(partial(_report, plan), [shard.name for shard in plan.shards], store.READERS)
+    reports = read_ahead.side_by_side(partial(_report, plan), [shard.name for shard in plan.shards], read_ahead.READERS)
     signed = SignedShards([paths.signature_files(plan, shard.name) for shard in plan.shards])
     threshold = plan.parameters.duplicate_threshold
     bands = minhash.PERMUTATIONS // document_pairs.rows_per_band(threshold)

@@ -15,7 +15,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.specs import Parameters, Plan, check_name
 from retro_ops.progress import say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
 from retro_ops.versions import history
 
@@ -56,7 +56,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
     found, absent = file_list.find(recipe, folder)
     files = tuple(
-        store.side_by_side(lambda file: file_list.source_file(recipe, folder, file, settings), found, LOOKUPS)
+        read_ahead.side_by_side(lambda file: file_list.source_file(recipe, folder, file, settings), found, LOOKUPS)
     )
     listed = source_list.Sources(
         *(root, arguments.dataset, recipe.uri, text, folder, given_folder, files),

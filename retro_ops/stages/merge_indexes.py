@@ -12,7 +12,8 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Shard
 from retro_ops.progress import Progress
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
+from retro_ops.storage.base import Written
 
 HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
 PARAMETERS = ("memory_budget", "search_memory")
@@ -98,17 +99,17 @@ def _job(arguments: Namespace) -> Job:
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
     from retro_ops.compute import device
 
-    made = store.side_by_side(report.read, job.reports)
+    made = read_ahead.side_by_side(report.read, job.reports)
     identity = report.check_same_identity(dict(zip(job.reports, made, strict=True)))
     if job.planned:
         used = (job.base, *(uri for step in job.steps for uri in step.partials))
-        store.side_by_side(report.check_unchanged, used, store.READERS)
+        read_ahead.side_by_side(report.check_unchanged, used, read_ahead.READERS)
     room = device.room(parameters.search_memory, parameters.memory_budget)
     vectors, outputs = _on_disk(job, room) or _in_memory(job)
     return report.Outcome(counts={"vectors": vectors}, outputs=outputs, identity=identity)
 
 
-def _on_disk(job: Job, room: Room) -> tuple[int, list[store.Written]] | None:
+def _on_disk(job: Job, room: Room) -> tuple[int, list[Written]] | None:
     """Vectors of the last index, and what was written, list by list; None where all fits into memory."""
     from retro_ops.index import ivf_file
 
@@ -128,7 +129,7 @@ def _on_disk(job: Job, room: Room) -> tuple[int, list[store.Written]] | None:
     return whole.total, outputs
 
 
-def _in_memory(job: Job) -> tuple[int, list[store.Written]]:
+def _in_memory(job: Job) -> tuple[int, list[Written]]:
     from retro_ops.index import faiss_index
     from retro_ops.index.faiss_files import load_index, save_index
 
@@ -136,7 +137,7 @@ def _in_memory(job: Job) -> tuple[int, list[store.Written]]:
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
     outputs = []
     for step in job.steps:
-        loaded = store.ahead(partial(load_index, uri) for uri in step.partials)
+        loaded = read_ahead.ahead(partial(load_index, uri) for uri in step.partials)
         for uri, index_of_shard in zip(step.partials, loaded, strict=True):
             faiss_index.merge(index, index_of_shard, uri)
             progress.advance(1)

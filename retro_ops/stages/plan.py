@@ -24,7 +24,7 @@ from retro_ops.plan.specs import SPLITS, Identity, Parameters, Plan, Shard, Sour
 from retro_ops.planning import base_version, recipe_shards
 from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.versions import audit, history
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ def _shards(files: Sequence[json_lines.Found], split: Split) -> list[Shard]:
         source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
         return Shard(check_name("shard", _shard_name(file)), split, (source,))
 
-    return sorted(store.side_by_side(shard, files), key=lambda shard: shard.name)
+    return sorted(read_ahead.side_by_side(shard, files), key=lambda shard: shard.name)
 
 
 def _chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> list[Shard]:

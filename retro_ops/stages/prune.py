@@ -13,8 +13,8 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.specs import Parameters, Plan
 from retro_ops.progress import say
-from retro_ops.storage import store
-from retro_ops.storage.store import Stored
+from retro_ops.storage import read_ahead, store
+from retro_ops.storage.base import Stored
 from retro_ops.uris import parent
 from retro_ops.versions import history
 from retro_ops.versions.audit import stages
@@ -74,7 +74,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if dropped:
         history.write(kept)  # First, so that nobody goes back to what is being removed.
     # Looked at again: a run may have been planned since.
-    store.side_by_side(_remove, _unused(dataset, kept, oldest))
+    read_ahead.side_by_side(_remove, _unused(dataset, kept, oldest))
     say(f"{STAGE}: done: {len(unused):,} folders of {arguments.dataset}", event="pruned")
 
 

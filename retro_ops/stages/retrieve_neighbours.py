@@ -17,7 +17,8 @@ from retro_ops.plan import paths
 from retro_ops.plan.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
+from retro_ops.storage.base import Written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -296,7 +297,7 @@ class Search:
 
 def _write(
     query: Query, k: int, search: Search, unfinished: Unfinished
-) -> tuple[dict[str, int], list[store.Written], dict[str, Any]]:
+) -> tuple[dict[str, int], list[Written], dict[str, Any]]:
     """Counts, what was written, and the tally of all rows, those found done included."""
     import numpy as np
 
@@ -521,7 +522,7 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
 
     embeddings, chunk2seq = _open(query)
     if "counts" not in loaded:
-        loaded["counts"] = store.side_by_side(lambda shard: len(open_npy(shard.embeddings)), job.shards)
+        loaded["counts"] = read_ahead.side_by_side(lambda shard: len(open_npy(shard.embeddings)), job.shards)
     counts: list[int] = loaded["counts"]
     if "search" not in loaded:
         room = room_for(parameters)

@@ -27,13 +27,14 @@ from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.plan.specs import Parameters, Source
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
-from retro_ops.storage import store
+from retro_ops.storage import s3, store
+from retro_ops.storage.base import Written
 
 HELP = "split a source file of a recipe into parts of shards, by category and split"
 PARAMETERS = ("memory_budget",)
 
 STAGE = "split-corpus"
-WRITER_BYTES = 6 * store.PART_BYTES
+WRITER_BYTES = 6 * s3.PART_BYTES
 """Most that an open part takes: what waits, is held back and is being sent, and its compressor."""
 
 BATCH_LINES = 1024
@@ -180,7 +181,7 @@ class _Part:
     split: str
     category: str
     documents: int
-    written: store.Written
+    written: Written
     fingerprint: str
 
     def about(self) -> dict[str, Any]:
@@ -268,5 +269,5 @@ class _BadLines:
             self.close()
             raise refused
 
-    def close(self) -> list[store.Written]:
+    def close(self) -> list[Written]:
         return [self._lines.close()] if self._lines else []

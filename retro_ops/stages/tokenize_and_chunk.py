@@ -19,6 +19,7 @@ from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, Plan, Source
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
+from retro_ops.storage.base import Written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -302,10 +303,10 @@ class _Outputs:
             self._close_quarantine()
             raise refused
 
-    def close(self) -> list[store.Written]:
+    def close(self) -> list[Written]:
         return [*(a.close() for a in self._arrays.values()), self._sidecar.close(), *self._close_quarantine()]
 
-    def _close_quarantine(self) -> list[store.Written]:
+    def _close_quarantine(self) -> list[Written]:
         return [self._quarantine.close()] if self._quarantine else []
 
     def _lines_at(self, uri: str) -> json_lines.JsonLinesWriter:

@@ -15,7 +15,7 @@ from retro_ops.plan import paths
 from retro_ops.plan.specs import Parameters, index_spec_from_json
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,11 +90,11 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
 
     if job.pinned:  # What is trained now would be another index than the one whose codes are stored.
         raise BadInputError(f"the trained index of the base version is not there: {job.output}", "repair the dataset")
-    shards = store.side_by_side(partial(open_npy, ndim=2, kind="f"), job.embeddings)
+    shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f"), job.embeddings)
     if not sum(map(len, shards)):
         raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
     dimension = shards[0].shape[1]
-    made = store.side_by_side(report.read, job.embeddings_reports)
+    made = read_ahead.side_by_side(report.read, job.embeddings_reports)
     identity = report.check_same_identity(dict(zip(job.embeddings_reports, made, strict=True)))
     index_type, why = _index_type(parameters, sum(map(len, shards)), dimension)
     index = faiss_index.make_index(index_type, dimension)

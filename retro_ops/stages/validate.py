@@ -22,7 +22,7 @@ from retro_ops.plan.specs import (
     index_spec_from_json,
 )
 from retro_ops.progress import Progress, say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], t
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
     yield from _check_index_shards(shards, checked, totals, trusted)
     yield from _check_other_chunks([shard for shard in spec.shards if shard.chunks not in checked], checked, trusted)
-    counts = [size for size in store.side_by_side(_rows, [s.embeddings for s in shards]) if size is not None]
+    counts = [size for size in read_ahead.side_by_side(_rows, [s.embeddings for s in shards]) if size is not None]
     if len(counts) != len(shards):
         return
     yield from _guard(spec.faiss_index, partial(_check_index, spec.faiss_index, sum(counts)))
@@ -160,7 +160,7 @@ def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], t
     yield from _of_each(lambda s: _guard(s.neighbours, partial(_check_shard_neighbours, s, offsets, counts)), to_check)
     checked |= dict.fromkeys(shard.neighbours for shard in spec.shards)
     totals["neighbour rows"] += sum(
-        rows or 0 for rows in store.side_by_side(_rows, [s.neighbours for s in spec.shards])
+        rows or 0 for rows in read_ahead.side_by_side(_rows, [s.neighbours for s in spec.shards])
     )
 
 
@@ -176,7 +176,7 @@ Checked = TypeVar("Checked")
 
 def _of_each(check: Callable[[Checked], Iterator[Finding]], items: Sequence[Checked]) -> list[Finding]:
     """Findings of all ``items``, in order. Several at a time, since most of the work is to wait for the store."""
-    found = store.side_by_side(lambda item: list(check(item)), items, store.READERS)
+    found = read_ahead.side_by_side(lambda item: list(check(item)), items, read_ahead.READERS)
     return [finding for of_item in found for finding in of_item]
 
 
@@ -185,7 +185,7 @@ def _check_index_shards(
 ) -> Iterator[Finding]:
     new = [shard for shard in shards if shard.embeddings not in checked]
     yield from _of_each(partial(_check_index_shard, trusted=trusted), new)
-    totals["chunks"] += sum(rows or 0 for rows in store.side_by_side(_rows, [shard.chunks for shard in new]))
+    totals["chunks"] += sum(rows or 0 for rows in read_ahead.side_by_side(_rows, [shard.chunks for shard in new]))
     checked |= dict.fromkeys(uri for shard in new for uri in astuple(shard))
 
 

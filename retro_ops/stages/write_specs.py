@@ -23,7 +23,7 @@ from retro_ops.plan.specs import (
     index_spec_to_json,
 )
 from retro_ops.progress import say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent, relative
 
 HELP = "write the spec files that the other stages and RETRO trainers read"
@@ -58,7 +58,7 @@ def _work(plan: Plan) -> report.Outcome:
         outputs.append(store.write(uri, index_spec_to_json(paths.index_shards(plan, split), uri).encode()))
         uri = paths.dataset_spec_uri(plan, split)
         outputs.append(store.write(uri, dataset_spec_to_json(paths.dataset_spec(plan, split), uri).encode()))
-    counts = store.side_by_side(partial(_counts, plan), plan.shards)
+    counts = read_ahead.side_by_side(partial(_counts, plan), plan.shards)
     trained = report.require(paths.report_uri(plan, "train-faiss-index"), "the training of the index")
     manifest = {
         "format": MANIFEST_FORMAT,

@@ -14,8 +14,8 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike, NDArray
 
 from retro_ops.errors import BadInputError
-from retro_ops.storage import store
-from retro_ops.storage.store import Written
+from retro_ops.storage import read_ahead, store
+from retro_ops.storage.base import Written
 
 HEADER_BYTES = 16 * 2**10
 """Far more than the header of any array of plain numbers: a small array is read with it, and need not be asked for
@@ -62,7 +62,9 @@ class NpyReader:
     def blocks(self, rows: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
         """(first row, at most ``rows`` rows), in order, from row ``first`` on; read ahead of their use."""
         starts = range(first, len(self), rows)
-        yield from zip(starts, store.ahead(partial(self.rows, start, start + rows) for start in starts), strict=True)
+        yield from zip(
+            starts, read_ahead.ahead(partial(self.rows, start, start + rows) for start in starts), strict=True
+        )
 
 
 def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> NpyReader:

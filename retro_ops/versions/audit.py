@@ -11,7 +11,7 @@ from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import Plan, Shard
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 
 State = Literal["done", "missing", "damaged"]
 
@@ -35,9 +35,9 @@ def stages(plan: Plan) -> list[str]:
 
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
-    at_once = store.READERS if thorough else store.LOOKUPS
+    at_once = read_ahead.READERS if thorough else read_ahead.LOOKUPS
     sizes = _sizes(plan)
-    return store.side_by_side(
+    return read_ahead.side_by_side(
         lambda of: _look(plan, *of, sizes, thorough=thorough), paths.tasks(plan, stages(plan)), at_once
     )
 
@@ -45,7 +45,7 @@ def look(plan: Plan, thorough: bool = False) -> list[Entry]:
 def _sizes(plan: Plan) -> dict[str, int]:
     """Bytes of all files of the dataset: a list of a thousand is one request."""
     folder = paths.dataset_folder(plan.root, plan.dataset)
-    listed = store.side_by_side(store.at(folder).objects, [uris.join(folder, room) for room in paths.ROOMS])
+    listed = read_ahead.side_by_side(store.at(folder).objects, [uris.join(folder, room) for room in paths.ROOMS])
     return {entry.uri: entry.bytes for of_room in listed for entry in of_room}
 
 
@@ -96,7 +96,7 @@ def all_shards(plan_uri: str) -> tuple[Shard, ...]:
 def check_sources(plan: Plan) -> None:
     """BadInputError when a shard must be tokenised whose file is gone or has another content than it had."""
     reports = [paths.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
-    for shard, is_done in zip(plan.shards, store.side_by_side(store.exists, reports), strict=True):
+    for shard, is_done in zip(plan.shards, read_ahead.side_by_side(store.exists, reports), strict=True):
         if is_done:
             continue
         if changed := json_lines.changed_source(shard.sources):

@@ -12,7 +12,7 @@ import pytest
 from retro_ops.errors import TransientError
 from retro_ops.execution import checkpoints, report
 from retro_ops.execution.checkpoints import Unfinished
-from retro_ops.storage import store
+from retro_ops.storage import local, store
 
 ROWS = 10
 
@@ -152,7 +152,7 @@ def test_what_is_done_before_the_first_block_asks_the_store_for_one_list(
     monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 1000)
     asked = []
 
-    class Counting(store.LocalStore):
+    class Counting(local.LocalStore):
         def __getattribute__(self, name: str) -> Any:
             asked.append(name)
             return super().__getattribute__(name)

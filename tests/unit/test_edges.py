@@ -322,8 +322,10 @@ def test_reads_run_ahead_in_order_and_no_further_than_they_may() -> None:
 
 def test_a_gpu_is_looked_for_only_where_there_is_a_driver() -> None:
     """Importing torch to ask would cost stages without a model seconds and memory."""
-    code = "import sys; from retro_ops.compute import device; "
+    code = (
+        "import sys; from retro_ops.compute import device; "
         "print(device.choose('auto', 'torch').chosen, 'torch' in sys.modules)"
+    )
     without = f"from retro_ops.compute import device; device.DRIVERS = ('no-such-driver.so',); {code}"
     found = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["cpu", "False"]

@@ -1,0 +1,262 @@
+"""S3, and every server that speaks its protocol, through boto3."""
+
+import builtins
+import contextlib
+import functools
+import hashlib
+import io
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
+
+from retro_ops.errors import BadInputError, ConfigurationError, TransientError
+from retro_ops.storage.base import ConflictError, Stored, Writer, Written, exactly, hash_stream, missing, taken_over
+from retro_ops.storage.read_ahead import LOOKUPS, RangeStream
+from retro_ops.uris import split_scheme
+
+PART_BYTES = 16 * 2**20
+"""Multipart size: S3 allows 10,000 parts, so objects up to 160 GB of unknown length."""
+
+PARTS_IN_FLIGHT = 3
+"""Each holds PART_BYTES."""
+
+PASSING_REFUSALS = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "ExpiredToken"})
+"""Answers of the 400s that a retry may not meet again."""
+
+
+class S3Store:
+    """S3 and whatever speaks its protocol."""
+
+    def exists(self, uri: str) -> bool:
+        return self._head(uri) is not None
+
+    def size(self, uri: str) -> int:
+        head = self._head(uri)
+        if head is None:
+            raise missing(uri)
+        return int(head["ContentLength"])
+
+    def read(self, uri: str) -> bytes:
+        return self._get(uri, {})
+
+    def head(self, uri: str, length: int) -> tuple[bytes, int]:
+        from botocore.exceptions import ClientError
+
+        with _s3_errors(uri):
+            try:
+                response = _client().get_object(**_bucket_key(uri), Range=f"bytes=0-{length - 1}")
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:  # It is empty.
+                    return b"", 0
+                raise
+            data = bytes(response["Body"].read())
+        # "bytes 0-99/1234"; a server that gave all of it may leave it out.
+        return data, int(response.get("ContentRange", f"/{len(data)}").rpartition("/")[2])
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        return exactly(uri, self._get(uri, {"Range": f"bytes={start}-{start + length - 1}"}), length)
+
+    def read_tagged(self, uri: str) -> tuple[bytes, str] | None:
+        with _s3_errors(uri):
+            try:
+                response = _client().get_object(**_bucket_key(uri))
+                return response["Body"].read(), response["ETag"]
+            except _client().exceptions.NoSuchKey:
+                return None
+
+    def write_if(self, uri: str, data: bytes, tag: str | None) -> None:
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        with _s3_errors(uri):
+            _client().put_object(**_bucket_key(uri), Body=data, **condition)
+
+    def create(self, uri: str) -> Writer:
+        return _S3Writer(self, uri)
+
+    def open(self, uri: str) -> IO[bytes]:
+        """It reads ranges, each with retries, so it outlives idle connections."""
+        return io.BufferedReader(RangeStream(self, uri))
+
+    def canonical(self, uri: str) -> str:
+        return uri
+
+    def delete(self, uri: str) -> None:
+        with _s3_errors(uri):
+            _client().delete_object(**_bucket_key(uri))
+
+    def delete_folder(self, folder: str) -> None:
+        for uri in self.list(folder):
+            self.delete(uri)
+
+    def objects(self, folder: str) -> builtins.list[Stored]:
+        bucket, prefix = _bucket_key(folder.rstrip("/") + "/").values()
+        with _s3_errors(folder):
+            pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            found = (entry for page in pages for entry in page.get("Contents", ()))
+            return sorted(
+                (Stored(f"s3://{bucket}/{e['Key']}", int(e["Size"]), e["LastModified"].timestamp()) for e in found),
+                key=lambda stored: stored.uri,
+            )
+
+    def list(self, folder: str) -> builtins.list[str]:
+        return [stored.uri for stored in self.objects(folder)]
+
+    def fingerprint(self, uri: str) -> str:
+        head = self._head(uri)
+        if head is None:
+            raise missing(uri)
+        return f"etag:{head['ETag'].strip(chr(34))}:{head['ContentLength']}"
+
+    def fingerprint_of(self, written: Written) -> str:
+        return self.fingerprint(written.uri)
+
+    def _head(self, uri: str) -> dict[str, Any] | None:
+        from botocore.exceptions import ClientError
+
+        with _s3_errors(uri):
+            try:
+                return dict(_client().head_object(**_bucket_key(uri)))
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+
+    def _get(self, uri: str, options: dict[str, str]) -> bytes:
+        with _s3_errors(uri):
+            return bytes(_client().get_object(**_bucket_key(uri), **options)["Body"].read())
+
+
+class _S3Writer:
+    """Multipart upload, a few parts at a time. The first is held back until ``close``, so its head may still change."""
+
+    def __init__(self, store: S3Store, uri: str) -> None:
+        self._store = store
+        self._uri = uri
+        self._target = _bucket_key(uri)
+        self._first: bytearray | None = None
+        self._buffer = bytearray()
+        self._parts: list[dict[str, Any]] = []
+        self._next = 1
+        self._upload: str | None = None
+        self._bytes = 0
+        self._hash: Any = hashlib.sha256()
+        self._sender = ThreadPoolExecutor(PARTS_IN_FLIGHT)
+        self._sending: deque[Future[None]] = deque()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._buffer += data
+        self._bytes += len(data) if isinstance(data, bytes) else data.nbytes
+        if self._hash:
+            self._hash.update(data)
+        while len(self._buffer) >= PART_BYTES:
+            part, self._buffer = self._buffer[:PART_BYTES], self._buffer[PART_BYTES:]
+            if self._first is None:
+                self._first = part
+            else:
+                self._send(part)
+
+    def set_head(self, data: bytes) -> None:
+        first = self._buffer if self._first is None else self._first
+        first[: len(data)] = data
+        self._hash = None
+
+    def close(self) -> Written:
+        with _s3_errors(self._uri):
+            if self._first is None:
+                _client().put_object(**self._target, Body=bytes(self._buffer))
+            else:
+                if self._buffer:
+                    self._send(self._buffer)
+                self._send(self._first, number=1)
+                while self._sending:
+                    self._sending.popleft().result()
+                self._parts.sort(key=lambda part: int(part["PartNumber"]))
+                _client().complete_multipart_upload(
+                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
+                )
+                self._upload = None  # nothing left to abort
+        self._sender.shutdown()
+        stored = self._store.size(self._uri)
+        if stored != self._bytes:
+            raise TransientError(f"{self._uri}: wrote {self._bytes} bytes, the store holds {stored}", "run again")
+        return Written(
+            self._uri, self._bytes, self._hash.hexdigest() if self._hash else hash_stream(self._store.open(self._uri))
+        )
+
+    def abort(self) -> None:
+        self._sender.shutdown(cancel_futures=True)
+        if self._upload:
+            with _s3_errors(self._uri):
+                _client().abort_multipart_upload(**self._target, UploadId=self._upload)
+
+    def _send(self, data: bytearray, number: int | None = None) -> None:
+        if self._upload is None:
+            with _s3_errors(self._uri):
+                self._abort_leftovers()
+                self._upload = _client().create_multipart_upload(**self._target)["UploadId"]
+        if number is None:
+            self._next += 1
+        if len(self._sending) >= PARTS_IN_FLIGHT:
+            self._sending.popleft().result()
+        self._sending.append(self._sender.submit(self._upload_part, number or self._next, data))
+
+    def _upload_part(self, number: int, data: bytearray) -> None:
+        with _s3_errors(self._uri):
+            tag = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data))[
+                "ETag"
+            ]
+        self._parts.append({"PartNumber": number, "ETag": tag})
+
+    def _abort_leftovers(self) -> None:
+        """A writer that was killed leaves parts that nobody sees and somebody pays for."""
+        bucket, key = self._target["Bucket"], self._target["Key"]
+        for upload in _client().list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads", ()):
+            if upload["Key"] == key:
+                _client().abort_multipart_upload(**self._target, UploadId=upload["UploadId"])
+
+
+@functools.cache
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=LOOKUPS)
+    # A session of its own: the default one keeps the first credentials it ever saw.
+    return boto3.session.Session().client("s3", config=config)
+
+
+def _bucket_key(uri: str) -> dict[str, str]:
+    prefix, key = split_scheme(uri)
+    return {"Bucket": prefix.removeprefix("s3://"), "Key": key.removeprefix("/")}
+
+
+@contextlib.contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    from botocore import exceptions
+
+    try:
+        yield
+    except exceptions.ClientError as error:
+        status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+        code = error.response["Error"].get("Code", "")
+        if code == "NoSuchUpload":
+            raise taken_over(uri) from error
+        if status == 404:
+            raise missing(uri) from error
+        if status in (409, 412):
+            raise ConflictError(f"{uri} was changed by somebody else", "run again") from error
+        if status in (400, 401, 403) and code not in PASSING_REFUSALS:
+            raise ConfigurationError(
+                f"the store refused {uri}: {code}", "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy"
+            ) from error
+        if status == 416:
+            raise BadInputError(f"{uri} is shorter than its header says") from error
+        raise TransientError(f"the store failed on {uri}: {error}") from error
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
+        raise ConfigurationError(
+            f"no credentials for {uri}", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL)"
+        ) from error
+    except exceptions.BotoCoreError as error:
+        raise TransientError(f"cannot reach the store of {uri}: {error}", "check AWS_ENDPOINT_URL") from error
