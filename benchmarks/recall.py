@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from retro_ops.compute.device import choose
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
 from retro_ops.search import exact, open_index, reranking, seed_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from retro_ops.compute.device import Device, choose
 from retro_ops.compute.fp16_scores import prepare
 from retro_ops.index import faiss_index
-from retro_ops.plan.specs import IndexShard, Parameters
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.specs import IndexShard
 from retro_ops.search import exact, open_index, reranking, seed_profile
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
 

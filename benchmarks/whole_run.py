@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from retro_ops.cli import main
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, source_list
-from retro_ops.plan.specs import Plan
+from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 
 UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
@@ -118,7 +118,7 @@ def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:
     """All shards of a stage in one call, as a mapped task of the DAGs has a group of them."""
     plan = done.plan
     to_do: dict[str, list[str]] = {}
-    for stage, shard in paths.tasks(plan, stages):
+    for stage, shard in stage_graph.tasks(plan, stages):
         if not (incremental and store.exists(paths.report_uri(plan, stage, shard))):
             to_do.setdefault(stage, []).append(shard or "")
     for stage, shards in to_do.items():

@@ -19,7 +19,7 @@ from stack import BUCKET, STAGES_BIN, Stack
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Plan
+from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 
 DAG = "retro_dataset"

@@ -20,8 +20,8 @@ import retro_ops
 from retro_ops.errors import EXIT_OK, BadInputError, RetroError
 from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan import digests
+from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import configure_logging, logger, say
 
 STAGES = (
@@ -201,7 +201,7 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise BadInputError(f"{flags}: fixed by the plan", "make another plan, or leave --plan out and name the files")
     plan = read_plan(plan_uri)
-    if arguments.stage in paths.CODE_VERSIONS and (other := paths.other_code(plan)):
+    if arguments.stage in digests.CODE_VERSIONS and (other := digests.other_code(plan)):
         raise BadInputError(
             f"{plan_uri} was made by another version of this package, whose {', '.join(other)} writes other bytes",
             "make the plan again: clear the task `plan` with all after it, or run `retro-ops plan`",

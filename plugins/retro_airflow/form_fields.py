@@ -6,7 +6,7 @@ from airflow.sdk import Param
 
 from retro_airflow.deployment import RuntimeName
 from retro_airflow.settings import Settings
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan.parameters import Parameters
 
 MEMORY_PATTERN = r"^\d+(\.\d+)? ?([kKMGT]i?B?|B)?$"
 

@@ -16,7 +16,8 @@ from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan import paths
-from retro_ops.plan.specs import NAME_PATTERN, Parameters, plan_from_json
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import NAME_PATTERN, plan_from_json
 from retro_ops.sizes import parse_bytes
 from retro_ops.uris import resolve
 

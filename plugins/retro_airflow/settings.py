@@ -10,7 +10,7 @@ from pathlib import Path
 from retro_airflow import deployment
 from retro_airflow.deployment import Deployment
 from retro_ops.errors import ConfigurationError
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan.parameters import Parameters
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

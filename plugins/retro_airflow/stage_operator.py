@@ -221,7 +221,8 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._position = position
 
     def _locations(self) -> dict[str, str]:
-        from retro_ops.plan import paths, source_list, specs
+        from retro_ops.plan import paths, source_list
+        from retro_ops.plan.plan import plan_from_json
         from retro_ops.storage import read_ahead, store
 
         assert not callable(self.arguments)
@@ -239,7 +240,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             markers = [next_plan(given["plan"])]
             result = {"plan": markers[0]}
         else:
-            plan = specs.plan_from_json(store.read(given["plan"]), given["plan"])
+            plan = plan_from_json(store.read(given["plan"]), given["plan"])
             if self.stage == "publish":  # Its commit is the object that it swaps.
                 markers = [paths.current_uri(plan.root, plan.dataset)]
             else:

@@ -13,7 +13,8 @@ from retro_airflow import failures, object_store, runtimes, settings, task_state
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
-from retro_ops.plan import paths, source_list, specs
+from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
 from retro_ops.uris import resolve
 
 MOST_NAMES = 100
@@ -40,7 +41,7 @@ def list_source_files(sources_uri: str) -> list[dict[str, str]]:
 
 def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     """Arguments of each task of ``stage``: one shard, or a group of shards that follow one another in the plan."""
-    return _mapped(plan_uri, paths.shards_of(read_plan(plan_uri), stage))
+    return _mapped(plan_uri, stage_graph.shards_of(read_plan(plan_uri), stage))
 
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
@@ -48,7 +49,7 @@ def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     from retro_ops.storage import read_ahead, store
 
     plan = read_plan(plan_uri)
-    shards = paths.shards_of(plan, stage)
+    shards = stage_graph.shards_of(plan, stage)
     with failures.airflow_errors():
         done = read_ahead.side_by_side(store.exists, [paths.report_uri(plan, stage, shard.name) for shard in shards])
     unfinished = [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
@@ -56,7 +57,7 @@ def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     return _mapped(plan_uri, unfinished)
 
 
-def _mapped(plan_uri: str, shards: Sequence[specs.Shard]) -> list[dict[str, str]]:
+def _mapped(plan_uri: str, shards: Sequence[Shard]) -> list[dict[str, str]]:
     return [{"plan": plan_uri, "shard": group} for group in _grouped("shards", [shard.name for shard in shards])]
 
 
@@ -123,14 +124,14 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = paths.selected_plan_uri(plan_uri)
-        store.write(uri, specs.plan_to_json(selected).encode())
+        store.write(uri, plan_to_json(selected).encode())
     print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
     return uri
 
 
-def _is_enough(shards: Sequence[specs.Shard]) -> bool:
+def _is_enough(shards: Sequence[Shard]) -> bool:
     try:
-        specs.check_choice(shards)
+        check_choice(shards)
     except BadInputError:
         return False
     return True
@@ -176,12 +177,12 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     context["outlet_events"][DATASETS].add(Asset(name=uri, uri=uri), extra=extra)
 
 
-def read_plan(uri: str) -> specs.Plan:
+def read_plan(uri: str) -> Plan:
     from retro_ops.storage import store
 
     with failures.airflow_errors():
         object_store.use_connection(settings.load().deployment.object_store.connection)
-        return specs.plan_from_json(store.read(uri), uri)
+        return plan_from_json(store.read(uri), uri)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import zstandard
 from wcmatch import glob
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan.specs import Source
+from retro_ops.plan.plan import Source
 from retro_ops.storage import store
 from retro_ops.storage.base import Writer, Written
 from retro_ops.uris import parent

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from wcmatch import glob
 
-from retro_ops.plan.specs import Split
+from retro_ops.plan.plan import Split
 
 Record = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """Plans in the store."""
 
-from retro_ops.plan.specs import Plan, plan_from_json, plan_to_json
+from retro_ops.plan.plan import Plan, plan_from_json, plan_to_json
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
 

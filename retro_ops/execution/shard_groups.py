@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from retro_ops.errors import BadInputError, RetroError
-from retro_ops.plan.specs import Plan
+from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
 
 

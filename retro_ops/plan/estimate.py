@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retro_ops.plan.paths import SHARD_STAGES
+from retro_ops.plan.stage_graph import SHARD_STAGES
 
 MIB = 2**20
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Source, check_name
+from retro_ops.plan.plan import Source, check_name
 
 FORMAT = 1
 

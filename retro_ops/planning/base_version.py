@@ -6,16 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from retro_ops.plan import paths
-from retro_ops.plan.specs import (
-    SPLITS,
-    Base,
-    BaseShard,
-    Parameters,
-    Plan,
-    Shard,
-    dataset_spec_from_json,
-    index_spec_from_json,
-)
+from retro_ops.plan.digests import CODE_VERSIONS
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import SPLITS, Base, BaseShard, Plan, Shard
+from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
 from retro_ops.uris import parent, relative, resolve
 from retro_ops.versions import history
@@ -102,7 +96,7 @@ def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> s
 def _other_code(manifest: Mapping[str, Any], stages: Iterable[str]) -> str:
     """Which of ``stages`` made other bytes when the version was made; one that is not there was as it is now."""
     known = manifest.get("code_versions") or {}
-    return ", ".join(stage for stage in stages if known.get(stage) not in (None, paths.CODE_VERSIONS[stage]))
+    return ", ".join(stage for stage in stages if known.get(stage) not in (None, CODE_VERSIONS[stage]))
 
 
 def _digest_of_folder(uri: str) -> str:

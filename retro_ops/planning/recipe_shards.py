@@ -13,8 +13,8 @@ from retro_ops.corpus.recipes.model import Line, Recipe
 from retro_ops.corpus.recipes.yaml_nodes import Faults
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
+from retro_ops.plan.plan import Shard, Source, Split, check_name
 from retro_ops.plan.source_list import SourceFile, Sources
-from retro_ops.plan.specs import Shard, Source, Split, check_name
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead
 

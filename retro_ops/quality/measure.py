@@ -19,7 +19,7 @@ from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import too_large
 from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Plan, Shard, Split, category
+from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.search import filters, open_index, tuning
 from retro_ops.search.exact import unpack
 from retro_ops.search.reranking import Queries, exact_search

@@ -7,7 +7,7 @@ import numpy as np
 from retro_ops.compute.device import choose
 from retro_ops.embedding.embedder import Embedder
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Plan
+from retro_ops.plan.plan import Plan
 from retro_ops.search.exact import unpack
 from retro_ops.search.open_index import IndexedChunks, QueryShard, query_shards
 from retro_ops.search.reranking import rescore

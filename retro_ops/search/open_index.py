@@ -16,7 +16,9 @@ from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import ListFile, in_parts, too_large
 from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
-from retro_ops.plan.specs import IndexShard, Parameters, Plan, Split
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Split
+from retro_ops.plan.specs import IndexShard
 from retro_ops.progress import say
 from retro_ops.search import filters, gpu_search, tuning
 from retro_ops.search.exact import MAX_CHUNKS, Compare, on_host

@@ -9,8 +9,10 @@ from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, index_spec_from_json
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
+from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress
 from retro_ops.storage import store
 
@@ -70,7 +72,7 @@ def _planned_job(plan: Plan, shard: str) -> Job:
         embeddings_reports=(paths.report_uri(plan, "embed-chunks", shard),),
         output=paths.partial_index_uri(plan, shard),
         report=paths.report_uri(plan, STAGE, shard),
-        digest=paths.partial_index_digest(plan, plan.shard(shard)),
+        digest=digests.partial_index_digest(plan, plan.shard(shard)),
     )
 
 
@@ -93,7 +95,7 @@ def _job(arguments: Namespace) -> Job:
         embeddings_reports=tuple(uris.beside(uri, paths.REPORT) for uri in embeddings),
         output=arguments.output_index,
         report=uris.beside(arguments.output_index, paths.REPORT),
-        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content),
+        digest=digests.digest(digests.CODE_VERSIONS[STAGE], content),
     )
 
 

@@ -11,7 +11,8 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 

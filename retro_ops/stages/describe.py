@@ -11,8 +11,9 @@ import retro_ops
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, Shard, Split, category
+from retro_ops.plan import digests, paths, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 
@@ -52,7 +53,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         raise BadInputError("--plan is missing")
     plan = read_plan(arguments.plan)
     estimate = paths.estimate_uri(arguments.plan)
-    digest = paths.digest(paths.CODE_VERSIONS[STAGE], paths.version_digest(plan))
+    digest = digests.digest(digests.CODE_VERSIONS[STAGE], digests.version_digest(plan))
     inputs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
     duplicates = paths.duplicates_uri(arguments.plan)
     expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
@@ -106,7 +107,7 @@ def _card(
     return {
         "format": CARD_FORMAT,
         "dataset": plan.dataset,
-        "version": paths.version_digest(plan),
+        "version": digests.version_digest(plan),
         "skipped": list(plan.skipped),
         "totals": {
             "documents": sum(row["documents"] for row in contents),
@@ -149,7 +150,7 @@ def _reports(plan: Plan) -> Reports:
         what = stage if shard is None else f"{stage} of shard {shard!r}"
         return report.require(paths.report_uri(plan, stage, shard), what)
 
-    tasks = list(paths.tasks(plan, UNITS))
+    tasks = list(stage_graph.tasks(plan, UNITS))
     found: Reports = {}
     for (stage, _), made in zip(tasks, read_ahead.side_by_side(lambda of: read(*of), tasks), strict=True):
         found.setdefault(stage, []).append(made)
@@ -187,7 +188,7 @@ def _search(plan: Plan, reports: Reports) -> dict[str, dict[str, Any]]:
 
 def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:
     totals: dict[str, int] = {}
-    queried = paths.shards_of(plan, "retrieve-neighbours")
+    queried = stage_graph.shards_of(plan, "retrieve-neighbours")
     for shard, made in zip(queried, reports["retrieve-neighbours"], strict=True):
         if shard.split != split:
             continue

@@ -9,7 +9,7 @@ from typing import Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan.parameters import Parameters
 from retro_ops.planning import base_version
 from retro_ops.storage import store
 from retro_ops.versions import history

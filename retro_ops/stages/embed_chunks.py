@@ -10,8 +10,9 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
 
@@ -95,7 +96,7 @@ def _planned_job(plan: Plan, shard: str) -> Job:
         chunks_report=paths.report_uri(plan, "tokenize-and-chunk", shard),
         embeddings=paths.embeddings_uri(plan, shard),
         report=paths.report_uri(plan, STAGE, shard),
-        digest=paths.embed_digest(plan, plan.shard(shard)),
+        digest=digests.embed_digest(plan, plan.shard(shard)),
     )
 
 
@@ -113,7 +114,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         chunks_report=uris.beside(arguments.chunks, paths.REPORT),
         embeddings=arguments.embeddings,
         report=uris.beside(arguments.embeddings, paths.REPORT),
-        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, names, *paths.embed_input(parameters.embed_input)),
+        digest=digests.digest(
+            digests.CODE_VERSIONS[STAGE], content, names, *digests.embed_input(parameters.embed_input)
+        ),
     )
 
 

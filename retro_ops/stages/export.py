@@ -9,13 +9,12 @@ from typing import Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan import paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import SPLITS, Split
 from retro_ops.plan.specs import (
-    SPLITS,
     DatasetShard,
     DatasetSpec,
     IndexShard,
-    Parameters,
-    Split,
     dataset_spec_from_json,
     dataset_spec_to_json,
     index_spec_from_json,

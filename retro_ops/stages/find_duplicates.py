@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, Source, category
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Source, category
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
@@ -186,7 +187,7 @@ def _written(plan: Plan, shard: str, records: "NDArray[np.int64]") -> Source:
 
     from retro_ops.storage.npy import NpyWriter
 
-    content = paths.digest(np.ascontiguousarray(records, "<i8").tobytes().hex())
+    content = digests.digest(np.ascontiguousarray(records, "<i8").tobytes().hex())
     with NpyWriter(paths.without_uri(plan, shard, content), np.int64, rows=len(records)) as writer:
         writer.append(records)
         written = writer.close()

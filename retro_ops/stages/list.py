@@ -3,7 +3,7 @@
 import json
 from argparse import ArgumentParser, Namespace
 
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan.parameters import Parameters
 from retro_ops.versions import history
 
 HELP = "list the published versions of a dataset"

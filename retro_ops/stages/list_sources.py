@@ -12,8 +12,9 @@ from retro_ops.corpus.recipes.model import Recipe
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, source_list
-from retro_ops.plan.specs import Parameters, Plan, check_name
+from retro_ops.plan import digests, source_list
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, check_name
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
@@ -52,7 +53,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     recipe, text = _read(name)
     given_folder = _absolute(given_folder) if given_folder else None
     folder = given_folder or parent(recipe.uri)
-    line_bytes = paths.line_limit(parameters.memory_budget)
+    line_bytes = digests.line_limit(parameters.memory_budget)
     settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
     found, absent = file_list.find(recipe, folder)
     files = tuple(

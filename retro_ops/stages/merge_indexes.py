@@ -9,8 +9,9 @@ from retro_ops.compute.device import Room
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, Shard
+from retro_ops.plan import digests, paths, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Shard
 from retro_ops.progress import Progress
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.base import Written
@@ -67,10 +68,10 @@ def _planned_job(plan_uri: str) -> Job:
         steps=tuple(steps),
         reports=tuple(
             paths.report_uri(plan, "build-faiss-index", shard.name)
-            for shard in paths.shards_of(plan, "build-faiss-index")
+            for shard in stage_graph.shards_of(plan, "build-faiss-index")
         ),
         report=paths.report_uri(plan, STAGE),
-        digest=paths.merge_digest(plan),
+        digest=digests.merge_digest(plan),
         planned=True,
     )
 
@@ -80,7 +81,7 @@ def _extended(plan: Plan) -> tuple[Shard, ...]:
     former = plan.base.indexed("train") if plan.base and plan.base.index else ()
     first = plan.indexed("train")[: len(former)]
     same = [shard.name for shard in former] == [shard.name for shard in first]
-    return first if same and all(paths.former_shard(plan, s) for s in first) else ()
+    return first if same and all(digests.former_shard(plan, s) for s in first) else ()
 
 
 def _job(arguments: Namespace) -> Job:
@@ -92,7 +93,7 @@ def _job(arguments: Namespace) -> Job:
         steps=(Step(tuple(arguments.partials), arguments.output_index),),
         reports=tuple(uris.beside(uri, paths.REPORT) for uri in (arguments.base_index, *arguments.partials)),
         report=uris.beside(arguments.output_index, paths.REPORT),
-        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content),
+        digest=digests.digest(digests.CODE_VERSIONS[STAGE], content),
     )
 
 

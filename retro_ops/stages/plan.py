@@ -19,8 +19,9 @@ from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan, write_plan
-from retro_ops.plan import estimate, paths, source_list
-from retro_ops.plan.specs import SPLITS, Identity, Parameters, Plan, Shard, Source, Split, check_choice, check_name
+from retro_ops.plan import digests, estimate, paths, source_list
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import SPLITS, Identity, Plan, Shard, Source, Split, check_choice, check_name
 from retro_ops.planning import base_version, recipe_shards
 from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
@@ -135,7 +136,7 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
         as_of=(as_of or max(days)) if days else None,
         condemned=base_version.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
         supersedes=series.current,
-        code_versions=dict(paths.CODE_VERSIONS),
+        code_versions=dict(digests.CODE_VERSIONS),
     )
     return _with_base(_known_duplicates(plan, series), series) if arguments.refresh else plan, tokenizer
 
@@ -148,7 +149,9 @@ def _known_duplicates(plan: Plan, series: history.Series) -> Plan:
     of_parameters = ("duplicates", "duplicate_threshold")
     same = all(getattr(former.parameters, name) == getattr(plan.parameters, name) for name in of_parameters)
     same &= [replace(shard, without=None) for shard in former.shards] == list(plan.shards)
-    same &= [paths.sign_digest(former, s) for s in former.shards] == [paths.sign_digest(plan, s) for s in plan.shards]
+    same &= [digests.sign_digest(former, s) for s in former.shards] == [
+        digests.sign_digest(plan, s) for s in plan.shards
+    ]
     return replace(plan, shards=former.shards, deduplicated=True) if same and former.deduplicated else plan
 
 
@@ -211,7 +214,7 @@ def _repair(arguments: Namespace, series: history.Series) -> Plan:
         return whole
     useless = tuple(audit.digests(former, found, named))
     condemned = tuple(dict.fromkeys((*base_version.read_condemned(root, arguments.dataset), *useless)))
-    plan = replace(whole, condemned=condemned, code_versions=dict(paths.CODE_VERSIONS))
+    plan = replace(whole, condemned=condemned, code_versions=dict(digests.CODE_VERSIONS))
     # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
     if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
         plan = _with_base(plan, series)
@@ -262,7 +265,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
         source = shard.sources[0]
         try:
-            texts, share = json_lines.sample(source.uri, paths.line_limit(p.memory_budget), SAMPLED_BYTES)
+            texts, share = json_lines.sample(source.uri, digests.line_limit(p.memory_budget), SAMPLED_BYTES)
         except BadInputError as error:  # Its own task will fail; the other shards have theirs to do.
             say(f"plan: {error}", logging.WARNING)
             continue

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, source_list
-from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.base import Stored
@@ -135,7 +136,7 @@ def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tup
 
 
 def _of_plan(plan: Plan) -> set[str]:
-    found = {paths.stage_folder(plan, stage, shard) for stage, shard in paths.tasks(plan, stages(plan))}
+    found = {paths.stage_folder(plan, stage, shard) for stage, shard in stage_graph.tasks(plan, stages(plan))}
     found |= {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
     return found | {parent(shard.without.uri) for shard in plan.shards if shard.without}
 

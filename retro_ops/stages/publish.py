@@ -9,8 +9,9 @@ from typing import Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.plan import paths, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
 from retro_ops.planning import base_version
 from retro_ops.progress import say
 from retro_ops.storage import store
@@ -47,8 +48,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _check_condemned(plan: Plan) -> None:
     """BadInputError when something of this version was found damaged after the run was planned."""
     condemned = set(base_version.read_condemned(plan.root, plan.dataset))
-    for stage, shard in paths.tasks(plan, paths.stages(plan)):
-        if paths.output_digest(plan, stage, shard) in condemned:
+    for stage, shard in stage_graph.tasks(plan, stage_graph.stages(plan)):
+        if stage_graph.output_digest(plan, stage, shard) in condemned:
             raise BadInputError(
                 f"not published: {paths.stage_folder(plan, stage, shard)} was found damaged meanwhile",
                 "run it again: it builds what was damaged, and what this run built besides is used again",

@@ -13,8 +13,10 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Part, Unfinished
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import IndexShard, Parameters, Plan, Shard, Split, index_spec_from_json
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Shard, Split
+from retro_ops.plan.specs import IndexShard, index_spec_from_json
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
@@ -152,7 +154,7 @@ def _of_split(plan: Plan, split: Split) -> _OfSplit:
     former = None
     if plan.base:
         numbered = plan.base.indexed(split)
-        kept = {shard.name: at for at, shard in enumerate(now) if paths.former_indexed(plan, shard)}
+        kept = {shard.name: at for at, shard in enumerate(now) if digests.former_indexed(plan, shard)}
         former = Former(
             neighbours="",
             counts=tuple(shard.chunks for shard in numbered),
@@ -172,7 +174,7 @@ def _planned_job(plan: Plan, name: str, of_split: _OfSplit) -> Job:
         position=of_split.positions.get(name),
         neighbours=paths.neighbours_uri(plan, name),
         report=paths.report_uri(plan, STAGE, name),
-        digest=paths.neighbours_digest(plan, shard),
+        digest=digests.neighbours_digest(plan, shard),
         split=shard.split,
         shard=paths.index_shard(plan, name),
     )
@@ -190,8 +192,8 @@ def _planned_job(plan: Plan, name: str, of_split: _OfSplit) -> Job:
 
 
 def _former(plan: Plan, shard: Shard, of_split: "Former | None") -> "Former | None":
-    former = paths.former_shard(plan, shard)
-    if not of_split or not former or former.neighbours in (None, paths.neighbours_digest(plan, shard)):
+    former = digests.former_shard(plan, shard)
+    if not of_split or not former or former.neighbours in (None, digests.neighbours_digest(plan, shard)):
         return None
     return replace(of_split, neighbours=paths.former_neighbours_uri(plan, former))
 
@@ -226,7 +228,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
                 position=position,
                 neighbours=output,
                 report=uris.beside(output, paths.REPORT),
-                digest=paths.digest(paths.CODE_VERSIONS[STAGE], fingerprint, content, position, settings),
+                digest=digests.digest(digests.CODE_VERSIONS[STAGE], fingerprint, content, position, settings),
             )
         )
     index_report = uris.beside(arguments.index, paths.REPORT)

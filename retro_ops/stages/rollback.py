@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.versions import history

@@ -9,7 +9,8 @@ from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan import paths
-from retro_ops.plan.specs import IndexShard, Parameters, dataset_spec_from_json, index_spec_from_json
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.specs import IndexShard, dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
 
 if TYPE_CHECKING:

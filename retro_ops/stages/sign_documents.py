@@ -10,8 +10,9 @@ from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 
@@ -39,7 +40,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _run(plan: Plan, budget: int, name: str) -> None:
     shard = plan.shard(name)
-    uri, digest = paths.report_uri(plan, STAGE, name), paths.sign_digest(plan, shard)
+    uri, digest = paths.report_uri(plan, STAGE, name), digests.sign_digest(plan, shard)
     inputs = [source.uri for source in shard.sources]
     report.run_once(STAGE, uri, digest, {}, inputs, partial(_work, plan, name, budget))
 
@@ -63,7 +64,7 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     from retro_ops.duplicates import minhash, signatures
     from retro_ops.tokens.chunk_batches import batches
 
-    line_bytes = paths.line_limit(plan.parameters.memory_budget)
+    line_bytes = digests.line_limit(plan.parameters.memory_budget)
     processes = device.cores() if json_lines.is_much(uris, PARALLEL_BYTES) else 1
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")

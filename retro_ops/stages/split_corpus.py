@@ -23,8 +23,9 @@ from retro_ops.corpus.routing import ByPath, LeftOut, Place
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan import paths, source_list
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Source
 from retro_ops.plan.source_list import SourceFile, Sources
-from retro_ops.plan.specs import Parameters, Source
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import s3, store

@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan
+from retro_ops.plan import paths, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 from retro_ops.versions import audit, history
 from retro_ops.versions.audit import Entry
@@ -65,7 +66,7 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
 
 def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     cells = {(entry.shard, entry.stage): entry for entry in entries}
-    columns = [stage for stage in audit.stages(plan) if stage in paths.SHARD_DIGESTS]
+    columns = [stage for stage in audit.stages(plan) if stage in stage_graph.SHARD_DIGESTS]
     shards = [
         shard.name
         for shard in plan.shards

@@ -15,8 +15,9 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Part, Unfinished
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, Source
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Source
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
@@ -107,8 +108,8 @@ def _planned_job(plan: Plan, shard: str) -> Job:
         documents=paths.documents_uri(files["chunks"]),
         quarantine=paths.quarantine_uri(files["chunks"]),
         report=paths.report_uri(plan, STAGE, shard),
-        digest=paths.tokenize_digest(plan, plan.shard(shard)),
-        line_bytes=paths.line_limit(plan.parameters.memory_budget),
+        digest=digests.tokenize_digest(plan, plan.shard(shard)),
+        line_bytes=digests.line_limit(plan.parameters.memory_budget),
         planned=sources,
         without=plan.shard(shard).without,
     )
@@ -128,8 +129,8 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
     settings = {name: getattr(parameters, name) for name in PARAMETERS if name != "memory_budget"}
     settings["tokenizer"] = name_digest(parameters.tokenizer)
-    line_bytes = paths.line_limit(parameters.memory_budget)
-    cut = paths.cut_shard(parameters.max_chunks)
+    line_bytes = digests.line_limit(parameters.memory_budget)
+    cut = digests.cut_shard(parameters.max_chunks)
     # The names too: another name for an output is another output.
     outputs = [arguments.chunks_out, arguments.seq2chunk_index_out, arguments.chunk2seq_index_out]
     outputs += [arguments.documents_out, arguments.quarantine_out]
@@ -141,7 +142,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         documents=arguments.documents_out or paths.documents_uri(arguments.chunks_out),
         quarantine=arguments.quarantine_out or paths.quarantine_uri(arguments.chunks_out),
         report=uris.beside(arguments.chunks_out, paths.REPORT),
-        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut),
+        digest=digests.digest(digests.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut),
         line_bytes=line_bytes,
     )
 

@@ -11,8 +11,9 @@ from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, index_spec_from_json
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
@@ -60,7 +61,7 @@ def _planned_job(plan_uri: str) -> Job:
         embeddings_reports=tuple(paths.report_uri(plan, "embed-chunks", shard.name) for shard in shards),
         output=paths.trained_index_uri(plan),
         report=paths.report_uri(plan, STAGE),
-        digest=paths.train_digest(plan),
+        digest=digests.train_digest(plan),
         pinned=plan.base is not None,
     )
 
@@ -76,7 +77,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         embeddings_reports=tuple(uris.beside(uri, paths.REPORT) for uri in embeddings),
         output=arguments.output,
         report=uris.beside(arguments.output, paths.REPORT),
-        digest=paths.digest(paths.CODE_VERSIONS[STAGE], content, settings),
+        digest=digests.digest(digests.CODE_VERSIONS[STAGE], content, settings),
     )
 
 

@@ -7,8 +7,9 @@ from retro_ops.compute import device
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters, Plan, Split
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Split
 from retro_ops.progress import say
 
 HELP = "measure how wide to search for the wanted recall"
@@ -31,7 +32,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     plan = read_plan(arguments.plan)
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     inputs = [paths.index_uri(plan, split) for split in plan.splits()]
-    uri, digest = paths.report_uri(plan, STAGE), paths.tuning_digest(plan)
+    uri, digest = paths.report_uri(plan, STAGE), digests.tuning_digest(plan)
     report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, parameters))
 
 

@@ -12,15 +12,10 @@ from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import (
-    DatasetShard,
-    IndexShard,
-    Parameters,
-    Plan,
-    dataset_spec_from_json,
-    index_spec_from_json,
-)
+from retro_ops.plan import digests, paths, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan
+from retro_ops.plan.specs import DatasetShard, IndexShard, dataset_spec_from_json, index_spec_from_json
 from retro_ops.progress import Progress, say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
@@ -62,7 +57,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     specs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
     # A report on what changed does not stand for one on everything.
     of = ["changed only"] if arguments.changed_only else []
-    uri, digest = paths.report_uri(plan, STAGE), paths.digest(paths.version_digest(plan), *of)
+    uri, digest = paths.report_uri(plan, STAGE), digests.digest(digests.version_digest(plan), *of)
     trusted = frozenset(_shared(plan)) if arguments.changed_only else frozenset()
     if arguments.recompute:  # Asked for by hand, so what was found sound before is looked at again.
         store.at(uri).delete(uri)
@@ -81,7 +76,7 @@ def _shared(plan: Plan) -> Iterator[str]:
     yield paths.stage_folder(plan, "train-faiss-index")
     undamaged = replace(plan, condemned=())
     for shard in plan.shards:
-        former = paths.former_shard(plan, shard)
+        former = digests.former_shard(plan, shard)
         if former:
             for stage in ("tokenize-and-chunk", "embed-chunks"):
                 yield paths.stage_folder(plan, stage, shard.name)
@@ -90,7 +85,7 @@ def _shared(plan: Plan) -> Iterator[str]:
                 partial_index = paths.stage_folder(plan, "build-faiss-index", shard.name)
                 if partial_index == paths.stage_folder(undamaged, "build-faiss-index", shard.name):
                     yield partial_index
-            if shard.queried and former.neighbours == paths.neighbours_digest(plan, shard):
+            if shard.queried and former.neighbours == digests.neighbours_digest(plan, shard):
                 yield paths.stage_folder(plan, "retrieve-neighbours", shard.name)
 
 
@@ -108,7 +103,7 @@ def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> r
 
 def _reports(plan: Plan) -> Iterator[str]:
     once = ("train-faiss-index", "merge-indexes", "tune-search", "write-specs", "describe")
-    for stage, shard in paths.tasks(plan, (*paths.SHARD_STAGES, *once)):
+    for stage, shard in stage_graph.tasks(plan, (*stage_graph.SHARD_STAGES, *once)):
         yield paths.report_uri(plan, stage, shard)
 
 

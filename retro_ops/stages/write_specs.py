@@ -10,18 +10,10 @@ from typing import Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import (
-    DatasetShard,
-    DatasetSpec,
-    IndexShard,
-    Parameters,
-    Plan,
-    Shard,
-    as_written,
-    dataset_spec_to_json,
-    index_spec_to_json,
-)
+from retro_ops.plan import digests, paths, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Plan, Shard, as_written
+from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard, dataset_spec_to_json, index_spec_to_json
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent, relative
@@ -48,7 +40,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     plan = read_plan(arguments.plan)
     uri = paths.report_uri(plan, STAGE)
     inputs = [paths.neighbours_uri(plan, shard.name) for shard in plan.shards if shard.queried]
-    report.run_once(STAGE, uri, paths.version_digest(plan), {}, inputs, lambda: _work(plan))
+    report.run_once(STAGE, uri, digests.version_digest(plan), {}, inputs, lambda: _work(plan))
 
 
 def _work(plan: Plan) -> report.Outcome:
@@ -65,10 +57,10 @@ def _work(plan: Plan) -> report.Outcome:
         "dataset": plan.dataset,
         "parameters": asdict(plan.parameters),
         "identity": asdict(plan.identity),
-        "code_versions": dict(paths.CODE_VERSIONS),
+        "code_versions": dict(digests.CODE_VERSIONS),
         "trained_index": relative(paths.trained_index_uri(plan), parent(paths.manifest_uri(plan))),
         "index_type": trained["details"]["index_type"],
-        "tuning": paths.tuning_digest(plan),
+        "tuning": digests.tuning_digest(plan),
         "shards": [
             {**as_written(shard), **_embeddings(plan, shard), "counts": of_shard}
             for shard, of_shard in zip(plan.shards, counts, strict=True)
@@ -84,7 +76,7 @@ def _work(plan: Plan) -> report.Outcome:
 def _counts(plan: Plan, shard: Shard) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage in ("tokenize-and-chunk", "retrieve-neighbours"):
-        if paths.runs_on(stage, shard):
+        if stage_graph.runs_on(stage, shard):
             of_stage = report.require(paths.report_uri(plan, stage, shard.name), f"{stage} of shard {shard.name!r}")
             counts |= of_stage["counts"]
     return counts

@@ -9,8 +9,8 @@ from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Plan, Shard
+from retro_ops.plan import paths, stage_graph
+from retro_ops.plan.plan import Plan, Shard
 from retro_ops.storage import read_ahead, store
 
 State = Literal["done", "missing", "damaged"]
@@ -30,7 +30,7 @@ class Entry:
 
 def stages(plan: Plan) -> list[str]:
     """Those that a run of ``plan`` has, and that leave a report."""
-    return [*paths.stages(plan), "validate"]
+    return [*stage_graph.stages(plan), "validate"]
 
 
 def look(plan: Plan, thorough: bool = False) -> list[Entry]:
@@ -38,7 +38,7 @@ def look(plan: Plan, thorough: bool = False) -> list[Entry]:
     at_once = read_ahead.READERS if thorough else read_ahead.LOOKUPS
     sizes = _sizes(plan)
     return read_ahead.side_by_side(
-        lambda of: _look(plan, *of, sizes, thorough=thorough), paths.tasks(plan, stages(plan)), at_once
+        lambda of: _look(plan, *of, sizes, thorough=thorough), stage_graph.tasks(plan, stages(plan)), at_once
     )
 
 
@@ -74,11 +74,11 @@ def of_no_use(entries: Sequence[Entry], published: bool) -> list[Entry]:
 def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iterator[str]:
     """Of the outputs of ``entries``, and of everything of ``shards``."""
     for entry in entries:
-        yield paths.output_digest(plan, entry.stage, entry.shard)
-    for stage in paths.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
+        yield stage_graph.output_digest(plan, entry.stage, entry.shard)
+    for stage in stage_graph.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
         for shard in shards:
-            if paths.runs_on(stage, plan.shard(shard)):
-                yield paths.output_digest(plan, stage, shard)
+            if stage_graph.runs_on(stage, plan.shard(shard)):
+                yield stage_graph.output_digest(plan, stage, shard)
 
 
 def last_plan_uri(plan_uri: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
-from retro_ops.plan.specs import SPLITS, Plan, dataset_spec_from_json, index_spec_from_json
+from retro_ops.plan.plan import SPLITS, Plan
+from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
 from retro_ops.uris import parent, resolve
 

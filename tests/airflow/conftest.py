@@ -8,7 +8,7 @@ import pytest
 from airflow_environment import HERE, let_airflow_warn
 
 if TYPE_CHECKING:
-    from retro_ops.plan.specs import Plan
+    from retro_ops.plan.plan import Plan
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,27 +41,29 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(tmp_path: Path) -> "Plan":
     """Two training shards and one for validation."""
-    from retro_ops.plan import specs
+    from retro_ops.plan.parameters import Parameters
+    from retro_ops.plan.plan import Identity, Plan, Shard, Source, Split
 
-    def shard(name: str, split: specs.Split) -> specs.Shard:
-        return specs.Shard(name, split, (specs.Source(name, 1, name),))
+    def shard(name: str, split: Split) -> Shard:
+        return Shard(name, split, (Source(name, 1, name),))
 
-    return specs.Plan(
+    return Plan(
         dataset="d",
         root=str(tmp_path),
-        parameters=specs.Parameters(),
-        identity=specs.Identity("t", 100, 0, "m", 8),
+        parameters=Parameters(),
+        identity=Identity("t", 100, 0, "m", 8),
         shards=(shard("a", "train"), shard("b", "train"), shard("v", "val")),
     )
 
 
 @pytest.fixture
 def uri(plan: "Plan") -> str:
-    from retro_ops.plan import paths, specs
+    from retro_ops.plan import paths
+    from retro_ops.plan.plan import plan_to_json
 
     uri = paths.plan_uri(plan.root, plan.dataset, "run")
     Path(uri).parent.mkdir(parents=True)
-    Path(uri).write_text(specs.plan_to_json(plan))
+    Path(uri).write_text(plan_to_json(plan))
     return uri
 
 

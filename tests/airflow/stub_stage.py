@@ -10,7 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from retro_ops.plan import paths, source_list, specs
+from retro_ops.plan import digests, paths, source_list
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Identity, Plan, Shard, Source, Split, plan_from_json, plan_to_json
 
 REAL = ("list-sources", "split-corpus")
 """They take a second, so they are not stubs."""
@@ -31,18 +33,18 @@ def main() -> None:
         parser.add_argument(f"--{name}")
     for name in ("refresh", "repair", "quick", "changed-only"):
         parser.add_argument(f"--{name}", action="store_true")
-    for field in dataclasses.fields(specs.Parameters):
+    for field in dataclasses.fields(Parameters):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
     arguments = parser.parse_args()
     if arguments.stage == "plan":
         planned = plan(arguments)
-        write(arguments.output, specs.plan_to_json(planned))
+        write(arguments.output, plan_to_json(planned))
         current = Path(paths.current_uri(planned.root, planned.dataset))
         nothing = current.exists() and json.loads(current.read_text())["path"] == version_of(planned)
         changes = {"nothing": nothing, "base": None, "added": ["x"], "changed": [], "removed": [], "unchanged": 0}
         write(paths.changes_uri(arguments.output), json.dumps(changes))
     else:
-        the_plan = specs.plan_from_json(Path(arguments.plan).read_text(), arguments.plan)
+        the_plan = plan_from_json(Path(arguments.plan).read_text(), arguments.plan)
         if arguments.stage == "publish":
             path = version_of(the_plan)
             current = {"version": 1, "path": path, "published_at": "t", "counts": {"chunks": 4}, "plan": arguments.plan}
@@ -50,9 +52,9 @@ def main() -> None:
             write(paths.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
         elif arguments.stage == "find-duplicates":
             changed = dataclasses.replace(the_plan, deduplicated=True)
-            write(paths.deduplicated_plan_uri(arguments.plan), specs.plan_to_json(changed))
+            write(paths.deduplicated_plan_uri(arguments.plan), plan_to_json(changed))
         elif arguments.stage == "check-drift":
-            write(paths.decided_plan_uri(arguments.plan), specs.plan_to_json(the_plan))
+            write(paths.decided_plan_uri(arguments.plan), plan_to_json(the_plan))
         else:
             done = [report(the_plan, arguments.stage, shard) for shard in (arguments.shard or "").split(",")]
             if not all(done):
@@ -60,7 +62,7 @@ def main() -> None:
     print(json.dumps({"level": "info", "message": f"{arguments.stage} is done"}), file=sys.stderr)
 
 
-def report(of: specs.Plan, stage: str, shard: str) -> bool:
+def report(of: Plan, stage: str, shard: str) -> bool:
     """Whether it could be done: not what the door keeps from being tokenised, also as one of a group."""
     if stage in UNTIL_GATE and Path(os.environ["RETRO_TEST_DOOR"], f"fail.tokenize-and-chunk.{shard}").exists():
         return False
@@ -68,20 +70,20 @@ def report(of: specs.Plan, stage: str, shard: str) -> bool:
     return True
 
 
-def plan(arguments: argparse.Namespace) -> specs.Plan:
+def plan(arguments: argparse.Namespace) -> Plan:
     if arguments.sources:
         return plan_of(
             arguments, of_recipe(arguments.sources), json.loads(Path(arguments.sources).read_text())["recipe"]
         )
     if not arguments.corpus:  # As it was.
         current = json.loads(Path(paths.current_uri(arguments.root, arguments.dataset)).read_text())
-        return specs.plan_from_json(Path(current["plan"]).read_text(), current["plan"])
-    folders: list[tuple[specs.Split, str | None]] = [
+        return plan_from_json(Path(current["plan"]).read_text(), current["plan"])
+    folders: list[tuple[Split, str | None]] = [
         ("train", arguments.corpus),
         ("val", arguments.validation_corpus),
     ]
     shards = [
-        specs.Shard(path.stem, split, (specs.Source(str(path), path.stat().st_size, path.read_text()),))
+        Shard(path.stem, split, (Source(str(path), path.stat().st_size, path.read_text()),))
         for split, folder in folders
         if folder
         for path in sorted(Path(folder).glob("*.jsonl"))
@@ -89,38 +91,32 @@ def plan(arguments: argparse.Namespace) -> specs.Plan:
     return plan_of(arguments, shards)
 
 
-def of_recipe(uri: str) -> list[specs.Shard]:
+def of_recipe(uri: str) -> list[Shard]:
     listed = source_list.from_json(Path(uri).read_text(), uri)
     return [
-        specs.Shard(
+        Shard(
             part["shard"],
             part["split"],
-            (
-                specs.Source(
-                    paths.part_uri(listed.parts_folder(file), part["shard"]), part["bytes"], part["fingerprint"]
-                ),
-            ),
+            (Source(paths.part_uri(listed.parts_folder(file), part["shard"]), part["bytes"], part["fingerprint"]),),
         )
         for file in listed.files
         for part in json.loads(Path(listed.report_uri(file)).read_text())["details"]["parts"]
     ]
 
 
-def plan_of(arguments: argparse.Namespace, shards: list[specs.Shard], recipe: str | None = None) -> specs.Plan:
-    return specs.Plan(
+def plan_of(arguments: argparse.Namespace, shards: list[Shard], recipe: str | None = None) -> Plan:
+    return Plan(
         dataset=arguments.dataset,
         root=arguments.root,
-        parameters=specs.Parameters(
-            index_type=arguments.index_type or "auto", duplicates=arguments.duplicates or "keep"
-        ),
-        identity=specs.Identity("t", 100, 0, "m", 8),
+        parameters=Parameters(index_type=arguments.index_type or "auto", duplicates=arguments.duplicates or "keep"),
+        identity=Identity("t", 100, 0, "m", 8),
         shards=tuple(shards),
         recipe=recipe,
     )
 
 
-def version_of(of: specs.Plan) -> str:
-    return f"versions/{paths.version_digest(of)}"
+def version_of(of: Plan) -> str:
+    return f"versions/{digests.version_digest(of)}"
 
 
 def write(uri: str, text: str) -> None:

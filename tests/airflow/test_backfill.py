@@ -13,7 +13,8 @@ import pytest
 from live_airflow import REPOSITORY, LiveAirflow, wait_for
 from test_scheduler import HERE, REAL_STAGES, Door, stage_settings
 
-from retro_ops.plan import paths, specs
+from retro_ops.plan import paths
+from retro_ops.plan.plan import plan_from_json
 
 DAYS = [f"2026-03-{day:02}" for day in range(2, 6)]
 FAILS = DAYS[1]
@@ -118,7 +119,7 @@ def arrays(root: Path, entry: dict[str, Any]) -> dict[str, bytes]:
     """Every array that a trainer reads of a version, and the distances."""
     folder = root / "news"
     uri = str(folder / entry["plan"])
-    plan = specs.plan_from_json(Path(uri).read_text(), uri)
+    plan = plan_from_json(Path(uri).read_text(), uri)
     found = {}
     for shard in plan.shards:
         files = {**paths.chunks_files(plan, shard.name), "neighbours": paths.neighbours_uri(plan, shard.name)}

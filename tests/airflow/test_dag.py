@@ -15,7 +15,8 @@ from airflow.serialization.serialized_objects import DagSerialization
 from live_airflow import REPOSITORY
 
 from retro_ops.errors import ConfigurationError
-from retro_ops.plan import paths, specs
+from retro_ops.plan import digests, paths, stage_graph
+from retro_ops.plan.plan import plan_from_json
 
 HEAVY = ("numpy", "torch", "faiss", "transformers", "sentence_transformers", "boto3", "botocore")
 
@@ -71,7 +72,7 @@ DAGS = ("retro_dataset", "retro_refresh", "retro_repair", "massive_open_text")
 def test_tasks_are_named_like_their_stages(name: str) -> None:
     dag = load(name)
     staged = {task.task_id: task.stage for task in map(operator_of, dag.tasks) if hasattr(task, "stage")}
-    stages = {"plan", "find-duplicates", *paths.CODE_VERSIONS, "validate", "publish"}
+    stages = {"plan", "find-duplicates", *digests.CODE_VERSIONS, "validate", "publish"}
     stages |= {"check-drift"} if name == "retro_refresh" else set()
     stages |= set() if name == "retro_repair" else {"list-sources", "split-corpus"}
     assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == stages
@@ -151,7 +152,7 @@ def test_a_repair_runs_what_is_missing_and_what_depends_on_it(tmp_path: Path, co
     place = {"root": str(tmp_path / "root"), "dataset": "demo"}
     load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
     current = json.loads(Path(paths.current_uri(place["root"], "demo")).read_text())
-    plan = specs.plan_from_json(Path(current["plan"]).read_text(), "plan")
+    plan = plan_from_json(Path(current["plan"]).read_text(), "plan")
     Path(paths.report_uri(plan, "embed-chunks", "b")).unlink()
     # The stub does not look for damage, so the version must be another one for it to go on.
     Path(paths.current_uri(place["root"], "demo")).write_text(json.dumps(current | {"path": "another"}))
@@ -173,11 +174,11 @@ def test_a_whole_run(tmp_path: Path, corpus: Path) -> None:
     done = run(tmp_path, corpus)
     assert str(done.state) == "success"
     plan_uri = paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id)
-    plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
+    plan = plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert [shard.name for shard in plan.shards] == ["a", "b", "c", "d"]
     assert plan.parameters.index_type == "IVF64,Flat"
-    for stage in (*paths.stages(plan), "validate"):
-        for shard in plan.shards if stage in paths.SHARD_STAGES else (None,):
+    for stage in (*stage_graph.stages(plan), "validate"):
+        for shard in plan.shards if stage in stage_graph.SHARD_STAGES else (None,):
             assert Path(paths.report_uri(plan, stage, shard.name if shard else None)).exists()
     assert Path(paths.current_uri(plan.root, plan.dataset)).exists()
     labels = {ti.rendered_map_index for ti in done.get_task_instances() if ti.map_index >= 0}
@@ -214,7 +215,7 @@ def test_a_whole_run_from_a_recipe(tmp_path: Path, recipe: Path) -> None:
     done = load().test(run_conf=conf)
     assert str(done.state) == "success"
     plan_uri = paths.plan_uri(conf["root"], "demo", done.run_id)
-    plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
+    plan = plan_from_json(Path(plan_uri).read_text(), plan_uri)
     names = ["0_code", "0_docs", "1_docs", "val_docs"]
     assert [shard.name for shard in plan.shards] == names
     instances = done.get_task_instances()
@@ -330,7 +331,7 @@ def test_a_bad_shard_of_a_group_fails_its_task_and_leaves_the_others_done(
     assert labels["shards.tokenize_and_chunk"] == {"shards a to b (2)", "shards c to d (2)"}
     assert labels["retrieve_neighbours"] == {"shards a to c (2)", "shard d"}
     plan_uri = paths.selected_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
-    assert specs.plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
+    assert plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -341,7 +342,7 @@ def test_a_run_may_go_on_without_failed_shards(tmp_path: Path, corpus: Path, stu
     assert state["publish", -1] == "success"
     assert {index for task, index in state if task == "retrieve_neighbours"} == {0, 1, 2}
     plan_uri = paths.selected_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
-    plan = specs.plan_from_json(Path(plan_uri).read_text(), plan_uri)
+    plan = plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert plan.skipped == ("b",)
 
 

@@ -13,7 +13,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Param
 from retro_airflow import params, settings
 
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Identity, Parameters, Plan, plan_to_json
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Identity, Plan, plan_to_json
 
 CONFIG = settings.load(
     {"RETRO_ROOT": "/data/", "RETRO_DATASET": "d", "RETRO_CORPUS": "/c", "RETRO_TOKENIZER": "tok", "RETRO_MODEL": "m"}

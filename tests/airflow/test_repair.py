@@ -11,7 +11,8 @@ import pytest
 from test_dag import load
 from test_scheduler import HERE, REAL_STAGES, stage_settings
 
-from retro_ops.plan import paths, specs
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Plan, plan_from_json
 
 
 @pytest.fixture
@@ -43,11 +44,11 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: N
     return place
 
 
-def published(place: dict[str, Any]) -> tuple[int, specs.Plan]:
+def published(place: dict[str, Any]) -> tuple[int, Plan]:
     folder = Path(paths.dataset_folder(place["root"], place["dataset"]))
     current = json.loads((folder / "current.json").read_text())
     uri = str(folder / current["plan"])
-    return int(current["version"]), specs.plan_from_json(Path(uri).read_text(), uri)
+    return int(current["version"]), plan_from_json(Path(uri).read_text(), uri)
 
 
 def test_a_damaged_shard_is_found_and_repaired_with_what_depends_on_it(dataset: dict[str, Any], tmp_path: Path) -> None:

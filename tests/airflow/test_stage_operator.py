@@ -23,7 +23,8 @@ from retro_airflow.stage_operator import StageOperator
 from retro_airflow.triggers import StageTrigger
 from structlog.testing import capture_logs
 
-from retro_ops.plan import paths, specs
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Plan
 
 Logged = list[MutableMapping[str, Any]]
 
@@ -124,7 +125,7 @@ def test_without_arguments_the_task_is_skipped(state: TaskState) -> None:
 
 
 def test_the_result_follows_from_the_plan(
-    plan: specs.Plan,
+    plan: Plan,
     uri: str,
     state: TaskState,
     logged: Logged,
@@ -354,7 +355,7 @@ def test_flags() -> None:
 
 
 def test_a_deferred_task_gives_its_slot_back_and_ends_with_its_stage(
-    plan: specs.Plan, uri: str, state: TaskState, stub_command: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, uri: str, state: TaskState, stub_command: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Deployment, "defers", lambda self, runtime: True)
     monkeypatch.setattr(triggers, "POLL_S", 0.05)

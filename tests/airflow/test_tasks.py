@@ -11,7 +11,8 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowFailException
 from retro_airflow import tasks
 
-from retro_ops.plan import paths, source_list, specs
+from retro_ops.plan import digests, paths, source_list, stage_graph
+from retro_ops.plan.plan import Plan, plan_from_json, plan_to_json
 
 Params = dict[str, Any]
 
@@ -21,7 +22,7 @@ def write(uri: str, text: str) -> None:
     Path(uri).write_text(text)
 
 
-def embed(plan: specs.Plan, *names: str) -> None:
+def embed(plan: Plan, *names: str) -> None:
     for name in names:
         write(paths.report_uri(plan, "embed-chunks", name), "{}")
 
@@ -48,10 +49,10 @@ def test_more_shards_than_tasks_go_in_groups(uri: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 1000, 2000, 5003])
-def test_groups_are_never_more_than_the_limit_and_miss_no_shard(tmp_path: Path, plan: specs.Plan, count: int) -> None:
+def test_groups_are_never_more_than_the_limit_and_miss_no_shard(tmp_path: Path, plan: Plan, count: int) -> None:
     shards = tuple(dataclasses.replace(plan.shards[0], name=f"{number:04}") for number in range(count))
     uri = str(tmp_path / "plan.json")
-    write(uri, specs.plan_to_json(dataclasses.replace(plan, shards=shards)))
+    write(uri, plan_to_json(dataclasses.replace(plan, shards=shards)))
     groups = listed(uri)
     assert len(groups) <= 256
     assert ",".join(groups).split(",") == [shard.name for shard in shards]
@@ -70,18 +71,18 @@ def test_source_files_are_split_one_by_one_or_together_where_they_are_too_many(
     assert [entry["file"] for entry in tasks.list_source_files(uri)] == ["f0,f1,f2", "f3,f4"]
 
 
-def test_only_what_is_to_be_done_is_grouped(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_to_be_done_is_grouped(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
     assert [entry["shard"] for entry in tasks.list_unfinished_shards(uri, EMBED)] == ["b", "v"]
 
 
 @pytest.mark.parametrize("which", [tasks.list_shards, tasks.list_unfinished_shards])
-def test_a_stage_gets_the_shards_that_it_runs_on(plan: specs.Plan, uri: str, which: Any) -> None:
+def test_a_stage_gets_the_shards_that_it_runs_on(plan: Plan, uri: str, which: Any) -> None:
     a, b, v = plan.shards
     shards = (dataclasses.replace(a, queried=False), dataclasses.replace(b, indexed=False), v)
-    write(uri, specs.plan_to_json(dataclasses.replace(plan, shards=shards)))
-    found = {stage: [entry["shard"] for entry in which(uri, stage)] for stage in paths.SHARD_STAGES}
+    write(uri, plan_to_json(dataclasses.replace(plan, shards=shards)))
+    found = {stage: [entry["shard"] for entry in which(uri, stage)] for stage in stage_graph.SHARD_STAGES}
     assert found == {
         "tokenize-and-chunk": ["a", "b", "v"],
         "embed-chunks": ["a", "b", "v"],
@@ -90,12 +91,12 @@ def test_a_stage_gets_the_shards_that_it_runs_on(plan: specs.Plan, uri: str, whi
     }
 
 
-def test_gate_lets_a_whole_plan_through(plan: specs.Plan, uri: str) -> None:
+def test_gate_lets_a_whole_plan_through(plan: Plan, uri: str) -> None:
     embed(plan, "a", "b", "v")
     assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}) == uri
 
 
-def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str) -> None:
+def test_gate_names_the_missing_shards_and_what_to_do(plan: Plan, uri: str) -> None:
     embed(plan, "a")
     with pytest.raises(AirflowFailException) as caught:
         tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False})
@@ -106,33 +107,33 @@ def test_gate_names_the_missing_shards_and_what_to_do(plan: specs.Plan, uri: str
     assert not Path(paths.selected_plan_uri(uri)).exists()
 
 
-def test_gate_names_the_failed_shards_of_a_group(plan: specs.Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_names_the_failed_shards_of_a_group(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
     with pytest.raises(AirflowFailException, match=r"2 of 3 shards.*: b .map index 0., v .map index 1."):
         tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False})
 
 
-def test_gate_needs_an_indexed_shard_and_one_that_asks(plan: specs.Plan, uri: str) -> None:
+def test_gate_needs_an_indexed_shard_and_one_that_asks(plan: Plan, uri: str) -> None:
     a, b, v = plan.shards
     shards = (dataclasses.replace(a, queried=False), dataclasses.replace(b, indexed=False), v)
     plan = dataclasses.replace(plan, shards=shards)
-    write(uri, specs.plan_to_json(plan))
+    write(uri, plan_to_json(plan))
     embed(plan, "b", "v")
     with pytest.raises(AirflowFailException, match=r"a .map index 0."):
         tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
 
 
-def test_gate_selects_what_is_there(plan: specs.Plan, uri: str) -> None:
+def test_gate_selects_what_is_there(plan: Plan, uri: str) -> None:
     embed(plan, "b", "v")
     selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
     assert selected == paths.selected_plan_uri(uri)
     expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
-    assert specs.plan_from_json(Path(selected).read_text(), selected) == expected
+    assert plan_from_json(Path(selected).read_text(), selected) == expected
 
 
 @pytest.mark.parametrize("embedded", [(), ("v",)])
-def test_gate_needs_a_training_shard(plan: specs.Plan, uri: str, embedded: tuple[str, ...]) -> None:
+def test_gate_needs_a_training_shard(plan: Plan, uri: str, embedded: tuple[str, ...]) -> None:
     embed(plan, *embedded)
     with pytest.raises(AirflowFailException, match=r"a .map index 0., b .map index 1."):
         tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
@@ -143,7 +144,7 @@ def test_gate_without_a_plan() -> None:
         tasks.gate("", None, {"allow_partial": True})
 
 
-def test_gate_names_the_map_index_in_a_list_of_what_was_to_be_done(plan: specs.Plan, uri: str) -> None:
+def test_gate_names_the_map_index_in_a_list_of_what_was_to_be_done(plan: Plan, uri: str) -> None:
     embed(plan, "a")
     listed = tasks.list_unfinished_shards(uri, "embed-chunks")
     embed(plan, "b")
@@ -163,10 +164,10 @@ def test_a_plan_that_is_none_fails_without_retry(uri: str) -> None:
 
 
 @pytest.mark.parametrize("is_current", [True, False])
-def test_announce_dataset(plan: specs.Plan, uri: str, is_current: bool) -> None:
+def test_announce_dataset(plan: Plan, uri: str, is_current: bool) -> None:
     ours = {
         "version": 3,
-        "path": f"versions/{paths.version_digest(plan)}",
+        "path": f"versions/{digests.version_digest(plan)}",
         "published_at": "then",
         "as_of": "2026-01-02",
     }

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Plan
+from retro_ops.plan import stage_graph
+from retro_ops.plan.plan import Plan
 
 Run = Callable[..., None]
 
@@ -51,11 +51,11 @@ def write_index_spec(path: Path, shards: list[Path]) -> Path:
 def build_in_groups(run: Run, uri: str, size: int) -> Plan:
     """Up to the specs; ``size`` shards a call."""
     plan = read_plan(uri)
-    for stage in [stage for stage in paths.stages(plan) if stage != "describe"]:
-        if stage not in paths.SHARD_DIGESTS:
+    for stage in [stage for stage in stage_graph.stages(plan) if stage != "describe"]:
+        if stage not in stage_graph.SHARD_DIGESTS:
             run(stage, "--plan", uri)
             continue
-        names = [shard.name for shard in paths.shards_of(plan, stage)]
+        names = [shard.name for shard in stage_graph.shards_of(plan, stage)]
         for first in range(0, len(names), size):
             run(stage, "--plan", uri, "--shard", ",".join(names[first : first + size]))
     return plan

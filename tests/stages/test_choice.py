@@ -16,7 +16,9 @@ from benchmarks.whole_run import run as whole_run
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, specs
+from retro_ops.plan import paths, specs, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Identity, Plan, Shard, plan_from_json, plan_to_json
 from retro_ops.storage import store
 from retro_ops.storage.npy import open_npy
 from retro_ops.versions import history
@@ -73,7 +75,9 @@ def test_each_choice_is_kept_from_plan_to_export(built: Nights, tmp_path: Path, 
         "v": (True, True),
         "w": (False, True),
     }
-    ran = {stage: [s for of, s in paths.tasks(plan, paths.SHARD_STAGES) if of == stage] for stage in done.calls}
+    ran = {
+        stage: [s for of, s in stage_graph.tasks(plan, stage_graph.SHARD_STAGES) if of == stage] for stage in done.calls
+    }
     assert ran["build-faiss-index"] == ["a", "b", "v"]
     assert ran["retrieve-neighbours"] == ["b", "c", "v", "w"]
     card = json.loads(store.read(paths.card_uri(plan, "json")))
@@ -172,7 +176,7 @@ def test_after_every_night_all_is_as_if_built_from_scratch(chosen: Nights) -> No
         assert equal == dict.fromkeys(equal, 1.0), night
         assert done.plan.base is not None
         Done().stage("validate", "--plan", done.plan_uri)
-        for shard in paths.shards_of(done.plan, "retrieve-neighbours"):
+        for shard in stage_graph.shards_of(done.plan, "retrieve-neighbours"):
             made = report.require(paths.report_uri(done.plan, "retrieve-neighbours", shard.name), "it")
             merged += made["details"].get("updated", {}).get("merged_rows", 0)
     assert merged > 0
@@ -212,10 +216,10 @@ def test_a_choice_that_makes_no_sense_is_refused(
 
 
 def test_a_plan_with_an_idle_shard_is_not_read() -> None:
-    shard = specs.Shard("a", "train", (), indexed=False, queried=False)
-    plan = specs.Plan("d", "/r", specs.Parameters(), specs.Identity("t", 9, 0, "m", 8), (shard,))
+    shard = Shard("a", "train", (), indexed=False, queried=False)
+    plan = Plan("d", "/r", Parameters(), Identity("t", 9, 0, "m", 8), (shard,))
     with pytest.raises(BadInputError, match="'a' is neither indexed nor queried"):
-        specs.plan_from_json(specs.plan_to_json(plan), "plan.json")
+        plan_from_json(plan_to_json(plan), "plan.json")
 
 
 def test_the_seed_profile_knows_no_document_of_a_shard_that_is_not_indexed(chosen: Nights) -> None:

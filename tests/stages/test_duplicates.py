@@ -14,7 +14,7 @@ from benchmarks.whole_run import run as whole_run
 from retro_ops.corpus import json_lines
 from retro_ops.execution import checkpoints, report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths
+from retro_ops.plan import digests, paths
 from retro_ops.stages import tokenize_and_chunk
 from retro_ops.storage import store
 from retro_ops.versions.audit import look
@@ -111,12 +111,12 @@ def test_a_report_changes_nothing(planted: Nights) -> None:
     assert b"without" not in store.read(kept.plan_uri)
     done = planted.refresh("--duplicates", "report")
     # The same version, so whoever only wants to know need build nothing.
-    assert paths.version_digest(done.plan) == paths.version_digest(kept.plan)
+    assert digests.version_digest(done.plan) == digests.version_digest(kept.plan)
     assert done.changes["nothing"]
     reported = whole_run(planted.root, "d", "report", *planted.settings, "--duplicates", "report")
     assert facts_of(reported)["duplicates"] == 5
     assert lines_of(reported) == lines_of(kept)
-    assert paths.version_digest(reported.plan) == paths.version_digest(kept.plan)
+    assert digests.version_digest(reported.plan) == digests.version_digest(kept.plan)
 
 
 def test_from_night_to_night_as_if_built_from_scratch(planted: Nights) -> None:
@@ -144,8 +144,8 @@ def test_from_night_to_night_as_if_built_from_scratch(planted: Nights) -> None:
     done = planted.refresh()
     assert lines_of(done)["c"] == [1]
     assert set(compare(done, planted.scratch())[0].values()) == {1.0}
-    unchanged = paths.tokenize_digest(first.plan, first.plan.shard("b"))
-    assert paths.tokenize_digest(done.plan, done.plan.shard("b")) == unchanged
+    unchanged = digests.tokenize_digest(first.plan, first.plan.shard("b"))
+    assert digests.tokenize_digest(done.plan, done.plan.shard("b")) == unchanged
     # Keeping them again is as it was without all this.
     done = planted.refresh("--duplicates", "keep")
     planted.flags = EXACT

@@ -12,7 +12,7 @@ from retro_ops.compute.device import Device
 from retro_ops.embedding import embedder as embedder_module
 from retro_ops.embedding.embedder import Embedder
 from retro_ops.execution import report
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan.parameters import Parameters
 from retro_ops.stages import embed_chunks
 from retro_ops.tokens import model_inputs, packing
 from retro_ops.tokens.encoders import DisagreementError, Encoding, exact

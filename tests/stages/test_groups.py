@@ -11,8 +11,9 @@ from samples import Run, build_in_groups, write_corpus
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, specs
-from retro_ops.plan.specs import Plan
+from retro_ops.plan import paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Identity, Plan, Shard
 from retro_ops.search import reranking
 from retro_ops.storage import store
 
@@ -133,8 +134,8 @@ def fail_with(error: BaseException, at: str, seen: list[str]) -> Callable[[str],
     ],
 )
 def test_which_trouble_ends_a_group(error: BaseException, raised: type[BaseException], seen: list[str]) -> None:
-    shards = tuple(specs.Shard(name, "train", ()) for name in ("a", "b", "c"))
-    plan = specs.Plan("d", "/r", specs.Parameters(), specs.Identity("t", 100, 0, "m", 8), shards)
+    shards = tuple(Shard(name, "train", ()) for name in ("a", "b", "c"))
+    plan = Plan("d", "/r", Parameters(), Identity("t", 100, 0, "m", 8), shards)
     found: list[str] = []
     with pytest.raises(raised, match=str(error)):
         shard_groups.each("embed-chunks", plan, ["a", "b", "c"], fail_with(error, "b", found))

@@ -18,8 +18,8 @@ from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import StageFailedError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.index import drift
-from retro_ops.plan import paths
-from retro_ops.plan.specs import Parameters
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
 from retro_ops.planning import base_version
 from retro_ops.storage import store
 from retro_ops.versions.audit import look
@@ -107,7 +107,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
     built: Nights, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     behind = planned(built, "behind")
-    monkeypatch.setitem(paths.CODE_VERSIONS, "retrieve-neighbours", 99)
+    monkeypatch.setitem(digests.CODE_VERSIONS, "retrieve-neighbours", 99)
     assert {entry.state for entry in look(read_plan(built.series().plan_uri()))} == {"done"}
     assert built.repair().changes["nothing"]
     # Only a new run may use the new code.
@@ -116,7 +116,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
     assert "was made by another version of this package, whose retrieve-neighbours" in capfd.readouterr().err
     done = built.refresh()
     assert (done.calls["retrieve-neighbours"], done.calls["embed-chunks"]) == (4, 0)
-    monkeypatch.setitem(paths.CODE_VERSIONS, "embed-chunks", 99)
+    monkeypatch.setitem(digests.CODE_VERSIONS, "embed-chunks", 99)
     assert built.refresh().calls["embed-chunks"] == 4
     assert base_version.read_condemned(built.root, "d") == ()
 

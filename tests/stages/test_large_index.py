@@ -7,7 +7,7 @@ from nightly import Nights
 
 from benchmarks.nights import compare
 from retro_ops.index import faiss_index
-from retro_ops.plan import paths
+from retro_ops.plan import digests, paths
 from retro_ops.storage import store
 
 LISTS = ("--index-type", "IVF8,Flat", "--max-drift", "9", "--min-recall", "0")
@@ -32,7 +32,7 @@ def test_an_index_in_parts_gives_what_the_whole_gives(
     assert set(compare(parts, whole)[0].values()) == {1.0}
     for split in ("train", "val"):
         assert store.read(paths.index_uri(parts.plan, split)) == store.read(paths.index_uri(whole.plan, split))
-        assert paths.neighbours_digest(parts.plan, parts.plan.shard("v")) == paths.neighbours_digest(
+        assert digests.neighbours_digest(parts.plan, parts.plan.shard("v")) == digests.neighbours_digest(
             whole.plan, whole.plan.shard("v")
         )
 

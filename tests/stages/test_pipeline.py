@@ -21,7 +21,7 @@ from retro_ops.errors import TransientError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
-from retro_ops.plan.specs import Plan
+from retro_ops.plan.plan import Plan
 from retro_ops.storage import npy, store
 from retro_ops.storage.base import ConflictError
 from retro_ops.storage.s3 import PART_BYTES, _client

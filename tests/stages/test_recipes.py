@@ -27,8 +27,8 @@ from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
+from retro_ops.plan.plan import Shard, Source
 from retro_ops.plan.source_list import Sources
-from retro_ops.plan.specs import Shard, Source
 from retro_ops.planning import recipe_shards
 from retro_ops.storage import store
 from retro_ops.versions import history

@@ -23,7 +23,7 @@ from retro_ops import uris
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.index import faiss_index
-from retro_ops.plan import paths
+from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.storage import store
 from retro_ops.versions import history
 from retro_ops.versions.audit import look
@@ -80,7 +80,7 @@ def test_only_what_changed_is_built(built: Nights) -> None:
     assert first.calls["embed-chunks"] == 4
     built.put("train/e")
     done = built.refresh()
-    assert {stage: done.calls[stage] for stage in paths.SHARD_STAGES} == {
+    assert {stage: done.calls[stage] for stage in stage_graph.SHARD_STAGES} == {
         "tokenize-and-chunk": 1,
         "embed-chunks": 1,
         "build-faiss-index": 1,
@@ -129,7 +129,7 @@ def test_the_index_is_trained_anew_when_it_no_longer_fits(nights: Nights, capfd:
     first = nights.first()
     nights.put("train/e")
     done = nights.refresh()
-    assert paths.train_digest(done.plan) == paths.train_digest(first.plan)
+    assert digests.train_digest(done.plan) == digests.train_digest(first.plan)
     for name in ("g", "h", "i", "j"):
         nights.put(f"train/{name}", 4)
     capfd.readouterr()
@@ -179,7 +179,7 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
     damaged = store.read(uri)
     done = built.repair()
     assert {stage: done.calls[stage] for stage in expected} == expected
-    untouched = set(paths.SHARD_STAGES) - set(expected) - {"build-faiss-index", "retrieve-neighbours"}
+    untouched = set(stage_graph.SHARD_STAGES) - set(expected) - {"build-faiss-index", "retrieve-neighbours"}
     assert all(done.calls[stage] == 0 for stage in untouched), done.calls
     assert {entry.state for entry in look(done.plan, thorough=True)} == {"done"}
     assert set(compare(done, pristine)[0].values()) == {1.0}
@@ -194,7 +194,7 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
 def test_a_named_shard_is_built_again_whatever_it_holds(built: Nights) -> None:
     first = built.runs[0]
     done = built.repair("--shards", "d")
-    assert {stage: done.calls[stage] for stage in paths.SHARD_STAGES} == {
+    assert {stage: done.calls[stage] for stage in stage_graph.SHARD_STAGES} == {
         "tokenize-and-chunk": 1,
         "embed-chunks": 1,
         "build-faiss-index": 1,
@@ -278,7 +278,9 @@ def test_of_two_runs_at_once_one_publishes_and_the_other_is_told(built: Nights, 
     built.put("train/g")
     built.refresh()
     rest = Done(slow)
-    for stage, shard in paths.tasks(rest.plan, tuple(s for s in paths.stages(rest.plan) if s != "describe")):
+    for stage, shard in stage_graph.tasks(
+        rest.plan, tuple(s for s in stage_graph.stages(rest.plan) if s != "describe")
+    ):
         rest.stage(stage, "--plan", slow, *(["--shard", shard] if shard else []))
     for stage in ("describe", "validate"):
         rest.stage(stage, "--plan", slow)

@@ -18,35 +18,37 @@ import zstandard
 from retro_ops import cli, sizes
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError, TransientError
-from retro_ops.plan import paths, specs
+from retro_ops.plan import digests, paths, specs, stage_graph
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Identity, Plan, Shard, Source, plan_from_json, plan_to_json
 from retro_ops.storage import npy, store
 
-SHARD = specs.Shard("00_a", "train", (specs.Source("s3://b/00_a.jsonl", 10, "etag:1:10"),))
-VALIDATION = specs.Shard("val_a", "val", (specs.Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))
-IDENTITY = specs.Identity("t", 30_000, 0, "m", 384)
-PLAN = specs.Plan("books", "s3://b/root", specs.Parameters(), IDENTITY, (SHARD, VALIDATION))
-STAGES = (*paths.SHARD_STAGES, "train-faiss-index", "merge-indexes", "tune-search", "write-specs")
+SHARD = Shard("00_a", "train", (Source("s3://b/00_a.jsonl", 10, "etag:1:10"),))
+VALIDATION = Shard("val_a", "val", (Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))
+IDENTITY = Identity("t", 30_000, 0, "m", 384)
+PLAN = Plan("books", "s3://b/root", Parameters(), IDENTITY, (SHARD, VALIDATION))
+STAGES = (*stage_graph.SHARD_STAGES, "train-faiss-index", "merge-indexes", "tune-search", "write-specs")
 
 
-def _folders(plan: specs.Plan) -> set[str]:
+def _folders(plan: Plan) -> set[str]:
     return {paths.stage_folder(plan, stage, "00_a") for stage in STAGES}
 
 
 def test_a_plan_survives_the_way_to_json_and_back() -> None:
-    assert specs.plan_from_json(specs.plan_to_json(PLAN), "plan.json") == PLAN
+    assert plan_from_json(plan_to_json(PLAN), "plan.json") == PLAN
 
 
 def test_a_shard_is_without_only_what_is_said() -> None:
-    without = dataclasses.replace(SHARD, without=specs.Source("s3://b/root/without.npy", 9, "sha256:1"))
+    without = dataclasses.replace(SHARD, without=Source("s3://b/root/without.npy", 9, "sha256:1"))
     plan = dataclasses.replace(PLAN, shards=(without, VALIDATION), deduplicated=True)
-    assert specs.plan_from_json(specs.plan_to_json(plan), "plan.json") == plan
-    assert "without" not in specs.plan_to_json(PLAN)
-    assert "deduplicated" not in specs.plan_to_json(PLAN)
-    assert paths.tokenize_digest(plan, without) != paths.tokenize_digest(PLAN, SHARD)
-    assert paths.tokenize_digest(plan, VALIDATION) == paths.tokenize_digest(PLAN, VALIDATION)
-    assert paths.sign_digest(plan, without) == paths.sign_digest(PLAN, SHARD)
+    assert plan_from_json(plan_to_json(plan), "plan.json") == plan
+    assert "without" not in plan_to_json(PLAN)
+    assert "deduplicated" not in plan_to_json(PLAN)
+    assert digests.tokenize_digest(plan, without) != digests.tokenize_digest(PLAN, SHARD)
+    assert digests.tokenize_digest(plan, VALIDATION) == digests.tokenize_digest(PLAN, VALIDATION)
+    assert digests.sign_digest(plan, without) == digests.sign_digest(PLAN, SHARD)
     # As it was before there was anything to leave out.
-    assert paths.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
+    assert digests.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
 
 
 @pytest.mark.parametrize("after", paths.PLAN_SUFFIXES)
@@ -61,10 +63,10 @@ def test_every_plan_leads_to_the_first(after: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1}', '{"format": 1, "dataset": ".."}'])
 def test_what_is_no_plan_is_told_with_its_file(text: str) -> None:
     with pytest.raises(BadInputError, match=r"plan\.json|dataset name"):
-        specs.plan_from_json(text, "plan.json")
+        plan_from_json(text, "plan.json")
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(specs.Parameters)])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Parameters)])
 def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -> None:
     value = getattr(PLAN.parameters, field)
     other = not value if isinstance(value, bool) else 7 if value is None or isinstance(value, int | float) else "x"
@@ -80,7 +82,7 @@ def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -
 def test_identity_and_content_change_folders() -> None:
     for field in ("tokenizer_digest", "model_digest", "pad_id"):
         other = dataclasses.replace(PLAN, identity=dataclasses.replace(IDENTITY, **{field: 9}))  # type: ignore[arg-type]
-        assert paths.version_digest(other) != paths.version_digest(PLAN)
+        assert digests.version_digest(other) != digests.version_digest(PLAN)
     renamed = dataclasses.replace(SHARD.sources[0], uri="s3://elsewhere/x.jsonl")
     moved = dataclasses.replace(PLAN, shards=(dataclasses.replace(SHARD, sources=(renamed,)), VALIDATION))
     assert _folders(moved) == _folders(PLAN), "a corpus file counts by content"
@@ -207,7 +209,7 @@ def test_compare_and_swap_on_files(tmp_path: Path) -> None:
     local = store.at(uri)
     assert local.read_tagged(uri) is None
     local.write_if(uri, b"1", None)
-    with pytest.raises(store.ConflictError):
+    with pytest.raises(ConflictError):
         local.write_if(uri, b"2", None)
     tagged = local.read_tagged(uri)
     assert tagged is not None
@@ -308,14 +310,14 @@ def test_reads_run_ahead_in_order_and_no_further_than_they_may() -> None:
             raise BadInputError("gone")
         return number
 
-    reads = store.ahead(functools.partial(read, number) for number in range(40))
+    reads = read_ahead.ahead(functools.partial(read, number) for number in range(40))
     for number in range(20):
         assert next(reads) == number
-        assert len(started) <= number + store.AHEAD
+        assert len(started) <= number + read_ahead.AHEAD
     with pytest.raises(BadInputError, match="gone"):
         list(reads)
-    assert len(started) <= 31 + store.AHEAD
-    closed = store.ahead(functools.partial(read, number) for number in range(10))
+    assert len(started) <= 31 + read_ahead.AHEAD
+    closed = read_ahead.ahead(functools.partial(read, number) for number in range(10))
     next(closed)
     closed.close()
 

@@ -11,7 +11,9 @@ import pytest
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.index import drift
-from retro_ops.plan import paths, specs
+from retro_ops.plan import digests, paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Base, BaseShard, Identity, Plan, Shard, Source, Split, plan_from_json, plan_to_json
 from retro_ops.planning.base_version import changes
 from retro_ops.search import reranking
 from retro_ops.search.exact import NOTHING, pack, unpack
@@ -112,8 +114,8 @@ def test_other_text_fits_worse() -> None:
     assert drift.reason_to_retrain(same, other, 0.25)
 
 
-def shard(name: str, content: str, split: specs.Split = "train") -> specs.Shard:
-    return specs.Shard(name, split, (specs.Source(f"/{name}", 1, content),))
+def shard(name: str, content: str, split: Split = "train") -> Shard:
+    return Shard(name, split, (Source(f"/{name}", 1, content),))
 
 
 def test_changes_are_by_content_not_by_order() -> None:
@@ -123,45 +125,45 @@ def test_changes_are_by_content_not_by_order() -> None:
     assert (found.added, found.changed, found.removed, found.unchanged) == (("d",), ("b", "v"), ("a",), 1)
 
 
-def plan_of(**changes: Any) -> specs.Plan:
-    identity = specs.Identity("t", 100, 0, "m", 8)
-    return specs.Plan("d", "/r", specs.Parameters(), identity, (shard("a", "1"), shard("b", "2")), **changes)
+def plan_of(**changes: Any) -> Plan:
+    identity = Identity("t", 100, 0, "m", 8)
+    return Plan("d", "/r", Parameters(), identity, (shard("a", "1"), shard("b", "2")), **changes)
 
 
 def test_a_condemned_output_goes_elsewhere_with_all_that_depends_on_it() -> None:
     plan = plan_of()
-    bad = paths.embed_digest(plan, plan.shards[0])
+    bad = digests.embed_digest(plan, plan.shards[0])
     mended = plan_of(condemned=(bad,))
     for stage in ("tokenize-and-chunk",):
         assert paths.stage_folder(mended, stage, "a") == paths.stage_folder(plan, stage, "a")
     for stage in ("embed-chunks", "build-faiss-index", "retrieve-neighbours"):
         assert paths.stage_folder(mended, stage, "a") != paths.stage_folder(plan, stage, "a")
     assert paths.stage_folder(mended, "embed-chunks", "b") == paths.stage_folder(plan, "embed-chunks", "b")
-    again = plan_of(condemned=(bad, paths.embed_digest(mended, mended.shards[0])))
-    assert len({paths.embed_digest(p, p.shards[0]) for p in (plan, mended, again)}) == 3
+    again = plan_of(condemned=(bad, digests.embed_digest(mended, mended.shards[0])))
+    assert len({digests.embed_digest(p, p.shards[0]) for p in (plan, mended, again)}) == 3
 
 
 def test_a_plan_of_the_first_format_can_still_be_read() -> None:
     import json
 
-    document = json.loads(specs.plan_to_json(plan_of())) | {"format": 1}
+    document = json.loads(plan_to_json(plan_of())) | {"format": 1}
     for key in ("corpus", "validation_corpus", "as_of", "base", "condemned", "supersedes"):
         del document[key]
-    assert specs.plan_from_json(json.dumps(document), "x") == plan_of()
+    assert plan_from_json(json.dumps(document), "x") == plan_of()
 
 
 def test_what_a_recipe_adds_to_a_plan_is_written_only_where_there_is_one() -> None:
-    plain = specs.plan_to_json(plan_of())
+    plain = plan_to_json(plan_of())
     assert not any(f'"{key}"' in plain for key in ("recipe", "source_folder", "indexed", "queried"))
     shards = tuple(replace(s, indexed=s.name == "a", queried=s.name != "a") for s in plan_of().shards)
     plan = replace(plan_of(recipe="massive_open_text", source_folder="/s"), shards=shards)
-    assert specs.plan_from_json(specs.plan_to_json(plan), "x") == plan
+    assert plan_from_json(plan_to_json(plan), "x") == plan
 
 
 def test_a_plan_with_a_base_survives_being_written() -> None:
-    base = specs.Base("versions/x", "t", None, "w", (specs.BaseShard("a", "train", 3, "e", None),))
+    base = Base("versions/x", "t", None, "w", (BaseShard("a", "train", 3, "e", None),))
     plan = plan_of(base=base, condemned=("c",), as_of="2026-01-01", supersedes=3, corpus="/c/{date}")
-    assert specs.plan_from_json(specs.plan_to_json(plan), "x") == plan
+    assert plan_from_json(plan_to_json(plan), "x") == plan
 
 
 def entry(path: str, as_of: str | None = None) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.corpus.recipes.yaml_nodes import Faults
 from retro_ops.corpus.routing import ByPath, LeftOut, by_path
 from retro_ops.errors import BadInputError
-from retro_ops.plan import paths
+from retro_ops.plan import digests
+from retro_ops.plan.plan import NAME_PATTERN
 from retro_ops.plan.source_list import SourceFile
-from retro_ops.plan.specs import NAME_PATTERN
 from retro_ops.storage import store
 from retro_ops.uris import resolve
 
@@ -100,7 +100,7 @@ def _named_once(files: list[Found], faults: Faults) -> list[Found]:
         file
         if counts[file.name] == 1 and len(file.name) <= LONGEST_NAME
         else Found(
-            file.uri, f"{file.name[-LONGEST_NAME:].lstrip('.-_')}-{paths.digest(file.uri)[:8]}", file.rule, file.line
+            file.uri, f"{file.name[-LONGEST_NAME:].lstrip('.-_')}-{digests.digest(file.uri)[:8]}", file.rule, file.line
         )
         for file in by_uri.values()
     ]
@@ -202,5 +202,5 @@ def source_file(recipe: Recipe, folder: str, file: Found, settings: tuple[str, f
     path = file.uri.removeprefix(uris.join(folder, ""))
     content.append(path if isinstance(rule.category, ByPath) else path.rpartition("/")[2])
     kinds = [type(rule.category).__name__, type(rule.split).__name__]
-    digest = paths.digest(paths.SPLIT_CORPUS_VERSION, kinds, content)
+    digest = digests.digest(digests.SPLIT_CORPUS_VERSION, kinds, content)
     return SourceFile(file.name, file.uri, where.size(file.uri), fingerprint, file.rule, digest)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
-from retro_ops.plan.specs import Split
+from retro_ops.plan.plan import Split
 
 FORMATS = {
     ".jsonl": "jsonl",

@@ -10,7 +10,7 @@ from retro_ops.corpus.recipes.patterns import check_pattern, patterns, words
 from retro_ops.corpus.recipes.yaml_nodes import Faults, Keys, Value, Word, Words, load, near
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.errors import BadInputError
-from retro_ops.plan.specs import NAME_PATTERN, SPLITS, Split
+from retro_ops.plan.plan import NAME_PATTERN, SPLITS, Split
 from retro_ops.sizes import parse_bytes
 
 RECIPE_KEYS = ("categories", "sources", "indexed", "queried")

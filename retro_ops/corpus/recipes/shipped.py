@@ -2,7 +2,7 @@
 
 from importlib import resources
 
-from retro_ops.plan import specs
+from retro_ops.plan.plan import check_name
 
 
 def is_shipped(name: str) -> bool:
@@ -12,7 +12,7 @@ def is_shipped(name: str) -> bool:
 
 def text(name: str) -> str | None:
     """Text of the recipe ``name`` that comes with this package."""
-    file = resources.files(__package__) / f"{specs.check_name('recipe', name)}.yaml"
+    file = resources.files(__package__) / f"{check_name('recipe', name)}.yaml"
     return file.read_text("utf-8") if file.is_file() else None
 
 
