@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device, choose
 from retro_ops.compute.fp16_scores import prepare
-from retro_ops.index import faiss_index, kmeans
+from retro_ops.index import faiss_index, filling, index_types, kmeans
+from retro_ops.index.training import train
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
 
 Vectors = NDArray[np.float16]
@@ -40,7 +41,7 @@ def row(name: str, seconds: float, count: int, more: str = "") -> None:
 
 
 def train_ours(index: Any, vectors: Vectors, where: Device) -> None:
-    faiss_index.train(index, vectors, 0, "", where)
+    train(index, vectors, 0, "", where)
 
 
 def train_faiss(index: Any, vectors: NDArray[np.float32], gpu: bool) -> None:
@@ -135,7 +136,7 @@ def main() -> None:
     print(machine.describe())
     print(f"measured limits: {limits.operations / 1e12:,.1f} TFLOP/s, {limits.bytes / 1e9:,.0f} GB/s copied")
     print(f"{len(everything):,} vectors, {of.index_type}, trained on {len(training):,}")
-    ours, theirs = (faiss_index.make_index(of.index_type, dimension) for _ in range(2))
+    ours, theirs = (index_types.make_index(of.index_type, dimension) for _ in range(2))
     lists = faiss_index.list_count(ours)
     if where.chosen == "cuda":
         points = torch.from_numpy(training).to(device)[None]
@@ -160,7 +161,7 @@ def main() -> None:
     taken = {"ours": 0.0, "plain faiss": 0.0}
     plain, filled = faiss.clone_index(theirs), faiss.clone_index(theirs)
     for block in blocks(part):
-        taken["ours"] += clock(lambda b=block: faiss_index.fill(filled, [b], lambda _: None, Device("cpu", "")))
+        taken["ours"] += clock(lambda b=block: filling.fill(filled, [b], lambda _: None, Device("cpu", "")))
         taken["plain faiss"] += clock(lambda b=block: plain.add(b.astype(np.float32)))
     for name, seconds in taken.items():
         row(f"fill on the CPU, {name}", seconds, len(part))
@@ -172,13 +173,13 @@ def main() -> None:
     truth = exact(part, queries, device)
     for name, index in (("ours", ours), ("faiss", theirs))[: 2 if of.faiss_train else 1]:
         index.reset()
-        faiss_index.fill(index, blocks(part), lambda _: None, where)
+        filling.fill(index, blocks(part), lambda _: None, where)
         print(f"{name + ' training':20}{quality(index, part, queries, truth, of.nprobe)}", flush=True)
 
 
 def fill_from_device(index: Any, vectors: Vectors, device: str, limits: machine.Limits, lists: int) -> None:
     """Lists and codes of vectors that are on the device, left there."""
-    inner, coder = faiss_index.inner_index(index), faiss_index.coder(index, device)
+    inner, coder = faiss_index.inner_index(index), filling.coder(index, device)
     kept = torch.from_numpy(np.array(vectors[: 2**21])).to(device)
     seconds = machine.timed(lambda: [coder.encode(block) for block in kept.split(BLOCK_ROWS)], device, repeat=3)
     row("fill, ours: from device memory", seconds, len(kept))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device, choose
 from retro_ops.compute.fp16_scores import prepare
-from retro_ops.index import faiss_index
+from retro_ops.index import faiss_index, filling, index_types, training
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.specs import IndexShard
 from retro_ops.search import exact, open_index, reranking, seed_profile
@@ -84,11 +84,11 @@ def build(folder: Path, index_type: str, train: int, where: Device) -> Any:
     if path.exists():
         return faiss.read_index(str(path))
     vectors = np.load(folder / "embeddings.npy", mmap_mode="r")
-    index = faiss_index.make_index(index_type, vectors.shape[1])
+    index = index_types.make_index(index_type, vectors.shape[1])
     rows = np.sort(np.random.default_rng(1).choice(len(vectors), min(train, len(vectors)), replace=False))
-    faiss_index.train(index, vectors[rows], 0, index_type, where)
+    training.train(index, vectors[rows], 0, index_type, where)
     blocks = (vectors[start : start + BLOCK_ROWS] for start in range(0, len(vectors), BLOCK_ROWS))
-    faiss_index.fill(index, blocks, lambda _: None, where)
+    filling.fill(index, blocks, lambda _: None, where)
     faiss.write_index(index, str(path))
     return index
 

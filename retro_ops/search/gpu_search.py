@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.fp16_scores import Tensor, answering, asking, columns, on, scores
+from retro_ops.index.faiss_index import Lists
 from retro_ops.search import gpu_tiles
 from retro_ops.search.exact import Keys, smallest, unpack
 from retro_ops.search.filters import REASONS, SAME_DOCUMENT
@@ -35,18 +36,6 @@ MOST_BEST = 2**30
 
 WORKSPACE_BYTES = 8 * 2**30
 """What the above take on a device beside the vectors, with room to spare."""
-
-
-@dataclass(frozen=True)
-class Lists:
-    """The lists of an index. ``centroids`` float32 ``[lists, e]``; ``of`` int32 ``[n]``: the list of each vector;
-    ``ids`` int64 ``[n]``, ascending: their global ids. ``project``: queries float32 ``[m, d]`` -> ``[m, e]``, for an
-    index that transforms its vectors; else None."""
-
-    centroids: NDArray[np.float32]
-    of: NDArray[np.int32]
-    ids: NDArray[np.int64]
-    project: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retro_ops.compute.device import Device, Room
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
-from retro_ops.index import faiss_index
+from retro_ops.index import filling, index_types
 from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import too_large
 from retro_ops.plan.paths import distances_uri
@@ -110,7 +110,7 @@ def update(
     old = frozenset(former.positions)
     new = [at for at in range(len(chunks.embeddings)) if at not in old]
     count = sum(len(chunks.embeddings[at]) for at in new)
-    by_index = width is not None and count > faiss_index.FLAT_VECTORS
+    by_index = width is not None and count > index_types.FLAT_VECTORS
     if not by_index or width is None:
         compare = comparer(device)
 
@@ -137,7 +137,7 @@ def _index_of(
         return search_in_parts(parts, chunks, new, device, refuse, room)
     index = load_index(former.trained)
     for uri in former.partials:
-        faiss_index.merge(index, load_index(uri), uri)
+        filling.merge(index, load_index(uri), uri)
     counts = np.array([len(chunks.embeddings[at]) for at in new], np.int64)
     if index.ntotal != counts.sum():
         raise BadInputError(f"the partial indexes of the new shards hold {index.ntotal:,} of {counts.sum():,} chunks")

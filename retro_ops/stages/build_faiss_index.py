@@ -115,7 +115,7 @@ def _trained(uri: str, loaded: dict[str, Any]) -> Any:
 
 def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
     from retro_ops.compute import device
-    from retro_ops.index import faiss_index
+    from retro_ops.index import filling, training
     from retro_ops.index.faiss_files import save_index
     from retro_ops.storage.npy import open_npy
 
@@ -129,14 +129,14 @@ def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Ou
                 f"{shard.uri} has {shard.shape[1]} dimensions, {job.trained_index} was trained on {index.d}",
                 "embed with the model that the index was trained for",
             )
-    if faiss_index.on_tensor_cores(index):
+    if training.on_tensor_cores(index):
         where = device.choose(parameters.device, "torch")
     else:
         where = device.Device("cpu", "faiss fills this type on the CPU, where the order of ids is certain")
     total = sum(map(len, shards))
     progress, start = Progress(STAGE, total, "vectors"), time.monotonic()
     for shard in shards:
-        faiss_index.fill(index, (block for _, block in shard.blocks(BLOCK_ROWS)), progress.advance, where)
+        filling.fill(index, (block for _, block in shard.blocks(BLOCK_ROWS)), progress.advance, where)
     progress.close()
     fill_s = time.monotonic() - start
     if index.ntotal != total:

@@ -131,7 +131,7 @@ def _on_disk(job: Job, room: Room) -> tuple[int, list[Written]] | None:
 
 
 def _in_memory(job: Job) -> tuple[int, list[Written]]:
-    from retro_ops.index import faiss_index
+    from retro_ops.index import filling
     from retro_ops.index.faiss_files import load_index, save_index
 
     index = load_index(job.base)
@@ -140,7 +140,7 @@ def _in_memory(job: Job) -> tuple[int, list[Written]]:
     for step in job.steps:
         loaded = read_ahead.ahead(partial(load_index, uri) for uri in step.partials)
         for uri, index_of_shard in zip(step.partials, loaded, strict=True):
-            faiss_index.merge(index, index_of_shard, uri)
+            filling.merge(index, index_of_shard, uri)
             progress.advance(1)
         outputs.append(save_index(index, step.output))
     progress.close()

@@ -278,7 +278,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
 
 
 def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
-    from retro_ops.index import faiss_index
+    from retro_ops.index import faiss_index, index_types, training
     from retro_ops.tokens.chunking import token_dtype
 
     p = plan.parameters
@@ -298,15 +298,15 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     )
     vectors = counts["train"].chunks
     index_type = p.index_type
-    if index_type == faiss_index.AUTO:
+    if index_type == index_types.AUTO:
         memory = parse_bytes(p.index_memory) if p.index_memory else None
         try:
-            index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension, memory)
+            index_type, _ = index_types.choose_index_type(max(1, vectors), plan.identity.dimension, memory)
         except BadInputError as error:  # The number is expected, not counted: training decides.
             say(f"plan: {error}", logging.WARNING)
-            index_type, _ = faiss_index.choose_index_type(max(1, vectors), plan.identity.dimension)
-    index = faiss_index.make_index(index_type, plan.identity.dimension)
-    sampled = min(vectors, p.max_training_vectors or faiss_index.training_vectors(index))
+            index_type, _ = index_types.choose_index_type(max(1, vectors), plan.identity.dimension)
+    index = index_types.make_index(index_type, plan.identity.dimension)
+    sampled = min(vectors, p.max_training_vectors or training.training_vectors(index))
     shape = estimate.Index(faiss_index.list_count(index), faiss_index.bytes_per_vector(index), sampled)
     return estimate.estimate(work, shape)
 
@@ -371,14 +371,14 @@ def _identity(parameters: Parameters, tokenizer: "Tokenizer") -> Identity:
     """Load the model once, too, so that a run with a wrong name or type fails before any work."""
     from retro_ops.compute.device import Device
     from retro_ops.embedding.embedder import Embedder
-    from retro_ops.index import faiss_index
+    from retro_ops.index import index_types
     from retro_ops.tokens.chunking import token_dtype
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     embedder = Embedder(parameters.model, Device("cpu", "only looked at"))
-    if parameters.index_type != faiss_index.AUTO:  # Chosen once the vectors are counted, and always fit.
-        index = faiss_index.make_index(parameters.index_type, embedder.dimension)
-        faiss_index.check_mergeable(index, parameters.index_type)
+    if parameters.index_type != index_types.AUTO:  # Chosen once the vectors are counted, and always fit.
+        index = index_types.make_index(parameters.index_type, embedder.dimension)
+        index_types.check_mergeable(index, parameters.index_type)
     return Identity(
         tokenizer_digest=tokenizer.digest,
         vocabulary_size=tokenizer.vocabulary_size,

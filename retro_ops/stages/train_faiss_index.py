@@ -85,7 +85,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     import numpy as np
 
     from retro_ops.compute import device
-    from retro_ops.index import drift_measurement, faiss_index
+    from retro_ops.index import drift_measurement, faiss_index, index_types, training
     from retro_ops.index.faiss_files import save_index
     from retro_ops.storage.npy import open_npy
 
@@ -98,21 +98,21 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     made = read_ahead.side_by_side(report.read, job.embeddings_reports)
     identity = report.check_same_identity(dict(zip(job.embeddings_reports, made, strict=True)))
     index_type, why = _index_type(parameters, sum(map(len, shards)), dimension)
-    index = faiss_index.make_index(index_type, dimension)
-    wanted = parameters.max_training_vectors or faiss_index.training_vectors(index)
-    ours = faiss_index.on_tensor_cores(index)
+    index = index_types.make_index(index_type, dimension)
+    wanted = parameters.max_training_vectors or training.training_vectors(index)
+    ours = training.on_tensor_cores(index)
     where = device.choose(parameters.device, "torch" if ours else "faiss")
     half = ours and where.chosen == "cuda"  # faiss itself takes float32 alone.
     vectors = _sample(shards, wanted, parameters, np.dtype(np.float16 if half else np.float32))
     lists = faiss_index.list_count(index)
-    if len(vectors) < lists * faiss_index.LEAST_POINTS_PER_LIST:
+    if len(vectors) < lists * index_types.LEAST_POINTS_PER_LIST:
         say(
             f"{STAGE}: {len(vectors):,} vectors train {lists:,} lists; faiss advises "
-            f"{lists * faiss_index.LEAST_POINTS_PER_LIST:,} or more, so choose fewer lists for a corpus of this size",
+            f"{lists * index_types.LEAST_POINTS_PER_LIST:,} or more, so choose fewer lists for a corpus of this size",
             event="few_training_vectors",
         )
     say(f"{STAGE}: training {index_type} ({why}) on {len(vectors):,} vectors, {where.chosen} ({where.why})")
-    faiss_index.train(index, vectors, parameters.seed, index_type, where)
+    training.train(index, vectors, parameters.seed, index_type, where)
     outputs = [save_index(index, job.output)]
     fit = drift_measurement.measure(index, shards, parameters.seed)  # Which fills it, so it is saved by then.
     return report.Outcome(
@@ -126,17 +126,17 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
 
 def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[str, str]:
     """The factory string to train, and why this one."""
-    from retro_ops.index import faiss_index
+    from retro_ops.index import index_types
 
     asked = parameters.index_type
     memory = parse_bytes(parameters.index_memory) if parameters.index_memory else None
     trained_on = min(vectors, parameters.max_training_vectors or vectors)
-    if asked == faiss_index.AUTO:
-        return faiss_index.choose_index_type(vectors, dimension, memory, trained_on)
-    reason = faiss_index.too_small(faiss_index.make_index(asked, dimension), trained_on)
+    if asked == index_types.AUTO:
+        return index_types.choose_index_type(vectors, dimension, memory, trained_on)
+    reason = index_types.too_small(index_types.make_index(asked, dimension), trained_on)
     if reason is None or parameters.index_too_small == "fail":
         return asked, "as asked for"  # faiss refuses what it cannot train, and the stage says what to do.
-    chosen, why = faiss_index.choose_index_type(vectors, dimension, memory, trained_on)
+    chosen, why = index_types.choose_index_type(vectors, dimension, memory, trained_on)
     say(f"{STAGE}: {asked} becomes {chosen}: {reason}", logging.WARNING, event="downgraded")
     return chosen, f"instead of {asked}, as {reason}; {why}"
 

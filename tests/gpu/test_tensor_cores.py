@@ -8,7 +8,7 @@ from vectors import blocks_of
 
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import comparing, prepare
-from retro_ops.index import faiss_index
+from retro_ops.index import faiss_index, filling, index_types, training
 from retro_ops.search import reranking
 from retro_ops.search.gpu_search import Scan, Span
 from retro_ops.search.reranking import Queries
@@ -29,14 +29,14 @@ def queries() -> Queries:
 
 
 def trained(index_type: str, vectors: NDArray[np.float16], where: Device) -> faiss.Index:
-    index = faiss_index.make_index(index_type, DIMENSION)
-    faiss_index.train(index, vectors[:40_000], 0, index_type, where)
+    index = index_types.make_index(index_type, DIMENSION)
+    training.train(index, vectors[:40_000], 0, index_type, where)
     return index
 
 
 def filled(index: faiss.Index, vectors: NDArray[np.float16], where: Device) -> faiss.Index:
     copy = faiss.clone_index(index)
-    faiss_index.fill(copy, [vectors[i : i + 16_384] for i in range(0, len(vectors), 16_384)], lambda _: None, where)
+    filling.fill(copy, [vectors[i : i + 16_384] for i in range(0, len(vectors), 16_384)], lambda _: None, where)
     return copy
 
 

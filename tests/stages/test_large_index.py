@@ -6,7 +6,7 @@ import pytest
 from nightly import Nights
 
 from benchmarks.nights import compare
-from retro_ops.index import faiss_index
+from retro_ops.index import index_types
 from retro_ops.plan import digests, paths
 from retro_ops.storage import store
 
@@ -39,7 +39,7 @@ def test_an_index_in_parts_gives_what_the_whole_gives(
 
 def test_a_refresh_in_parts(nights: Nights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # New chunks are searched by an index of their own, however few they are.
-    monkeypatch.setattr(faiss_index, "FLAT_VECTORS", 0)
+    monkeypatch.setattr(index_types, "FLAT_VECTORS", 0)
     nights.flags = ("--index-type", "IVF4,Flat", "--nprobe", "4", "--retrieval-margin", "4000", "--max-drift", "9")
     nights.first()
     nights.put("train/e")

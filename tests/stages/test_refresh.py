@@ -22,7 +22,7 @@ from benchmarks.whole_run import run as whole_run
 from retro_ops import uris
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.index import faiss_index
+from retro_ops.index import index_types
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.storage import store
 from retro_ops.versions import history
@@ -55,7 +55,7 @@ def test_after_every_night_all_is_as_if_built_from_scratch(
 ) -> None:
     nights.flags = flags
     if flags is ALL_LISTS:  # New chunks are searched by an index of their own, however few they are.
-        monkeypatch.setattr(faiss_index, "FLAT_VECTORS", 0)
+        monkeypatch.setattr(index_types, "FLAT_VECTORS", 0)
         nights.root = f"{s3}/nights"
     nights.first()
     merged = searched = 0

@@ -21,7 +21,8 @@ from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plan import digests, paths, specs, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Identity, Plan, Shard, Source, plan_from_json, plan_to_json
-from retro_ops.storage import npy, store
+from retro_ops.storage import npy, read_ahead, store
+from retro_ops.storage.base import ConflictError
 
 SHARD = Shard("00_a", "train", (Source("s3://b/00_a.jsonl", 10, "etag:1:10"),))
 VALIDATION = Shard("val_a", "val", (Source("s3://b/val_a.jsonl", 5, "etag:2:5"),))

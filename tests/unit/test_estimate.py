@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from retro_ops.corpus import json_lines
-from retro_ops.index import faiss_index
+from retro_ops.index import faiss_index, index_types
 from retro_ops.plan import estimate
 
 WORK = estimate.Work(
@@ -52,7 +52,7 @@ def test_ten_times_the_corpus_takes_ten_times_the_embedding_and_no_more_memory_f
     [("Flat", 1, 384 * 4), ("IVF64,Flat", 64, 384 * 4 + 8), ("IVF1024,PQ64", 1024, 72), ("OPQ32,IVF16,PQ32", 16, 40)],
 )
 def test_a_vector_takes_its_code_and_its_id(index_type: str, lists: int, size: int) -> None:
-    index = faiss_index.make_index(index_type, 384)
+    index = index_types.make_index(index_type, 384)
     assert (faiss_index.list_count(index), faiss_index.bytes_per_vector(index)) == (lists, size)
 
 

@@ -12,7 +12,7 @@ from vectors import unit_vectors
 
 from retro_ops.compute.device import Device, Room, room
 from retro_ops.errors import BadInputError
-from retro_ops.index import faiss_index, ivf_file
+from retro_ops.index import faiss_index, filling, ivf_file, training
 
 TYPES = ("IVF64,PQ8", "IVF64,Flat", "RR32,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
 CUTS = (0, 2000, 2000, 4100, 4105, 6000)
@@ -30,7 +30,7 @@ def vectors() -> NDArray[np.float32]:
 def build(folder: Path, index_type: str, vectors: NDArray[np.float32]) -> tuple[Any, list[str]]:
     """The index as faiss merges it in memory, and the files of the trained and of the partial ones."""
     index = faiss.index_factory(32, index_type)
-    faiss_index.train(index, vectors, 0, index_type, CPU)
+    training.train(index, vectors, 0, index_type, CPU)
     files = [str(folder / "trained.index")]
     faiss.write_index(index, files[0])
     for start, end in itertools.pairwise(CUTS):
@@ -39,7 +39,7 @@ def build(folder: Path, index_type: str, vectors: NDArray[np.float32]) -> tuple[
         files.append(str(folder / f"{start}-{end}.index"))
         faiss.write_index(part, files[-1])
     for uri in files[1:]:
-        faiss_index.merge(index, faiss.read_index(uri), uri)
+        filling.merge(index, faiss.read_index(uri), uri)
     return index, files
 
 

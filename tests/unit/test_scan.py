@@ -13,10 +13,11 @@ from vectors import as_rows, blocks_of, clustered, unit_vectors
 
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import prepare
-from retro_ops.index import faiss_index
+from retro_ops.index import faiss_index, index_types, training
+from retro_ops.index.faiss_index import Lists
 from retro_ops.search import gpu_search, gpu_tiles, reranking, tuning
 from retro_ops.search.exact import unpack
-from retro_ops.search.gpu_search import Lists, Scan, Span
+from retro_ops.search.gpu_search import Scan, Span
 from retro_ops.search.reranking import Effort, Index, Queries, Width
 
 CPU = Device("cpu", "test")
@@ -63,8 +64,8 @@ def test_it_finds_the_nearest_of_the_probed_lists_with_ties_however_divided(
 @pytest.fixture(scope="module", params=["IVF32,PQ8", "PCAR24,IVF32,PQ8", "Flat"])
 def filled(request: pytest.FixtureRequest) -> tuple[faiss.Index, Queries]:
     vectors = clustered(6000, 3)
-    made = faiss_index.make_index(request.param, 32)
-    faiss_index.train(made, vectors.astype(np.float32), 0, request.param, CPU)
+    made = index_types.make_index(request.param, 32)
+    training.train(made, vectors.astype(np.float32), 0, request.param, CPU)
     made.add(vectors.astype(np.float32))
     return made, Queries(vectors, np.arange(6000, dtype=np.uint64) // np.uint64(7))
 

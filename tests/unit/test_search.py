@@ -14,7 +14,7 @@ from vectors import as_rows, blocks_of, clustered, unit_vectors
 from retro_ops.compute import fp16_scores
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
-from retro_ops.index import faiss_index
+from retro_ops.index import faiss_index, filling, index_types, training
 from retro_ops.index.faiss_index import searcher
 from retro_ops.search import exact, filters, reranking, tuning
 from retro_ops.search.reranking import Effort, Index, Queries, Width
@@ -155,7 +155,7 @@ def test_filters_remove_what_brute_force_would_and_count_it(
     for number, vectors_of_part in enumerate(np.array_split(vectors.astype(np.float32), parts)):
         part = faiss.IndexFlatL2(8)
         part.add(vectors_of_part)
-        faiss_index.merge(flat, part, f"part {number}")
+        filling.merge(flat, part, f"part {number}")
     index = Index(searcher(flat, CPU, shard_over_gpus=False), blocks, rows, 1, rows, refuse)
     queries = Queries(vectors, documents, texts)
     everything, exactly, narrow = [], [], []
@@ -225,7 +225,7 @@ def index() -> tuple[Index, Queries]:
     vectors = clustered(6000, 3)
     documents = np.arange(6000, dtype=np.uint64) // np.uint64(7)
     made = faiss.index_factory(32, "IVF32,PQ8")
-    faiss_index.train(made, vectors.astype(np.float32), 0, "IVF32,PQ8", CPU)
+    training.train(made, vectors.astype(np.float32), 0, "IVF32,PQ8", CPU)
     made.add(vectors.astype(np.float32))
     blocks = blocks_of(vectors, documents, 1000)
     return Index(searcher(made, CPU, shard_over_gpus=False), blocks, 6000, 32, 6000), Queries(vectors, documents)
@@ -263,37 +263,37 @@ def test_more_recall_costs_more_and_what_cannot_be_had_is_said(index: tuple[Inde
 @settings(deadline=None)
 @given(st.integers(1, 10**9), st.sampled_from([32, 96, 384, 768, 1000, 1021]))
 def test_an_index_type_that_was_chosen_can_be_made_trained_and_merged(vectors: int, dimension: int) -> None:
-    index_type, why = faiss_index.choose_index_type(vectors, dimension)
-    made = faiss_index.make_index(index_type, dimension)
-    faiss_index.check_mergeable(made, index_type)
+    index_type, why = index_types.choose_index_type(vectors, dimension)
+    made = index_types.make_index(index_type, dimension)
+    index_types.check_mergeable(made, index_type)
     lists = faiss_index.list_count(made)
-    assert lists == 1 or lists * faiss_index.LEAST_POINTS_PER_LIST <= vectors
+    assert lists == 1 or lists * index_types.LEAST_POINTS_PER_LIST <= vectors
     assert f"{vectors:,} vectors" in why
 
 
 def test_a_rotation_for_parts_that_do_not_divide_the_dimension_is_refused() -> None:
     with pytest.raises(BadInputError, match="divides 32 dimensions into 7 parts"):
-        faiss_index.make_index("OPQ7,Flat", 32)
+        index_types.make_index("OPQ7,Flat", 32)
 
 
 def test_less_memory_gets_shorter_codes_until_none_fits() -> None:
-    chosen = [faiss_index.choose_index_type(10**6, 384, megabytes * 10**6)[0] for megabytes in (100, 70, 50, 30)]
+    chosen = [index_types.choose_index_type(10**6, 384, megabytes * 10**6)[0] for megabytes in (100, 70, 50, 30)]
     assert chosen == ["IVF2048,PQ64", "IVF2048,PQ48", "IVF2048,PQ32", "IVF2048,PQ16"]
     with pytest.raises(BadInputError, match=r"no index of 1,000,000 vectors fits into 5,000,000 bytes: the smallest"):
-        faiss_index.choose_index_type(10**6, 384, 5 * 10**6)
-    assert faiss_index.choose_index_type(10_000, 384, 2**20)[0] != "Flat"
+        index_types.choose_index_type(10**6, 384, 5 * 10**6)
+    assert index_types.choose_index_type(10_000, 384, 2**20)[0] != "Flat"
     # A small training sample makes fewer lists, not an index beyond the memory.
-    few, _ = faiss_index.choose_index_type(10**6, 384, 100 * 10**6, trained_on=1000)
+    few, _ = index_types.choose_index_type(10**6, 384, 100 * 10**6, trained_on=1000)
     assert few == "IVF16,PQ64"
     with pytest.raises(BadInputError, match="too few for codes"):
-        faiss_index.choose_index_type(10**6, 384, 100 * 10**6, trained_on=100)
+        index_types.choose_index_type(10**6, 384, 100 * 10**6, trained_on=100)
 
 
 def test_an_index_takes_the_memory_it_was_chosen_for() -> None:
-    index_type, why = faiss_index.choose_index_type(30_000, 96)
+    index_type, why = index_types.choose_index_type(30_000, 96)
     vectors = np.asarray(unit_vectors(30_000, 96, 0), np.float32)
-    made = faiss_index.make_index(index_type, 96)
-    faiss_index.train(made, vectors[:5000], 0, index_type, CPU)
+    made = index_types.make_index(index_type, 96)
+    training.train(made, vectors[:5000], 0, index_type, CPU)
     made.add(vectors)
     said = float(re.findall(r"some ([\d.,]+) MiB", why)[0])
     assert len(faiss.serialize_index(made)) / 2**20 == pytest.approx(said, abs=0.6)
@@ -312,11 +312,11 @@ def test_an_index_takes_the_memory_it_was_chosen_for() -> None:
     ],
 )
 def test_what_is_too_small_to_train_is_what_faiss_refuses(index_type: str, vectors: int, reason: str | None) -> None:
-    made = faiss_index.make_index(index_type, 32)
-    assert faiss_index.too_small(made, vectors) == reason
+    made = index_types.make_index(index_type, 32)
+    assert index_types.too_small(made, vectors) == reason
     if vectors:
         try:
-            faiss_index.train(made, unit_vectors(vectors, 32, 0).astype(np.float32), 0, index_type, CPU)
+            training.train(made, unit_vectors(vectors, 32, 0).astype(np.float32), 0, index_type, CPU)
         except BadInputError:
             assert reason is not None
         else:
@@ -324,5 +324,5 @@ def test_what_is_too_small_to_train_is_what_faiss_refuses(index_type: str, vecto
 
 
 def test_more_vectors_get_more_lists() -> None:
-    chosen = [faiss_index.choose_index_type(10**power, 384)[0] for power in (4, 5, 6, 8)]
+    chosen = [index_types.choose_index_type(10**power, 384)[0] for power in (4, 5, 6, 8)]
     assert chosen == ["Flat", "IVF1024,PQ64", "IVF2048,PQ64", "IVF32768,PQ64"]

@@ -10,7 +10,7 @@ from vectors import clustered
 from retro_ops.compute import fp16_scores
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
-from retro_ops.index import faiss_index, gpu_ivf, kmeans
+from retro_ops.index import faiss_index, filling, gpu_ivf, index_types, kmeans, training
 
 CPU = Device("cpu", "test")
 TYPES = ("IVF32,PQ8", "IVF32,Flat", "OPQ8,IVF32,PQ8", "PCAR16,IVF32,PQ8")
@@ -25,25 +25,25 @@ def shorten(index: faiss.Index) -> None:
 
 
 def trained(index_type: str, how: str, seed: int) -> faiss.Index:
-    index = faiss_index.make_index(index_type, 32)
+    index = index_types.make_index(index_type, 32)
     inner = faiss_index.inner_index(index)
     if isinstance(inner, faiss.IndexIVFPQ):
         inner.pq.cp.niter = 5
     shorten(index)
     vectors = clustered(4000, 1)
     if how == "faiss":
-        faiss_index.train(index, vectors, seed, index_type, CPU)
+        training.train(index, vectors, seed, index_type, CPU)
     else:
-        faiss_index.train_on("cpu", index, vectors, seed)
+        training.train_on("cpu", index, vectors, seed)
     return index
 
 
 def filled(index: faiss.Index, vectors: NDArray[np.float16], how: str, block: int) -> faiss.Index:
     copy, blocks = faiss.clone_index(index), [vectors[i : i + block] for i in range(0, len(vectors), block)]
     if how == "faiss":
-        faiss_index.fill(copy, blocks, lambda _: None, CPU)
+        filling.fill(copy, blocks, lambda _: None, CPU)
     else:
-        faiss_index.fill_on("cpu", copy, blocks, lambda _: None)
+        filling.fill_on("cpu", copy, blocks, lambda _: None)
     return copy
 
 
@@ -77,10 +77,10 @@ def test_it_is_deterministic_by_seed_and_codes_depend_on_no_shard_before(index_t
     assert faiss.serialize_index(first).tobytes() != faiss.serialize_index(other).tobytes()
     whole = faiss.clone_index(first)
     for shard in (vectors[:1100], vectors[1100:]):
-        faiss_index.fill_on("cpu", whole, [shard[:1000], shard[1000:]], lambda _: None)
+        filling.fill_on("cpu", whole, [shard[:1000], shard[1000:]], lambda _: None)
     merged = faiss.clone_index(first)
     for shard in (vectors[:1100], vectors[1100:]):
-        faiss_index.merge(merged, filled(first, shard, "torch", 1000), "part")
+        filling.merge(merged, filled(first, shard, "torch", 1000), "part")
     assert faiss.serialize_index(whole).tobytes() == faiss.serialize_index(merged).tobytes()
 
 
@@ -112,8 +112,8 @@ def test_only_plain_lists_of_whole_vectors_or_bytes_are_for_tensor_cores() -> No
         "IVF32_HNSW8,PQ8",
         "IVF32,PQ4+8",
     )
-    assert all(faiss_index.on_tensor_cores(faiss_index.make_index(of, 32)) for of in TYPES)
-    assert not any(faiss_index.on_tensor_cores(faiss_index.make_index(of, 32)) for of in no)
+    assert all(training.on_tensor_cores(index_types.make_index(of, 32)) for of in TYPES)
+    assert not any(training.on_tensor_cores(index_types.make_index(of, 32)) for of in no)
 
 
 def test_the_rotation_loses_less_where_some_dimensions_say_more_than_others() -> None:
@@ -121,9 +121,9 @@ def test_the_rotation_loses_less_where_some_dimensions_say_more_than_others() ->
     vectors = (np.random.default_rng(0).normal(size=(4000, 32)) * spread / np.linalg.norm(spread)).astype(np.float16)
     errors = []
     for index_type in ("IVF1,PQ4", "OPQ4,IVF1,PQ4"):
-        index = faiss_index.make_index(index_type, 32)
+        index = index_types.make_index(index_type, 32)
         shorten(index)
-        faiss_index.train_on("cpu", index, vectors, 0)
+        training.train_on("cpu", index, vectors, 0)
         errors.append(faiss_index.quantisation_error(index, vectors))
     assert errors[1] < 0.8 * errors[0]
 
@@ -132,7 +132,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     vectors = clustered(2000, 1)
     vectors[7, 3] = np.nan
     with pytest.raises(BadInputError, match="not finite"):
-        faiss_index.train_on("cpu", faiss_index.make_index("IVF4,PQ8", 32), vectors, 0)
+        training.train_on("cpu", index_types.make_index("IVF4,PQ8", 32), vectors, 0)
 
 
 def test_empty_clusters_are_refilled_and_every_point_is_near_a_centroid() -> None:
@@ -163,7 +163,7 @@ def test_a_score_is_half_the_distance_less_what_all_scores_of_a_query_share() ->
 
 def test_codes_of_lists_take_as_many_bytes_as_faiss_wants() -> None:
     for lists in (1, 2, 256, 257):
-        index = faiss_index.make_index(f"IVF{lists},Flat", 8)
+        index = index_types.make_index(f"IVF{lists},Flat", 8)
         coder = gpu_ivf.Coder(torch.randn((1, lists, 8), generator=torch.Generator().manual_seed(0)), None)
         codes = coder.encode(torch.zeros((3, 8)))
         assert codes.shape == (3, faiss.downcast_index(index).coarse_code_size() + 32)

@@ -1,0 +1,71 @@
+"""Adding vectors to a trained index, and merging partial indexes."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.compute.device import Device
+from retro_ops.compute.fp16_scores import on, prepare
+from retro_ops.errors import BadInputError
+from retro_ops.index import gpu_ivf
+from retro_ops.index.faiss_index import faiss_message, inner_index, set_total, transforms_of
+from retro_ops.index.training import linear, on_tensor_cores
+
+
+def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None], device: Device) -> None:
+    """Add float16 ``[n, d]`` blocks in order, so that ids follow the order of rows."""
+    if device.chosen == "cuda" and on_tensor_cores(index):
+        fill_on(prepare(device), index, blocks, on_block)
+        return
+    for block in blocks:
+        index.add(np.ascontiguousarray(block, np.float32))
+        on_block(len(block))
+
+
+def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
+    """Likewise, codes computed by torch on ``device``: those of a block while faiss adds those of the one before."""
+    inner = inner_index(index)
+
+    def add(codes: NDArray[np.uint8]) -> None:
+        inner.add_sa_codes(codes)
+        set_total(index, inner.ntotal)
+        on_block(len(codes))
+
+    coding = coder(index, device)
+    before = None
+    for block in blocks:
+        coming = gpu_ivf.to_host(coding.encode(on(device, block)))
+        if before:
+            add(before())
+        before = coming
+    if before:
+        add(before())
+
+
+def coder(index: Any, device: str) -> gpu_ivf.Coder:
+    """What codes vectors as ``index`` does, on ``device`` (torch's name)."""
+    inner, transforms = inner_index(index), transforms_of(index)
+    centroids = on(device, inner.quantizer.reconstruct_n(0, inner.nlist)[None])
+    codebooks = None
+    if isinstance(inner, faiss.IndexIVFPQ):
+        shape = (inner.pq.M, inner.pq.ksub, inner.pq.dsub)
+        codebooks = on(device, faiss.vector_to_array(inner.pq.centroids).reshape(shape))
+    return gpu_ivf.Coder(centroids, codebooks, linear(transforms, device) if transforms else None)
+
+
+def merge(target: Any, part: Any, name: str) -> None:
+    """Append ``part`` (called ``name`` in errors) to ``target``; its ids move up by what ``target`` holds.
+
+    ``part`` is empty afterwards. Raises BadInputError when the two do not come from one trained index.
+    """
+    has_lists = isinstance(inner_index(target), faiss.IndexIVF)
+    try:
+        target.check_compatible_for_merge(part)
+        target.merge_from(part, target.ntotal if has_lists else 0)
+    except RuntimeError as error:
+        raise BadInputError(
+            f"{name} cannot be appended: {faiss_message(error)}", "build all partial indexes from one trained index"
+        ) from error

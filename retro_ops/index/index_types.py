@@ -1,0 +1,118 @@
+"""Index types: choosing one by the number of vectors, making it, and checking what it needs."""
+
+import math
+from typing import Any
+
+import faiss
+
+from retro_ops.errors import BadInputError
+from retro_ops.index.faiss_index import ID_BYTES, faiss_message, inner_index, list_count, transforms_of
+
+AUTO = "auto"
+
+FLAT_VECTORS = 20_000
+"""Up to here brute force over whole vectors costs less than lists would save."""
+
+LEAST_POINTS_PER_LIST = 39
+"""Below this faiss warns that a list is trained on too few points."""
+
+LISTS_PER_ROOT = 4
+"""Lists for each root of the number of vectors: faiss' own guidelines say 4 to 16."""
+
+DIMENSIONS_PER_BYTE = 6
+
+PQ_CENTROIDS = 256
+"""Of each part of a vector: together as many numbers as 256 vectors."""
+
+HINT_OF_TYPES = (
+    "use a factory string such as Flat, IVF1024,Flat or IVF131072,PQ32; the number of PQ or OPQ divides the dimension"
+)
+
+
+def choose_index_type(
+    vectors: int, dimension: int, memory: int | None = None, trained_on: int | None = None
+) -> tuple[str, str]:
+    """A factory string for so many vectors that takes ``memory`` bytes at most, and why.
+
+    ``trained_on``: how many of them it may be trained on (None: all), which limits the number of lists.
+
+    Exact distances are computed from the stored embeddings whatever the codes, so the codes only have to bring the true
+    neighbours among the candidates: about one byte for six dimensions does (docs/benchmarks.md). Where memory forbids
+    that, the next smaller number of bytes that divides the dimension. BadInputError when nothing fits.
+    """
+    sample = vectors if trained_on is None else min(vectors, trained_on)
+    flat_fits = memory is None or vectors * dimension * 4 <= memory
+    if vectors <= FLAT_VECTORS and flat_fits:
+        return "Flat", f"{vectors:,} vectors: brute force is cheapest up to {FLAT_VECTORS:,}"
+    if sample < PQ_CENTROIDS <= vectors:
+        if flat_fits:
+            return "Flat", f"{sample:,} training vectors are too few for codes of {PQ_CENTROIDS:,} centroids"
+        raise BadInputError(
+            f"{sample:,} training vectors are too few for codes of {PQ_CENTROIDS:,} centroids, and {vectors:,} whole "
+            f"vectors do not fit into {memory:,} bytes",
+            f"raise --max-training-vectors to {PQ_CENTROIDS:,} or more",
+        )
+    wanted = max(1.0, min(LISTS_PER_ROOT * math.sqrt(vectors), sample / LEAST_POINTS_PER_LIST))
+    lists = 1 << math.floor(math.log2(wanted))
+    most = max(1, dimension // DIMENSIONS_PER_BYTE)
+    codes = [count for count in range(most, 0, -1) if dimension % count == 0]
+    for code in codes:
+        size = vectors * (code + ID_BYTES) + (lists + PQ_CENTROIDS) * dimension * 4
+        if memory is None or size <= memory:
+            limit = "" if code == codes[0] else f" (more do not fit into {memory:,} bytes)"
+            return (
+                f"IVF{lists},PQ{code}",
+                f"{vectors:,} vectors: about {LISTS_PER_ROOT} lists for each root of their number, "
+                f"{code} bytes for {dimension} dimensions{limit}, some {size / 2**20:,.0f} MiB in all",
+            )
+    raise BadInputError(
+        f"no index of {vectors:,} vectors fits into {memory:,} bytes: the smallest takes {size:,}",
+        "raise --index-memory, or name an --index-type",
+    )
+
+
+def too_small(index: Any, vectors: int) -> str | None:
+    """Why ``vectors`` are too few to train ``index``; None when they are not."""
+    inner: Any = inner_index(index)
+    lists = list_count(index)
+    if lists > 1 and vectors < lists:
+        return f"{vectors:,} vectors are too few to train {lists:,} lists"
+    if hasattr(inner, "pq") and vectors < inner.pq.ksub:
+        return f"{vectors:,} vectors are too few to train codes of {inner.pq.ksub:,} centroids"
+    for transform in transforms_of(index):
+        if isinstance(transform, faiss.OPQMatrix) and vectors < PQ_CENTROIDS:
+            return f"{vectors:,} vectors are too few to train a rotation for codes of {PQ_CENTROIDS:,} centroids"
+        if isinstance(transform, faiss.PCAMatrix) and vectors < transform.d_out:
+            return f"{vectors:,} vectors are too few to train {transform.d_out:,} principal components"
+    return None
+
+
+def make_index(index_type: str, dimension: int) -> Any:
+    """An empty index from a factory string such as ``IVF1024,PQ64``.
+
+    Raises BadInputError for a string that faiss does not know, and for an index that cannot be built
+    shard by shard and merged (only IVF and flat codes can).
+    """
+    try:
+        index = faiss.index_factory(dimension, index_type, faiss.METRIC_L2)
+    except RuntimeError as error:
+        raise BadInputError(
+            f"faiss cannot make index type {index_type!r} for {dimension} dimensions: {faiss_message(error)}",
+            HINT_OF_TYPES,
+        ) from error
+    for transform in transforms_of(index):
+        if isinstance(transform, faiss.OPQMatrix) and transform.d_out % transform.M:
+            raise BadInputError(
+                f"index type {index_type!r} divides {transform.d_out} dimensions into {transform.M} parts",
+                HINT_OF_TYPES,
+            )
+    return index
+
+
+def check_mergeable(index: Any, index_type: str) -> None:
+    inner = inner_index(index)
+    if not isinstance(inner, faiss.IndexIVF | faiss.IndexFlatCodes):
+        raise BadInputError(
+            f"index type {index_type!r} cannot be filled shard by shard and merged",
+            "use an IVF… or Flat type, or `build-faiss-index --spec`, which fills it in one go",
+        )
