@@ -20,7 +20,8 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
-from retro_ops.search import exact, open_index, reranking, seed_profile
+from retro_ops.search import chunk_reader, exact, open_index, reranking, seed_profile, tuning
+from retro_ops.search.queries import join, query_shard, sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 K = 4
@@ -75,12 +76,12 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=10_000)
     arguments = parser.parse_args()
     plan = prepare(arguments.folder, arguments.model, arguments.index_type)
-    chunks = open_index.IndexedChunks(paths.index_shards(plan, "train"))
+    chunks = chunk_reader.IndexedChunks(paths.index_shards(plan, "train"))
     where = choose("auto", "faiss")
     index = open_index.open_index(paths.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
-    shards = [open_index.query_shard(chunks, position, with_tokens=False) for position in range(len(plan.shards))]
+    shards = [query_shard(chunks, position, with_tokens=False) for position in range(len(plan.shards))]
     each = arguments.queries // len(shards)
-    queries = open_index.join([open_index.sample([shard], each, seed=1) for shard in shards])
+    queries = join([sample([shard], each, seed=1) for shard in shards])
     owners = np.concatenate([block.documents for block in index.blocks(None)]).view(np.int64)
     start = time.monotonic()
     truth, _ = exact.unpack(reranking.exact_search(queries, K, index.blocks).keys)
@@ -104,9 +105,9 @@ def main() -> None:
     row("seed profile (nprobe 1, margin 4)", lambda: plain_faiss(index, queries, 4, 1, owners))
     for nprobe in NPROBES:
         row(f"plain faiss, nprobe {nprobe}, margin 60", lambda n=nprobe: plain_faiss(index, queries, 60, n, owners))
-    sample = open_index.sample(shards, Parameters().recall_sample, seed=0)
+    queried = sample(shards, Parameters().recall_sample, seed=0)
     for target in TARGETS:
-        tuned = open_index.tune(sample, index, Parameters(target_recall=target))
+        tuned = tuning.tune(queried, index, Parameters(target_recall=target))
         assert tuned.width is not None
         name = f"ours, target {target} ({tuned.width.nprobe} lists, {tuned.width.candidates} candidates)"
 

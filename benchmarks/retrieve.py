@@ -23,7 +23,8 @@ from retro_ops.compute.fp16_scores import prepare
 from retro_ops.index import faiss_index, filling, index_types, training
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.specs import IndexShard
-from retro_ops.search import exact, open_index, reranking, seed_profile
+from retro_ops.search import chunk_reader, exact, open_index, reranking, seed_profile, tuning
+from retro_ops.search.queries import query_shard, sample
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
 
 K = 4
@@ -111,17 +112,17 @@ def main() -> None:
     limits = machine.measure(where.chosen)
     index = build(of.folder, of.index_type, of.train, where)
     shard = IndexShard(*(str(of.folder / f"{name}.npy") for name in made.NAMES))
-    chunks = open_index.IndexedChunks([shard])
-    of_shard = open_index.query_shard(chunks, 0, with_tokens=False)
+    chunks = chunk_reader.IndexedChunks([shard])
+    of_shard = query_shard(chunks, 0, with_tokens=False)
     print(machine.describe())
     print(f"measured limits: {limits.operations / 1e12:,.1f} TFLOP/s, {limits.bytes / 1e9:,.0f} GB/s copied")
     start = time.monotonic()
     ours = open_index.search_of(index, chunks, [0], where, None)
     load_s = time.monotonic() - start
-    tuning_sample, check = (open_index.sample([of_shard], of.sample, seed) for seed in (0, 1))
-    queries = open_index.sample([of_shard], of.queries, seed=2)
+    tuning_sample, check = (sample([of_shard], of.sample, seed) for seed in (0, 1))
+    queries = sample([of_shard], of.queries, seed=2)
     parameters = Parameters(target_recall=of.target, num_neighbours=K)
-    tuned = open_index.tune(tuning_sample, ours, parameters)
+    tuned = tuning.tune(tuning_sample, ours, parameters)
     assert tuned.width is not None
     width: reranking.Width = tuned.width
     truth, _ = exact.unpack(ours.exact(check, K).keys)

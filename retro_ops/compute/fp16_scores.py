@@ -8,11 +8,9 @@ columns that tensor cores want.
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device
-from retro_ops.search.exact import Compare, Given
 
 Tensor = Any
 """torch.Tensor: torch is imported only where there is work for it."""
@@ -68,25 +66,6 @@ def columns(dimension: int) -> int:
 def scores(asked: Tensor, given: Tensor) -> Tensor:
     """Half ``[..., m, n]`` of operands ``[..., m, c]`` and ``[..., n, c]``."""
     return asked @ given.transpose(-1, -2)
-
-
-def comparing(device: str) -> Compare:
-    """Scores in float32 and their comparison on ``device`` (torch's name); see core/exact.py."""
-    import torch
-
-    def of(vectors: NDArray[np.float16]) -> Given:
-        wide = on(device, vectors).float()
-        squares = wide.double().square_().sum(dim=1)
-        given = torch.cat((wide, (squares / -2).float()[:, None]), dim=1)
-        longest = float(squares.max().sqrt()) if len(vectors) else 0.0
-
-        def at_least(asked: NDArray[np.float32], least: NDArray[np.float32]) -> NDArray[np.int64]:
-            near = on(device, asked) @ given.T >= on(device, least)[:, None]
-            return np.asarray(near.flatten().nonzero()[:, 0].cpu().numpy())
-
-        return Given(longest, at_least)
-
-    return of
 
 
 def _half() -> Any:

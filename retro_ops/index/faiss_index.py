@@ -9,8 +9,6 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device
-
 ID_BYTES = 8
 LIST_BINS = 30
 
@@ -138,30 +136,6 @@ def bytes_per_vector(index: Any) -> int:
     """Code of a vector, and its id where there are lists."""
     inner: Any = inner_index(index)
     return int(inner.code_size) + (ID_BYTES if isinstance(inner, faiss.IndexIVF) else 0)
-
-
-def searcher(
-    index: Any, device: Device, shard_over_gpus: bool
-) -> Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """A search function (queries, width, nprobe) over ``index`` on ``device``."""
-    has_lists = list_count(index) > 1  # asked of the index on the CPU: a GPU index has other classes
-    if device.chosen == "cuda":
-        options = faiss.GpuMultipleClonerOptions()
-        options.shard = shard_over_gpus
-        index = faiss.index_cpu_to_all_gpus(index, co=options)
-        space: Any = faiss.GpuParameterSpace()
-    else:
-        space = faiss.ParameterSpace()
-    state = {"nprobe": 0}
-
-    def search(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if has_lists and state["nprobe"] != nprobe:
-            space.set_index_parameter(index, "nprobe", nprobe)
-            state["nprobe"] = nprobe
-        distances, ids = index.search(np.ascontiguousarray(queries, np.float32), width)
-        return distances, ids
-
-    return search
 
 
 def faiss_message(error: RuntimeError) -> str:

@@ -20,8 +20,9 @@ from retro_ops.index.ivf_file import too_large
 from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split, category
-from retro_ops.search import filters, open_index, tuning
+from retro_ops.search import chunk_reader, filters, open_index, tuning
 from retro_ops.search.exact import unpack
+from retro_ops.search.queries import QueryShard, join, query_shards, take, take_rows
 from retro_ops.search.reranking import Queries, exact_search
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import open_npy
@@ -54,14 +55,14 @@ class Sampled:
     distances: NDArray[np.float32]
 
 
-def sample(plan: Plan, split: Split, chunks: open_index.IndexedChunks) -> list[Sampled]:
+def sample(plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks) -> list[Sampled]:
     """``recall_sample`` rows in all, in equal parts for the categories; all rows of a category that has fewer."""
     by_category: dict[str, list[Shard]] = {}
     for shard in plan.queried(split):
         by_category.setdefault(category(shard.name), []).append(shard)
     wanted = -(-plan.parameters.recall_sample // max(1, len(by_category)))
-    drawn: list[tuple[Shard, open_index.QueryShard, NDArray[np.int64]]] = []
-    asking = open_index.query_shards(plan, split, chunks, with_tokens=True)
+    drawn: list[tuple[Shard, QueryShard, NDArray[np.int64]]] = []
+    asking = query_shards(plan, split, chunks, with_tokens=True)
     for number, shards in enumerate(by_category.values()):
         queries = [asking[shard.name] for shard in shards]
         counts = np.array([len(of) for of in queries], np.int64)
@@ -71,7 +72,7 @@ def sample(plan: Plan, split: Split, chunks: open_index.IndexedChunks) -> list[S
 
 
 def measure(
-    plan: Plan, split: Split, chunks: open_index.IndexedChunks, drawn: Sequence[Sampled], device: Device
+    plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], device: Device
 ) -> dict[str, Any]:
     """All figures of ``split``; see docs/quality.md for what each means."""
     queried = plan.queried(split)
@@ -109,15 +110,15 @@ def measure(
     }
 
 
-def _sampled(plan: Plan, shard: Shard, queries: open_index.QueryShard, rows: NDArray[np.int64]) -> Sampled:
+def _sampled(plan: Plan, shard: Shard, queries: QueryShard, rows: NDArray[np.int64]) -> Sampled:
     neighbours = open_npy(paths.neighbours_uri(plan, shard.name), ndim=2, kind="i")
     distances = open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f")
     return Sampled(
         shard,
         rows,
-        open_index.take(queries, rows),
-        open_index.take_rows(neighbours, rows),
-        open_index.take_rows(distances, rows),
+        take(queries, rows),
+        take_rows(neighbours, rows),
+        take_rows(distances, rows),
     )
 
 
@@ -135,12 +136,12 @@ def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
 
 
 def _rates(
-    plan: Plan, split: Split, chunks: open_index.IndexedChunks, drawn: Sequence[Sampled], device: Device
+    plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], device: Device
 ) -> tuple[dict[str, dict[str, Any]], NDArray[np.float64]]:
     """Figures of the sample by category, and the longest shared run of every row as a share of the chunk."""
     if not drawn:
         return {}, np.zeros(0)
-    queries = open_index.join([entry.queries for entry in drawn])
+    queries = join([entry.queries for entry in drawn])
     found = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
     refuse = open_index.refuser(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
@@ -179,7 +180,7 @@ def _index_figures(uri: str, drawn: Sequence[Sampled], room: Room) -> dict[str, 
     # Sizes of the lists and what was trained say everything.
     index = parts[0].empty() if parts else load_index(uri)
     sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)
-    vectors = open_index.join([entry.queries for entry in drawn]).vectors if drawn else None
+    vectors = join([entry.queries for entry in drawn]).vectors if drawn else None
     return {
         "vectors": int(sizes.sum()),
         "bytes": store.at(uri).size(uri),

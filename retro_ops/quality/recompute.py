@@ -8,8 +8,9 @@ from retro_ops.compute.device import choose
 from retro_ops.embedding.embedder import Embedder
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan
+from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import unpack
-from retro_ops.search.open_index import IndexedChunks, QueryShard, query_shards
+from retro_ops.search.queries import QueryShard, query_shards
 from retro_ops.search.reranking import rescore
 from retro_ops.storage.npy import open_npy
 from retro_ops.tokens.tokenizer import Tokenizer

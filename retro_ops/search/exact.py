@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.fp16_scores import on
+
 Keys = NDArray[np.uint64]
 
 NOTHING = np.uint64(2**64 - 1)
@@ -141,3 +143,22 @@ def smallest(keys: Keys, count: int) -> Keys:
     keys = np.sort(keys, axis=1)
     missing = count - keys.shape[1]
     return np.pad(keys, ((0, 0), (0, missing)), constant_values=NOTHING) if missing > 0 else keys
+
+
+def comparing(device: str) -> Compare:
+    """Scores in float32 and their comparison on ``device`` (torch's name); see core/exact.py."""
+    import torch
+
+    def of(vectors: NDArray[np.float16]) -> Given:
+        wide = on(device, vectors).float()
+        squares = wide.double().square_().sum(dim=1)
+        given = torch.cat((wide, (squares / -2).float()[:, None]), dim=1)
+        longest = float(squares.max().sqrt()) if len(vectors) else 0.0
+
+        def at_least(asked: NDArray[np.float32], least: NDArray[np.float32]) -> NDArray[np.int64]:
+            near = on(device, asked) @ given.T >= on(device, least)[:, None]
+            return np.asarray(near.flatten().nonzero()[:, 0].cpu().numpy())
+
+        return Given(longest, at_least)
+
+    return of

@@ -19,8 +19,10 @@ from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import too_large
 from retro_ops.plan.paths import distances_uri
 from retro_ops.search import reranking
+from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import Keys, pack, smallest
-from retro_ops.search.open_index import IndexedChunks, QueryShard, comparer, search_in_parts, search_of
+from retro_ops.search.open_index import comparer, search_in_parts, search_of
+from retro_ops.search.queries import QueryShard
 from retro_ops.search.renumbering import GONE, renumber
 from retro_ops.search.reranking import Found, Index, Queries, Refuse, Width
 from retro_ops.storage.npy import open_npy

@@ -19,10 +19,8 @@ from retro_ops.search.exact import (
     squared_distances,
     unpack,
 )
+from retro_ops.search.faiss_search import Coarse
 from retro_ops.search.filters import REASONS, SAME_DOCUMENT, Tokens
-
-Coarse = Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]
-"""(queries float32 [m, d], width, nprobe) -> (distances [m, width], ids int64 [m, width]); -1: fewer were found."""
 
 
 @dataclass(frozen=True)

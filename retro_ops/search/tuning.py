@@ -7,11 +7,14 @@ decide. Widening of short rows comes on top, so the search finds as much or more
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.plan.parameters import Parameters
+from retro_ops.progress import say
 from retro_ops.search.exact import Keys, unpack
 from retro_ops.search.reranking import Index, Queries, Width, coarse_ids
 
@@ -24,6 +27,10 @@ COST_OF_A_CANDIDATE = 40
 
 CONFIDENCE = 1.64
 """Standard errors: the recall is above its bound with 95 % confidence."""
+
+TABLE_CANDIDATES = (4, 16, 64, 256, 1024)
+
+SearchedBy = Literal["codes", "vectors"]
 
 
 @dataclass(frozen=True)
@@ -126,3 +133,56 @@ def lower_bound(recall: float, count: int) -> float:
     z = CONFIDENCE**2 / count
     spread = math.sqrt(recall * (1 - recall) * z + z * z / 4)
     return (recall + z / 2 - spread) / (1 + z)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How wide to search ``vectors`` for the recall that ``sample`` queries had; width None: exact search."""
+
+    width: Width | None
+    vectors: int
+    sample: int
+    recall: float
+    lower_bound: float
+    target: float
+    reached: bool
+    searched: SearchedBy
+    """What: whole vectors in as many lists bring more neighbours than codes do."""
+    table: list[dict[str, Any]]
+    """Recall by number of lists and candidates, as measured."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def width_from_json(entry: dict[str, Any]) -> Width | None:
+    return Width(**entry["width"]) if entry["width"] else None
+
+
+def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
+    """Measure on ``queries`` (a sample) what reaches ``target_recall``; a width that was given is only measured."""
+    k, target = parameters.num_neighbours, parameters.target_recall
+    searched: SearchedBy = "vectors" if index.nearest else "codes"
+    if target >= 1:
+        return Tuned(None, index.total, len(queries), 1.0, 1.0, target, reached=True, searched=searched, table=[])
+    truth = index.exact(queries, k).keys
+    made = trials(queries, truth, index, parameters.nprobe)
+    if parameters.retrieval_margin is None:
+        choice = choose(made, target, index, least=k)
+    else:
+        candidates = index.clip(Width(1, k + parameters.retrieval_margin)).candidates
+        choice = choose_nprobe(made, candidates, target, index)
+    table = [
+        {"nprobe": trial.nprobe, **{f"recall_at_{count}": round(trial.recall(count), 4) for count in TABLE_CANDIDATES}}
+        for trial in made
+    ]
+    said = "" if choice.reached else "; no width of this index is sure to reach the target"
+    say(
+        f"recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target {target}) on "
+        f"{len(queries):,} queries with nprobe {choice.width.nprobe} and {choice.width.candidates} candidates{said}"
+    )
+    return Tuned(
+        *(choice.width, index.total, len(queries), choice.recall, choice.lower_bound, target, choice.reached),
+        searched=searched,
+        table=table,
+    )

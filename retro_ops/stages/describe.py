@@ -19,7 +19,7 @@ from retro_ops.storage import read_ahead, store
 
 if TYPE_CHECKING:
     from retro_ops.quality.measure import Sampled
-    from retro_ops.search.open_index import IndexedChunks
+    from retro_ops.search.chunk_reader import IndexedChunks
     from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "measure the neighbours and write the dataset card"
@@ -68,7 +68,7 @@ def _work(
 ) -> report.Outcome:
     from retro_ops.compute import device
     from retro_ops.quality import card_page, measure
-    from retro_ops.search import open_index
+    from retro_ops.search import chunk_reader
     from retro_ops.tokens.tokenizer import Tokenizer
 
     where = device.choose(requested, "torch")
@@ -76,7 +76,7 @@ def _work(
     measured: dict[Split, dict[str, Any]] = {}
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
-        chunks = open_index.IndexedChunks(paths.index_shards(plan, split))
+        chunks = chunk_reader.IndexedChunks(paths.index_shards(plan, split))
         drawn = measure.sample(plan, split, chunks)
         rows = sum(len(of.rows) for of in drawn)
         on = f"{where.chosen} ({where.why})"

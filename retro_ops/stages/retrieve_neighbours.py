@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retro_ops.compute.device import Device
+    from retro_ops.search.chunk_reader import IndexedChunks
     from retro_ops.search.incremental import Former
-    from retro_ops.search.open_index import IndexedChunks, QueryShard
+    from retro_ops.search.queries import QueryShard
     from retro_ops.search.reranking import Found, Index, Queries
     from retro_ops.storage.npy import NpyReader
 
@@ -350,11 +351,12 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     """Wide search, exact distances, widening; see core/search.py."""
     import numpy as np
 
-    from retro_ops.search import exact, incremental, open_index, reranking
+    from retro_ops.search import chunk_reader, exact, incremental, open_index, reranking
     from retro_ops.search.filters import REASONS
+    from retro_ops.search.tuning import width_from_json
 
     if "chunks" not in loaded:
-        loaded["chunks"] = open_index.IndexedChunks(job.shards)
+        loaded["chunks"] = chunk_reader.IndexedChunks(job.shards)
     chunks: IndexedChunks = loaded["chunks"]
     shard = _query_shard(job, query, parameters, chunks)
     pad_id = _pad_id(job, parameters)
@@ -366,7 +368,7 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
         return loaded["index"]  # type: ignore[no-any-return]
 
     tuned = _tuned(job, query, parameters, shard, where, index)
-    width = open_index.width_from_json(tuned)
+    width = width_from_json(tuned)
     if width and job.few:
         # It may have been chosen for other chunks, and what few rows are searched is cheap: better too wide.
         width = width.widened()
@@ -441,7 +443,7 @@ def _together(
     Whatever is searched for at a time, the embeddings of the candidates are read: for a small shard nearly as many as
     for a large one.
     """
-    from retro_ops.search import open_index
+    from retro_ops.search.queries import join
     from retro_ops.search.reranking import Found
 
     names, shards, total = [], [shard], len(shard)
@@ -451,7 +453,7 @@ def _together(
             break
         names.append(name)
         shards.append(other)
-    found = seek(open_index.join([of.rows(0, len(of)) for of in shards]))
+    found = seek(join([of.rows(0, len(of)) for of in shards]))
     ends = list(accumulate(map(len, shards)))
     parts = [
         Found(found.keys[end - len(of) : end], found.removed[end - len(of) : end])
@@ -462,16 +464,17 @@ def _together(
 
 def _query_shard(job: Job, query: Query, parameters: Parameters, chunks: "IndexedChunks") -> "QueryShard":
     from retro_ops.search import open_index
+    from retro_ops.search.queries import QueryShard, other_shard, query_shard
 
     embeddings, _ = _open(query)
     _check_dimension(embeddings, chunks.embeddings[0], query, job)
     filtered = bool(open_index.limits(parameters, query.split))
     if query.position is not None:
-        return open_index.query_shard(chunks, query.position, filtered)
+        return query_shard(chunks, query.position, filtered)
     if query.shard:
-        return open_index.other_shard(query.shard, chunks, filtered)
+        return other_shard(query.shard, chunks, filtered)
     if not filtered:
-        return open_index.QueryShard(embeddings, None)
+        return QueryShard(embeddings, None)
     raise BadInputError(
         f"{query.embeddings} is not in {job.index_spec}, so nobody knows the text of its chunks",
         "name its shard in the index spec, or leave out --max-overlap, --max-shared-run and --max-shared-ngrams",
@@ -497,7 +500,8 @@ def _tuned(
     index: "Callable[[], Index]",
 ) -> dict[str, Any]:
     """How wide to search, as `tune-search` measured it; measured here if it did not, or by a search that finds more."""
-    from retro_ops.search import open_index
+    from retro_ops.search.queries import sample
+    from retro_ops.search.tuning import tune
 
     if job.tuning:
         found = report.read(job.tuning)
@@ -507,17 +511,18 @@ def _tuned(
         if where.chosen == "cuda" or tuned.get("searched", "codes") == "codes" or not tuned["width"]:
             return tuned
         say(f"{STAGE}: how wide to search was measured on a GPU, where whole vectors are searched; measuring it here")
-    queries = open_index.sample([shard], parameters.recall_sample, parameters.seed)
-    return open_index.tune(queries, index(), parameters).as_json()
+    queries = sample([shard], parameters.recall_sample, parameters.seed)
+    return tune(queries, index(), parameters).as_json()
 
 
 def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], where: "Device") -> Search:
     """The original's search: one look, the index's own order and distances, short rows stay short."""
     import numpy as np
 
-    from retro_ops.index import faiss_index
     from retro_ops.index.faiss_files import load_index
-    from retro_ops.index.ivf_file import in_parts, too_large
+    from retro_ops.index.ivf_file import too_large
+    from retro_ops.search import faiss_search
+    from retro_ops.search.ivf_parts import in_parts
     from retro_ops.search.open_index import room_for
     from retro_ops.search.seed_profile import seed_neighbours
     from retro_ops.storage.npy import open_npy
@@ -533,7 +538,7 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
         else:
             index = load_index(job.index)
             loaded["total"] = int(index.ntotal)
-            loaded["search"] = faiss_index.searcher(index, where, parameters.shard_index)
+            loaded["search"] = faiss_search.searcher(index, where, parameters.shard_index)
     if loaded["total"] != sum(counts):
         raise BadInputError(
             f"{job.index} holds {loaded['total']:,} vectors, its index spec names {sum(counts):,}",

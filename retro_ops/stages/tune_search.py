@@ -47,13 +47,14 @@ def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
 
 
 def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device) -> dict[str, Any]:
-    from retro_ops.search import open_index
+    from retro_ops.search import chunk_reader, open_index, tuning
+    from retro_ops.search.queries import query_shards, sample
 
-    chunks = open_index.IndexedChunks(paths.index_shards(plan, split))
+    chunks = chunk_reader.IndexedChunks(paths.index_shards(plan, split))
     pad_id = plan.identity.pad_id
     index = open_index.open_index(paths.index_uri(plan, split), chunks, where, parameters, split, pad_id)
     filtered = bool(open_index.limits(parameters, split))
-    shards = open_index.query_shards(plan, split, chunks, filtered)
-    queries = open_index.sample(list(shards.values()), parameters.recall_sample, parameters.seed)
+    shards = query_shards(plan, split, chunks, filtered)
+    queries = sample(list(shards.values()), parameters.recall_sample, parameters.seed)
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")
-    return open_index.tune(queries, index, parameters).as_json()
+    return tuning.tune(queries, index, parameters).as_json()

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from vectors import blocks_of
 
 from retro_ops.compute.device import Device
-from retro_ops.compute.fp16_scores import comparing, prepare
+from retro_ops.compute.fp16_scores import prepare
 from retro_ops.index import faiss_index, filling, index_types, training
 from retro_ops.search import reranking
+from retro_ops.search.exact import comparing
 from retro_ops.search.gpu_search import Scan, Span
 from retro_ops.search.reranking import Queries
 

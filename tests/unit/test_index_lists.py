@@ -13,6 +13,7 @@ from vectors import unit_vectors
 from retro_ops.compute.device import Device, Room, room
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index, filling, ivf_file, training
+from retro_ops.search import faiss_search, ivf_parts
 
 TYPES = ("IVF64,PQ8", "IVF64,Flat", "RR32,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
 CUTS = (0, 2000, 2000, 4100, 4105, 6000)
@@ -71,12 +72,12 @@ def test_parts_find_what_the_whole_finds(tmp_path: Path, index_type: str, vector
     faiss.write_index(whole, str(tmp_path / "whole"))
     queries = unit_vectors(60, 32, seed=2).astype(np.float32)
     queries[:20] = vectors[100:120]
-    search = faiss_index.searcher(whole, CPU, shard_over_gpus=False)
+    search = faiss_search.searcher(whole, CPU, shard_over_gpus=False)
     for width, nprobe in ((20, 4), (100, 64), (3000, 1)):
         distances, ids = search(queries, width, nprobe)
         for files in ([str(tmp_path / "whole")], parts):
             for bytes_at_once in (100_000, 10**9):
-                coarse = ivf_file.in_parts([opened(uri) for uri in files], bytes_at_once)
+                coarse = ivf_parts.in_parts([opened(uri) for uri in files], bytes_at_once)
                 found_distances, found = coarse(queries, width, nprobe)
                 assert (found_distances[:, 1:] >= found_distances[:, :-1]).all()
                 for row in range(len(queries)):

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from vectors import as_rows, blocks_of, clustered, unit_vectors
 
-from retro_ops.compute import fp16_scores
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index, filling, index_types, training
-from retro_ops.index.faiss_index import searcher
 from retro_ops.search import exact, filters, reranking, tuning
+from retro_ops.search.faiss_search import searcher
 from retro_ops.search.reranking import Effort, Index, Queries, Width
 
 CPU = Device("cpu", "test")
@@ -185,7 +184,7 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
     st.integers(1, 400),
     st.sampled_from([0.01, 1.0, 32.0]),
     st.booleans(),
-    st.sampled_from([exact.on_host, fp16_scores.comparing("cpu")]),
+    st.sampled_from([exact.on_host, exact.comparing("cpu")]),
     st.integers(0, 2**31),
 )
 def test_pairs_up_to_a_limit_are_all_found_and_no_other(

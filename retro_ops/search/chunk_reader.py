@@ -1,0 +1,154 @@
+"""The chunks of an index: their embeddings, documents and tokens, read as the search needs them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.errors import BadInputError
+from retro_ops.plan import paths
+from retro_ops.plan.specs import IndexShard
+from retro_ops.search import filters
+from retro_ops.search.exact import MAX_CHUNKS
+from retro_ops.search.reranking import Block, Blocks
+from retro_ops.storage import read_ahead, store
+from retro_ops.storage.npy import NpyReader, open_npy
+
+BLOCK_ROWS = 8192
+
+KEPT_BYTES = 128 * 2**20
+"""Of blocks that lie in several files and so are slow to read, kept once they were read."""
+
+FEW_PARTS = 4
+"""Of a block are read one after the other."""
+
+
+class Documents:
+    """Identity of the document of each chunk, uint64.
+
+    From the files that `tokenize-and-chunk` writes, so that copies are recognised in any shard. If one of the shards
+    has none (arrays from elsewhere), a document is its place: shard and number.
+    """
+
+    def __init__(self, chunks: Sequence[str], chunk2seqs: Sequence[str]) -> None:
+        uris = [paths.document_ids_uri(uri) for uri in chunks]
+        self.by_content = all(read_ahead.side_by_side(store.exists, uris))
+        opened = partial(open_npy, ndim=1, kind="u" if self.by_content else "i")
+        self._readers = read_ahead.side_by_side(opened, uris if self.by_content else chunk2seqs)
+
+    def rows(self, position: int, start: int, stop: int) -> NDArray[np.uint64]:
+        rows = self._readers[position].rows(start, stop)
+        return rows if self.by_content else rows.astype(np.uint64) + np.uint64(position << 32)
+
+
+class IndexedChunks:
+    """Embeddings of the shards of an index spec, read block by block; global ids follow the order of the shards."""
+
+    def __init__(self, shards: Sequence[IndexShard]) -> None:
+        opened = partial(open_npy, ndim=2, kind="f")
+        self.embeddings = read_ahead.side_by_side(opened, [shard.embeddings for shard in shards])
+        self._kept: dict[tuple[int, int], Block] = {}
+        self._kept_bytes = 0
+        self._chunks = [shard.chunks for shard in shards]
+        self.documents = Documents([shard.chunks for shard in shards], [shard.chunk2seq for shard in shards])
+        self.offsets = np.concatenate(([0], np.cumsum([len(reader) for reader in self.embeddings]))).astype(np.int64)
+        self.total = int(self.offsets[-1])
+        if self.total > MAX_CHUNKS:
+            raise BadInputError(f"the index spec names {self.total:,} chunks, more than {MAX_CHUNKS:,}", "split it")
+
+    @cached_property
+    def chunks(self) -> list[NpyReader]:
+        """Their tokens, which only filters and cards read."""
+        return read_ahead.side_by_side(partial(open_npy, ndim=2, kind="u"), self._chunks)
+
+    def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+        return self.blocks_of(range(len(self.embeddings)))(wanted)
+
+    def blocks_of(self, positions: Iterable[int]) -> Blocks:
+        """The blocks of some shards, ``positions`` ascending."""
+        cuts = self._cuts(positions)
+
+        def ranges(wanted: NDArray[np.int64] | None) -> Iterator[tuple[tuple[int, int], int, int]]:
+            if wanted is None:
+                yield from ((cut, *cut) for cut in cuts)
+                return
+            for cut, of in _wanted(cuts, wanted):
+                yield cut, int(wanted[of.start]), int(wanted[of.stop - 1]) + 1
+
+        return lambda wanted: read_ahead.ahead(partial(self._block, *of) for of in ranges(wanted))
+
+    def _cuts(self, positions: Iterable[int]) -> list[tuple[int, int]]:
+        """(first id, end) of the blocks: BLOCK_ROWS of a shard, or as many small shards that follow one another."""
+        cuts: list[tuple[int, int]] = []
+        for start, end in ((int(self.offsets[at]), int(self.offsets[at + 1])) for at in positions):
+            if cuts and start < end and cuts[-1][1] == start and end - cuts[-1][0] <= BLOCK_ROWS:
+                cuts[-1] = cuts[-1][0], end
+            else:
+                cuts += [(first, min(first + BLOCK_ROWS, end)) for first in range(start, end, BLOCK_ROWS)]
+        return cuts
+
+    def ids_of(self, positions: Sequence[int]) -> NDArray[np.int64]:
+        """Global ids of the chunks of some shards."""
+        return np.concatenate([np.arange(self.offsets[at], self.offsets[at + 1]) for at in positions])
+
+    def tokens(self, ids: NDArray[np.int64]) -> filters.Tokens:
+        """Tokens of the chunks ``ids`` ``[n]``, in any order: ``[n, chunk_size]``."""
+        dtype = np.result_type(*{reader.dtype for reader in self.chunks})
+        return self._gather(ids, np.empty((len(ids), self.chunks[0].shape[1]), dtype), lambda i: self.chunks[i].rows)
+
+    def owners(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Identity of the documents of the chunks ``ids`` ``[n]``, in any order."""
+        return self._gather(ids, np.empty(len(ids), np.uint64), lambda i: partial(self.documents.rows, i))
+
+    def _gather(
+        self, ids: NDArray[np.int64], out: NDArray[Any], rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]
+    ) -> NDArray[Any]:
+        """Rows ``ids`` into ``out``; each block is read once."""
+        order = np.argsort(ids, kind="stable")
+        ascending = ids[order]
+        for _, of in _wanted(self._cuts(range(len(self.embeddings))), ascending):
+            local = ascending[of]
+            first = int(local[0])
+            out[order[of]] = self._rows(first, int(local[-1]) + 1, rows_of)[local - first]
+        return out
+
+    def _block(self, cut: tuple[int, int], first: int, end: int) -> Block:
+        """Rows ``first:end`` of the block ``cut``, by global id."""
+        if np.searchsorted(self.offsets, cut[0], side="right") == np.searchsorted(self.offsets, cut[1]):
+            return self._read(first, end)  # It lies in one shard.
+        whole = self._kept.get(cut)
+        if whole is None:
+            whole = self._read(*cut)
+            if self._kept_bytes + whole.vectors.nbytes <= KEPT_BYTES:
+                self._kept[cut] = whole
+                self._kept_bytes += whole.vectors.nbytes
+        rows = slice(first - cut[0], end - cut[0])
+        return Block(first, whole.vectors[rows], whole.documents[rows])
+
+    def _read(self, first: int, end: int) -> Block:
+        vectors = self._rows(first, end, lambda i: self.embeddings[i].rows).astype(np.float16)
+        return Block(first, vectors, self._rows(first, end, lambda i: partial(self.documents.rows, i)))
+
+    def _rows(self, first: int, end: int, rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]) -> NDArray[Any]:
+        """Rows of the chunks ``first:end``, by global id, from all shards that they lie in."""
+        at = range(int(np.searchsorted(self.offsets, first, side="right")) - 1, int(np.searchsorted(self.offsets, end)))
+
+        def part(position: int) -> NDArray[Any]:
+            offset = int(self.offsets[position])
+            return rows_of(position)(max(first - offset, 0), min(end, int(self.offsets[position + 1])) - offset)
+
+        parts = [part(i) for i in at] if len(at) <= FEW_PARTS else read_ahead.side_by_side(part, at)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _wanted(cuts: Sequence[tuple[int, int]], ids: NDArray[np.int64]) -> Iterator[tuple[tuple[int, int], slice]]:
+    """Of each block that holds any of the (ascending) ``ids``: which of them.
+
+    Of a block that few ask for, only the part between the first and the last of them need be read.
+    """
+    bounds = np.searchsorted(ids, np.array(cuts, np.int64).reshape(-1, 2))
+    for cut, (low, high) in zip(cuts, bounds.tolist(), strict=True):
+        if low < high:
+            yield cut, slice(low, high)

@@ -1,0 +1,106 @@
+"""Query shards: their rows, and samples of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops.index.sampling import sample_rows
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Plan, Split
+from retro_ops.plan.specs import IndexShard
+from retro_ops.search.chunk_reader import BLOCK_ROWS, Documents, IndexedChunks
+from retro_ops.search.reranking import Queries
+from retro_ops.storage import read_ahead
+from retro_ops.storage.npy import NpyReader, open_npy
+
+UNKNOWN_DOCUMENT = np.uint64(2**63)
+"""Identity of queries whose document nobody knows: with the row number added, equal to no other."""
+
+
+@dataclass(frozen=True)
+class QueryShard:
+    """Rows that ask for neighbours.
+
+    ``documents``: who says to which document each row belongs, where they are shard ``position``; None: nobody knows.
+    ``tokens``: where they lie, only if a filter compares texts.
+    """
+
+    embeddings: NpyReader
+    documents: Documents | None
+    position: int = 0
+    tokens: NpyReader | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def rows(self, start: int, stop: int) -> Queries:
+        vectors = self.embeddings.rows(start, stop).astype(np.float16)
+        tokens = self.tokens.rows(start, stop) if self.tokens else None
+        if self.documents is None:
+            unknown = UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64)
+            return Queries(vectors, unknown, tokens)
+        return Queries(vectors, self.documents.rows(self.position, start, stop), tokens)
+
+
+def query_shard(chunks: IndexedChunks, position: int, with_tokens: bool) -> QueryShard:
+    """The shard at ``position`` of the index as queries."""
+    tokens = chunks.chunks[position] if with_tokens else None
+    return QueryShard(chunks.embeddings[position], chunks.documents, position, tokens)
+
+
+def other_shard(shard: IndexShard, chunks: IndexedChunks, with_tokens: bool) -> QueryShard:
+    """A shard that the index does not hold, as queries. Its documents are known only if those of the index are by
+    content: then a copy of one that is there is recognised."""
+    documents = Documents([shard.chunks], [shard.chunk2seq])
+    known = documents.by_content and chunks.documents.by_content
+    tokens = open_npy(shard.chunks, ndim=2, kind="u") if with_tokens else None
+    return QueryShard(open_npy(shard.embeddings, ndim=2, kind="f"), documents if known else None, tokens=tokens)
+
+
+def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: bool) -> dict[str, QueryShard]:
+    """All that query the index of ``split``, by name and in the plan's order. ``chunks``: what that index holds."""
+    places = {shard.name: at for at, shard in enumerate(plan.indexed(split))}
+    return {
+        shard.name: query_shard(chunks, places[shard.name], with_tokens)
+        if shard.indexed
+        else other_shard(paths.index_shard(plan, shard.name), chunks, with_tokens)
+        for shard in plan.queried(split)
+    }
+
+
+def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
+    """A uniform sample without replacement over the rows of all ``shards``."""
+    drawn = sample_rows(np.array([len(s) for s in shards], np.int64), count, seed)
+    asked = [of for of in zip(shards, drawn, strict=True) if len(of[1])] or [(shards[0], drawn[0])]
+    return join(read_ahead.side_by_side(lambda of: take(*of), asked, read_ahead.READERS))
+
+
+def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:
+    """``rows`` (ascending) of ``shard``."""
+    parts = [shard.rows(first, end).take(local) for first, end, local in _spans(rows)]
+    return join(parts or [shard.rows(0, 0)])
+
+
+def take_rows(reader: NpyReader, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """``rows`` (ascending) of an array."""
+    parts = [reader.rows(first, end)[local] for first, end, local in _spans(rows)]
+    return np.concatenate(parts or [reader.rows(0, 0)])
+
+
+def _spans(rows: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """(first, end, rows less first) of each block that holds any of ``rows``: what of it has to be read."""
+    for of in np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1):
+        if len(of):
+            yield int(of[0]), int(of[-1]) + 1, of - of[0]
+
+
+def join(parts: Sequence[Queries]) -> Queries:
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    return Queries(
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.documents for part in parts]),
+        np.concatenate(tokens) if tokens else None,
+    )
