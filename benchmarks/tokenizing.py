@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 
 from retro_ops.compute import device
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.batches import Batch, batches
 from retro_ops.execution import report
 from retro_ops.stages.tokenize_and_chunk import BATCH_BYTES, BATCH_DOCUMENTS
 from retro_ops.tokens import chunk_batches
@@ -34,18 +35,18 @@ LINE_BYTES = 2**23
 PACKAGES = ("tokenizers", "transformers", "numpy")
 
 Array = np.ndarray[Any, Any]
-Way = Callable[[chunk_batches.Batch], Array]
+Way = Callable[[Batch], Array]
 
 
-def slices(folder: Path) -> Iterator[chunk_batches.Batch]:
+def slices(folder: Path) -> Iterator[Batch]:
     """Some of each category in turn."""
     sources = sorted(str(path) for path in folder.glob("*.jsonl"))
-    each = [chunk_batches.batches(json_lines.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
+    each = [batches(json_lines.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
     while each:
-        for batches in list(each):
-            found = next(batches, None)
+        for coming in list(each):
+            found = next(coming, None)
             if found is None:
-                each.remove(batches)
+                each.remove(coming)
             else:
                 yield found
 
@@ -53,7 +54,7 @@ def slices(folder: Path) -> Iterator[chunk_batches.Batch]:
 def as_the_original(tokenizer: Any) -> Way:
     """docs/formats.md: one call for each document, padded as a list, arrays at the end."""
 
-    def chunks(batch: chunk_batches.Batch) -> Array:
+    def chunks(batch: Batch) -> Array:
         rows: list[list[int]] = []
         for line in batch.lines:
             ids = tokenizer(json.loads(line or b"")["text"])["input_ids"]
@@ -68,7 +69,7 @@ def as_plain_tokenizers(tokenizer: Any) -> Way:
     """A batch at a time, ids taken out of its answer, and nothing else."""
     backend = tokenizer.backend_tokenizer
 
-    def chunks(batch: chunk_batches.Batch) -> Array:
+    def chunks(batch: Batch) -> Array:
         texts = [json.loads(line or b"")["text"] for line in batch.lines]
         return np.array([len(entry.ids) for entry in backend.encode_batch_fast(texts)])
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.batches import Batch
 from retro_ops.duplicates import minhash
 from retro_ops.storage import read_ahead
 from retro_ops.storage.base import Written
 from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
-from retro_ops.tokens.chunk_batches import Batch
 
 COPY_ROWS = 16_384
 

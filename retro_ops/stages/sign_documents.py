@@ -61,8 +61,8 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
 def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
+    from retro_ops.corpus.batches import batches
     from retro_ops.duplicates import minhash, signatures
-    from retro_ops.tokens.chunk_batches import batches
 
     line_bytes = digests.line_limit(plan.parameters.memory_budget)
     processes = device.cores() if json_lines.is_much(uris, PARALLEL_BYTES) else 1

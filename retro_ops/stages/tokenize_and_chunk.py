@@ -4,27 +4,24 @@ import contextlib
 import functools
 import uuid
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retro_ops import uris
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.left_out import LeftOut
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
-from retro_ops.execution.checkpoints import Part, Unfinished
+from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
-from retro_ops.plan.plan import Plan, Source
+from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
-from retro_ops.storage.base import Written
+from retro_ops.tokens.writer import Job, Outputs
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "tokenise documents (JSON lines) and cut them into chunks"
@@ -48,23 +45,6 @@ BATCH_DOCUMENTS = 4096
 
 PARALLEL_BYTES = 16 * 2**20
 """Size of a corpus from which on processes of its own, which take a second to start, save more than they cost."""
-
-
-@dataclass(frozen=True)
-class Job:
-    sources: tuple[str, ...]
-    chunks: str
-    seq2chunk: str
-    chunk2seq: str
-    documents: str
-    quarantine: str
-    report: str
-    digest: str
-    line_bytes: int
-    planned: tuple[Source, ...] = ()
-    """The sources as the plan found them, whose content the digest stands for."""
-    without: Source | None = None
-    """Numbers of the records that are left out."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -156,6 +136,7 @@ def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Ou
 def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
+    from retro_ops.corpus.batches import batches as in_batches
     from retro_ops.tokens import chunk_batches
     from retro_ops.tokens.chunking import token_dtype
 
@@ -166,16 +147,16 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
     settings = chunk_batches.Settings(
         tokenizer.encoding, fast, size, tokenizer.pad_id, str(dtype), parameters.on_bad_record, job.line_bytes
     )
-    full, package, left_out = False, None, _LeftOut(job.without)
+    full, package, left_out = False, None, LeftOut(job.without)
     store.at(job.quarantine).delete(job.quarantine)
     with contextlib.ExitStack() as stack:
-        out = _Outputs(stack, job, dtype, size)
+        out = Outputs(stack, job, dtype, size)
         for part in unfinished.parts():
             out.append(part)
         progress = Progress(STAGE, None, "documents", out.documents)
         lines = left_out.skip(json_lines.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
         # Read and tokenised while what came before is written.
-        batches = stack.enter_context(ahead(chunk_batches.batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
+        batches = stack.enter_context(ahead(in_batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
         processes = device.cores() if json_lines.is_much(job.sources, PARALLEL_BYTES) else 1
         made = in_order(partial(chunk_batches.maker, settings), batches, processes)
         for piece in stack.enter_context(ahead(made)):
@@ -223,92 +204,8 @@ def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
     return Tokenizer(name, pad_id)
 
 
-class _LeftOut:
-    """The records of a shard that are left out of it. BadInputError if the file that names them is not as planned."""
-
-    def __init__(self, source: Source | None) -> None:
-        import numpy as np
-
-        from retro_ops.storage.npy import open_npy
-
-        self._any = source is not None
-        self._records = np.zeros(0, np.int64)
-        if source is not None:
-            if not store.exists(source.uri) or f"sha256:{store.sha256(source.uri)}" != source.fingerprint:
-                raise BadInputError(
-                    f"{source.uri} is gone or has changed since the run was planned", "start another run"
-                )
-            reader = open_npy(source.uri, ndim=1, kind="i")
-            self._records = reader.rows(0, len(reader))
-        # How many records that are kept come before each.
-        self._kept_before = self._records - np.arange(len(self._records))
-
-    def skip(self, lines: Iterator[json_lines.Line], first: int) -> Iterator[json_lines.Line]:
-        """``lines``, of which the first is record ``first``, without those that are left out."""
-        at = int(self._records.searchsorted(first))
-        for record, line in enumerate(lines, first):
-            if at < len(self._records) and self._records[at] == record:
-                at += 1
-            else:
-                yield line
-
-    def records(self, kept: int) -> int:
-        """Records up to the end of the first ``kept`` of those that are kept."""
-        return kept + int(self._kept_before.searchsorted(kept))
-
-    def counts(self, kept: int, cut: bool) -> dict[str, int]:
-        """``cut``: whether the shard ends before its last record."""
-        count = self.records(kept) - kept if cut else len(self._records)
-        return {"duplicates_dropped": count} if self._any else {}
-
-
 def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
     """What is read must be what was planned, before and after: the output would go by the name of another content."""
     if changed := json_lines.changed_source(job.planned):
         unfinished.delete()
         raise json_lines.changed_since_the_plan(changed)
-
-
-class _Outputs:
-    """The files of a shard, filled part by part. The one for bad records is made for the first of them."""
-
-    def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> None:
-        from retro_ops.storage.npy import NpyWriter
-
-        self.documents = self.chunks = self.bad_records = 0
-        self._stack = stack
-        self._arrays = {
-            "chunks": stack.enter_context(NpyWriter(job.chunks, dtype, (chunk_size,))),
-            "seq2chunk": stack.enter_context(NpyWriter(job.seq2chunk, "int64")),
-            "chunk2seq": stack.enter_context(NpyWriter(job.chunk2seq, "int32")),
-            "document_ids": stack.enter_context(NpyWriter(paths.document_ids_uri(job.chunks), "uint64")),
-        }
-        self._sidecar = self._lines_at(job.documents)
-        self._quarantine: json_lines.JsonLinesWriter | None = None
-        self._quarantine_uri = job.quarantine
-
-    def append(self, part: Part) -> None:
-        for name, writer in self._arrays.items():
-            writer.append(part[name])
-        self._sidecar.append(part["documents"].tobytes())
-        bad = part["quarantine"].tobytes()
-        if bad:
-            self._quarantine = self._quarantine or self._lines_at(self._quarantine_uri)
-            self._quarantine.append(bad)
-        self.documents += len(part["seq2chunk"])
-        self.chunks += len(part["chunks"])
-        self.bad_records += bad.count(b"\n")
-
-    def check_share(self, limit: float) -> None:
-        if refused := json_lines.too_many_bad(self.bad_records, self.documents, limit, self._quarantine_uri):
-            self._close_quarantine()
-            raise refused
-
-    def close(self) -> list[Written]:
-        return [*(a.close() for a in self._arrays.values()), self._sidecar.close(), *self._close_quarantine()]
-
-    def _close_quarantine(self) -> list[Written]:
-        return [self._quarantine.close()] if self._quarantine else []
-
-    def _lines_at(self, uri: str) -> json_lines.JsonLinesWriter:
-        return json_lines.JsonLinesWriter(self._stack.enter_context(store.create(uri)), uri)

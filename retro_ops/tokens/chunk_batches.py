@@ -1,6 +1,6 @@
 """Lines of a corpus -> chunks and what is kept beside them: what a process does with each batch of lines."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.batches import Batch
 from retro_ops.execution.checkpoints import Part
 from retro_ops.tokens.chunking import Chunked, chunk_documents
 from retro_ops.tokens.encoders import Encoding, exact, fastest
@@ -24,15 +25,6 @@ class Settings:
     dtype: str
     on_bad_record: str
     line_bytes: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Lines of one source, in order. ``numbers``: of each, from 1; there are gaps where records were left out."""
-
-    source: str
-    numbers: list[int]
-    lines: list[bytes | None]
 
 
 @dataclass(frozen=True)
@@ -69,22 +61,6 @@ class Piece:
             "documents": np.frombuffer(b"".join(self.sidecar), np.uint8),
             "quarantine": np.frombuffer(b"".join(self.quarantine), np.uint8),
         }
-
-
-def batches(lines: Iterable[tuple[str, int, bytes | None]], most_bytes: int, most_lines: int) -> Iterator[Batch]:
-    """Lines together until they have ``most_bytes``, or are ``most_lines``, or their source ends."""
-    batch, size = Batch("", [], []), 0
-    for source, number, line in lines:
-        if batch.lines and (size >= most_bytes or len(batch.lines) >= most_lines or source != batch.source):
-            yield batch
-            batch, size = Batch("", [], []), 0
-        if not batch.lines:
-            batch = Batch(source, [], [])
-        batch.numbers.append(number)
-        batch.lines.append(line)
-        size += len(line or b"")
-    if batch.lines:
-        yield batch
 
 
 def maker(settings: Settings) -> Callable[[Batch], Piece]:

@@ -1,0 +1,51 @@
+"""Records that a shard leaves out, because they are duplicates."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from retro_ops.corpus import json_lines
+from retro_ops.errors import BadInputError
+from retro_ops.plan.plan import Source
+from retro_ops.storage import store
+
+if TYPE_CHECKING:
+    pass
+
+
+class LeftOut:
+    """The records of a shard that are left out of it. BadInputError if the file that names them is not as planned."""
+
+    def __init__(self, source: Source | None) -> None:
+        import numpy as np
+
+        from retro_ops.storage.npy import open_npy
+
+        self._any = source is not None
+        self._records = np.zeros(0, np.int64)
+        if source is not None:
+            if not store.exists(source.uri) or f"sha256:{store.sha256(source.uri)}" != source.fingerprint:
+                raise BadInputError(
+                    f"{source.uri} is gone or has changed since the run was planned", "start another run"
+                )
+            reader = open_npy(source.uri, ndim=1, kind="i")
+            self._records = reader.rows(0, len(reader))
+        # How many records that are kept come before each.
+        self._kept_before = self._records - np.arange(len(self._records))
+
+    def skip(self, lines: Iterator[json_lines.Line], first: int) -> Iterator[json_lines.Line]:
+        """``lines``, of which the first is record ``first``, without those that are left out."""
+        at = int(self._records.searchsorted(first))
+        for record, line in enumerate(lines, first):
+            if at < len(self._records) and self._records[at] == record:
+                at += 1
+            else:
+                yield line
+
+    def records(self, kept: int) -> int:
+        """Records up to the end of the first ``kept`` of those that are kept."""
+        return kept + int(self._kept_before.searchsorted(kept))
+
+    def counts(self, kept: int, cut: bool) -> dict[str, int]:
+        """``cut``: whether the shard ends before its last record."""
+        count = self.records(kept) - kept if cut else len(self._records)
+        return {"duplicates_dropped": count} if self._any else {}

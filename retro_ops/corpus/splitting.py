@@ -1,0 +1,182 @@
+"""Documents of a source file, fanned out into parts of shards."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from retro_ops.compute.workers import ahead
+from retro_ops.corpus import json_lines, routing
+from retro_ops.corpus.archives import Line, lines
+from retro_ops.corpus.recipes import file_list
+from retro_ops.corpus.recipes.model import Rule
+from retro_ops.corpus.routing import LeftOut, Place
+from retro_ops.plan import paths
+from retro_ops.plan.source_list import SourceFile, Sources
+from retro_ops.progress import Progress
+from retro_ops.storage import s3, store
+from retro_ops.storage.base import Written
+
+WRITER_BYTES = 6 * s3.PART_BYTES
+"""Most that an open part takes: what waits, is held back and is being sent, and its compressor."""
+
+BATCH_LINES = 1024
+
+BATCH_BYTES = 4 * 2**20
+"""Lines that are read while those before are sorted."""
+
+REASONS = 200
+"""Different reasons to leave documents out that are counted each; what comes later is counted together."""
+
+OTHERS = "other reasons"
+
+
+def route(file: SourceFile, rule: Rule, listed: Sources, fan: "Fan", bad: "BadLines | None") -> Iterator[str]:
+    """Sends every document to its part; yields the reason for each that goes nowhere.
+
+    ``bad``: None where an earlier pass has counted what is the same for all: bad lines, and documents without a place.
+    """
+    progress = Progress("split-corpus", None, "lines")
+    with ahead(_batches(lines(file.uri, rule.members, listed.line_bytes))) as batches:
+        for batch in batches:
+            for where, number, line in batch:
+                record = json_lines.parse(line, where, number, listed.line_bytes, rule.text)
+                if isinstance(record, json_lines.BadRecord):
+                    if bad:
+                        bad.add(record)
+                    continue
+                if bad:
+                    bad.good += 1
+                place = routing.place(rule.category, rule.split, _whole(record, rule.text), record.text, where)
+                if isinstance(place, LeftOut):
+                    if bad:
+                        yield place.reason
+                elif over := fan.add(place, _part_line(record, line, rule.text)):
+                    yield over.reason
+            progress.advance(len(batch))
+    progress.close()
+
+
+def _batches(of: Iterator[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    size = 0
+    for line in of:
+        batch.append(line)
+        size += len(line[2] or b"")
+        if len(batch) >= BATCH_LINES or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _whole(document: json_lines.Document, text_key: str) -> dict[str, Any]:
+    """What a rule may ask for."""
+    return {**document.extra, text_key: document.text}
+
+
+def _part_line(document: json_lines.Document, line: bytes | None, text_key: str) -> bytes:
+    """As it was, where the document is under ``text``, as the later stages want it."""
+    if text_key == "text" and line is not None:
+        return line + b"\n"
+    return json_lines.json_line({**document.extra, "text": document.text})
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a source file gives to a shard. ``fingerprint``: of its content, as a plan names it."""
+
+    shard: str
+    split: str
+    category: str
+    documents: int
+    written: Written
+    fingerprint: str
+
+    def about(self) -> dict[str, Any]:
+        named = {key: value for key, value in asdict(self).items() if key != "written"}
+        return {**named, "bytes": self.written.bytes}
+
+
+class Fan:
+    """The open part of each place; a place has one at a time, since its shards are filled one after the other."""
+
+    def __init__(self, file: SourceFile, rule: Rule, folder: str, places: Sequence[Place]) -> None:
+        self._file, self._rule, self._folder = file, rule, folder
+        outputs = {place: rule.outputs[place[0]] for place in places}
+        self._counters = {place: routing.Counter(out.cut, out.max_documents) for place, out in outputs.items()}
+        self._open: dict[Place, _OpenPart] = {}
+        self._done: list[Part] = []
+
+    def add(self, place: Place, line: bytes) -> LeftOut | None:
+        """Why the line goes nowhere, if so. Places of another pass are passed over."""
+        counter = self._counters.get(place)
+        if counter is None:
+            return None
+        number = counter.next(len(line))
+        if number is None:
+            return LeftOut(f"over max_documents of {place[0]} {place[1]}")
+        part = self._open.get(place)
+        if part is None or part.number != number:
+            if part:
+                self._done.append(part.close())
+            name = file_list.shard_name(self._rule.outputs[place[0]], self._file.uri, place[1], number)
+            part = self._open[place] = _OpenPart(place, number, name, paths.part_uri(self._folder, name))
+        part.append(line)
+        return None
+
+    def close(self) -> list[Part]:
+        while self._open:
+            self._done.append(self._open.pop(next(iter(self._open))).close())
+        return self._done
+
+    def abort(self) -> None:
+        for part in self._open.values():
+            part.abort()
+
+
+class _OpenPart:
+    def __init__(self, place: Place, number: int, shard: str, uri: str) -> None:
+        self.number = number
+        self._place, self._shard, self._documents = place, shard, 0
+        self._writer = store.at(uri).create(uri)
+        self._lines = json_lines.JsonLinesWriter(self._writer, uri)
+
+    def append(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._documents += 1
+
+    def close(self) -> Part:
+        written = self._lines.close()
+        fingerprint = store.at(written.uri).fingerprint_of(written)
+        return Part(self._shard, *self._place, self._documents, written, fingerprint)
+
+    def abort(self) -> None:
+        self._writer.abort()
+
+
+class BadLines:
+    """Lines that are no document, set aside with their file, line and reason; made for the first of them."""
+
+    def __init__(self, stack: contextlib.ExitStack, folder: str, listed: Sources) -> None:
+        self.good = self.count = 0
+        self._stack, self._uri, self._listed = stack, paths.bad_lines_uri(folder), listed
+        self._lines: json_lines.JsonLinesWriter | None = None
+
+    def add(self, record: json_lines.BadRecord) -> None:
+        if self._listed.on_bad_record == "fail":
+            raise json_lines.refusal(record)
+        self._lines = self._lines or json_lines.JsonLinesWriter(
+            self._stack.enter_context(store.create(self._uri)), self._uri
+        )
+        kept = replace(record, content=record.content[: json_lines.QUARANTINED_CHARACTERS])
+        self._lines.append(json_lines.json_line(asdict(kept)))
+        self.count += 1
+
+    def check_share(self) -> None:
+        if refused := json_lines.too_many_bad(self.count, self.good, self._listed.max_bad_share, self._uri):
+            self.close()
+            raise refused
+
+    def close(self) -> list[Written]:
+        return [self._lines.close()] if self._lines else []

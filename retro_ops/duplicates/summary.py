@@ -1,0 +1,81 @@
+"""Figures and examples of the duplicates that were found."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from retro_ops.plan.plan import Plan, category
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from retro_ops.duplicates.signatures import SignedShards
+
+
+EXAMPLES = 20
+
+
+def figures(
+    plan: Plan, signed: "SignedShards", repeats: "NDArray[np.int64]", stays: "NDArray[np.int64]"
+) -> dict[str, Any]:
+    """Counts of the documents ``repeats`` (ascending), each of which repeats the one in ``stays``."""
+    import numpy as np
+
+    unique, places = np.unique(stays, return_inverse=True)
+    exact = signed.contents_of(repeats) == signed.contents_of(unique)[places]
+    own, other = signed.shard_of(repeats), signed.shard_of(stays)
+    train = np.array([shard.split == "train" for shard in plan.shards], np.bool_)
+    crosses = train[own] != train[other]
+    by_shard = np.bincount(own, minlength=len(plan.shards))
+    categories: dict[str, Counter[str]] = {}
+    for shard, count, documents in zip(plan.shards, by_shard.tolist(), np.diff(signed.offsets).tolist(), strict=True):
+        of = categories.setdefault(f"{category(shard.name)}, {shard.split}", Counter())
+        of.update({"documents": documents, "duplicates": count})
+    return {
+        "documents": signed.total,
+        "duplicates": len(repeats),
+        "exact": int(exact.sum()),
+        "near": int((~exact).sum()),
+        "within_shards": int((own == other).sum()),
+        "across_shards": int(((own != other) & ~crosses).sum()),
+        "across_splits": int(crosses.sum()),
+        "categories": {name: dict(of) for name, of in sorted(categories.items())},
+        "shards": {s.name: count for s, count in zip(plan.shards, by_shard.tolist(), strict=True) if count},
+    }
+
+
+def examples(
+    plan: Plan,
+    signed: "SignedShards",
+    reports: list[dict[str, Any]],
+    repeats: "NDArray[np.int64]",
+    stays: "NDArray[np.int64]",
+    budget: int,
+) -> list[dict[str, Any]]:
+    """Some of the duplicates, evenly spread over all of them."""
+    import numpy as np
+
+    from retro_ops.duplicates import document_pairs, minhash
+    from retro_ops.duplicates.lsh import shared
+
+    chosen = np.unique(np.linspace(0, len(repeats) - 1, EXAMPLES).astype(np.int64)) if len(repeats) else repeats
+    named = np.unique(np.concatenate((repeats[chosen], stays[chosen])))
+    records = dict(zip(named.tolist(), signed.records_of(named).tolist(), strict=True))
+
+    def place(document: int) -> dict[str, Any]:
+        shard = int(signed.shard_of(np.array([document]))[0])
+        record = records[document]
+        for source, count in zip(
+            plan.shards[shard].sources, reports[shard]["details"]["records_of_sources"], strict=True
+        ):
+            if record < count:
+                return {"shard": plan.shards[shard].name, "source": source.uri, "line": record + 1}
+            record -= count
+        raise AssertionError(f"{plan.shards[shard].name} has no record {records[document]}")
+
+    found = []
+    for document, other in zip(repeats[chosen].tolist(), stays[chosen].tolist(), strict=True):
+        pair = document_pairs.pack(np.array([document]), np.array([other]))
+        in_common = int(shared(signed, pair, budget)[0])
+        found.append({**place(document), "repeats": place(other), "similarity": in_common / minhash.PERMUTATIONS})
+    return found

@@ -1,0 +1,77 @@
+"""The output files of a tokenised shard, written side by side."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from retro_ops.corpus import json_lines
+from retro_ops.execution.checkpoints import Part
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Source
+from retro_ops.storage import store
+from retro_ops.storage.base import Written
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Job:
+    sources: tuple[str, ...]
+    chunks: str
+    seq2chunk: str
+    chunk2seq: str
+    documents: str
+    quarantine: str
+    report: str
+    digest: str
+    line_bytes: int
+    planned: tuple[Source, ...] = ()
+    """The sources as the plan found them, whose content the digest stands for."""
+    without: Source | None = None
+    """Numbers of the records that are left out."""
+
+
+class Outputs:
+    """The files of a shard, filled part by part. The one for bad records is made for the first of them."""
+
+    def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> None:
+        from retro_ops.storage.npy import NpyWriter
+
+        self.documents = self.chunks = self.bad_records = 0
+        self._stack = stack
+        self._arrays = {
+            "chunks": stack.enter_context(NpyWriter(job.chunks, dtype, (chunk_size,))),
+            "seq2chunk": stack.enter_context(NpyWriter(job.seq2chunk, "int64")),
+            "chunk2seq": stack.enter_context(NpyWriter(job.chunk2seq, "int32")),
+            "document_ids": stack.enter_context(NpyWriter(paths.document_ids_uri(job.chunks), "uint64")),
+        }
+        self._sidecar = self._lines_at(job.documents)
+        self._quarantine: json_lines.JsonLinesWriter | None = None
+        self._quarantine_uri = job.quarantine
+
+    def append(self, part: Part) -> None:
+        for name, writer in self._arrays.items():
+            writer.append(part[name])
+        self._sidecar.append(part["documents"].tobytes())
+        bad = part["quarantine"].tobytes()
+        if bad:
+            self._quarantine = self._quarantine or self._lines_at(self._quarantine_uri)
+            self._quarantine.append(bad)
+        self.documents += len(part["seq2chunk"])
+        self.chunks += len(part["chunks"])
+        self.bad_records += bad.count(b"\n")
+
+    def check_share(self, limit: float) -> None:
+        if refused := json_lines.too_many_bad(self.bad_records, self.documents, limit, self._quarantine_uri):
+            self._close_quarantine()
+            raise refused
+
+    def close(self) -> list[Written]:
+        return [*(a.close() for a in self._arrays.values()), self._sidecar.close(), *self._close_quarantine()]
+
+    def _close_quarantine(self) -> list[Written]:
+        return [self._quarantine.close()] if self._quarantine else []
+
+    def _lines_at(self, uri: str) -> json_lines.JsonLinesWriter:
+        return json_lines.JsonLinesWriter(self._stack.enter_context(store.create(uri)), uri)
