@@ -1,15 +1,16 @@
 """What a new version may use of the published one, and what is known to be damaged."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
-from retro_ops.plan import paths
-from retro_ops.plan.digests import CODE_VERSIONS
+from retro_ops.execution.plan_files import read_plan
+from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
-from retro_ops.plan.plan import SPLITS, Base, BaseShard, Plan, Shard
+from retro_ops.plan.plan import SPLITS, Base, BaseShard, Plan
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
+from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.uris import parent, relative, resolve
 from retro_ops.versions import history
@@ -56,8 +57,8 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
         index = _digest_of_folder(spec.faiss_index) if split == "train" else index
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-        digests = (_digest_of_folder(shard.embeddings) for shard in indexed)
-        embeddings |= zip(history.names_of_index(manifest, split), digests, strict=True)
+        of_indexed = (_digest_of_folder(shard.embeddings) for shard in indexed)
+        embeddings |= zip(history.names_of_index(manifest, split), of_indexed, strict=True)
         neighbours |= zip(names, (_digest_of_folder(shard.neighbours) for shard in spec.shards), strict=True)
     usable = {name: of for name, of in neighbours.items() if same_search and of not in plan.is_condemned}
     shards = tuple(
@@ -96,7 +97,7 @@ def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> s
 def _other_code(manifest: Mapping[str, Any], stages: Iterable[str]) -> str:
     """Which of ``stages`` made other bytes when the version was made; one that is not there was as it is now."""
     known = manifest.get("code_versions") or {}
-    return ", ".join(stage for stage in stages if known.get(stage) not in (None, CODE_VERSIONS[stage]))
+    return ", ".join(stage for stage in stages if known.get(stage) not in (None, digests.CODE_VERSIONS[stage]))
 
 
 def _digest_of_folder(uri: str) -> str:
@@ -104,41 +105,23 @@ def _digest_of_folder(uri: str) -> str:
     return parent(uri).rpartition("-")[2]
 
 
-@dataclass(frozen=True)
-class Changes:
-    """Names of shards, by what became of them since the published version; by content, not by name or time alone."""
-
-    added: tuple[str, ...]
-    changed: tuple[str, ...]
-    removed: tuple[str, ...]
-    unchanged: int
-
-
-def changes(former: Sequence[Shard], shards: Sequence[Shard]) -> Changes:
-    def content(of: Sequence[Shard]) -> dict[str, tuple[Any, ...]]:
-        return {s.name: (s.split, s.indexed, s.queried, [of.fingerprint for of in s.sources]) for s in of}
-
-    before, now = content(former), content(shards)
-    return Changes(
-        added=tuple(name for name in now if name not in before),
-        changed=tuple(name for name in now if name in before and now[name] != before[name]),
-        removed=tuple(name for name in before if name not in now),
-        unchanged=sum(now[name] == before.get(name) for name in now),
-    )
+def known_duplicates(plan: Plan, series: history.Series) -> Plan:
+    """With the records that the published version is without, if nothing changed that could change them."""
+    if not series.current or plan.parameters.duplicates == "keep":
+        return plan
+    former = read_plan(series.plan_uri())
+    of_parameters = ("duplicates", "duplicate_threshold")
+    same = all(getattr(former.parameters, name) == getattr(plan.parameters, name) for name in of_parameters)
+    same &= [replace(shard, without=None) for shard in former.shards] == list(plan.shards)
+    same &= [digests.sign_digest(former, s) for s in former.shards] == [
+        digests.sign_digest(plan, s) for s in plan.shards
+    ]
+    return replace(plan, shards=former.shards, deduplicated=True) if same and former.deduplicated else plan
 
 
-def read_condemned(root: str, dataset: str) -> tuple[str, ...]:
-    """Digests of outputs that were found damaged."""
-    found = store.at(root).read_tagged(paths.condemned_uri(root, dataset))
-    return tuple(json.loads(found[0])["digests"]) if found else ()
-
-
-def condemn(root: str, dataset: str, digests: Iterable[str]) -> None:
-    """Add ``digests`` to those that nothing uses again. ConflictError if somebody else was faster."""
-    uri = paths.condemned_uri(root, dataset)
-    found = store.at(uri).read_tagged(uri)
-    known = json.loads(found[0])["digests"] if found else []
-    wanted = list(dict.fromkeys([*known, *digests]))
-    if wanted != known:
-        data = json.dumps({"format": 1, "digests": wanted}, indent=1) + "\n"
-        store.at(uri).write_if(uri, data.encode(), found[1] if found else None)
+def with_base(plan: Plan, series: history.Series) -> Plan:
+    if not series.current:
+        return plan
+    base, why = published_base(plan, series)
+    say(f"plan: starts from {why}" if base else f"plan: {why}", logging.INFO if base else logging.WARNING)
+    return replace(plan, base=base)

@@ -10,9 +10,9 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
-from retro_ops.planning import base_version
 from retro_ops.storage import store
 from retro_ops.versions import history
+from retro_ops.versions.changes import compare
 
 HELP = "show what differs between two versions"
 PARAMETERS = ()
@@ -40,7 +40,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:
     one, other = (read_plan(series.plan_uri(number)) for number in (before, after))
-    changes = base_version.changes(one.shards, other.shards)
+    changes = compare(one.shards, other.shards)
     parameters = {
         key: [value, getattr(other.parameters, key)]
         for key, value in asdict(one.parameters).items()

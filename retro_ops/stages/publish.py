@@ -12,11 +12,11 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
-from retro_ops.planning import base_version
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.uris import parent, relative
 from retro_ops.versions import history
+from retro_ops.versions.condemned import read_condemned
 
 HELP = "make a validated version the current one of its dataset"
 PARAMETERS = ("min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance")
@@ -47,7 +47,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _check_condemned(plan: Plan) -> None:
     """BadInputError when something of this version was found damaged after the run was planned."""
-    condemned = set(base_version.read_condemned(plan.root, plan.dataset))
+    condemned = set(read_condemned(plan.root, plan.dataset))
     for stage, shard in stage_graph.tasks(plan, stage_graph.stages(plan)):
         if stage_graph.output_digest(plan, stage, shard) in condemned:
             raise BadInputError(

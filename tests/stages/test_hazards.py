@@ -20,8 +20,8 @@ from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.index import drift
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
-from retro_ops.planning import base_version
 from retro_ops.storage import store
+from retro_ops.versions import condemned
 from retro_ops.versions.audit import look
 
 LISTS = ("--index-type", "IVF4,Flat", "--max-drift", "9", "--min-recall", "0")
@@ -118,7 +118,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
     assert (done.calls["retrieve-neighbours"], done.calls["embed-chunks"]) == (4, 0)
     monkeypatch.setitem(digests.CODE_VERSIONS, "embed-chunks", 99)
     assert built.refresh().calls["embed-chunks"] == 4
-    assert base_version.read_condemned(built.root, "d") == ()
+    assert condemned.read_condemned(built.root, "d") == ()
 
 
 def test_status_of_a_run_is_of_what_became_of_it(nights: Nights, run: Run, capfd: Any) -> None:
@@ -195,7 +195,7 @@ def test_a_damaged_shard_whose_file_is_gone_condemns_nothing(built: Nights) -> N
     built.remove("train/d")
     with pytest.raises(StageFailedError):
         built.repair()
-    assert base_version.read_condemned(built.root, "d") == ()
+    assert condemned.read_condemned(built.root, "d") == ()
 
 
 @pytest.mark.parametrize("what", ["neighbours", "distances", "index", "partial index"])

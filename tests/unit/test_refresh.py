@@ -14,11 +14,11 @@ from retro_ops.index import drift
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Base, BaseShard, Identity, Plan, Shard, Source, Split, plan_from_json, plan_to_json
-from retro_ops.planning.base_version import changes
 from retro_ops.search import reranking
 from retro_ops.search.exact import NOTHING, pack, unpack
 from retro_ops.search.renumbering import GONE, renumber
 from retro_ops.versions import history
+from retro_ops.versions.changes import compare
 
 
 def test_ids_move_with_their_shards() -> None:
@@ -121,7 +121,7 @@ def shard(name: str, content: str, split: Split = "train") -> Shard:
 def test_changes_are_by_content_not_by_order() -> None:
     former = [shard("a", "1"), shard("b", "2"), shard("c", "3"), shard("v", "4", "val")]
     now = [shard("c", "3"), shard("b", "9"), shard("d", "1"), shard("v", "4")]
-    found = changes(former, now)
+    found = compare(former, now)
     assert (found.added, found.changed, found.removed, found.unchanged) == (("d",), ("b", "v"), ("a",), 1)
 
 

@@ -1,0 +1,105 @@
+"""Files of a corpus or a recipe as the shards of a plan."""
+
+import fnmatch
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from retro_ops.corpus import json_lines
+from retro_ops.corpus.recipes.parser import parse_recipe
+from retro_ops.errors import BadInputError
+from retro_ops.execution import shard_groups
+from retro_ops.plan import source_list
+from retro_ops.plan.plan import Shard, Source, Split, check_choice, check_name
+from retro_ops.planning import recipe_shards
+from retro_ops.storage import read_ahead, store
+
+
+def names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[list[Shard], list[str]]:
+    """A shard for each file, and the days of those that have one."""
+    if not places["corpus"]:
+        raise BadInputError("--corpus is missing", "say where the documents are: a corpus, or a recipe with --sources")
+    files = {"train": json_lines.find_dated(places["corpus"], as_of)}
+    if places["validation_corpus"]:
+        files["val"] = json_lines.find_dated(places["validation_corpus"], as_of)
+    shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
+    _check_names(shards)
+    return shards, [file.date for of_split in files.values() for file in of_split if file.date]
+
+
+def of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]]:
+    """The shards that its source files were split into."""
+    listed = source_list.from_json(store.read(arguments.sources), arguments.sources)
+    if (listed.root, listed.dataset) != (arguments.root.rstrip("/"), arguments.dataset):
+        raise BadInputError(
+            f"{arguments.sources} was listed for dataset {listed.dataset!r} of {listed.root}", "list the sources again"
+        )
+    recipe = parse_recipe(listed.text, listed.recipe)
+    return recipe_shards.shards(listed, recipe), {"recipe": listed.recipe, "source_folder": listed.given_folder}
+
+
+def checked_day(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        raise BadInputError(f"--as-of {text!r} is not a day", "write it YYYY-MM-DD")
+    return text
+
+
+def _shards(files: Sequence[json_lines.Found], split: Split) -> list[Shard]:
+    def shard(file: json_lines.Found) -> Shard:
+        where = store.at(file.uri)
+        source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
+        return Shard(check_name("shard", _shard_name(file)), split, (source,))
+
+    return sorted(read_ahead.side_by_side(shard, files), key=lambda shard: shard.name)
+
+
+def chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> list[Shard]:
+    """``shards``, with those indexed and queried whose names match; None: as they are."""
+    chosen = [
+        replace(s, indexed=_matches(s, indexed, s.indexed), queried=_matches(s, queried, s.queried)) for s in shards
+    ]
+    idle = [shard.name for shard in chosen if not (shard.indexed or shard.queried)]
+    if idle:
+        some = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
+        raise BadInputError(
+            f"{len(idle):,} shards are neither indexed nor queried: {some}",
+            "add them to --indexed or --queried, or leave their files out of the corpus",
+        )
+    check_choice(chosen)
+    return chosen
+
+
+def _matches(shard: Shard, patterns: str | None, otherwise: bool) -> bool:
+    if patterns is None:
+        return otherwise
+    return any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in shard_groups.names(patterns))
+
+
+def check_patterns(shards: Sequence[Shard], patterns: str) -> None:
+    for pattern in shard_groups.names(patterns):
+        if not any(fnmatch.fnmatchcase(shard.name, pattern) for shard in shards):
+            some = ", ".join(shard.name for shard in shards[:10]) + (", …" if len(shards) > 10 else "")
+            raise BadInputError(f"no shard has a name like {pattern!r}", f"there are {some}")
+
+
+def _shard_name(file: json_lines.Found) -> str:
+    """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``; with the day, if a folder has it."""
+    name = re.sub(r"\.jsonl(\.gz|\.zst)?$", "", file.uri.rpartition("/")[2])
+    return name if file.date is None or file.date in name else f"{file.date}_{name}"
+
+
+def _check_names(shards: list[Shard]) -> None:
+    seen: dict[str, str] = {}
+    for shard in shards:
+        uri = shard.sources[0].uri
+        if shard.name in seen:
+            raise BadInputError(
+                f"{seen[shard.name]} and {uri} would both be shard {shard.name!r}",
+                "a shard is named by its file: rename one (validation files for instance val_…)",
+            )
+        seen[shard.name] = uri

@@ -1,0 +1,24 @@
+"""Outputs that were found damaged, by digest: nothing uses them again."""
+
+import json
+from collections.abc import Iterable
+
+from retro_ops.plan import paths
+from retro_ops.storage import store
+
+
+def read_condemned(root: str, dataset: str) -> tuple[str, ...]:
+    """Digests of outputs that were found damaged."""
+    found = store.at(root).read_tagged(paths.condemned_uri(root, dataset))
+    return tuple(json.loads(found[0])["digests"]) if found else ()
+
+
+def condemn(root: str, dataset: str, digests: Iterable[str]) -> None:
+    """Add ``digests`` to those that nothing uses again. ConflictError if somebody else was faster."""
+    uri = paths.condemned_uri(root, dataset)
+    found = store.at(uri).read_tagged(uri)
+    known = json.loads(found[0])["digests"] if found else []
+    wanted = list(dict.fromkeys([*known, *digests]))
+    if wanted != known:
+        data = json.dumps({"format": 1, "digests": wanted}, indent=1) + "\n"
+        store.at(uri).write_if(uri, data.encode(), found[1] if found else None)
