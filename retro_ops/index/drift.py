@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from retro_ops.index import faiss_index
 from retro_ops.index.sampling import sample_rows
+from retro_ops.storage.npy import NpyReader
 
 MOST_GROWTH = 2.0
 """Lists go with the root of the number of chunks, so up to here there are nearly as many as auto would choose."""
@@ -85,3 +86,13 @@ def reason_to_retrain(then: Fit, now: Fit, most: float) -> str | None:
     if now.imbalance > (1 + most) * max(1.0, then.imbalance):
         return f"the imbalance of its lists has risen from {then.imbalance:.2f} to {now.imbalance:.2f}"
     return None
+
+
+def measure(trained: Any, shards: Sequence[NpyReader], seed: int) -> Fit:
+    """Of ``trained``, which is empty and is filled with a sample of the embeddings ``shards``."""
+    counts = np.array([len(shard) for shard in shards], np.int64)
+    firsts = sample_runs(counts, seed)
+    parts = [
+        shard.rows(first, first + RUN_ROWS) for shard, of in zip(shards, firsts, strict=True) for first in of.tolist()
+    ]
+    return fit(trained, [part.astype(np.float16) for part in parts], int(counts.sum()))

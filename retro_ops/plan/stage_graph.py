@@ -1,8 +1,14 @@
 """The stages: their order, what each maps over, and the digest of its output."""
 
-from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from retro_ops.errors import BadInputError
+from retro_ops.plan.plan import Plan, Shard
+
+if TYPE_CHECKING:
+    pass
+from collections.abc import Iterable, Iterator
+
 from retro_ops.plan.digests import (
     CODE_VERSIONS,
     embed_digest,
@@ -15,7 +21,6 @@ from retro_ops.plan.digests import (
     tuning_digest,
     version_digest,
 )
-from retro_ops.plan.plan import Plan, Shard
 
 SHARD_STAGES = ("tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours")
 
@@ -73,3 +78,15 @@ def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]
 def stages(plan: Plan) -> list[str]:
     """Those whose outputs make a version of ``plan``, in order."""
     return [stage for stage in CODE_VERSIONS if stage != "sign-documents" or plan.parameters.duplicates != "keep"]
+
+
+UNITS = {
+    "tokenize-and-chunk": "documents",
+    "embed-chunks": "chunks",
+    "train-faiss-index": "training_vectors",
+    "build-faiss-index": "vectors",
+    "merge-indexes": "vectors",
+    "tune-search": "queries",
+    "retrieve-neighbours": "rows",
+}
+"""Stages in order, and what their rate counts."""

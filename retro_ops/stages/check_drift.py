@@ -41,7 +41,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     if plan.base is None:
         return plan, {"retrain": True, "retune": True, "why": "no trained index may be used again, so one is trained"}
-    from retro_ops.index import drift, drift_measurement
+    from retro_ops.index import drift
     from retro_ops.index.faiss_files import load_index
     from retro_ops.storage.npy import open_npy
 
@@ -50,7 +50,7 @@ def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     then = drift.Fit(**before) if before else None
     embeddings = [paths.embeddings_uri(plan, shard.name) for shard in plan.indexed("train")]
     shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f"), embeddings)
-    now = drift_measurement.measure(load_index(paths.trained_index_uri(plan)), shards, parameters.seed)
+    now = drift.measure(load_index(paths.trained_index_uri(plan)), shards, parameters.seed)
     reason = drift.reason_to_retrain(then, now, parameters.max_drift) if then else "its fit was never measured"
     figures = {"then": before, "now": now.as_json()}
     if reason:

@@ -85,7 +85,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     import numpy as np
 
     from retro_ops.compute import device
-    from retro_ops.index import drift_measurement, faiss_index, index_types, training
+    from retro_ops.index import drift, faiss_index, index_types, training
     from retro_ops.index.faiss_files import save_index
     from retro_ops.storage.npy import open_npy
 
@@ -114,7 +114,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     say(f"{STAGE}: training {index_type} ({why}) on {len(vectors):,} vectors, {where.chosen} ({where.why})")
     training.train(index, vectors, parameters.seed, index_type, where)
     outputs = [save_index(index, job.output)]
-    fit = drift_measurement.measure(index, shards, parameters.seed)  # Which fills it, so it is saved by then.
+    fit = drift.measure(index, shards, parameters.seed)  # Which fills it, so it is saved by then.
     return report.Outcome(
         counts={"training_vectors": len(vectors), "vectors": sum(map(len, shards)), "lists": lists},
         outputs=outputs,

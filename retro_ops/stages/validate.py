@@ -1,35 +1,24 @@
 """A dataset spec or an index spec -> sound, or a list of files and the rules they break."""
 
-import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import astuple, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeVar
 
-from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
-from retro_ops.plan.specs import DatasetShard, IndexShard, dataset_spec_from_json, index_spec_from_json
-from retro_ops.progress import Progress, say
-from retro_ops.storage import read_ahead, store
-from retro_ops.uris import parent
-
-if TYPE_CHECKING:
-    from retro_ops.storage.npy import NpyReader
+from retro_ops.progress import say
+from retro_ops.quality.checks import Folders, raise_findings, validate
+from retro_ops.storage import store
 
 HELP = "check a dataset against every rule of the formats"
 PARAMETERS = ("memory_budget",)
 
 STAGE = "validate"
-BLOCK_ROWS = 16_384
-Finding = tuple[str, str]
-"""(file, rule it breaks)"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -50,7 +39,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             raise BadInputError("--recompute needs --plan", "only a plan says which model and tokenizer made the files")
         if not arguments.spec:
             raise BadInputError("--spec is missing", "name a dataset spec or an index spec, or give --plan")
-        counts = _validate(arguments.spec, [], frozenset())
+        counts = validate(arguments.spec, [], frozenset())
         say(f"{STAGE}: sound: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
         return
     plan = read_plan(arguments.plan)
@@ -64,10 +53,6 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     work = partial(_work, plan, specs, arguments.recompute, trusted)
     chosen = {"recompute": arguments.recompute, "changed_only": arguments.changed_only}
     report.run_once(STAGE, uri, digest, chosen, specs, work)
-
-
-Folders = Set[str]
-"""Folders of outputs that were validated with the base version."""
 
 
 def _shared(plan: Plan) -> Iterator[str]:
@@ -90,14 +75,14 @@ def _shared(plan: Plan) -> Iterator[str]:
 
 
 def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> report.Outcome:
-    counts = _validate(specs, list(_reports(plan)), trusted)
+    counts = validate(specs, list(_reports(plan)), trusted)
     if share:
         from retro_ops.quality import recompute
 
         checks = [recompute.embeddings(plan, share)]
         if plan.parameters.profile != "seed":  # Its distances are the index's own.
             checks.append(recompute.distances(plan, share))
-        _raise_findings([finding for check in checks for finding in check])
+        raise_findings([finding for check in checks for finding in check])
     return report.Outcome(counts, outputs=[], details={"recomputed_share": share})
 
 
@@ -105,214 +90,3 @@ def _reports(plan: Plan) -> Iterator[str]:
     once = ("train-faiss-index", "merge-indexes", "tune-search", "write-specs", "describe")
     for stage, shard in stage_graph.tasks(plan, (*stage_graph.SHARD_STAGES, *once)):
         yield paths.report_uri(plan, stage, shard)
-
-
-def _validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) -> dict[str, int]:
-    """Counts of what was checked. Raises BadInputError after naming every finding."""
-    findings: list[Finding] = []
-    checked: dict[str, None] = {}
-    totals = {"chunks": 0, "neighbour rows": 0, "files": 0}
-    for uri in specs:
-        findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted))
-    # Specs without a plan: the reports beside the artefacts, where there are any.
-    beside = {uris.beside(name, paths.REPORT) for name in checked}
-    known = reports or sorted(name for name in beside if store.exists(name))
-    findings += _of_each(partial(_check_checksums, required=bool(reports), trusted=trusted), known)
-    _raise_findings(findings)
-    return {**totals, "files": len(checked)}
-
-
-def _raise_findings(findings: Sequence[Finding]) -> None:
-    for file, rule in findings:
-        say(f"{file}: {rule}", logging.ERROR, event="finding", file=file, rule=rule)
-    if findings:
-        raise BadInputError(
-            f"{len(findings)} findings, the first: {findings[0][0]}: {findings[0][1]}",
-            "build the named files again",
-        )
-
-
-def _check_spec(uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders) -> Iterator[Finding]:
-    text = store.read(uri)
-    if text.lstrip().startswith(b"["):
-        yield from _check_index_shards(index_spec_from_json(text, uri), checked, totals, trusted)
-    else:
-        yield from _check_dataset(uri, checked, totals, trusted)
-
-
-def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders) -> Iterator[Finding]:
-    spec = dataset_spec_from_json(store.read(uri), uri)
-    shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-    yield from _check_index_shards(shards, checked, totals, trusted)
-    yield from _check_other_chunks([shard for shard in spec.shards if shard.chunks not in checked], checked, trusted)
-    counts = [size for size in read_ahead.side_by_side(_rows, [s.embeddings for s in shards]) if size is not None]
-    if len(counts) != len(shards):
-        return
-    yield from _guard(spec.faiss_index, partial(_check_index, spec.faiss_index, sum(counts)))
-    checked[spec.faiss_index] = None
-    offsets = dict(zip((store.canonical(s.chunks) for s in shards), accumulate(counts, initial=0), strict=False))
-    to_check = [shard for shard in spec.shards if parent(shard.neighbours) not in trusted]
-    yield from _of_each(lambda s: _guard(s.neighbours, partial(_check_shard_neighbours, s, offsets, counts)), to_check)
-    checked |= dict.fromkeys(shard.neighbours for shard in spec.shards)
-    totals["neighbour rows"] += sum(
-        rows or 0 for rows in read_ahead.side_by_side(_rows, [s.neighbours for s in spec.shards])
-    )
-
-
-def _check_other_chunks(shards: Sequence[DatasetShard], checked: dict[str, None], trusted: Folders) -> list[Finding]:
-    """Of shards that are queried and not indexed."""
-    checked |= dict.fromkeys(uri for shard in shards for uri in (shard.chunks, shard.seq2chunk, shard.chunk2seq))
-    to_check = [shard for shard in shards if parent(shard.chunks) not in trusted]
-    return _of_each(lambda shard: _guard(shard.chunks, partial(_check_chunks, shard)), to_check)
-
-
-Checked = TypeVar("Checked")
-
-
-def _of_each(check: Callable[[Checked], Iterator[Finding]], items: Sequence[Checked]) -> list[Finding]:
-    """Findings of all ``items``, in order. Several at a time, since most of the work is to wait for the store."""
-    found = read_ahead.side_by_side(lambda item: list(check(item)), items, read_ahead.READERS)
-    return [finding for of_item in found for finding in of_item]
-
-
-def _check_index_shards(
-    shards: Sequence[IndexShard], checked: dict[str, None], totals: dict[str, int], trusted: Folders
-) -> Iterator[Finding]:
-    new = [shard for shard in shards if shard.embeddings not in checked]
-    yield from _of_each(partial(_check_index_shard, trusted=trusted), new)
-    totals["chunks"] += sum(rows or 0 for rows in read_ahead.side_by_side(_rows, [shard.chunks for shard in new]))
-    checked |= dict.fromkeys(uri for shard in new for uri in astuple(shard))
-
-
-def _check_index_shard(shard: IndexShard, trusted: Folders) -> Iterator[Finding]:
-    if parent(shard.chunks) not in trusted:
-        yield from _guard(shard.chunks, partial(_check_chunks, shard))
-    if parent(shard.embeddings) not in trusted:
-        yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard))
-
-
-def _guard(file: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A file that cannot be read at all is a finding too."""
-    try:
-        yield from check()
-    except BadInputError as error:
-        yield file, str(error).partition("\n")[0]
-
-
-def _rows(uri: str) -> int | None:
-    from retro_ops.storage.npy import open_npy
-
-    try:
-        return len(open_npy(uri))
-    except BadInputError:
-        return None
-
-
-def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
-    from retro_ops.quality import rules
-    from retro_ops.storage.npy import open_npy
-
-    chunks = open_npy(shard.chunks, ndim=2, kind="u")
-    starts, owners = open_npy(shard.seq2chunk, ndim=1, kind="i"), open_npy(shard.chunk2seq, ndim=1, kind="i")
-    for array, dtypes in ((chunks, ("uint16", "uint32")), (starts, ("int64",)), (owners, ("int32",))):
-        if array.dtype.name not in dtypes:
-            yield array.uri, f"dtype is {array.dtype.name}, not {' or '.join(dtypes)}"
-    if len(owners) != len(chunks):
-        yield shard.chunk2seq, f"has {len(owners):,} rows, the chunks have {len(chunks):,}"
-        return
-    previous = -1
-    for _, block in starts.blocks(BLOCK_ROWS):
-        yield from ((shard.seq2chunk, rule) for rule in rules.check_seq2chunk(block, previous, len(chunks)))
-        previous = int(block[-1])
-    previous = -1
-    for first, block in owners.blocks(BLOCK_ROWS):
-        begun = starts.rows(previous + 1, int(block[-1]) + 1)
-        found = rules.check_chunk2seq(block, first, previous, begun, len(starts))
-        yield from ((shard.chunk2seq, rule) for rule in found)
-        previous = int(block[-1])
-    if previous != len(starts) - 1:
-        yield shard.seq2chunk, f"has {len(starts):,} documents, chunk2seq names {previous + 1:,}"
-
-
-def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
-    from retro_ops.quality import rules
-    from retro_ops.storage.npy import open_npy
-
-    embeddings = open_npy(shard.embeddings, ndim=2, kind="f")
-    if embeddings.dtype.name != "float16":
-        yield shard.embeddings, f"dtype is {embeddings.dtype.name}, not float16"
-    if len(embeddings) != _rows(shard.chunks):
-        yield shard.embeddings, f"has {len(embeddings):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
-    progress = Progress(f"{STAGE} {shard.embeddings.rpartition('/')[2]}", len(embeddings), "rows")
-    for _, block in embeddings.blocks(BLOCK_ROWS):
-        yield from ((shard.embeddings, rule) for rule in rules.check_embeddings(block))
-        progress.advance(len(block))
-
-
-def _check_index(uri: str, expected: int) -> Iterator[Finding]:
-    from retro_ops.index.faiss_files import load_index
-    from retro_ops.index.ivf_file import open_lists
-
-    # The sizes of the lists say it, whatever the index takes in memory.
-    lists = open_lists(uri)
-    total = lists.total if lists else load_index(uri).ntotal
-    if total != expected:
-        yield uri, f"holds {total:,} vectors, its index spec names {expected:,}"
-
-
-def _check_shard_neighbours(
-    shard: DatasetShard, offsets: Mapping[str, int], counts: Sequence[int]
-) -> Iterator[Finding]:
-    """``offsets``: first id of each shard of the index, by its chunks."""
-    import numpy as np
-
-    from retro_ops.quality import rules
-    from retro_ops.storage.npy import open_npy
-
-    neighbours = open_npy(shard.neighbours, ndim=2, kind="i")
-    if neighbours.dtype.name != "int64":
-        yield shard.neighbours, f"dtype is {neighbours.dtype.name}, not int64"
-    if len(neighbours) != _rows(shard.chunks):
-        yield shard.neighbours, f"has {len(neighbours):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
-        return
-    offset = offsets.get(store.canonical(shard.chunks))
-    distances = _open_if_there(paths.distances_uri(shard.neighbours))
-    owners, starts = open_npy(shard.chunk2seq, ndim=1, kind="i"), open_npy(shard.seq2chunk, ndim=1, kind="i")
-    for first, block in neighbours.blocks(BLOCK_ROWS):
-        own_first = own_end = np.zeros(len(block), np.int64)
-        if offset is not None:
-            documents = owners.rows(first, first + len(block)).astype(np.int64)
-            base = int(documents[0])
-            if base < 0 or documents[-1] >= len(starts) or (np.diff(documents) >> 1).any():
-                return  # chunk2seq is broken, and its own check says so
-            bounds = np.append(starts.rows(base, int(documents[-1]) + 2), [len(owners)])
-            own_first, own_end = bounds[documents - base] + offset, bounds[documents - base + 1] + offset
-        found = rules.check_neighbours(block, sum(counts), own_first, own_end)
-        yield from ((shard.neighbours, rule) for rule in found)
-        if distances is not None:
-            of_block: Any = distances.rows(first, first + len(block))
-            yield from ((distances.uri, rule) for rule in rules.check_distances(of_block, block))
-
-
-def _open_if_there(uri: str) -> "NpyReader | None":
-    from retro_ops.storage.npy import open_npy
-
-    return open_npy(uri, ndim=2, kind="f") if store.exists(uri) else None
-
-
-def _check_checksums(uri: str, required: bool, trusted: Folders) -> Iterator[Finding]:
-    found = report.read(uri)
-    if found is None:
-        if required:
-            yield uri, "does not exist, so its stage is not done"
-        return
-    if parent(uri) in trusted:
-        if lost := report.lost_output(found):
-            yield lost, "is gone or was cut off"
-        return
-    for output in found["outputs"]:
-        try:
-            if store.sha256(output["uri"]) != output["sha256"]:
-                yield output["uri"], "its content is not what its stage wrote (SHA-256 differs)"
-        except BadInputError:
-            yield output["uri"], "does not exist"

@@ -1,0 +1,83 @@
+"""Chunks with their neighbours, as a card shows them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Plan, Shard, Split
+
+if TYPE_CHECKING:
+    from retro_ops.quality.measure import Sampled
+    from retro_ops.search.chunk_reader import IndexedChunks
+    from retro_ops.tokens.tokenizer import Tokenizer
+
+
+EXAMPLES = 20
+
+LEAST_SHARED_WORDS = 3
+
+
+def draw_examples(
+    plan: Plan, split: Split, chunks: "IndexedChunks", drawn: "Sequence[Sampled]", tokenizer: "Tokenizer"
+) -> list[dict[str, Any]]:
+    """Sampled chunks with their neighbours as text, one shard after the other."""
+    rows = [(of, i) for i in range(EXAMPLES) for of in drawn if i < len(of.rows)][:EXAMPLES]
+    found = []
+    for of, i in rows:
+        assert of.queries.tokens is not None
+        text = " ".join(tokenizer.decode(of.queries.tokens[i : i + 1])[0].split())
+        kept = of.neighbours[i] >= 0
+        ids = of.neighbours[i][kept]
+        others = [" ".join(other.split()) for other in tokenizer.decode(chunks.tokens(ids))] if len(ids) else []
+        found.append(
+            {
+                "split": split,
+                "place": _place(plan, of.shard, int(of.rows[i])),
+                "text": text,
+                "neighbours": [
+                    {
+                        "place": _place_of_id(plan, chunks, int(number), split),
+                        "distance": float(distance),
+                        "words": shared_words(text, other),
+                    }
+                    for number, distance, other in zip(ids, of.distances[i][kept], others, strict=True)
+                ],
+            }
+        )
+    return found
+
+
+def _place_of_id(plan: Plan, chunks: "IndexedChunks", number: int, split: Split) -> str:
+    import numpy as np
+
+    position = int(np.searchsorted(chunks.offsets, number, side="right")) - 1
+    return _place(plan, plan.indexed(split)[position], number - int(chunks.offsets[position]))
+
+
+def _place(plan: Plan, shard: Shard, row: int) -> str:
+    """``00_books / 17 / 403``: shard, document and chunk, both numbered within the shard."""
+    from retro_ops.storage.npy import open_npy
+
+    document = int(open_npy(paths.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
+    return f"{shard.name} / {document} / {row}"
+
+
+def shared_words(text: str, other: str) -> list[tuple[str, bool]]:
+    """``other`` in pieces: (words, whether ``text`` has the same run of three words or more)."""
+    from difflib import SequenceMatcher
+
+    words = other.split()
+    runs = SequenceMatcher(None, text.split(), words, autojunk=False).get_matching_blocks()
+    pieces, at = [], 0
+    for run in runs:
+        if run.size >= LEAST_SHARED_WORDS:
+            pieces += [(" ".join(words[at : run.b]), False), (" ".join(words[run.b : run.b + run.size]), True)]
+            at = run.b + run.size
+    return [piece for piece in [*pieces, (" ".join(words[at:]), False)] if piece[0]]
+
+
+def spread(examples: dict[Split, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Twenty in all, from each split in turn."""
+    longest = max(map(len, examples.values()), default=0)
+    turns = [of[i] for i in range(longest) for of in examples.values() if i < len(of)]
+    return sorted(turns[:EXAMPLES], key=lambda example: example["split"])
