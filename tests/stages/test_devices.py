@@ -11,7 +11,7 @@ from samples import Run
 
 from retro_ops.compute import device
 from retro_ops.execution import report
-from retro_ops.index import filling, training
+from retro_ops.index import faiss_index, filling, training
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 from retro_ops.search import gpu_search, open_index
 
