@@ -91,11 +91,11 @@ def run(root: str, dataset: str, name: str, *flags: object) -> Run:
     if done.plan.parameters.duplicates != "keep" and not done.plan.deduplicated:
         _stages(done, ("sign-documents",), incremental)
         done.stage("find-duplicates", "--plan", done.plan_uri)
-        done.plan_uri = paths.deduplicated_plan_uri(done.plan_uri)
+        done.plan_uri = paths.next_plan_uri(done.plan_uri, "deduplicated")
     _stages(done, UNTIL_GATE, incremental)
     if "--refresh" in flags:
         done.stage("check-drift", "--plan", done.plan_uri)
-        done.plan_uri = paths.decided_plan_uri(done.plan_uri)
+        done.plan_uri = paths.next_plan_uri(done.plan_uri, "decided")
     _stages(done, FROM_INDEX, incremental)
     for stage in TO_PUBLISH:
         more = ["--changed-only"] if stage == "validate" and "--refresh" in flags else []

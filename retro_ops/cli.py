@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import FrameType, ModuleType
 from typing import Any
@@ -21,170 +21,80 @@ from retro_ops.errors import EXIT_OK, BadInputError, RetroError
 from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
+from retro_ops.plan.stage_graph import CODE_VERSIONS, STAGES
 from retro_ops.progress import configure_logging, logger, say
 
-STAGES = (
-    "list-sources",
-    "split-corpus",
-    "plan",
-    "sign-documents",
-    "find-duplicates",
-    "tokenize-and-chunk",
-    "embed-chunks",
-    "check-drift",
-    "train-faiss-index",
-    "build-faiss-index",
-    "merge-indexes",
-    "tune-search",
-    "retrieve-neighbours",
-    "write-specs",
-    "validate",
-    "describe",
-    "publish",
-    "list",
-    "diff",
-    "rollback",
-    "prune",
-    "export",
-    "status",
-    "show",
-)
-STAGES_WITHOUT_PLAN = (
-    *("list-sources", "split-corpus", "plan"),
-    *("list", "diff", "rollback", "prune", "export", "status", "show"),
-)
-
-HOW_NOT_WHAT = frozenset(
-    {"batch_size", "device", "shard_index", "memory_budget", "search_memory"}
-    | {"min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance", "max_drift"}
-)
-"""Parameters of how a stage runs or whether it refuses, not of what it writes: they may differ from the plan's."""
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
-    return value
-
-
-FLAGS: dict[str, dict[str, Any]] = {
-    "tokenizer": {"help": "tokenizer of the chunks: hub name or local folder"},
-    "pad_id": {"type": _natural, "help": "id to pad with (default: the tokenizer's)"},
-    "chunk_size": {"type": _positive, "help": "tokens a chunk"},
-    "max_chunks": {"type": _positive, "help": "stop before the document that passes this many chunks"},
-    "token_dtype": {"choices": ("auto", "uint16", "uint32"), "help": "auto: uint16 when the vocabulary fits"},
-    "on_bad_record": {"choices": ("quarantine", "fail"), "help": "what a bad record does"},
-    "max_bad_share": {"type": _share, "help": "share of bad records above which the stage fails"},
-    "model": {"help": "sentence-transformer: hub name or local folder"},
-    "embed_input": {
-        "choices": ("text", "ids"),
-        "help": "text: chunks are decoded and tokenised again; ids: they are fed as they are, if the tokenizer is the "
-        "model's own, which is faster and gives slightly other vectors",
-    },
-    "batch_size": {"type": _positive, "help": "chunks embedded at a time (default: what is fastest on the device)"},
-    "index_type": {"help": "faiss factory string, or auto: by the number of vectors and their dimension"},
-    "index_memory": {"help": "most memory that an index of type auto may take, such as 8GiB (default: any)"},
-    "index_too_small": {
-        "choices": ("fail", "downgrade"),
-        "help": "what a corpus does that is too small to train the index type; downgrade: auto instead, and say so",
-    },
-    "max_training_vectors": {"type": _positive, "help": "training sample (default: 256 a list)"},
-    "seed": {"type": _natural, "help": "seed of everything random"},
-    "num_neighbours": {"type": _positive, "help": "neighbours a chunk"},
-    "profile": {"choices": ("default", "seed"), "help": "seed: exactly the original's search"},
-    "nprobe": {"type": _positive, "help": "inverted lists probed (default: what reaches the recall; seed profile: 1)"},
-    "retrieval_margin": {
-        "type": _natural,
-        "help": "candidates beyond the neighbours (default: what reaches the recall; seed profile: 4)",
-    },
-    "target_recall": {"type": _share, "help": "share of the true nearest neighbours to find; 1: exact search"},
-    "recall_sample": {"type": _positive, "help": "queries that the recall is measured on"},
-    "max_overlap": {"type": _share, "help": "drop neighbours that share more of their tokens (default: keep them)"},
-    "max_shared_run": {
-        "type": _natural,
-        "help": "drop neighbours of validation chunks with a longer run of tokens in common (default: keep them)",
-    },
-    "max_shared_ngrams": {
-        "type": _share,
-        "help": "drop neighbours of validation chunks whose 13-grams are more alike (default: keep them)",
-    },
-    "min_recall": {"type": _share, "help": "recall below which publish refuses"},
-    "min_full_rows": {"type": _share, "help": "share of rows with all neighbours below which publish refuses"},
-    "max_duplicates": {"type": _share, "help": "share of near-duplicate neighbours above which publish refuses"},
-    "max_leaked": {"type": _share, "help": "share of validation chunks with leaked text above which publish refuses"},
-    "max_imbalance": {"type": float, "help": "imbalance factor of the index above which publish refuses"},
-    "max_drift": {
-        "type": float,
-        "help": "share by which quantisation error or imbalance may rise before a refresh trains the index again",
-    },
-    "device": {"choices": ("auto", "cpu", "cuda"), "help": "cuda: an error when there is no GPU"},
-    "shard_index": {"action": "store_true", "help": "spread the index over all GPUs"},
-    "duplicates": {
-        "choices": ("keep", "report", "drop"),
-        "help": "documents that repeat others: kept, counted, or counted and left out",
-    },
-    "duplicate_threshold": {
-        "type": _share,
-        "help": "Jaccard similarity of their word 5-grams from which on two documents are duplicates",
-    },
-    "search_memory": {
-        "help": "most memory that an index may take where it is merged, searched or measured, such as 16GiB; a larger "
-        "one is read part by part (default: three quarters of what the machine has, less the memory budget)",
-    },
-    "memory_budget": {"help": "memory beside model and index, such as 2GiB"},
+COMMANDS = {
+    **{name: stage.help for name, stage in STAGES.items()},
+    "list": "list the published versions of a dataset",
+    "diff": "show what differs between two versions",
+    "rollback": "make an earlier version the current one",
+    "prune": "remove old versions, and files that only they or finished runs use",
+    "export": "copy a published version to a folder, under the original's file names",
+    "status": "show what of a run or a published dataset is done, missing or damaged",
+    "show": "print some chunks of a dataset with their nearest neighbours as text",
 }
+"""What ``retro-ops --help`` lists: the stages in the order of a run, then commands on datasets."""
+
+WITH_PLAN = frozenset(
+    name for name, stage in STAGES.items() if stage.name not in ("list-sources", "split-corpus", "plan")
+)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(called: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the command that is ``called``: the others are only listed, not imported."""
     parser = argparse.ArgumentParser(prog="retro-ops", description=retro_ops.__doc__)
     parser.add_argument("--version", action="version", version=f"retro-ops {retro_ops.__version__}")
-    commands = parser.add_subparsers(dest="stage", required=True, metavar="stage")
-    for name in STAGES:
-        module = _module(name)
-        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.add_arguments(command)
-        if name not in STAGES_WITHOUT_PLAN:
-            command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
-            command.add_argument(
-                "--shard",
-                type=shard_groups.names,
-                metavar="A,B",
-                help="shard of the plan, or several, one after the other",
-            )
-        for parameter in module.PARAMETERS:
-            _add_flag(command, parameter)
-        if "device" in module.PARAMETERS:
-            command.add_argument(
-                "--use-gpus", dest="device", action="store_const", const="cuda", default=argparse.SUPPRESS,
-                help="the original's flag for --device cuda",
-            )  # fmt: skip
-        command.add_argument("--verbose", action="store_true", help="accepted for the original's sake")
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="command")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name == called:
+            _add_arguments(command, name)
     return parser
 
 
-def _add_flag(command: argparse.ArgumentParser, parameter: str) -> None:
-    default = getattr(Parameters(), parameter)
-    options = dict(FLAGS[parameter])
-    if default not in (None, False):
-        options["help"] += f" (default {default})"
+def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
+    module = _module(name)
+    command.description = module.__doc__
+    module.add_arguments(command)
+    if name in WITH_PLAN:
+        command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
+        command.add_argument(
+            "--shard", type=shard_groups.names, metavar="A,B", help="shard of the plan, or several, one after the other"
+        )
+    for parameter in PARAMETERS if name == "plan" else read_by(name):
+        _add_flag(command, PARAMETERS[parameter])
+    command.add_argument("--verbose", action="store_true", help="accepted for compatibility with the original")
+
+
+def _add_flag(command: argparse.ArgumentParser, parameter: Parameter) -> None:
     # Absent unless given, so that a flag can be told from a default.
-    command.add_argument(f"--{parameter.replace('_', '-')}", default=argparse.SUPPRESS, **options)
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(parameter)}
+    if parameter.kind == "flag":
+        command.add_argument(parameter.flag, action="store_true", **options)
+        return
+    options |= {"choices": parameter.choices} if parameter.choices else {"type": _type(parameter)}
+    command.add_argument(parameter.flag, **options)
+    if parameter.name == "device":
+        options = {"default": argparse.SUPPRESS, "help": "the original's flag for --device cuda"}
+        command.add_argument("--use-gpus", dest="device", action="store_const", const="cuda", **options)
+
+
+def _help(parameter: Parameter) -> str:
+    default = parameter.unset if parameter.default is None else parameter.default
+    text = parameter.meaning.replace("`", "").replace("%", "%%")
+    return text if default is False else f"{text} (default: {default})"
+
+
+def _type(parameter: Parameter) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return parameter.parse(text)
+        except BadInputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
 
 
 def _module(stage: str) -> ModuleType:
@@ -192,16 +102,17 @@ def _module(stage: str) -> ModuleType:
 
 
 def _parameters(arguments: argparse.Namespace) -> Parameters:
-    given = {name: value for name, value in vars(arguments).items() if name in FLAGS}
+    given = {name: value for name, value in vars(arguments).items() if name in PARAMETERS}
     plan_uri = getattr(arguments, "plan", None)
     if plan_uri is None:
         return replace(Parameters(), **given)
-    fixed = sorted(set(given) - HOW_NOT_WHAT)
+    fixed = [PARAMETERS[name].flag for name in sorted(given) if PARAMETERS[name].decides]
     if fixed:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
-        raise BadInputError(f"{flags}: fixed by the plan", "make another plan, or leave --plan out and name the files")
+        raise BadInputError(
+            f"{', '.join(fixed)}: fixed by the plan", "make another plan, or leave --plan out and name the files"
+        )
     plan = read_plan(plan_uri)
-    if arguments.stage in digests.CODE_VERSIONS and (other := digests.other_code(plan)):
+    if arguments.stage in CODE_VERSIONS and (other := digests.other_code(plan)):
         raise BadInputError(
             f"{plan_uri} was made by another version of this package, whose {', '.join(other)} writes other bytes",
             "make the plan again: clear the task `plan` with all after it, or run `retro-ops plan`",
@@ -215,7 +126,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    called = next((word for word in words if not word.startswith("-")), None)
+    arguments = _parser(called).parse_args(words)
     configure_logging()
     signal.signal(signal.SIGTERM, _stop)
     # Quiet where it is safe: tokenizers would warn when a worker forks after use.

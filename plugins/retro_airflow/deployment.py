@@ -8,16 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.plan.stage_graph import STAGES
 from retro_ops.sizes import parse_bytes
 
 RuntimeName = Literal["local", "docker", "kubernetes"]
-
-STAGES = (
-    *("list-sources", "split-corpus", "plan", "sign-documents", "find-duplicates"),
-    *("tokenize-and-chunk", "embed-chunks", "check-drift", "train-faiss-index", "build-faiss-index"),
-    *("merge-indexes", "tune-search", "retrieve-neighbours", "write-specs", "describe", "validate", "publish"),
-)
-"""Stages that a DAG runs, and so the names that a table of resources may have."""
 
 
 def _size(text: str) -> str:

@@ -3,7 +3,6 @@
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,7 +15,7 @@ from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan import paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.plan.plan import NAME_PATTERN, plan_from_json
 from retro_ops.sizes import parse_bytes
 from retro_ops.uris import resolve
@@ -26,9 +25,8 @@ PRESETS: dict[str, dict[str, str]] = {
     "standard": {"index_type": "auto"},
     "original": {"index_type": "IVF131072,PQ32"},
 }
-"""What a field left empty on the form means, where it is not the default of ``Parameters``."""
+"""What a field left empty on the form means, where it is not the default of the parameter."""
 
-_PARAMETER_FIELDS = tuple(field.name for field in fields(Parameters))
 _CHOICE = ("indexed", "queried")
 _HOW_IT_RUNS = ("runtime", "resources", "allow_partial")
 
@@ -61,9 +59,7 @@ def form(settings: Settings) -> dict[str, Param]:
             )
             + ".",
         ),
-        **form_fields.chunk_fields(settings),
-        **form_fields.embedding_fields(settings),
-        **form_fields.index_fields(),
+        **form_fields.dataset_fields(settings),
         **form_fields.run_fields(),
     }
 
@@ -85,7 +81,7 @@ def massive_open_text_form(settings: Settings) -> dict[str, Param]:
             "by its full path.",
         ),
         "preset": form_fields.choice("original", list(PRESETS), "Preset", whole["preset"].schema["description_md"]),
-        **{name: whole[name] for name in (*_PARAMETER_FIELDS, *_CHOICE, *_HOW_IT_RUNS) if name in whole},
+        **{name: whole[name] for name in (*PARAMETERS, *_CHOICE, *_HOW_IT_RUNS) if name in whole},
     }
 
 
@@ -118,17 +114,7 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
             title="As of",
             description_md="Leave out files of later days. Empty: the day of a scheduled run or a backfill, else none.",
         ),
-        **{name: form_fields.left_open(whole[name]) for name in (*_PARAMETER_FIELDS, *_CHOICE) if name in whole},
-        "max_drift": Param(
-            None,
-            type=["null", "number"],
-            minimum=0,
-            title="Most drift",
-            description_md="Share by which the quantisation error of the index, or the imbalance of its lists, may "
-            "have risen since it was trained; above it the index is trained anew. Empty: as in the published version "
-            f"({form_fields.DEFAULT.max_drift} at first).",
-            section=form_fields.INDEX,
-        ),
+        **form_fields.refresh_fields(),
         **{name: whole[name] for name in _HOW_IT_RUNS},
     }
 
@@ -236,7 +222,7 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
         root, dataset = _place(params)
         chosen: dict[str, str | None]
         if store.exists(paths.current_uri(root, dataset)):
-            given = {name: params[name] for name in _PARAMETER_FIELDS if params.get(name) is not None}
+            given = {name: params[name] for name in PARAMETERS if params.get(name) is not None}
             chosen = {name.replace("_", "-"): str(value) for name, value in given.items()}
             chosen |= {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"]}
             chosen |= {name: params[name] for name in _CHOICE}
@@ -305,10 +291,10 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
         **{name: params[name] for name in _CHOICE},
         "output": paths.plan_uri(root, dataset, run_id),
     }
-    for name in _PARAMETER_FIELDS:
+    for name in PARAMETERS:
         value = params.get(name)
         if value is None:
-            value = preset.get(name, getattr(form_fields.DEFAULT, name))
+            value = preset.get(name, PARAMETERS[name].default)
         if value is not None and not isinstance(value, bool):
             chosen[name.replace("_", "-")] = str(value)
     return chosen

@@ -221,39 +221,20 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._position = position
 
     def _locations(self) -> dict[str, str]:
-        from retro_ops.plan import paths, source_list
-        from retro_ops.plan.plan import plan_from_json
+        """Locations for the next tasks, once everything that the stage should have left is there."""
+        from retro_ops.plan.locations import locations
         from retro_ops.storage import read_ahead, store
 
         assert not callable(self.arguments)
         given = {key: value for key, value in self.arguments.items() if isinstance(value, str)}
-        if self.stage == "list-sources":
-            result, markers = {"sources": given["output"]}, [given["output"]]
-        elif self.stage == "split-corpus":
-            listed = source_list.from_json(store.read(given["sources"]), given["sources"])
-            markers = [listed.report_uri(listed.file(name)) for name in given["file"].split(",")]
-            result = {"stage": self.stage, **given, "report": markers[-1]}
-        elif self.stage == "plan":
-            result, markers = {"plan": given["output"]}, [given["output"]]
-        elif self.stage in ("find-duplicates", "check-drift"):
-            next_plan = paths.deduplicated_plan_uri if self.stage == "find-duplicates" else paths.decided_plan_uri
-            markers = [next_plan(given["plan"])]
-            result = {"plan": markers[0]}
-        else:
-            plan = plan_from_json(store.read(given["plan"]), given["plan"])
-            if self.stage == "publish":  # Its commit is the object that it swaps.
-                markers = [paths.current_uri(plan.root, plan.dataset)]
-            else:
-                shards = given["shard"].split(",") if "shard" in given else [None]
-                markers = [paths.report_uri(plan, self.stage, shard) for shard in shards]
-            # Of a group the last one.
-            result = {"stage": self.stage, **given, "report": markers[-1]}
-        for marker, is_there in zip(markers, read_ahead.side_by_side(store.exists, markers), strict=True):
-            if not is_there:
+        expected = locations(self.stage, given, store.read)
+        is_there = read_ahead.side_by_side(store.exists, expected.markers)
+        for marker, exists in zip(expected.markers, is_there, strict=True):
+            if not exists:
                 raise AirflowException(
                     f"{self.stage} ended without an error but {marker} is missing. A retry runs it again"
                 )
-        return result
+        return expected.result
 
 
 def rendered_command(context: Context, jinja_env: Any = None) -> str:

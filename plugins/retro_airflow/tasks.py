@@ -123,7 +123,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
             }
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
-        uri = paths.selected_plan_uri(plan_uri)
+        uri = paths.next_plan_uri(plan_uri, "selected")
         store.write(uri, plan_to_json(selected).encode())
     print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
     return uri

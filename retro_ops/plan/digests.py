@@ -1,4 +1,8 @@
-"""Digests: which inputs, parameters and code versions decide the output of each stage."""
+"""Digests: which inputs, parameters and code versions decide the output of each stage.
+
+They are the only statement of that: paths follow from them, and a refresh compares them to find what it may use again.
+A new parameter needs no line here: ``set_later`` adds it to the digest of the stage that it decides.
+"""
 
 import functools
 import hashlib
@@ -6,27 +10,12 @@ import json
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
-from retro_ops.plan.parameters import Parameters
+from retro_ops.errors import BadInputError
+from retro_ops.plan.parameters import Parameters, set_later
 from retro_ops.plan.plan import BaseShard, Plan, Shard, Split
+from retro_ops.plan.stage_graph import CODE_VERSIONS as CODE_VERSIONS
+from retro_ops.plan.stage_graph import STAGES, runs_on
 from retro_ops.sizes import parse_bytes
-
-CODE_VERSIONS = {
-    "sign-documents": 1,
-    "tokenize-and-chunk": 3,
-    "embed-chunks": 1,
-    "train-faiss-index": 1,
-    "build-faiss-index": 1,
-    "merge-indexes": 1,
-    "tune-search": 1,
-    "retrieve-neighbours": 2,
-    "write-specs": 3,
-    "describe": 1,
-}
-"""Raised by one whenever a stage would write other bytes for the same input and parameters, or other blocks of
-what is unfinished."""
-
-SPLIT_CORPUS_VERSION = 1
-"""Of ``split-corpus``, which comes before the plan and so is in none: raised as those above."""
 
 P = ParamSpec("P")
 
@@ -60,19 +49,19 @@ def line_limit(memory_budget: str) -> int:
 
 
 def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concatenate[Plan, P], str]:
-    """Of an output: worked out once for a plan, and another one where the output was found damaged."""
+    """Decorates a digest: it is computed once for a plan, and replaced while its output is known to be damaged."""
 
     @functools.wraps(digest_of)
-    def of(plan: Plan, /, *what: P.args, **none: P.kwargs) -> str:
-        key = (digest_of.__name__, *(entry.name if isinstance(entry, Shard) else str(entry) for entry in what))
+    def digest_of_output(plan: Plan, /, *arguments: P.args, **none: P.kwargs) -> str:
+        key = (digest_of.__name__, *(entry.name if isinstance(entry, Shard) else str(entry) for entry in arguments))
         if key not in plan.memo:
-            found = digest_of(plan, *what, **none)
-            while found in plan.is_condemned:
-                found = digest("again", found)
-            plan.memo[key] = found
+            result = digest_of(plan, *arguments, **none)
+            while result in plan.is_condemned:
+                result = digest("again", result)
+            plan.memo[key] = result
         return plan.memo[key]
 
-    return of
+    return digest_of_output
 
 
 @_output
@@ -95,6 +84,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
         [p.on_bad_record, p.max_bad_share, line_limit(p.memory_budget)],
         *cut_shard(p.max_chunks),
         *([["without", shard.without.fingerprint]] if shard.without else []),
+        *set_later(p, "tokenize-and-chunk"),
     )
 
 
@@ -110,6 +100,7 @@ def embed_digest(plan: Plan, shard: Shard) -> str:
         tokenize_digest(plan, shard),
         plan.identity.model_digest,
         *embed_input(plan.parameters.embed_input),
+        *set_later(plan.parameters, "embed-chunks"),
     )
 
 
@@ -127,6 +118,7 @@ def train_digest(plan: Plan) -> str:
         code_version(plan, "train-faiss-index"),
         [embed_digest(plan, shard) for shard in plan.indexed("train")],
         [p.index_type, p.index_memory, p.index_too_small, p.max_training_vectors, p.seed],
+        *set_later(p, "train-faiss-index"),
     )
 
 
@@ -165,6 +157,7 @@ def tuning_digest(plan: Plan) -> str:
         [embed_digest(plan, shard) for shard in plan.shards if shard.queried],
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin, p.target_recall, p.recall_sample, p.seed],
         [p.max_overlap, p.max_shared_run, p.max_shared_ngrams],
+        *set_later(p, "tune-search"),
     )
 
 
@@ -227,3 +220,36 @@ def index_is_the_same(plan: Plan, split: Split) -> bool:
         now = [(shard.name, embed_digest(plan, shard)) for shard in plan.indexed(split)]
         plan.memo[key] = "yes" if former == now else ""
     return bool(plan.memo[key])
+
+
+_OF_A_SHARD: dict[str, Callable[[Plan, Shard], str]] = {
+    "sign-documents": sign_digest,
+    "tokenize-and-chunk": tokenize_digest,
+    "embed-chunks": embed_digest,
+    "build-faiss-index": partial_index_digest,
+    "retrieve-neighbours": neighbours_digest,
+}
+_OF_THE_INDEX: dict[str, Callable[[Plan], str]] = {
+    "train-faiss-index": train_digest,
+    "tune-search": tuning_digest,
+    "merge-indexes": merge_digest,
+}
+
+
+def output_digest(plan: Plan, stage: str, shard: str | None = None) -> str:
+    """Digest in the name of the output folder of ``stage``; the stages that map over shards need ``shard``."""
+    if stage in _OF_A_SHARD:
+        if shard is None:
+            raise BadInputError(f"{stage} runs on one shard", "name it with --shard")
+        of_plan = plan.shard(shard)
+        if not runs_on(stage, of_plan):
+            raise BadInputError(
+                f"{stage} does not run on shard {shard!r}, which is not {'queried' if of_plan.indexed else 'indexed'}",
+                "run it on the others, or make a new plan with another choice of shards",
+            )
+        return _OF_A_SHARD[stage](plan, of_plan)
+    if stage in _OF_THE_INDEX:
+        return _OF_THE_INDEX[stage](plan)
+    if stage in STAGES and STAGES[stage].folder == "versions":
+        return version_digest(plan)
+    raise BadInputError(f"unknown stage {stage!r}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retro_ops.plan.stage_graph import SHARD_STAGES
+from retro_ops.plan.stage_graph import STAGES
 
 MIB = 2**20
 
@@ -39,24 +39,8 @@ RATES = {
 
 VALIDATED_PER_SECOND = 350_000.0
 
-TASK_SECONDS = {"tokenize-and-chunk": 3.4, "embed-chunks": 5.0, "describe": 4.0}
-"""To load tokenizer, model, fonts; the others need next to nothing."""
-
 PROBED_SHARE = 1 / 16
 """Share of the lists that the default target takes, as measured on 244,970 chunks."""
-
-LIBRARIES = {
-    "tokenize-and-chunk": 430 * MIB,
-    "embed-chunks": 1700 * MIB,
-    "train-faiss-index": 300 * MIB,
-    "build-faiss-index": 110 * MIB,
-    "merge-indexes": 110 * MIB,
-    "tune-search": 360 * MIB,
-    "retrieve-neighbours": 360 * MIB,
-    "describe": 500 * MIB,
-    "validate": 150 * MIB,
-}
-"""Peak memory without what grows with the data: Python, libraries, model, blocks."""
 
 CANDIDATE_BYTES = 48
 CANDIDATES = 64
@@ -123,7 +107,11 @@ def estimate(work: Work, index: Index) -> Estimate:
             "merge-indexes": sum(work.indexed.values()) * vector + len(work.chunks) * _centroids(work, index),
             "retrieve-neighbours": total * work.num_neighbours * 12,
         },
-        peak_rss_bytes={stage: base + _growing(stage, work, index) for stage, base in LIBRARIES.items()},
+        peak_rss_bytes={
+            stage.name: stage.base_memory_mib * MIB + _growing(stage.name, work, index)
+            for stage in STAGES.values()
+            if stage.base_memory_mib
+        },
         seconds={device: _seconds(work, index, rates) for device, rates in RATES.items()},
     )
 
@@ -161,7 +149,7 @@ def _seconds(work: Work, index: Index, rates: Rates) -> dict[str, float]:
         "validate": total / VALIDATED_PER_SECOND,
     }
     return {
-        stage: round(seconds + TASK_SECONDS.get(stage, 0.1) * (work.shards if stage in SHARD_STAGES else 1), 1)
+        stage: round(seconds + STAGES[stage].start_s * (work.shards if STAGES[stage].maps_over == "shard" else 1), 1)
         for stage, seconds in took.items()
     }
 

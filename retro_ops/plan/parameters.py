@@ -1,48 +1,475 @@
-"""The parameters of a run."""
+"""The parameters of a run, each defined once: default, meaning, bounds, and which stages read it.
 
+Flags of ``retro-ops``, fields of the trigger forms, the table of docs/parameters.md and the check of values all follow
+from these definitions. Standard library only, because Airflow parses it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from retro_ops.errors import BadInputError
+from retro_ops.sizes import parse_bytes
+
+Kind = Literal["text", "integer", "number", "choice", "memory", "flag"]
+Section = Literal["Documents and chunks", "Embedding", "Index and neighbours", "How it runs"]
+
+CHUNKS: Section = "Documents and chunks"
+EMBEDDING: Section = "Embedding"
+INDEX: Section = "Index and neighbours"
+RUN: Section = "How it runs"
+
+TOKENIZE = ("tokenize-and-chunk",)
+TUNE_AND_RETRIEVE = ("tune-search", "retrieve-neighbours")
+WORKING = (
+    *("sign-documents", "find-duplicates", "tokenize-and-chunk", "embed-chunks", "train-faiss-index"),
+    *("build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours", "validate", "describe"),
+)
+"""Stages that hold data in memory."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a run."""
+
+    name: str
+    default: Any
+    kind: Kind
+    meaning: str
+    """One or two sentences; Markdown, since the form and the docs show it."""
+    section: Section
+    title: str | None
+    """Title on the trigger form; None: a flag only."""
+    decides: str | None
+    """First stage whose output it changes; None: it is in no digest."""
+    read_by: tuple[str, ...]
+    """Stages that take it as a flag."""
+    unset: str
+    """What no value stands for, where the default is None."""
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    refresh_only: bool
+    """Whether only the form of a refresh has it."""
+    kept_on_refresh: bool
+    """Whether a refresh that does not set it takes the published version's value."""
+    added_later: bool
+    """Whether its digest has it only where it is not the default, so that earlier outputs keep their names."""
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def parse(self, text: str) -> Any:
+        """The value that ``text`` stands for. BadInputError when it is not one."""
+        if self.kind in ("integer", "number"):
+            return self._number(text)
+        if self.kind == "memory":
+            parse_bytes(text)
+        if self.kind == "choice" and text not in self.choices:
+            raise BadInputError(f"{self.name} is {text!r}", f"use one of: {', '.join(self.choices)}")
+        return text
+
+    def _number(self, text: str) -> int | float:
+        noun = "a whole number" if self.kind == "integer" else "a number"
+        try:
+            value: int | float = int(text) if self.kind == "integer" else float(text)
+        except ValueError:
+            raise BadInputError(f"{self.name} is {text!r}", f"give {noun}{self._bounds()}") from None
+        too_low = self.minimum is not None and not value >= self.minimum  # NaN is refused too.
+        too_high = self.maximum is not None and not value <= self.maximum
+        if too_low or too_high:
+            raise BadInputError(f"{self.name} is {text}", f"give {noun}{self._bounds()}")
+        return value
+
+    def _bounds(self) -> str:
+        if self.minimum is not None and self.maximum is not None:
+            return f" from {self.minimum:g} to {self.maximum:g}"
+        return f" of at least {self.minimum:g}" if self.minimum is not None else ""
+
+
+def _define(
+    default: Any,
+    kind: Kind,
+    meaning: str,
+    section: Section,
+    *,
+    title: str | None = None,
+    decides: str | None = None,
+    read_by: tuple[str, ...] = (),
+    unset: str = "",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    refresh_only: bool = False,
+    kept_on_refresh: bool = True,
+    added_later: bool = False,
+) -> Any:
+    options = {name: value for name, value in locals().items() if name != "default"}
+    return dataclasses.field(default=default, metadata=options)
+
+
+def _text(default: str | None, meaning: str, section: Section, **options: Any) -> Any:
+    return _define(default, "text", meaning, section, **options)
+
+
+def _integer(default: int | None, meaning: str, section: Section, *, minimum: int = 1, **options: Any) -> Any:
+    return _define(default, "integer", meaning, section, minimum=minimum, **options)
+
+
+def _share(default: float | None, meaning: str, section: Section, **options: Any) -> Any:
+    return _define(default, "number", meaning, section, minimum=0, maximum=1, **options)
+
+
+def _choice(default: str, choices: tuple[str, ...], meaning: str, section: Section, **options: Any) -> Any:
+    return _define(default, "choice", meaning, section, choices=choices, **options)
+
+
+def _memory(default: str | None, meaning: str, section: Section, **options: Any) -> Any:
+    return _define(default, "memory", meaning, section, **options)
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Everything a run may choose. The trigger form and the flags of ``plan`` mirror these fields.
+    """Everything a run may choose; the order of the fields is that of flags, forms and digests.
 
-    ``None`` means: derived by the stage, which records what it took and why in its report.
+    None means that a stage derives the value, and records in its report what it took and why.
     """
 
-    tokenizer: str = "t5-base"
-    pad_id: int | None = None
-    chunk_size: int = 64
-    max_chunks: int | None = None
-    token_dtype: str = "auto"
-    on_bad_record: str = "quarantine"
-    max_bad_share: float = 0.5
-    model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    embed_input: str = "text"
-    batch_size: int | None = None
-    index_type: str = "auto"
-    index_memory: str | None = None
-    index_too_small: str = "fail"
-    max_training_vectors: int | None = None
-    seed: int = 0
-    num_neighbours: int = 4
-    profile: str = "default"
-    nprobe: int | None = None
-    retrieval_margin: int | None = None
-    target_recall: float = 0.95
-    recall_sample: int = 2000
-    max_overlap: float | None = None
-    max_shared_run: int | None = None
-    max_shared_ngrams: float | None = None
-    min_recall: float = 0.8
-    min_full_rows: float = 0.0
-    max_duplicates: float = 1.0
-    max_leaked: float = 1.0
-    max_imbalance: float | None = None
-    max_drift: float = 0.25
-    device: str = "auto"
-    shard_index: bool = False
-    memory_budget: str = "2GiB"
-    search_memory: str | None = None
-    duplicates: str = "keep"
-    duplicate_threshold: float = 0.8
+    tokenizer: str = _text(
+        "t5-base",
+        "Tokenizer of the chunks, the one that the trainer uses: hub name or local folder.",
+        CHUNKS,
+        title="Tokenizer",
+        decides="tokenize-and-chunk",
+        read_by=(*TOKENIZE, "embed-chunks", "show"),
+    )
+    pad_id: int | None = _integer(
+        None,
+        "Token id that fills up the last chunk of a document.",
+        CHUNKS,
+        minimum=0,
+        unset="the tokenizer's own",
+        decides="tokenize-and-chunk",
+        read_by=(*TOKENIZE, "retrieve-neighbours"),
+    )
+    chunk_size: int = _integer(
+        64,
+        "Tokens in a chunk.",
+        CHUNKS,
+        maximum=4096,
+        title="Chunk size",
+        decides="tokenize-and-chunk",
+        read_by=TOKENIZE,
+    )
+    max_chunks: int | None = _integer(
+        None,
+        "Stop a shard before the document that would exceed this number of chunks.",
+        CHUNKS,
+        title="Max chunks per shard",
+        unset="no limit",
+        decides="tokenize-and-chunk",
+        read_by=TOKENIZE,
+    )
+    token_dtype: str = _choice(
+        "auto",
+        ("auto", "uint16", "uint32"),
+        "Type of the stored token ids; `auto`: uint16 when the vocabulary fits.",
+        CHUNKS,
+        decides="tokenize-and-chunk",
+        read_by=TOKENIZE,
+    )
+    on_bad_record: str = _choice(
+        "quarantine",
+        ("quarantine", "fail"),
+        "What to do with a bad record: `quarantine` sets it aside with its line and the reason, `fail` stops.",
+        CHUNKS,
+        title="Bad records",
+        decides="tokenize-and-chunk",
+        read_by=("list-sources", *TOKENIZE),
+    )
+    max_bad_share: float = _share(
+        0.5,
+        "Share of bad records above which a shard fails.",
+        CHUNKS,
+        title="Bad-record limit",
+        decides="tokenize-and-chunk",
+        read_by=("list-sources", *TOKENIZE),
+    )
+    model: str = _text(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "Sentence-transformers model that embeds the chunks: hub name or local folder.",
+        EMBEDDING,
+        title="Model",
+        decides="embed-chunks",
+        read_by=("embed-chunks",),
+    )
+    embed_input: str = _choice(
+        "text",
+        ("text", "ids"),
+        "`text` decodes each chunk and tokenises it again, as the original did. `ids` feeds the token ids directly, "
+        "which is faster; it needs the model's own tokenizer and gives slightly different vectors, so do not mix both "
+        "in one dataset.",
+        EMBEDDING,
+        title="Embedding input",
+        decides="embed-chunks",
+        read_by=("embed-chunks",),
+    )
+    batch_size: int | None = _integer(
+        None,
+        "Chunks embedded at a time; fewer need less memory.",
+        EMBEDDING,
+        title="Batch size",
+        unset="the fastest on the device: 16 per core, 8,192 per GPU",
+        read_by=("embed-chunks",),
+        kept_on_refresh=False,
+    )
+    index_type: str = _text(
+        "auto",
+        "faiss factory string, or `auto`: flat up to 20,000 vectors, else an inverted file sized by the number of "
+        "vectors and their dimension. The report of `train-faiss-index` says which type was chosen and why.",
+        INDEX,
+        title="Index type",
+        decides="train-faiss-index",
+        read_by=("train-faiss-index",),
+    )
+    index_memory: str | None = _memory(
+        None,
+        "Memory limit of an index of type `auto`, such as `8GiB`: smaller codes are chosen until it fits.",
+        INDEX,
+        title="Index memory",
+        unset="no limit",
+        decides="train-faiss-index",
+        read_by=("train-faiss-index",),
+    )
+    index_too_small: str = _choice(
+        "fail",
+        ("fail", "downgrade"),
+        "What to do when the corpus is too small to train the index type: `fail`, or `downgrade` to what `auto` "
+        "chooses, with a warning in the report and on the card.",
+        INDEX,
+        title="Corpus too small",
+        decides="train-faiss-index",
+        read_by=("train-faiss-index",),
+    )
+    max_training_vectors: int | None = _integer(
+        None,
+        "Size of the training sample of the index, in vectors.",
+        INDEX,
+        title="Max training vectors",
+        unset="256 per list; 65,536 for an index without lists",
+        decides="train-faiss-index",
+        read_by=("train-faiss-index",),
+    )
+    seed: int = _integer(
+        0,
+        "Random seed of all samples and of the clustering: the same seed and input give the same dataset.",
+        RUN,
+        minimum=0,
+        title="Random seed",
+        decides="train-faiss-index",
+        read_by=("check-drift", "train-faiss-index", *TUNE_AND_RETRIEVE, "show"),
+    )
+    num_neighbours: int = _integer(
+        4,
+        "Neighbours stored for each chunk.",
+        INDEX,
+        maximum=1024,
+        title="Neighbours",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    profile: str = _choice(
+        "default",
+        ("default", "seed"),
+        "`default` reaches the target recall; `seed` searches exactly as the original scripts did and ignores the "
+        "filters.",
+        INDEX,
+        title="Search profile",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    nprobe: int | None = _integer(
+        None,
+        "Inverted lists probed for a query.",
+        INDEX,
+        title="nprobe",
+        unset="measured: as many as reach the target recall; 1 with the `seed` profile",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    retrieval_margin: int | None = _integer(
+        None,
+        "Candidates beyond the number of neighbours, since some belong to the query's own document.",
+        INDEX,
+        minimum=0,
+        title="Retrieval margin",
+        unset="measured: as many as reach the target recall; 4 with the `seed` profile",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    target_recall: float = _share(
+        0.95,
+        "Share of the true nearest neighbours to find, measured on a sample; 1 searches exactly.",
+        INDEX,
+        title="Target recall",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    recall_sample: int = _integer(
+        2000,
+        "Number of queries in the sample on which recall is measured.",
+        INDEX,
+        title="Recall sample",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    max_overlap: float | None = _share(
+        None,
+        "Drop neighbours that share more than this part of their tokens with the chunk (near-duplicates).",
+        INDEX,
+        title="Max token overlap",
+        unset="keep all",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    max_shared_run: int | None = _integer(
+        None,
+        "Drop neighbours of validation chunks that have a longer run of tokens in common (leakage).",
+        INDEX,
+        minimum=0,
+        title="Max shared run",
+        unset="keep all",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    max_shared_ngrams: float | None = _share(
+        None,
+        "Drop neighbours of validation chunks whose 13-grams have a higher Jaccard similarity.",
+        INDEX,
+        title="Max shared 13-grams",
+        unset="keep all",
+        decides="tune-search",
+        read_by=TUNE_AND_RETRIEVE,
+    )
+    min_recall: float = _share(
+        0.8,
+        "Measured recall below which nothing is published (ignored with the `seed` profile).",
+        INDEX,
+        title="Min recall",
+        read_by=("publish",),
+    )
+    min_full_rows: float = _share(
+        0.0,
+        "Share of rows with all neighbours below which nothing is published.",
+        INDEX,
+        title="Min full rows",
+        read_by=("publish",),
+    )
+    max_duplicates: float = _share(
+        1.0,
+        "Share of near-duplicate neighbours above which nothing is published.",
+        INDEX,
+        title="Max near-duplicates",
+        read_by=("publish",),
+    )
+    max_leaked: float = _share(
+        1.0,
+        "Share of validation chunks with half their tokens in a neighbour above which nothing is published.",
+        INDEX,
+        title="Max leaked rows",
+        read_by=("publish",),
+    )
+    max_imbalance: float | None = _define(
+        None,
+        "number",
+        "Imbalance factor of the index above which nothing is published.",
+        INDEX,
+        minimum=1,
+        title="Max imbalance",
+        unset="no limit",
+        read_by=("publish",),
+    )
+    max_drift: float = _define(
+        0.25,
+        "number",
+        "Share by which the quantisation error of the index, or the imbalance of its lists, may rise before a refresh "
+        "retrains the index.",
+        INDEX,
+        minimum=0,
+        title="Max drift",
+        refresh_only=True,
+        read_by=("check-drift",),
+    )
+    device: str = _choice(
+        "auto",
+        ("auto", "cpu", "cuda"),
+        "`auto` uses a GPU if there is one, and the log says so; `cuda` fails without one.",
+        EMBEDDING,
+        title="Device",
+        read_by=("embed-chunks", "train-faiss-index", "build-faiss-index", *TUNE_AND_RETRIEVE, "describe"),
+        kept_on_refresh=False,
+    )
+    shard_index: bool = _define(
+        False,
+        "flag",
+        "With the `seed` profile: spread the index over all GPUs. (The default profile copies the vectors to each GPU, "
+        "or spreads them where they do not fit.)",
+        INDEX,
+        read_by=("build-faiss-index", *TUNE_AND_RETRIEVE),
+        kept_on_refresh=False,
+    )
+    memory_budget: str = _memory(
+        "2GiB",
+        "Memory that a stage may use beside its model and index. A line of the corpus may take a 256th of it, at most "
+        "8 MiB; this limit decides which documents are read.",
+        RUN,
+        title="Memory budget",
+        read_by=("list-sources", "split-corpus", *WORKING),
+    )
+    search_memory: str | None = _memory(
+        None,
+        "Memory that an index may take where it is merged, searched or measured, such as `16GiB`; a larger one is read "
+        "part by part, with the same result.",
+        RUN,
+        title="Search memory",
+        unset="three quarters of the memory of the machine or container, minus the memory budget",
+        read_by=("merge-indexes", *TUNE_AND_RETRIEVE, "describe"),
+        kept_on_refresh=False,
+    )
+    duplicates: str = _choice(
+        "keep",
+        ("keep", "report", "drop"),
+        "Documents that repeat others, in any shard: `keep` them, `report` how many there are, or `drop` them; a "
+        "training document that repeats a validation document is dropped. Only shards that lose documents are rebuilt.",
+        CHUNKS,
+        title="Duplicates",
+        decides="find-duplicates",
+    )
+    duplicate_threshold: float = _share(
+        0.8,
+        "Jaccard similarity of word 5-grams above which two documents are duplicates.",
+        CHUNKS,
+        title="Duplicate threshold",
+        decides="find-duplicates",
+    )
+
+
+PARAMETERS: dict[str, Parameter] = {
+    field.name: Parameter(field.name, field.default, **field.metadata) for field in dataclasses.fields(Parameters)
+}
+"""Every parameter by name, in order."""
+
+
+def read_by(stage: str) -> tuple[str, ...]:
+    """Names of the parameters that ``stage`` takes as flags; `plan` and `build` take all."""
+    return tuple(name for name, parameter in PARAMETERS.items() if stage in parameter.read_by)
+
+
+def set_later(chosen: Parameters, stage: str) -> Iterator[list[Any]]:
+    """Parameters that came after the digest of ``stage`` was fixed, with their values, where not the default."""
+    for name, parameter in PARAMETERS.items():
+        value = getattr(chosen, name)
+        if parameter.added_later and parameter.decides == stage and value != parameter.default:
+            yield [name, value]

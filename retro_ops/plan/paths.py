@@ -6,12 +6,15 @@ finds its output done, and a changed parameter cannot reuse an old output. The d
 the plan alone, so whoever holds the plan (Airflow too) knows every location before a stage has run.
 """
 
+import functools
 import re
+from itertools import product
 from typing import Literal
 
+from retro_ops.plan.digests import output_digest
 from retro_ops.plan.plan import BaseShard, Plan, Split, check_name
 from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard
-from retro_ops.plan.stage_graph import SHARD_DIGESTS, VERSION_STAGES, output_digest
+from retro_ops.plan.stage_graph import STAGES
 from retro_ops.uris import beside, join
 
 REPORT = "report.json"
@@ -56,48 +59,39 @@ def bad_lines_uri(parts: str) -> str:
     return join(parts, "quarantine.jsonl")
 
 
-def selected_plan_uri(plan_location: str) -> str:
-    """The plan without the shards that failed, written by the gate beside the plan itself."""
-    return plan_location.removesuffix(".json") + ".selected.json"
+PLAN_STEPS = ("deduplicated", "selected", "decided")
+"""What a plan may become, in this order, each written beside the plan it was made from and named after it:
+`find-duplicates` says what each shard is without, the gate leaves out failed shards, `check-drift` has decided."""
 
 
-def decided_plan_uri(plan_location: str) -> str:
-    """The plan after the check for drift, beside the one it was made from."""
-    return plan_location.removesuffix(".json") + ".decided.json"
+def next_plan_uri(plan_location: str, step: str) -> str:
+    """Plan after ``step`` (one of PLAN_STEPS): ``plan.json`` -> ``plan.selected.json``."""
+    assert step in PLAN_STEPS
+    return f"{plan_location.removesuffix('.json')}.{step}.json"
 
 
 def first_plan_uri(plan_location: str) -> str:
     """The plan as `plan` wrote it, which knows the shards that failed later; facts about a run lie beside it."""
-    suffix = next((suffix for suffix in PLAN_SUFFIXES if plan_location.endswith(suffix)), ".json")
-    return plan_location.removesuffix(suffix) + ".json"
-
-
-def deduplicated_plan_uri(plan_location: str) -> str:
-    """The plan after the search for duplicates, which says what each shard is without."""
-    return plan_location.removesuffix(".json") + ".deduplicated.json"
+    return re.sub(rf"(\.({'|'.join(PLAN_STEPS)}))+\.json$", ".json", plan_location)
 
 
 def plans_after(plan_location: str) -> list[str]:
-    """Whatever a plan may become: after the search for duplicates, without failed shards, after the check for drift, or
-    several of these; the last first."""
-    return [plan_location.removesuffix(".json") + suffix for suffix in PLAN_SUFFIXES]
+    """Every plan that the one at ``plan_location`` may become; the first that exists is the one to go on with."""
+    plans = []
+    for deduplicated, decided, selected in product((True, False), repeat=3):
+        taken = zip(PLAN_STEPS, (deduplicated, selected, decided), strict=True)
+        plans.append(functools.reduce(next_plan_uri, [step for step, is_taken in taken if is_taken], plan_location))
+    return plans[:-1]  # The last took no step.
+
+
+def is_plan(uri: str) -> bool:
+    """Whether ``uri`` is a plan of a run: the first, or one that it became."""
+    return first_plan_uri(uri).rpartition("/")[2] == "plan.json"
 
 
 def estimate_uri(plan_location: str) -> str:
     """What the plan expects of its run."""
     return beside(first_plan_uri(plan_location), "estimate.json")
-
-
-def is_plan(uri: str) -> bool:
-    """Whether ``uri`` is a plan of a run: the first, or what became of it."""
-    return uri.rpartition("/")[2] in ("plan.json", *PLANS_AFTER_PLAN)
-
-
-PLAN_SUFFIXES = (
-    *(".deduplicated.selected.decided.json", ".deduplicated.decided.json", ".deduplicated.selected.json"),
-    *(".deduplicated.json", ".selected.decided.json", ".decided.json", ".selected.json"),
-)
-PLANS_AFTER_PLAN = tuple(f"plan{suffix}" for suffix in PLAN_SUFFIXES)
 
 
 def changes_uri(plan_location: str) -> str:
@@ -127,10 +121,11 @@ def condemned_uri(root: str, dataset: str) -> str:
 
 def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
     """Output folder of ``stage``; the stages that map over shards need ``shard``."""
-    base, name = dataset_folder(plan.root, plan.dataset), output_digest(plan, stage, shard)
-    if stage in VERSION_STAGES:
-        return join(base, "versions", name)
-    return join(base, *(("shards", str(shard)) if stage in SHARD_DIGESTS else ("index",)), f"{stage}-{name}")
+    folder, digest = STAGES[stage].folder if stage in STAGES else None, output_digest(plan, stage, shard)
+    base = join(dataset_folder(plan.root, plan.dataset), str(folder))
+    if folder == "versions":
+        return join(base, digest)
+    return join(base, *([str(shard)] if folder == "shards" else []), f"{stage}-{digest}")
 
 
 def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:

@@ -1,59 +1,197 @@
-"""The stages: their order, what each maps over, and the digest of its output."""
+"""The stages of a run, each defined once and in order: what it maps over, where it writes, what marks it as done.
 
-from typing import TYPE_CHECKING
+The commands of ``retro-ops``, the tables of ``runtime.toml``, the locations that tasks return, the card, the estimate
+and the tests of the DAGs all follow from this table. Standard library only, because Airflow parses it.
+"""
 
-from retro_ops.errors import BadInputError
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
 from retro_ops.plan.plan import Plan, Shard
 
-if TYPE_CHECKING:
-    pass
-from collections.abc import Iterable, Iterator
+Marker = Literal["output", "parts", "next plan", "report", "current"]
+"""What exists if and only if a stage is done: the file named by ``--output``; a report beside the parts of a source
+file; the plan that it hands on; its report; the object that names the published version."""
 
-from retro_ops.plan.digests import (
-    CODE_VERSIONS,
-    embed_digest,
-    merge_digest,
-    neighbours_digest,
-    partial_index_digest,
-    sign_digest,
-    tokenize_digest,
-    train_digest,
-    tuning_digest,
-    version_digest,
-)
+Folder = Literal["corpus", "shards", "index", "versions"]
 
-SHARD_STAGES = ("tokenize-and-chunk", "embed-chunks", "build-faiss-index", "retrieve-neighbours")
 
-SHARD_DIGESTS = {
-    "sign-documents": sign_digest,
-    "tokenize-and-chunk": tokenize_digest,
-    "embed-chunks": embed_digest,
-    "build-faiss-index": partial_index_digest,
-    "retrieve-neighbours": neighbours_digest,
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    help: str
+    marker: Marker = "report"
+    maps_over: Literal["file", "shard"] | None = None
+    """What a task of it handles one of, or a group of; None: it runs once."""
+    folder: Folder | None = None
+    """Folder of the dataset that holds its outputs; None: they lie beside the plan."""
+    code_version: int | None = None
+    """In its digest; raised by one whenever it would write other bytes for the same input and parameters, or other
+    checkpoints. None: it has no output of its own."""
+    in_version: bool = True
+    """Whether a published version contains its output."""
+    unit: str | None = None
+    """Key of its report's counts that its rate is given in; None: the card does not list it."""
+    gpu: bool = False
+    """Whether it uses a GPU, and so waits for a slot of the GPU pool."""
+    base_memory_mib: int | None = None
+    """Peak memory without what grows with the data: Python, libraries, model, blocks. None: not estimated."""
+    start_s: float = 0.1
+    """Seconds to load tokenizer, model, fonts."""
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "list-sources",
+            "check a corpus recipe and list the files that it names",
+            marker="output",
+            in_version=False,
+        ),
+        Stage(
+            "split-corpus",
+            "split a source file of a recipe into parts of shards, by category and split",
+            marker="parts",
+            maps_over="file",
+            folder="corpus",
+            code_version=1,
+            in_version=False,
+        ),
+        Stage(
+            "plan",
+            "read the corpus, name its shards, check the parameters, and write the plan of a run",
+            marker="output",
+            in_version=False,
+        ),
+        Stage(
+            "sign-documents",
+            "compute the MinHash signatures of a shard's documents, so that duplicates can be found",
+            maps_over="shard",
+            folder="shards",
+            code_version=1,
+            in_version=False,
+        ),
+        Stage(
+            "find-duplicates",
+            "find documents that repeat others, and list the records that each shard leaves out",
+            marker="next plan",
+            in_version=False,
+        ),
+        Stage(
+            "tokenize-and-chunk",
+            "tokenise documents (JSON lines) and cut them into chunks",
+            maps_over="shard",
+            folder="shards",
+            code_version=3,
+            unit="documents",
+            base_memory_mib=430,
+            start_s=3.4,
+        ),
+        Stage(
+            "embed-chunks",
+            "embed chunks with a sentence-transformer",
+            maps_over="shard",
+            folder="shards",
+            code_version=1,
+            unit="chunks",
+            gpu=True,
+            base_memory_mib=1700,
+            start_s=5.0,
+        ),
+        Stage(
+            "check-drift",
+            "decide whether the trained index of the published version still fits the corpus",
+            marker="next plan",
+            in_version=False,
+        ),
+        Stage(
+            "train-faiss-index",
+            "train a faiss index on a uniform sample of the embeddings",
+            folder="index",
+            code_version=1,
+            unit="training_vectors",
+            gpu=True,
+            base_memory_mib=300,
+        ),
+        Stage(
+            "build-faiss-index",
+            "add embeddings to a trained index, in the order of the spec",
+            maps_over="shard",
+            folder="shards",
+            code_version=1,
+            unit="vectors",
+            gpu=True,
+            base_memory_mib=110,
+        ),
+        Stage(
+            "merge-indexes",
+            "append partial indexes to a trained (or filled) index: equal to one serial build",
+            folder="index",
+            code_version=1,
+            unit="vectors",
+            base_memory_mib=110,
+        ),
+        Stage(
+            "tune-search",
+            "measure which nprobe and number of candidates reach the target recall",
+            folder="index",
+            code_version=1,
+            unit="queries",
+            gpu=True,
+            base_memory_mib=360,
+        ),
+        Stage(
+            "retrieve-neighbours",
+            "retrieve the nearest chunks of other documents for each chunk",
+            maps_over="shard",
+            folder="shards",
+            code_version=2,
+            unit="rows",
+            gpu=True,
+            base_memory_mib=360,
+        ),
+        Stage(
+            "write-specs",
+            "write the spec files that the other stages and RETRO trainers read",
+            folder="versions",
+            code_version=3,
+        ),
+        Stage(
+            "describe",
+            "measure the neighbours and write the dataset card",
+            folder="versions",
+            code_version=1,
+            gpu=True,
+            base_memory_mib=500,
+            start_s=4.0,
+        ),
+        Stage(
+            "validate",
+            "check a dataset against every rule of the formats",
+            folder="versions",
+            base_memory_mib=150,
+        ),
+        Stage(
+            "publish",
+            "make a validated version the current one of its dataset",
+            marker="current",
+            folder="versions",
+        ),
+    )
 }
+"""Every stage by name, in the order in which a run has them."""
 
-INDEX_DIGESTS = {"train-faiss-index": train_digest, "tune-search": tuning_digest, "merge-indexes": merge_digest}
+CODE_VERSIONS = {
+    stage.name: stage.code_version
+    for stage in STAGES.values()
+    if stage.code_version is not None and stage.folder != "corpus"
+}
+"""Of the stages after the plan, as plans and manifests record them."""
 
-VERSION_STAGES = ("write-specs", "validate", "describe", "publish")
-
-
-def output_digest(plan: Plan, stage: str, shard: str | None = None) -> str:
-    """Digest in the name of the output folder of ``stage``; the stages that map over shards need ``shard``."""
-    if stage in SHARD_DIGESTS:
-        if shard is None:
-            raise BadInputError(f"{stage} runs on one shard", "name it with --shard")
-        found = plan.shard(shard)
-        if not runs_on(stage, found):
-            raise BadInputError(
-                f"{stage} does not run on shard {shard!r}, which is not {'queried' if found.indexed else 'indexed'}",
-                "run it on the others, or plan the run anew with another choice of shards",
-            )
-        return SHARD_DIGESTS[stage](plan, found)
-    if stage in INDEX_DIGESTS:
-        return INDEX_DIGESTS[stage](plan)
-    if stage in VERSION_STAGES:
-        return version_digest(plan)
-    raise BadInputError(f"unknown stage {stage!r}")
+SHARD_STAGES = tuple(stage.name for stage in STAGES.values() if stage.maps_over == "shard" and stage.in_version)
+"""Stages that map over shards and whose outputs a version contains."""
 
 
 def runs_on(stage: str, shard: Shard) -> bool:
@@ -64,29 +202,18 @@ def runs_on(stage: str, shard: Shard) -> bool:
 
 
 def shards_of(plan: Plan, stage: str) -> list[Shard]:
-    """Those that ``stage`` maps over, in the plan's order."""
+    """Shards that ``stage`` maps over, in the plan's order."""
     return [shard for shard in plan.shards if runs_on(stage, shard)]
 
 
 def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     """(stage, shard) of every task of ``stages``, in order; shard None where a stage runs once."""
     for stage in stages:
-        for shard in [shard.name for shard in shards_of(plan, stage)] if stage in SHARD_DIGESTS else [None]:
+        over_shards = STAGES[stage].maps_over == "shard"
+        for shard in [shard.name for shard in shards_of(plan, stage)] if over_shards else [None]:
             yield stage, shard
 
 
 def stages(plan: Plan) -> list[str]:
-    """Those whose outputs make a version of ``plan``, in order."""
+    """Stages of a run of ``plan`` that leave a report with outputs, in order."""
     return [stage for stage in CODE_VERSIONS if stage != "sign-documents" or plan.parameters.duplicates != "keep"]
-
-
-UNITS = {
-    "tokenize-and-chunk": "documents",
-    "embed-chunks": "chunks",
-    "train-faiss-index": "training_vectors",
-    "build-faiss-index": "vectors",
-    "merge-indexes": "vectors",
-    "tune-search": "queries",
-    "retrieve-neighbours": "rows",
-}
-"""Stages in order, and what their rate counts."""

@@ -11,7 +11,7 @@ from retro_ops.storage import read_ahead
 
 if TYPE_CHECKING:
     pass
-from retro_ops.plan.stage_graph import UNITS
+from retro_ops.plan.stage_graph import STAGES
 from retro_ops.quality.card_examples import spread
 
 CARD_FORMAT = 1
@@ -77,7 +77,7 @@ def _reports(plan: Plan) -> Reports:
         what = stage if shard is None else f"{stage} of shard {shard!r}"
         return report.require(paths.report_uri(plan, stage, shard), what)
 
-    tasks = list(stage_graph.tasks(plan, UNITS))
+    tasks = list(stage_graph.tasks(plan, [stage.name for stage in STAGES.values() if stage.unit]))
     found: Reports = {}
     for (stage, _), made in zip(tasks, read_ahead.side_by_side(lambda of: read(*of), tasks), strict=True):
         found.setdefault(stage, []).append(made)
@@ -127,7 +127,7 @@ def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:
 def _stages(reports: Reports, expected: dict[str, Any] | None) -> list[dict[str, Any]]:
     rows = []
     for stage, made in reports.items():
-        unit = UNITS[stage]
+        unit = str(STAGES[stage].unit)
         device = (made[0]["device"] or {"chosen": "cpu"})["chosen"]
         count, seconds = sum(m["counts"].get(unit, 0) for m in made), sum(m["seconds"] for m in made)
         rows.append(

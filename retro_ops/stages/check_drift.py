@@ -35,7 +35,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     say(f"{STAGE}: {facts['why']}", level, event="drift", **facts)
     uri = paths.drift_uri(arguments.plan)
     store.write(uri, (json.dumps(facts, indent=1) + "\n").encode())
-    write_plan(decided, paths.decided_plan_uri(arguments.plan))
+    write_plan(decided, paths.next_plan_uri(arguments.plan, "decided"))
 
 
 def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:

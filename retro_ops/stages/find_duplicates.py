@@ -42,7 +42,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         raise BadInputError(f"{arguments.plan} keeps duplicates", "plan with --duplicates report or drop")
     facts, kept = _work(plan, parse_bytes(parameters.memory_budget))
     store.write(paths.duplicates_uri(arguments.plan), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
-    uri = paths.deduplicated_plan_uri(arguments.plan)
+    uri = paths.next_plan_uri(arguments.plan, "deduplicated")
     write_plan(replace(kept, deduplicated=True), uri)
     what = "left out" if plan.parameters.duplicates == "drop" else "only counted"
     kinds = f"{facts['exact']:,} exactly, {facts['across_splits']:,} across splits"

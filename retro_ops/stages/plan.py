@@ -6,14 +6,14 @@ again. ``--repair`` takes the corpus as that version (or a run) knew it, and lea
 
 import json
 from argparse import ArgumentParser, Namespace
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import PARAMETERS, Parameters
 from retro_ops.plan.plan import Identity, Plan, check_name
 from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from retro_ops.tokens.tokenizer import Tokenizer
 
 HELP = "read the corpus, name its shards, check the parameters, and write the plan of a run"
-PARAMETERS = tuple(field.name for field in fields(Parameters))
-OF_ONE_RUN = ("batch_size", "device", "shard_index", "search_memory")
-"""Not taken over from the published version: they suit the machines of a run, not the dataset."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -87,7 +84,8 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
     if arguments.refresh and series.current:
         former = read_plan(series.plan_uri())
         given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
-        of_this_run = {name: getattr(parameters, name) for name in OF_ONE_RUN}
+        # These suit the machines of a run, not the dataset.
+        of_this_run = {name: getattr(parameters, name) for name, p in PARAMETERS.items() if not p.kept_on_refresh}
         parameters = replace(former.parameters, **{**given, **of_this_run})
         places = {name: place or getattr(former, name) for name, place in places.items()}
         choice = {name: patterns or getattr(former, name) for name, patterns in choice.items()}

@@ -9,7 +9,7 @@ from typing import Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, stage_graph
+from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
@@ -49,7 +49,7 @@ def _check_condemned(plan: Plan) -> None:
     """BadInputError when something of this version was found damaged after the run was planned."""
     condemned = set(read_condemned(plan.root, plan.dataset))
     for stage, shard in stage_graph.tasks(plan, stage_graph.stages(plan)):
-        if stage_graph.output_digest(plan, stage, shard) in condemned:
+        if digests.output_digest(plan, stage, shard) in condemned:
             raise BadInputError(
                 f"not published: {paths.stage_folder(plan, stage, shard)} was found damaged meanwhile",
                 "run it again: it builds what was damaged, and what this run built besides is used again",

@@ -66,7 +66,7 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
 
 def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     cells = {(entry.shard, entry.stage): entry for entry in entries}
-    columns = [stage for stage in audit.stages(plan) if stage in stage_graph.SHARD_DIGESTS]
+    columns = [stage for stage in audit.stages(plan) if stage_graph.STAGES[stage].maps_over == "shard"]
     shards = [
         shard.name
         for shard in plan.shards

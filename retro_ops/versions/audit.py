@@ -10,6 +10,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, stage_graph
+from retro_ops.plan.digests import output_digest
 from retro_ops.plan.plan import Plan, Shard
 from retro_ops.storage import read_ahead, store
 
@@ -74,11 +75,11 @@ def of_no_use(entries: Sequence[Entry], published: bool) -> list[Entry]:
 def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iterator[str]:
     """Of the outputs of ``entries``, and of everything of ``shards``."""
     for entry in entries:
-        yield stage_graph.output_digest(plan, entry.stage, entry.shard)
+        yield output_digest(plan, entry.stage, entry.shard)
     for stage in stage_graph.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
         for shard in shards:
             if stage_graph.runs_on(stage, plan.shard(shard)):
-                yield stage_graph.output_digest(plan, stage, shard)
+                yield output_digest(plan, stage, shard)
 
 
 def last_plan_uri(plan_uri: str) -> str:
@@ -89,7 +90,7 @@ def last_plan_uri(plan_uri: str) -> str:
 def all_shards(plan_uri: str) -> tuple[Shard, ...]:
     """Shards of the run of a plan, those that failed included."""
     first = paths.first_plan_uri(plan_uri)
-    deduplicated = paths.deduplicated_plan_uri(first)
+    deduplicated = paths.next_plan_uri(first, "deduplicated")
     return read_plan(deduplicated if store.exists(deduplicated) else first).shards
 
 

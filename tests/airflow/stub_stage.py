@@ -52,9 +52,9 @@ def main() -> None:
             write(paths.current_uri(the_plan.root, the_plan.dataset), json.dumps(current))
         elif arguments.stage == "find-duplicates":
             changed = dataclasses.replace(the_plan, deduplicated=True)
-            write(paths.deduplicated_plan_uri(arguments.plan), plan_to_json(changed))
+            write(paths.next_plan_uri(arguments.plan, "deduplicated"), plan_to_json(changed))
         elif arguments.stage == "check-drift":
-            write(paths.decided_plan_uri(arguments.plan), plan_to_json(the_plan))
+            write(paths.next_plan_uri(arguments.plan, "decided"), plan_to_json(the_plan))
         else:
             done = [report(the_plan, arguments.stage, shard) for shard in (arguments.shard or "").split(",")]
             if not all(done):

@@ -15,8 +15,9 @@ from airflow.serialization.serialized_objects import DagSerialization
 from live_airflow import REPOSITORY
 
 from retro_ops.errors import ConfigurationError
-from retro_ops.plan import digests, paths, stage_graph
+from retro_ops.plan import paths, stage_graph
 from retro_ops.plan.plan import plan_from_json
+from retro_ops.plan.stage_graph import STAGES
 
 HEAVY = ("numpy", "torch", "faiss", "transformers", "sentence_transformers", "boto3", "botocore")
 
@@ -72,11 +73,23 @@ DAGS = ("retro_dataset", "retro_refresh", "retro_repair", "massive_open_text")
 def test_tasks_are_named_like_their_stages(name: str) -> None:
     dag = load(name)
     staged = {task.task_id: task.stage for task in map(operator_of, dag.tasks) if hasattr(task, "stage")}
-    stages = {"plan", "find-duplicates", *digests.CODE_VERSIONS, "validate", "publish"}
-    stages |= {"check-drift"} if name == "retro_refresh" else set()
-    stages |= set() if name == "retro_repair" else {"list-sources", "split-corpus"}
+    stages = set(STAGES)
+    stages -= set() if name == "retro_refresh" else {"check-drift"}
+    stages -= {"list-sources", "split-corpus"} if name == "retro_repair" else set()
     assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == stages
     assert {stage.replace("-", "_") for stage in staged.values()} == {t.removeprefix("shards.") for t in staged}
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_stages_run_in_the_order_of_their_table(name: str) -> None:
+    dag, order = load(name), list(STAGES)
+    staged = {task.task_id: operator_of(task).stage for task in dag.tasks if hasattr(operator_of(task), "stage")}
+    for task_id, stage in staged.items():
+        before = [
+            staged[above] for above in dag.get_task(task_id).get_flat_relative_ids(upstream=True) if above in staged
+        ]
+        assert all(order.index(earlier) < order.index(stage) for earlier in before), (task_id, before)
+        assert before or stage in ("list-sources", "plan")
 
 
 def operator_of(task: Any) -> Any:
@@ -94,9 +107,8 @@ def test_stages_retry_with_back_off(name: str) -> None:
 @pytest.mark.parametrize("name", DAGS)
 def test_gpu_stages_share_the_pool(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_GPU_POOL", "gpus")
-    pooled = {task.task_id for task in load(name).tasks if task.pool == "gpus"}
-    of_all = {"train_faiss_index", "build_faiss_index", "tune_search", "retrieve_neighbours", "describe"}
-    assert pooled == {"shards.embed_chunks"} | of_all
+    pooled = {operator_of(task).stage for task in load(name).tasks if task.pool == "gpus"}
+    assert pooled == {stage.name for stage in STAGES.values() if stage.gpu}
 
 
 def run(tmp_path: Path, corpus: Path, **conf: Any) -> Any:
@@ -330,7 +342,7 @@ def test_a_bad_shard_of_a_group_fails_its_task_and_leaves_the_others_done(
         labels[ti.task_id].add(ti.rendered_map_index)
     assert labels["shards.tokenize_and_chunk"] == {"shards a to b (2)", "shards c to d (2)"}
     assert labels["retrieve_neighbours"] == {"shards a to c (2)", "shard d"}
-    plan_uri = paths.selected_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
+    plan_uri = paths.next_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id), "selected")
     assert plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
 
 
@@ -341,7 +353,7 @@ def test_a_run_may_go_on_without_failed_shards(tmp_path: Path, corpus: Path, stu
     state = states(done)
     assert state["publish", -1] == "success"
     assert {index for task, index in state if task == "retrieve_neighbours"} == {0, 1, 2}
-    plan_uri = paths.selected_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id))
+    plan_uri = paths.next_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id), "selected")
     plan = plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert plan.skipped == ("b",)
 

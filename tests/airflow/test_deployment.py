@@ -8,8 +8,8 @@ from airflow_environment import REPOSITORY
 from retro_airflow import deployment, object_store, settings
 from retro_airflow.deployment import Resources
 
-from retro_ops import cli
 from retro_ops.errors import ConfigurationError
+from retro_ops.plan.stage_graph import STAGES
 
 
 def load(tmp_path: Path, text: str, runtime: str | None = None) -> deployment.Deployment:
@@ -31,8 +31,14 @@ def test_the_files_of_the_compose_stack_are_sound() -> None:
         assert deployment.load(REPOSITORY / f"docker/runtime.{name}.toml").runtime == "docker"
 
 
-def test_every_stage_that_a_dag_runs_may_have_resources() -> None:
-    assert {*deployment.STAGES, "list", "diff", "rollback", "prune", "export", "status", "show"} == set(cli.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_may_have_resources(stage: str, tmp_path: Path) -> None:
+    assert load(tmp_path, f"[resources.{stage}]\ncpus = 3\n").resources_of(stage).cpus == 3
+
+
+def test_a_command_that_is_no_stage_has_no_resources(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no stage"):
+        load(tmp_path, "[resources.export]\ncpus = 3\n")
 
 
 def test_the_most_specific_entry_wins_and_then_the_form(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from retro_airflow.runtimes import kubernetes as kubernetes_runtime
 from retro_airflow.runtimes.kubernetes import KubernetesRuntime
 
 from retro_ops.errors import ConfigurationError, TransientError
+from retro_ops.plan.stage_graph import STAGES
 
 DEPLOY = REPOSITORY / "deploy" / "kubernetes"
 TEMPLATE = str(DEPLOY / "stage-pod.yaml")
@@ -212,7 +213,7 @@ def as_sent(made: KubernetesRuntime, of: Job) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("resources", [{}, EVERYTHING], ids=["no limits", "everything"])
-@pytest.mark.parametrize("stage", deployment.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_pod_of_every_stage_is_sound(stage: str, resources: dict[str, Any]) -> None:
     name = f"retro-{stage}-3-0123456789ab"
     pod = as_sent(runtime(environment={"HF_HUB_OFFLINE": "1"}), Job(name, [stage], {}, TASK, Resources(**resources)))
@@ -311,7 +312,7 @@ def test_values_and_readme_say_what_the_package_reads() -> None:
     assert config.object_store.connection == "retro_object_store"
     assert config.kubernetes.pod_template == str(Path(TEMPLATE).relative_to(REPOSITORY))
     deployment.check_resources(config.resources, "README.md")
-    for stage in deployment.STAGES:
+    for stage in STAGES:
         kubernetes_runtime._requirements(config.resources_of(stage))
     _, binding = yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
     assert binding["metadata"]["namespace"] == config.kubernetes.namespace

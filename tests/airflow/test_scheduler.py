@@ -252,4 +252,4 @@ def test_allow_partial_goes_on_without_a_failed_shard(
     states = airflow.states(run)
     assert states["publish", -1] == "success"
     assert {index for task, index in states if task == "retrieve_neighbours"} == {0, 1, 2}
-    assert Path(paths.selected_plan_uri(paths.plan_uri(str(tmp_path), "demo", run))).exists()
+    assert Path(paths.next_plan_uri(paths.plan_uri(str(tmp_path), "demo", run), "selected")).exists()

@@ -104,7 +104,7 @@ def test_gate_names_the_missing_shards_and_what_to_do(plan: Plan, uri: str) -> N
     assert "2 of 3 shards" in message
     assert "b (map index 1), v (map index 2)" in message
     assert "allow_partial" in message
-    assert not Path(paths.selected_plan_uri(uri)).exists()
+    assert not Path(paths.next_plan_uri(uri, "selected")).exists()
 
 
 def test_gate_names_the_failed_shards_of_a_group(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_gate_needs_an_indexed_shard_and_one_that_asks(plan: Plan, uri: str) -> 
 def test_gate_selects_what_is_there(plan: Plan, uri: str) -> None:
     embed(plan, "b", "v")
     selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
-    assert selected == paths.selected_plan_uri(uri)
+    assert selected == paths.next_plan_uri(uri, "selected")
     expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
     assert plan_from_json(Path(selected).read_text(), selected) == expected
 

@@ -52,7 +52,7 @@ def build_in_groups(run: Run, uri: str, size: int) -> Plan:
     """Up to the specs; ``size`` shards a call."""
     plan = read_plan(uri)
     for stage in [stage for stage in stage_graph.stages(plan) if stage != "describe"]:
-        if stage not in stage_graph.SHARD_DIGESTS:
+        if stage_graph.STAGES[stage].maps_over is None:
             run(stage, "--plan", uri)
             continue
         names = [shard.name for shard in stage_graph.shards_of(plan, stage)]

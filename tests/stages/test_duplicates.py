@@ -205,7 +205,7 @@ def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
     assert facts_of(run)["unsigned_shards"] == ["z"]
     assert facts_of(run)["duplicates"] == 5
     with pytest.raises(StageFailedError):
-        run.stage("tokenize-and-chunk", "--plan", paths.deduplicated_plan_uri(run.plan_uri), "--shard", "z")
+        run.stage("tokenize-and-chunk", "--plan", paths.next_plan_uri(run.plan_uri, "deduplicated"), "--shard", "z")
 
 
 def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +234,7 @@ def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monk
     t = planted.texts
     write_corpus(planted.folder / "train/a.jsonl", [t[0], t[0], t[0], t[1], t[0], t[2], t[2]])
     run = searched(planted)
-    run.plan_uri = paths.deduplicated_plan_uri(run.plan_uri)
+    run.plan_uri = paths.next_plan_uri(run.plan_uri, "deduplicated")
     arguments = ("tokenize-and-chunk", "--plan", run.plan_uri, "--shard", "a")
     run.stage(*arguments)
     uri = paths.report_uri(run.plan, "tokenize-and-chunk", "a")

@@ -38,7 +38,7 @@ def to_the_end(plan_uri: str) -> Done:
     done = Done(plan_uri)
     whole_run._stages(done, whole_run.UNTIL_GATE, True)
     done.stage("check-drift", "--plan", done.plan_uri)
-    done.plan_uri = paths.decided_plan_uri(done.plan_uri)
+    done.plan_uri = paths.next_plan_uri(done.plan_uri, "decided")
     whole_run._stages(done, whole_run.FROM_INDEX, True)
     for stage in whole_run.TO_PUBLISH:
         done.stage(stage, "--plan", done.plan_uri, *(["--changed-only"] if stage == "validate" else []))
@@ -178,7 +178,7 @@ def test_a_shard_that_was_left_out_does_not_stand_in_the_way_of_a_repair(built: 
     built.put("train/c")
     plan_uri = planned(built, "partial")
     plan = read_plan(plan_uri)
-    selected = paths.selected_plan_uri(plan_uri)
+    selected = paths.next_plan_uri(plan_uri, "selected")
     without = tuple(shard for shard in plan.shards if shard.name != "e")
     write_plan(replace(plan, shards=without, skipped=("e",)), selected)
     to_the_end(selected)

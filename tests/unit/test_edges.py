@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import zstandard
 
-from retro_ops import cli, sizes
+from retro_ops import sizes
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.plan import digests, paths, specs, stage_graph
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import PARAMETERS, Parameters
 from retro_ops.plan.plan import Identity, Plan, Shard, Source, plan_from_json, plan_to_json
 from retro_ops.storage import npy, read_ahead, store
 from retro_ops.storage.base import ConflictError
@@ -52,9 +52,16 @@ def test_a_shard_is_without_only_what_is_said() -> None:
     assert digests.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
 
 
-@pytest.mark.parametrize("after", paths.PLAN_SUFFIXES)
+def test_a_plan_may_have_taken_any_of_the_steps_and_the_furthest_comes_first() -> None:
+    assert [uri.removeprefix("plan.") for uri in paths.plans_after("plan.json")] == [
+        *("deduplicated.selected.decided.json", "deduplicated.decided.json", "deduplicated.selected.json"),
+        *("deduplicated.json", "selected.decided.json", "decided.json", "selected.json"),
+    ]
+
+
+@pytest.mark.parametrize("after", paths.plans_after("plan.json"))
 def test_every_plan_leads_to_the_first(after: str) -> None:
-    uri = f"s3://b/root/d/runs/x/plan{after}"
+    uri = f"s3://b/root/d/runs/x/{after}"
     assert paths.first_plan_uri(uri) == "s3://b/root/d/runs/x/plan.json"
     assert paths.is_plan(uri)
     assert uri in paths.plans_after("s3://b/root/d/runs/x/plan.json")
@@ -74,7 +81,7 @@ def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -
     other = "4GiB" if field == "memory_budget" else other
     changed = dataclasses.replace(PLAN, parameters=dataclasses.replace(PLAN.parameters, **{field: other}))
     # Tokenizer, model and pad id count by what they are, which the plan's identity says.
-    how = {*cli.HOW_NOT_WHAT, "tokenizer", "model", "pad_id"}
+    how = {name for name, parameter in PARAMETERS.items() if not parameter.decides} | {"tokenizer", "model", "pad_id"}
     # And duplicates by what the shards are without, once somebody has looked.
     how |= {"duplicates", "duplicate_threshold"}
     assert (_folders(changed) == _folders(PLAN)) == (field in how)

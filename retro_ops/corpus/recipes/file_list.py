@@ -14,6 +14,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import digests
 from retro_ops.plan.plan import NAME_PATTERN
 from retro_ops.plan.source_list import SourceFile
+from retro_ops.plan.stage_graph import STAGES
 from retro_ops.storage import store
 from retro_ops.uris import resolve
 
@@ -202,5 +203,5 @@ def source_file(recipe: Recipe, folder: str, file: Found, settings: tuple[str, f
     path = file.uri.removeprefix(uris.join(folder, ""))
     content.append(path if isinstance(rule.category, ByPath) else path.rpartition("/")[2])
     kinds = [type(rule.category).__name__, type(rule.split).__name__]
-    digest = digests.digest(digests.SPLIT_CORPUS_VERSION, kinds, content)
+    digest = digests.digest(STAGES["split-corpus"].code_version, kinds, content)
     return SourceFile(file.name, file.uri, where.size(file.uri), fingerprint, file.rule, digest)

@@ -1,0 +1,47 @@
+"""What a task of a stage hands to the next one, and the objects that exist if and only if it is done.
+
+Both follow from the stage's arguments and the plan alone, so nothing that a stage prints has to be trusted.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from retro_ops.plan import paths, source_list
+from retro_ops.plan.plan import plan_from_json
+from retro_ops.plan.stage_graph import STAGES
+
+NEXT_PLAN = {"find-duplicates": "deduplicated", "check-drift": "decided"}
+"""Step of the plan that a stage hands on."""
+
+
+@dataclass(frozen=True)
+class Locations:
+    result: dict[str, str]
+    """For the tasks that follow; the report of a group of shards is that of its last."""
+    markers: list[str]
+    """Objects that the stage leaves when it is done."""
+
+
+def locations(stage: str, arguments: Mapping[str, str], read: Callable[[str], bytes]) -> Locations:
+    """Locations of the task that runs ``stage`` with ``arguments`` (flags without dashes). ``read``: of the store."""
+    marker = STAGES[stage].marker
+    if marker == "output":
+        return Locations({_kind_of_output(stage): arguments["output"]}, [arguments["output"]])
+    if marker == "next plan":
+        plan_uri = paths.next_plan_uri(arguments["plan"], NEXT_PLAN[stage])
+        return Locations({"plan": plan_uri}, [plan_uri])
+    if marker == "parts":
+        listed = source_list.from_json(read(arguments["sources"]), arguments["sources"])
+        markers = [listed.report_uri(listed.file(name)) for name in arguments["file"].split(",")]
+    else:
+        plan = plan_from_json(read(arguments["plan"]), arguments["plan"])
+        if marker == "current":
+            markers = [paths.current_uri(plan.root, plan.dataset)]
+        else:
+            shards = arguments["shard"].split(",") if "shard" in arguments else [None]
+            markers = [paths.report_uri(plan, stage, shard) for shard in shards]
+    return Locations({"stage": stage, **arguments, "report": markers[-1]}, markers)
+
+
+def _kind_of_output(stage: str) -> str:
+    return "sources" if stage == "list-sources" else "plan"
