@@ -1,32 +1,25 @@
 """What a new version may use of the published one, and what is known to be damaged."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
-from retro_ops.plan.plan import SPLITS, Base, BaseShard, Plan
+from retro_ops.plan.parameters import PARAMETERS, Parameters
+from retro_ops.plan.plan import SPLITS, Base, BaseShard, Plan, Shard, Source
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.uris import parent, relative, resolve
 from retro_ops.versions import history
 
-DECIDE_THE_CHUNKS = ("tokenizer", "pad_id", "chunk_size", "max_chunks", "token_dtype", "on_bad_record", "max_bad_share")
-DECIDE_THE_EMBEDDINGS = (*DECIDE_THE_CHUNKS, "model", "embed_input")
-DECIDE_THE_INDEX = (*DECIDE_THE_EMBEDDINGS, "index_type", "index_memory", "index_too_small", "max_training_vectors")
-HOW_WIDE = ("nprobe", "retrieval_margin", "target_recall")
-DECIDE_THE_NEIGHBOURS = ("num_neighbours", "profile", "max_overlap", "max_shared_run", "max_shared_ngrams", *HOW_WIDE)
-DECIDE_THE_TUNING = (*DECIDE_THE_NEIGHBOURS, "recall_sample", "seed")
+NAMED_IN_IDENTITY = {"tokenizer": "tokenizer_digest", "model": "model_digest", "pad_id": "pad_id"}
+"""Parameters whose effect is recorded in the identity: the content counts, not the name."""
 
-MAKE_THE_INDEX = ("tokenize-and-chunk", "embed-chunks", "train-faiss-index", "build-faiss-index", "merge-indexes")
-"""Stages whose code decides whether the index of a version may be used again."""
-
-STANDS_FOR = {"tokenizer": "tokenizer_digest", "model": "model_digest"}
-"""Parameters that name something: what counts is the content, in the identity, not the name."""
+PROBE = Shard("probe", "train", (Source("probe", 0, "probe"),))
+"""Stands for any shard where the digests of two plans are compared."""
 
 
 def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str]:
@@ -37,17 +30,13 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
     version, number = series.folder(), series.current
     manifest_uri = paths.manifest_in(version)
     manifest = history.manifest(version)
-    if changed := _changed(plan, manifest, DECIDE_THE_INDEX) or _other_code(manifest, MAKE_THE_INDEX):
-        return None, f"{changed} differ from version {number}, so everything is built again"
+    if differing := _differences(plan, manifest, _index_digests):
+        return None, f"{', '.join(differing)} differ from version {number}, so everything is rebuilt"
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so another one is trained"
     queried = {split: names for split in SPLITS if (names := history.names_of_queries(manifest, split))}
-    same_search = not (
-        plan.parameters.profile == "seed"
-        or _changed(plan, manifest, DECIDE_THE_NEIGHBOURS)
-        or _other_code(manifest, ("retrieve-neighbours",))
-    )
+    same_search = plan.parameters.profile != "seed" and not _differences(plan, manifest, _neighbours_digest)
     others = history.embeddings_of_others(manifest, manifest_uri)
     embeddings = {name: _digest_of_folder(uri) for name, uri in others.items()}
     neighbours: dict[str, str] = {}
@@ -73,7 +62,7 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
         for shard in manifest["shards"]
     )
     former = manifest.get("tuning")
-    same_tuning = not (_changed(plan, manifest, DECIDE_THE_TUNING) or _other_code(manifest, ("tune-search",)))
+    same_tuning = not _differences(plan, manifest, digests.tuning_digest)
     same_tuning &= set(plan.splits()) <= set(queried)  # Each split has a width of its own.
     base = Base(
         version=relative(version, parent(series.uri)),
@@ -85,19 +74,49 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
     return base, f"version {number}"
 
 
-def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Which of the parameters ``names`` differ from those of ``manifest``; one that is not there had its default."""
-    before = {field.name: field.default for field in fields(Parameters)} | dict(manifest["parameters"])
-    changed = [n for n in names if n not in STANDS_FOR and before[n] != getattr(plan.parameters, n)]
-    known = manifest["identity"]
-    changed += [n for n, key in STANDS_FOR.items() if n in names and known[key] != getattr(plan.identity, key)]
-    return ", ".join(changed)
+def _index_digests(plan: Plan) -> list[str]:
+    of_shard = digests.partial_index_digest(plan, PROBE)
+    return [digests.train_digest(plan), of_shard, digests.index_digest(plan, "train")]
 
 
-def _other_code(manifest: Mapping[str, Any], stages: Iterable[str]) -> str:
-    """Which of ``stages`` made other bytes when the version was made; one that is not there was as it is now."""
-    known = manifest.get("code_versions") or {}
-    return ", ".join(stage for stage in stages if known.get(stage) not in (None, digests.CODE_VERSIONS[stage]))
+def _neighbours_digest(plan: Plan) -> str:
+    return digests.neighbours_digest(plan, PROBE)
+
+
+def _differences(plan: Plan, manifest: Mapping[str, Any], digest_of: Callable[[Plan], Any]) -> list[str]:
+    """Parameters, parts of the identity and stages that make ``digest_of`` differ from what it was for ``manifest``.
+
+    Whatever is in a digest counts, so no second list can miss a parameter.
+    """
+    current = Plan("probe", "probe", plan.parameters, plan.identity, (PROBE,))
+    known = {name: value for name, value in manifest["parameters"].items() if name in PARAMETERS}
+    identity = replace(plan.identity, **manifest["identity"])
+    previous = replace(
+        current,
+        # A parameter or a code version that the manifest does not have was the default, or as it is now.
+        parameters=Parameters(**known),
+        identity=identity,
+        code_versions={**digests.CODE_VERSIONS, **(manifest.get("code_versions") or {})},
+    )
+    if digest_of(previous) == digest_of(current):
+        return []
+    changes = {
+        **{name: _with_parameter(current, name, getattr(previous.parameters, name)) for name in PARAMETERS},
+        **{
+            name: replace(current, identity=replace(plan.identity, **{key: getattr(identity, key)}))
+            for name, key in NAMED_IN_IDENTITY.items()
+        },
+        **{
+            stage: replace(current, code_versions={**digests.CODE_VERSIONS, stage: version})
+            for stage, version in (previous.code_versions or {}).items()
+        },
+    }
+    names = [name for name, changed in changes.items() if digest_of(changed) != digest_of(current)]
+    return names or ["the parameters"]
+
+
+def _with_parameter(plan: Plan, name: str, value: Any) -> Plan:
+    return replace(plan, parameters=replace(plan.parameters, **{name: value}))
 
 
 def _digest_of_folder(uri: str) -> str:
