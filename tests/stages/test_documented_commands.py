@@ -160,5 +160,5 @@ def test_pages_have_commands_in_blocks_that_are_checked() -> None:
     assert (unknown, indented) == ([], [])
 
 
-def test_by_hand_and_the_pages_that_lead_there_do_run() -> None:
+def test_the_pages_with_sequences_of_commands_are_run() -> None:
     assert {"by-hand", "quality", "recipes", "refresh", "runbook"} <= {page.stem for page in RUNNABLE}
