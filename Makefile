@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu lint types imports check bench storm lock clean venv dev
+.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu lint types imports check docs bench storm lock clean venv dev
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -70,6 +70,9 @@ types: dev
 
 imports: dev
 	$(AIRFLOW)/lint-imports
+
+docs: venv ## Write the generated parts of the documentation
+	$(STAGES)/python docs/generate.py
 
 bench: dev ## Benchmarks, printed as tables
 	$(STAGES)/python benchmarks/memory.py
