@@ -24,8 +24,9 @@ KILLED_AT = 0.6
 
 DRIVER = """
 import importlib, json, sys
-from retro_ops import blocks, cli, progress
-blocks.COMMIT_SECONDS = progress.INTERVAL_S = 0
+from retro_ops import cli, progress
+from retro_ops.execution import checkpoints
+checkpoints.COMMIT_SECONDS = progress.INTERVAL_S = 0
 module = importlib.import_module(sys.argv[1])
 for name, value in json.loads(sys.argv[2]).items():
     setattr(module, name, value)

@@ -58,3 +58,14 @@ def test_other_text_fits_worse() -> None:
     other = drift.fit(faiss.clone_index(index), np.split(sample[:, ::-1] + np.float16(1), 100), 4000)
     assert drift.reason_to_retrain(same, same, 0.25) is None
     assert drift.reason_to_retrain(same, other, 0.25)
+
+
+def test_imbalance_does_not_count_that_a_document_lies_in_few_lists() -> None:
+    rng = np.random.default_rng(0)
+    lists, runs, rows = 4096, drift.SAMPLED_RUNS, drift.RUN_ROWS
+    own = rng.integers(lists, size=(runs, 1))
+    others = rng.integers(lists, size=(runs, rows))
+    numbers = np.where(rng.random((runs, rows)) < 0.5, own, others).reshape(-1)
+    of_run = np.repeat(np.arange(runs), rows)
+    assert drift.imbalance(numbers, of_run, lists) == pytest.approx(1, rel=0.2)
+    assert drift.imbalance(numbers, np.arange(len(numbers)), lists) > 4
