@@ -5,8 +5,12 @@ from pathlib import Path
 
 from samples import write_corpus
 
+from benchmarks import whole_run as stages
 from benchmarks.whole_run import Run as Done
 from benchmarks.whole_run import run as whole_run
+from retro_ops.execution.plan_files import read_plan
+from retro_ops.plan import paths
+from retro_ops.storage import store
 from retro_ops.versions import history
 
 EXACT = ("--index-type", "Flat", "--target-recall", "1")
@@ -66,3 +70,50 @@ class First:
 
     nights: Nights
     saved: Path
+
+
+def planned(nights: Nights, name: str, *flags: str) -> str:
+    uri = paths.plan_uri(nights.root, "d", name)
+    Done().stage("plan", "--root", nights.root, "--dataset", "d", "--output", uri, "--refresh", *flags)
+    return uri
+
+
+def to_the_end(plan_uri: str) -> Done:
+    """The stages of a refresh after its plan."""
+    done = Done(plan_uri)
+    stages._stages(done, stages.UNTIL_GATE, True)
+    done.stage("check-drift", "--plan", done.plan_uri)
+    done.plan_uri = paths.next_plan_uri(done.plan_uri, "decided")
+    stages._stages(done, stages.FROM_INDEX, True)
+    for stage in stages.TO_PUBLISH:
+        done.stage(stage, "--plan", done.plan_uri, *(["--changed-only"] if stage == "validate" else []))
+    return done
+
+
+def shards(nights: Nights) -> list[str]:
+    """Of the current version."""
+    return [shard.name for shard in read_plan(nights.series().plan_uri()).shards]
+
+
+def damage(uri: str) -> None:
+    """One bit of it is changed."""
+    data = bytearray(store.read(uri))
+    data[len(data) // 2] ^= 1
+    store.write(uri, bytes(data))
+
+
+def three_versions(built: Nights) -> None:
+    """The second has one shard more, the third one less and another in its place."""
+    built.put("train/e")
+    built.refresh()
+    built.remove("train/b")
+    built.put("train/d")
+    built.refresh()
+
+
+def place(of: Nights) -> list[str]:
+    return ["--root", of.root, "--dataset", "d"]
+
+
+def objects(root: str) -> dict[str, bytes]:
+    return {uri: store.read(uri) for uri in store.at(root).list(root) if not uri.endswith(".lock")}

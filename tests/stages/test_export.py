@@ -5,10 +5,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from books import arrays_of, build, make_corpus, plan_of
 from samples import Run, build_in_groups, write_corpus
 
 from retro_ops.plan import paths
 from retro_ops.plan.specs import DatasetSpec, IndexShard, dataset_spec_from_json, index_spec_from_json
+from retro_ops.storage import store
 
 CATEGORIES = ("wikipedia_en", "github", "pile_cc", "books3", "realnews")
 TRAIN = [f"{number:02}_{category}" for number in range(2) for category in sorted(CATEGORIES)]
@@ -84,3 +86,45 @@ def test_specs_load_from_where_they_lie(
         assert trained.ntotal == 0
     finally:
         moved.rename(exported)
+
+
+def test_an_exported_version_is_whole_checked_and_copied_only_once(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, s3: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", texts)
+    first = build(run, plan_of(run, f"{s3}/exported", str(corpus), model_dir, model_dir))
+    write_corpus(corpus / "train/02_c.jsonl", texts[15:17])
+    second = build(run, plan_of(run, f"{s3}/exported", str(corpus), model_dir, model_dir))
+    for version, plan in ((1, first), (2, second)):
+        to = tmp_path / f"v{version}"
+        run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", version, "--to", to)
+        run("validate", "--spec", to / "train.data.spec.json", to / "val.data.spec.json")
+        found = arrays_of(plan)
+        for shard in plan.shards:
+            for kind in ("chunks", "seq2chunk", "chunk2seq"):
+                exported = np.load(to / f"chunk_shards/{shard.name}.{kind}.npy", mmap_mode="r")
+                np.testing.assert_array_equal(exported, found[f"{shard.name}/{kind}"])
+            of_retriever = to / "retriever_sentence_transformer"
+            exported = np.load(of_retriever / f"neighbours/{shard.name}.neighbours.npy", mmap_mode="r")
+            np.testing.assert_array_equal(exported, found[f"{shard.name}/neighbours"])
+            assert (of_retriever / f"embeddings/{shard.name}.embeddings.npy").exists()
+        names = {"IVF4,Flat.index", "train.index", "val.index", "train.index.spec.json", "val.index.spec.json"}
+        assert names < {path.name for path in of_retriever.iterdir()}
+        assert s3 not in (to / "train.data.spec.json").read_text()
+    to = tmp_path / "v2"
+    (to / "retriever_sentence_transformer/val.index").unlink()
+    with (to / "chunk_shards/00_a.chunks.npy").open("r+b") as file:
+        file.seek(200)
+        file.write(b"damaged")
+    capfd.readouterr()
+    run("export", "--root", f"{s3}/exported", "--dataset", "books", "--to", to)
+    assert ", 2 of them new" in capfd.readouterr().err
+    run("validate", "--spec", to / "train.data.spec.json", to / "val.data.spec.json")
+    run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", 9, "--to", to, code=65)
+    assert "books has no version 9" in capfd.readouterr().err
+    damaged = paths.embeddings_uri(first, "00_a")
+    store.write(damaged, store.read(damaged)[:-1] + b"x")
+    run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", 1, "--to", tmp_path / "v3", code=65)
+    assert f"{damaged} is not what its stage wrote" in capfd.readouterr().err
+    assert not list((tmp_path / "v3").rglob("00_a.embeddings.npy"))
+    assert not list((tmp_path / "v3").rglob("*.spec.json"))

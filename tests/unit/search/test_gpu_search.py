@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from vectors import as_rows, blocks_of, clustered, unit_vectors
 
 from retro_ops.compute.device import Device
-from retro_ops.compute.fp16_scores import prepare
 from retro_ops.index import faiss_index, index_types, training
 from retro_ops.index.faiss_index import Lists
 from retro_ops.search import gpu_search, gpu_tiles, reranking, tuning
@@ -148,11 +147,6 @@ def test_devices_that_hold_everything_share_the_queries() -> None:
         np.testing.assert_array_equal(both.removed, ones.removed)
         wide = some.vectors.astype(np.float32)
         np.testing.assert_array_equal(*(made.coarse(wide, 20, nprobe)[1] for made in (alone, shared)))
-
-
-def test_torch_is_told_to_sum_in_float32() -> None:
-    assert prepare(CPU) == "cpu"
-    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
 
 
 @pytest.mark.parametrize(("count", "k"), [(64, 2), (3, 5), (4, 4)])

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from vectors import unit_vectors
 
-from retro_ops.compute.device import Device, Room, room
+from retro_ops.compute.device import Device, Room
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index, filling, ivf_file, training
 from retro_ops.search import faiss_search, ivf_parts
@@ -110,11 +110,3 @@ def test_parts_of_another_index_are_refused(tmp_path: Path, vectors: NDArray[np.
     _, (_, other, *_) = build(tmp_path / "other", "IVF64,PQ8", vectors[::-1].copy())
     with pytest.raises(BadInputError, match="one trained index"):
         ivf_file.merge(opened(trained), [opened(other)], str(tmp_path / "merged"), 10**6)
-
-
-def test_the_room_of_an_index() -> None:
-    assert room("3GiB", "2GiB") == Room(3 * 2**30, "--search-memory 3GiB")
-    left = room(None, "2GiB")
-    assert 0 < left.bytes < 2**50
-    assert "less the memory budget" in left.why
-    assert room(None, "900TiB").bytes > 0

@@ -1,4 +1,4 @@
-"""The series of versions: list, diff, rollback, prune; on local files and S3, and under kill -9."""
+"""What prune removes and keeps: on local files and S3, and under kill -9."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nightly import Nights
+from nightly import Nights, objects, place, three_versions
 from samples import Run
 
 from benchmarks.whole_run import Run as Done
@@ -24,23 +24,6 @@ from retro_ops.versions import history
 from retro_ops.versions.audit import look
 
 
-def three_versions(built: Nights) -> None:
-    """The second has one shard more, the third one less and another in its place."""
-    built.put("train/e")
-    built.refresh()
-    built.remove("train/b")
-    built.put("train/d")
-    built.refresh()
-
-
-def place(of: Nights) -> list[str]:
-    return ["--root", of.root, "--dataset", "d"]
-
-
-def objects(root: str) -> dict[str, bytes]:
-    return {uri: store.read(uri) for uri in store.at(root).list(root) if not uri.endswith(".lock")}
-
-
 def aged(root: str) -> None:
     """As if nothing had been written for a week."""
     for path in Path(root).rglob("*"):
@@ -50,45 +33,6 @@ def aged(root: str) -> None:
 def sound(of: Nights, number: int) -> bool:
     plan_uri = of.series().plan_uri(number)
     return {entry.state for entry in look(Done(plan_uri).plan, thorough=True)} == {"done"}
-
-
-def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    three_versions(built)
-    capfd.readouterr()
-    run("list", *place(built))
-    lines = capfd.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "*"]
-    run("diff", *place(built))
-    shown = capfd.readouterr().out
-    assert "version 2 -> 3" in shown
-    assert "1 shards changed: d" in shown
-    assert "1 shards removed: b" in shown
-    run("diff", *place(built), "--from", 1, "--to", 2, "--json")
-    facts = json.loads(capfd.readouterr().out)
-    assert facts["shards"] == {"added": ["e"], "changed": [], "removed": [], "unchanged": 4}
-    assert facts["counts"]["shards"] == [4, 5]
-    assert facts["parameters"] == {}
-    before = objects(built.root)
-    run("rollback", *place(built), "--to", 1)
-    assert built.series().current == 1
-    assert set(built.series().entries) == {1, 2, 3}
-    changed = {uri for uri, data in objects(built.root).items() if before.get(uri) != data}
-    assert changed == {paths.current_uri(built.root, "d")}
-    run("validate", "--spec", paths.dataset_spec_in(built.series().folder(), "train"))
-    # The next night starts from there, finds the same news, and the version that has them is current again.
-    capfd.readouterr()
-    built.refresh()
-    assert built.series().current in (3, 4)
-    for arguments in (["rollback", "--to", 9], ["diff", "--from", 9], ["list", "--dataset", "nothing"]):
-        run(arguments[0], *place(built), *arguments[1:], code=65)
-
-
-def test_a_version_that_is_not_whole_is_not_gone_back_to(built: Nights, run: Run, capfd: Any) -> None:
-    three_versions(built)
-    store.at(built.root).delete(paths.neighbours_uri(built.runs[0].plan, "b"))
-    run("rollback", *place(built), "--to", 1, code=65)
-    assert "version 1 is not whole" in capfd.readouterr().err
-    assert built.series().current == 3
 
 
 def test_prune_shows_and_then_removes_what_nothing_kept_uses(built: Nights, run: Run, capfd: Any) -> None:

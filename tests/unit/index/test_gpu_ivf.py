@@ -7,10 +7,9 @@ import torch
 from numpy.typing import NDArray
 from vectors import clustered
 
-from retro_ops.compute import fp16_scores
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
-from retro_ops.index import faiss_index, filling, gpu_ivf, index_types, kmeans, training
+from retro_ops.index import faiss_index, filling, gpu_ivf, index_types, training
 
 CPU = Device("cpu", "test")
 TYPES = ("IVF32,PQ8", "IVF32,Flat", "OPQ8,IVF32,PQ8", "PCAR16,IVF32,PQ8")
@@ -133,32 +132,6 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     vectors[7, 3] = np.nan
     with pytest.raises(BadInputError, match="not finite"):
         training.train_on("cpu", index_types.make_index("IVF4,PQ8", 32), vectors, 0)
-
-
-def test_empty_clusters_are_refilled_and_every_point_is_near_a_centroid() -> None:
-    """Twenty places, forty clusters: half of the first centroids are copies."""
-    places = torch.nn.functional.normalize(torch.randn((20, 16), generator=torch.Generator().manual_seed(0)), dim=1)
-    points = places.half()[torch.arange(2000) % 20][None]
-    centroids = kmeans.kmeans(points, 40, 10, seed=0)
-    labels = kmeans.nearest(fp16_scores.asking(points), centroids)[0]
-    assert torch.linalg.norm(centroids[0, labels] - points[0].float(), dim=1).max() < 0.01
-    assert torch.isfinite(centroids).all()
-
-
-def test_more_points_than_help_are_sampled() -> None:
-    points = torch.randn((2, 4000, 8), generator=torch.Generator().manual_seed(0)).half()
-    few = kmeans.kmeans(points, 2, 3, seed=0)
-    many = kmeans.kmeans(points[:, :512], 2, 3, seed=0)
-    assert few.shape == many.shape == (2, 2, 8)
-    assert not torch.equal(few, many)
-
-
-def test_a_score_is_half_the_distance_less_what_all_scores_of_a_query_share() -> None:
-    random = torch.Generator().manual_seed(0)
-    q, x = (torch.nn.functional.normalize(torch.randn((50, 384), generator=random), dim=1).half() for _ in range(2))
-    expected = (q.double().square().sum(dim=1, keepdim=True) - torch.cdist(q.double(), x.double()) ** 2) / 2
-    found = fp16_scores.scores(fp16_scores.asking(q), fp16_scores.answering(x))
-    assert (found.double() - expected).abs().max() < fp16_scores.ROUNDING
 
 
 def test_codes_of_lists_take_as_many_bytes_as_faiss_wants() -> None:

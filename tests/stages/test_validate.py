@@ -1,0 +1,90 @@
+"""Validation: every changed byte is found, and what checksums cannot find is computed again."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from books import build, make_corpus, plan_of
+from samples import Run
+
+from retro_ops.execution import report
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Plan
+from retro_ops.storage import store
+
+
+def test_validate_names_the_file_whatever_byte_is_changed(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", texts)
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    plan = build(run, uri)
+    validated = Path(paths.report_uri(plan, "validate"))
+    validated.unlink()
+    runs = Path(paths.run_folder(plan.root, plan.dataset, ""))
+    artefacts = [
+        path
+        for path in (tmp_path / "root/books").rglob("*")
+        if path.is_file() and path.suffix != ".lock" and runs.parent not in path.parents
+    ]
+    artefacts.remove(Path(paths.current_uri(plan.root, plan.dataset)))
+    assert {"report.json", "describe.report.json", "card.html", "trained.index", "chunks.documents.jsonl.zst"} < {
+        p.name for p in artefacts
+    }
+    rng = random.Random(1)
+    for path in artefacts:
+        whole = path.read_bytes()
+        for position in {0, rng.randrange(len(whole)), rng.randrange(len(whole)), len(whole) - 1}:
+            data = bytearray(whole)
+            data[position] ^= 1 << rng.randrange(8)
+            path.write_bytes(data)
+            validated.unlink(missing_ok=True)
+            capfd.readouterr()
+            run("validate", "--plan", uri, code=65)
+            assert str(path) in capfd.readouterr().err, f"byte {position} of {len(whole)}"
+            assert not validated.exists()
+        path.write_bytes(whole)
+    run("validate", "--plan", uri)
+
+
+def test_recompute_finds_what_checksums_cannot(
+    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Files that are sound by every rule and checksum, but were made from something else."""
+    corpus = make_corpus(tmp_path / "corpus", texts)
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    plan = build(run, uri)
+    run("validate", "--plan", uri, "--recompute", "0.5")
+    name = plan.shards[0].name
+    for forge, stage, said in (
+        (_swap_rows, "embed-chunks", "is not the embedding of its chunk"),
+        (_shift_distances, "retrieve-neighbours", "does not hold the distances of its neighbours"),
+    ):
+        marker = Path(paths.report_uri(plan, stage, name))
+        kept = {path: path.read_bytes() for path in marker.parent.iterdir()}
+        forge(plan, name)
+        made = json.loads(marker.read_text())
+        for output in made["outputs"]:
+            output["sha256"] = store.sha256(str(marker.parent / output["uri"]))
+        made.pop(report.SEAL)
+        marker.write_bytes(report.sealed(made))
+        Path(paths.report_uri(plan, "validate")).unlink(missing_ok=True)
+        run("validate", "--plan", uri)
+        capfd.readouterr()
+        run("validate", "--plan", uri, "--recompute", "1", code=65)
+        assert said in capfd.readouterr().err
+        for path, data in kept.items():
+            path.write_bytes(data)
+    run("validate", "--plan", uri, "--recompute", "1")
+
+
+def _swap_rows(plan: Plan, shard: str) -> None:
+    path = paths.embeddings_uri(plan, shard)
+    np.save(path, np.load(path)[::-1])
+
+
+def _shift_distances(plan: Plan, shard: str) -> None:
+    path = paths.distances_uri(paths.neighbours_uri(plan, shard))
+    np.save(path, np.nextafter(np.load(path), np.float32(9)))

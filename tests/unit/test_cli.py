@@ -1,0 +1,21 @@
+"""The command line as a process."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_sigterm_ends_a_stage_in_order(tmp_path: Path) -> None:
+    """As process 1 of a container a stage gets no default handler, and an unfinished upload is to be aborted."""
+    out = tmp_path / "chunks.npy"
+    words = ("tokenize-and-chunk", "--chunks-out", out, "--seq2chunk-index-out", f"{out}.s", "--chunk2seq-index-out")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retro_ops.cli", *words, f"{out}.c"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
