@@ -19,8 +19,7 @@ COPY --from=environment /opt/airflow-environment /opt/airflow-environment
 COPY dags /opt/retro/dags
 COPY plugins /opt/retro/plugins
 COPY retro_ops /opt/retro/retro_ops
-COPY runtime.toml docker/runtime.cpu.toml docker/runtime.gpu.toml /opt/retro/
-COPY deploy /opt/retro/deploy
+COPY docker/runtime.cpu.toml docker/runtime.gpu.toml /opt/retro/
 COPY demo/make_corpus.py docker/seed.py /opt/retro/seed/
 ENV PATH=/opt/airflow-environment/bin:$PATH \
     PYTHONPATH=/opt/retro:/opt/retro/plugins PYTHONUNBUFFERED=1 \
