@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu lint types imports check docs bench storm lock clean venv dev
+.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -57,6 +57,10 @@ images: ## Build the images: stages (CPU), Airflow, object store
 
 image-gpu: ## Build the stages' image for GPUs (several GB)
 	$(build) -f docker/stage.Dockerfile --target gpu -t retro-ops-stage:gpu .
+
+wheels: ## Build the wheels of retro-ops and retro-airflow into dist/
+	@rm -rf build dist
+	$(PYTHON) -m pip wheel -q --no-deps --wheel-dir dist . ./plugins
 
 check: lint types imports ## Lint, types and import rules
 

@@ -1,36 +1,5 @@
-"""Corpus -> published RETRO dataset. Wiring only: the work is in the stages, the decisions in the plugin."""
+"""Airflow looks for DAGs here; this one comes with the package."""
 
-from airflow.sdk import DAG
-from retro_airflow import params, pipeline, settings
-from retro_airflow.stage_operator import StageOperator
+from retro_airflow.dags.retro_dataset import dag
 
-DOC = """
-### Build a RETRO dataset
-
-Turns documents (JSON lines with a `text` field) into token chunks, embeddings, a faiss index and the
-nearest neighbours of every chunk, and publishes them as a version of a dataset.
-
-**To run it:** press *Trigger*, give the dataset a name, say where the documents are, choose a preset. Where files
-hold documents of several kinds, or are archives or tables, name a recipe instead of a corpus.
-
-**If a shard fails:** the others finish, and the log of `gate` names the shard and its map index. Clear
-that map index with its downstream tasks; what is done already takes seconds. Or trigger again with
-*Go on without failed shards*.
-
-**If a worker dies:** the retry finds the stage that still runs and watches it to its end.
-"""
-
-config = settings.load()
-
-with DAG(
-    "retro_dataset",
-    description="Documents to a published RETRO dataset: chunks, embeddings, index, neighbours",
-    doc_md=DOC,
-    schedule=None,
-    max_active_runs=4,
-    params=params.form(config),
-    **pipeline.dag_arguments(config),
-) as dag:
-    plan = StageOperator(task_id="plan", stage="plan", arguments=params.plan_arguments)
-    pipeline.from_recipe(plan, params.sources_arguments)
-    pipeline.build(plan, config)
+__all__ = ["dag"]

@@ -1,41 +1,5 @@
-"""Published RETRO dataset + today's corpus -> its next version. Wiring only."""
+"""Airflow looks for DAGs here; this one comes with the package."""
 
-from datetime import UTC, datetime
+from retro_airflow.dags.retro_refresh import dag
 
-from airflow.sdk import DAG, CronDataIntervalTimetable
-from retro_airflow import params, pipeline, settings
-from retro_airflow.stage_operator import StageOperator
-
-DOC = """
-### Refresh a RETRO dataset
-
-Compares the corpus with the published version by content, builds only shards that came or changed, extends the
-index, brings the neighbours of all other chunks up to date, and publishes the next version. If nothing changed,
-everything after `anything_to_do` is skipped and nothing is published.
-
-**Every night:** set `RETRO_REFRESH_SCHEDULE` (a cron expression), `RETRO_ROOT` and `RETRO_DATASET` where Airflow runs,
-and unpause this DAG. Without a published version the first run builds one from `RETRO_CORPUS`.
-
-**Days:** with `{date}` in the corpus, a run takes the files up to its day, so days can be backfilled:
-`airflow backfill create --dag-id retro_refresh --from-date 2026-03-02 --to-date 2026-03-08T23:59 --max-active-runs 1`.
-
-**If a shard fails:** as for `retro_dataset`: mend the cause, clear its map index with downstream tasks.
-"""
-
-config = settings.load()
-
-with DAG(
-    "retro_refresh",
-    description="Bring a published RETRO dataset up to date with its corpus",
-    doc_md=DOC,
-    # The logical date is the day whose files are complete when the run starts.
-    schedule=CronDataIntervalTimetable(config.refresh_schedule, config.timezone) if config.refresh_schedule else None,
-    start_date=datetime(2020, 1, 1, tzinfo=UTC),
-    # Each starts from what the one before it published.
-    max_active_runs=1,
-    params=params.refresh_form(config),
-    **pipeline.dag_arguments(config),
-) as dag:
-    plan = StageOperator(task_id="plan", stage="plan", arguments=params.refresh_arguments)
-    pipeline.from_recipe(plan, params.refresh_sources_arguments)
-    pipeline.update(plan, config, check_drift=True)
+__all__ = ["dag"]

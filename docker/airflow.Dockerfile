@@ -1,4 +1,4 @@
-# The image of Airflow itself: its Docker and Kubernetes providers, this package's DAGs and plugin, no machine learning.
+# The image of Airflow itself: its Docker and Kubernetes providers, retro-airflow, no machine learning.
 # Fits compose and Airflow's official Helm chart (user 50000, group 0, bash, `airflow` on PATH).
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
@@ -9,6 +9,12 @@ COPY requirements/airflow.txt requirements/compose.txt /requirements/
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
     /opt/airflow-environment/bin/pip install -q -r /requirements/airflow.txt -r /requirements/compose.txt
+COPY pyproject.toml README.md LICENSE* /source/
+COPY retro_ops /source/retro_ops
+COPY plugins /source/plugins
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
+    /opt/airflow-environment/bin/pip install -q --no-deps /source /source/plugins
 
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="retro-ops Airflow" \
@@ -17,16 +23,12 @@ RUN useradd --uid 50000 --gid 0 --home-dir /opt/airflow --create-home --shell /b
     && install -d -o airflow -g 0 -m 0775 /opt/airflow/logs
 COPY --from=environment /opt/airflow-environment /opt/airflow-environment
 COPY dags /opt/retro/dags
-COPY plugins /opt/retro/plugins
-COPY retro_ops /opt/retro/retro_ops
-COPY runtime.toml docker/runtime.cpu.toml docker/runtime.gpu.toml /opt/retro/
-COPY deploy /opt/retro/deploy
+COPY docker/runtime.cpu.toml docker/runtime.gpu.toml /opt/retro/
 COPY demo/make_corpus.py docker/seed.py /opt/retro/seed/
 ENV PATH=/opt/airflow-environment/bin:$PATH \
-    PYTHONPATH=/opt/retro:/opt/retro/plugins PYTHONUNBUFFERED=1 \
+    PYTHONUNBUFFERED=1 \
     AIRFLOW_HOME=/opt/airflow \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/retro/dags \
-    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/retro/plugins \
     AIRFLOW__CORE__LOAD_EXAMPLES=False
 WORKDIR /opt/airflow
 USER 50000:0

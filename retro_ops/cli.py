@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
-from retro_ops.errors import EXIT_OK, BadInputError, RetroError
+from retro_ops.errors import EXIT_OK, BadInputError, ConfigurationError, RetroError
 from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests
@@ -125,21 +126,35 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+@contextmanager
+def _missing_libraries() -> Iterator[None]:
+    """Say which extra brings a library that is not installed: retro-ops alone has none of the stages'."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "retro_ops":
+            raise
+        raise ConfigurationError(
+            f"the library {error.name!r} is not installed", "install retro-ops[cpu] or retro-ops[gpu]"
+        ) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else list(argv)
     called = next((word for word in words if not word.startswith("-")), None)
-    arguments = _parser(called).parse_args(words)
     configure_logging()
     signal.signal(signal.SIGTERM, _stop)
     # Quiet where it is safe: tokenizers would warn when a worker forks after use.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        _module(arguments.stage).run(arguments, _parameters(arguments))
+        with _missing_libraries():
+            arguments = _parser(called).parse_args(words)
+            _module(arguments.stage).run(arguments, _parameters(arguments))
     except RetroError as error:
         say(str(error), logging.ERROR, event="failed", exit_code=error.exit_code)
         return error.exit_code
     except Exception:
-        logger.error("%s failed unexpectedly:\n%s", arguments.stage, traceback.format_exc())
+        logger.error("%s failed unexpectedly:\n%s", called or "retro-ops", traceback.format_exc())
         return 1
     return EXIT_OK
 

@@ -60,7 +60,7 @@ class Docker(_Strict):
 class Kubernetes(_Strict):
     image: str = "retro-ops-stage:cpu"
     namespace: str = "default"
-    pod_template: str | None = None
+    pod_template: str = str(Path(__file__).with_name("stage-pod.yaml"))
     connection: str | None = None
     start_timeout_s: Annotated[float, Field(gt=0)] = 3600
     deferrable: bool = False
@@ -90,27 +90,21 @@ class Deployment(_Strict):
         return Resources.model_validate(merged)
 
 
-def load(path: Path | None, runtime: str | None = None) -> Deployment:
-    """The file at ``path`` (None: all defaults), with ``runtime`` in the place of its own if given."""
-    if path is None:
-        tables: dict[str, Any] = {}
-    else:
-        try:
-            tables = tomllib.loads(path.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigurationError(f"cannot read {path}: {error}", "mend it, or RETRO_RUNTIME_FILE") from error
+def load(path: Path, runtime: str | None = None) -> Deployment:
+    """The file at ``path``, with ``runtime`` in the place of its own if given."""
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"cannot read {path}: {error}", "correct it, or RETRO_RUNTIME_FILE") from error
     if runtime is not None:
         tables["runtime"] = runtime
-    source = str(path or "the default deployment")
     try:
         deployment = Deployment.model_validate(tables)
     except ValidationError as error:
-        raise _configuration_error(source, error) from error
-    check_resources(deployment.resources, source)
-    template = deployment.kubernetes.pod_template
-    if path is None or template is None:
-        return deployment
-    kubernetes = deployment.kubernetes.model_copy(update={"pod_template": str(path.parent / template)})
+        raise _configuration_error(str(path), error) from error
+    check_resources(deployment.resources, str(path))
+    template = str(path.parent / deployment.kubernetes.pod_template)
+    kubernetes = deployment.kubernetes.model_copy(update={"pod_template": template})
     return deployment.model_copy(update={"kubernetes": kubernetes})
 
 

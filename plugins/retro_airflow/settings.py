@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,13 +13,13 @@ from retro_airflow.deployment import Deployment
 from retro_ops.errors import ConfigurationError
 from retro_ops.plan.parameters import Parameters
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+RUNTIME_FILE = "runtime.toml"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults suit a checkout of this repository with both environments made. ``mapped_tasks``: most that a stage is
-    mapped to; beyond it each takes several shards."""
+    """``stage_command``: how a worker calls the stages. ``mapped_tasks``: most that a stage is mapped to; beyond it
+    each takes several shards."""
 
     deployment: Deployment
     stage_command: tuple[str, ...]
@@ -42,7 +43,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     airflow_home = Path(env.get("AIRFLOW_HOME", "~/airflow")).expanduser()
     return Settings(
         deployment=deployment.load(_runtime_file(env.get("RETRO_RUNTIME_FILE")), env.get("RETRO_RUNTIME")),
-        stage_command=_stage_command(env.get("RETRO_STAGE_COMMAND")),
+        stage_command=tuple(shlex.split(env.get("RETRO_STAGE_COMMAND", "retro-ops"))),
         jobs_dir=Path(env.get("RETRO_JOBS_DIR", airflow_home / "retro-jobs")).expanduser(),
         gpu_pool=env.get("RETRO_GPU_POOL", "default_pool"),
         mapped_tasks=_positive("RETRO_MAPPED_TASKS", env.get("RETRO_MAPPED_TASKS", "256")),
@@ -58,19 +59,16 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def _runtime_file(configured: str | None) -> Path | None:
-    """The file named, else that of this checkout, if it is one."""
+def _runtime_file(configured: str | None) -> Path:
+    """The file named, else the one beside the DAG files, else the one that comes with this package.
+
+    Airflow puts the folder of the DAG files on Python's path: its dags folder, or the version of a bundle that a run
+    started with.
+    """
     if configured:
         return Path(configured).expanduser()
-    beside = REPOSITORY / "runtime.toml"
-    return beside if beside.exists() else None
-
-
-def _stage_command(configured: str | None) -> tuple[str, ...]:
-    if configured:
-        return tuple(shlex.split(configured))
-    beside = REPOSITORY / ".venv" / "stages" / "bin" / "retro-ops"
-    return (str(beside),) if beside.exists() else ("retro-ops",)
+    beside = (Path(folder) / RUNTIME_FILE for folder in sys.path)
+    return next((path for path in beside if path.is_file()), Path(__file__).with_name(RUNTIME_FILE))
 
 
 def _positive(name: str, text: str) -> int:

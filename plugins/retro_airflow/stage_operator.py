@@ -99,8 +99,10 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def poll_until_complete(self, external_id: Any, context: Context) -> dict[str, str]:  # type: ignore[override]
         """Watch the job to its end. Returns the result, as the mixin takes it from here on a reconnect."""
-        if settings.load().deployment.defers(external_id["runtime"]):
-            self.defer(trigger=StageTrigger(external_id), method_name="resume")
+        deployment = settings.load().deployment
+        if deployment.defers(external_id["runtime"]):
+            trigger = StageTrigger(external_id, deployment.model_dump(mode="json"))
+            self.defer(trigger=trigger, method_name="resume")
         return self._poll(external_id, context)
 
     def _poll(self, external_id: Handle, context: Context) -> dict[str, str]:

@@ -76,5 +76,5 @@ def airflow_database() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: they run beside each other, and the short ones fill the gaps."""
-    longest = ("test_scheduler.py", "test_backfill.py", "test_dag.py")
+    longest = ("test_scheduler.py", "test_backfill.py", "test_dag.py", "test_install.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

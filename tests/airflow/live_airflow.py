@@ -24,14 +24,17 @@ Task = tuple[str, int]
 class LiveAirflow:
     """Binds 127.0.0.1 only. Every process it starts leads a session, so that all its children can be found.
 
-    What it is asked concerns ``dag``.
+    What it is asked concerns ``dag``. An empty variable of ``environment`` removes one. ``python`` has Airflow.
     """
 
-    def __init__(self, home: Path, environment: Mapping[str, str], dag: str = "retro_dataset") -> None:
+    def __init__(
+        self, home: Path, environment: Mapping[str, str], dag: str = "retro_dataset", python: str = sys.executable
+    ) -> None:
         self.home = home
         self.dag = dag
+        self._python = python
         self._port = free_port()
-        self._environment = self._configuration() | dict(environment)
+        self._environment = {k: v for k, v in (self._configuration() | dict(environment)).items() if v}
         self._sessions: list[subprocess.Popen[bytes]] = []
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30)
         self.scheduler: subprocess.Popen[bytes] | None = None
@@ -143,7 +146,8 @@ class LiveAirflow:
     def _airflow(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.home / f"{arguments[0]}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
+                [self._python, "-m", "airflow", *arguments],
+                cwd=self.home,  # Python puts it on its path.
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
 """runtime.toml: what it may say, and what is told about what it may not."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ def load(tmp_path: Path, text: str, runtime: str | None = None) -> deployment.De
     return deployment.load(path, runtime)
 
 
-def test_the_file_of_the_repository_holds_the_defaults() -> None:
-    ours = deployment.load(REPOSITORY / "runtime.toml")
+def test_the_file_that_comes_with_the_package_holds_the_defaults() -> None:
+    ours = settings.load({}).deployment
     default = deployment.Deployment()
     assert (ours.runtime, ours.deployment, ours.object_store) == ("local", "default", default.object_store)
     assert ours.docker == default.docker
@@ -58,9 +59,25 @@ def test_the_environment_chooses_the_runtime_and_the_file(tmp_path: Path) -> Non
     assert settings.load(both).deployment.runtime == "kubernetes"
 
 
-def test_a_pod_template_is_found_beside_the_file(tmp_path: Path) -> None:
+def test_a_file_beside_the_dag_files_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "dags.zip"), str(tmp_path)])
+    assert settings.load({}).deployment.runtime == "local"
+    (tmp_path / "runtime.toml").write_text('runtime = "docker"')
+    assert settings.load({}).deployment.runtime == "docker"
+
+
+def test_the_stages_are_called_by_name_unless_told_otherwise() -> None:
+    assert settings.load({}).stage_command == ("retro-ops",)
+    assert settings.load({"RETRO_STAGE_COMMAND": "'/my stages/retro-ops' -v"}).stage_command == (
+        "/my stages/retro-ops",
+        "-v",
+    )
+
+
+def test_a_pod_template_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
     made = load(tmp_path, '[kubernetes]\npod_template = "pod.yaml"')
     assert made.kubernetes.pod_template == str(tmp_path / "pod.yaml")
+    assert Path(load(tmp_path, "").kubernetes.pod_template).is_file()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from retro_ops.errors import ConfigurationError, TransientError
 from retro_ops.plan.stage_graph import STAGES
 
 DEPLOY = REPOSITORY / "deploy" / "kubernetes"
-TEMPLATE = str(DEPLOY / "stage-pod.yaml")
+TEMPLATE = Kubernetes().pod_template
 VERSION = "1.31"
 TASK = Task("retro_dataset", "manual__2026-11-24T00:00:00+00:00", "shards.embed_chunks", 3)
 SECRET = "a-secret-that-must-not-leak"
@@ -271,7 +271,7 @@ def test_keys_come_by_reference_only() -> None:
 
 
 def test_the_files_to_apply_are_sound() -> None:
-    for path in (DEPLOY / "rbac.yaml", DEPLOY / "stage-pod.yaml"):
+    for path in (DEPLOY / "rbac.yaml", Path(TEMPLATE)):
         for document in yaml.safe_load_all(path.read_text()):
             kubernetes_validate.validate(document, VERSION, strict=True)
     (role, binding) = yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
@@ -310,7 +310,7 @@ def test_values_and_readme_say_what_the_package_reads() -> None:
     assert example is not None
     config = deployment.Deployment.model_validate(tomllib.loads(example[1]))
     assert config.object_store.connection == "retro_object_store"
-    assert config.kubernetes.pod_template == str(Path(TEMPLATE).relative_to(REPOSITORY))
+    assert config.kubernetes.pod_template == TEMPLATE
     deployment.check_resources(config.resources, "README.md")
     for stage in STAGES:
         kubernetes_runtime._requirements(config.resources_of(stage))

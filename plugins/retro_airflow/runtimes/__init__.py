@@ -83,7 +83,7 @@ class Runtime(Protocol):
 
 
 def choose(name: str, settings: Settings) -> Runtime:
-    """The runtime called ``name``; ConfigurationError when there is none."""
+    """The runtime called ``name``; ConfigurationError when there is none, or when its client is not installed."""
     runtimes: dict[str, Callable[[Settings], Runtime]] = {
         "local": _local,
         "docker": _docker,
@@ -91,7 +91,12 @@ def choose(name: str, settings: Settings) -> Runtime:
     }
     if name not in runtimes:
         raise ConfigurationError(f"there is no runtime {name!r}", f"use one of: {', '.join(sorted(runtimes))}")
-    return runtimes[name](settings)
+    try:
+        return runtimes[name](settings)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the runtime {name!r} needs {error.name}, which is not installed", f"install retro-airflow[{name}]"
+        ) from error
 
 
 def _local(settings: Settings) -> Runtime:

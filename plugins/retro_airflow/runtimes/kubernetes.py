@@ -147,7 +147,7 @@ class KubernetesRuntime:
     def pod(self, job: Job) -> V1Pod:
         """The template with what ``job`` adds to it: name, task, image, arguments and resources. No secret."""
         path = self._settings.pod_template
-        if path is None or not Path(path).is_file():
+        if not Path(path).is_file():
             raise ConfigurationError(
                 f"there is no pod template at {path}", "name one as `kubernetes.pod_template` in runtime.toml"
             )
