@@ -1,3 +1,3 @@
 """Build, refresh and repair RETRO retrieval datasets. This package never imports airflow."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
