@@ -1,18 +1,19 @@
-"""Write the parts of the documentation that follow from the code: the tables of docs/parameters.md.
+"""Write the parts of the documentation that follow from the code: tables of parameters, the picture of imports.
 
 python docs/generate.py            # write them
 python docs/generate.py --check    # exit code 1 if they are stale
 """
 
 import argparse
-import re
+import ast
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from retro_ops.plan.parameters import PARAMETERS, Parameter
 
 DOCS = Path(__file__).resolve().parent
+REPOSITORY = DOCS.parent
 
 
 def content_table() -> list[str]:
@@ -33,7 +34,51 @@ def other_table() -> list[str]:
     )
 
 
-TABLES = {"content": content_table, "other": other_table}
+def imports_picture() -> list[str]:
+    """Mermaid graph of the packages: an arrow for each import that no longer chain of arrows stands for already."""
+    imports: dict[str, set[str]] = {}
+    for path in sorted([*REPOSITORY.glob("retro_ops/**/*.py"), *REPOSITORY.glob("plugins/retro_airflow/**/*.py")]):
+        importer = _package(path.relative_to(REPOSITORY).with_suffix("").as_posix().removeprefix("plugins/").split("/"))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("retro_ops"):
+                for alias in node.names:
+                    imports.setdefault(importer, set()).add(_package([*node.module.split("."), alias.name]))
+    for importer, imported in imports.items():
+        imported.discard(importer)
+    arrows = [
+        f"  {importer} --> {package}"
+        for importer, imported in sorted(imports.items())
+        for package in sorted(imported)
+        if not any(package in _reached(between, imports) for between in imported - {package})
+    ]
+    return ["```mermaid", "flowchart TD", *arrows, "```"]
+
+
+def _package(names: list[str]) -> str:
+    """``["retro_ops", "plan", "paths"]`` -> ``plan``; single modules other than the command line are the ground."""
+    if names[0] == "retro_airflow":
+        return "retro_airflow"
+    if len(names) > 1 and (REPOSITORY / "retro_ops" / names[1]).is_dir():
+        return names[1]
+    return "cli" if names[1:2] == ["cli"] else "ground"
+
+
+def _reached(package: str, imports: Mapping[str, set[str]]) -> set[str]:
+    """Packages that ``package`` imports, directly or through others."""
+    reached: set[str] = set()
+    waiting = [package]
+    while waiting:
+        new = imports.get(waiting.pop(), set()) - reached
+        reached |= new
+        waiting += new
+    return reached
+
+
+PARTS = {
+    "parameters.md": {"content": content_table, "other": other_table},
+    "architecture.md": {"imports": imports_picture},
+}
+"""What is generated, by page and by the name in its markers."""
 
 
 def _row(parameter: Parameter) -> list[str]:
@@ -45,29 +90,32 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def generated(text: str) -> str:
-    """``text`` with each table between its markers written again."""
-    for name, table in TABLES.items():
+def generated(page: str, text: str) -> str:
+    """``text`` of ``page`` with each generated part written again."""
+    for name, part in PARTS[page].items():
         begin, end = f"<!-- begin {name}: written by docs/generate.py -->", f"<!-- end {name} -->"
-        assert text.count(begin) == text.count(end) == 1, f"docs/parameters.md lacks the markers of {name!r}"
-        block = "\n".join([begin, *table(), end])
-        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, block=block: block, text, flags=re.DOTALL)  # type: ignore[misc]
+        assert text.count(begin) == text.count(end) == 1, f"docs/{page} lacks the markers of {name!r}"
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = "\n".join([before + begin, *part(), end + after])
     return text
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     arguments = parser.parse_args()
-    page = DOCS / "parameters.md"
-    before = page.read_text()
-    after = generated(before)
-    if arguments.check:
-        if after != before:
-            print(f"{page} is stale: run `make docs`")
-        return int(after != before)
-    page.write_text(after)
-    return 0
+    stale = []
+    for name in PARTS:
+        page = DOCS / name
+        current = page.read_text()
+        wanted = generated(name, current)
+        if wanted != current:
+            stale.append(name)
+            if not arguments.check:
+                page.write_text(wanted)
+    if arguments.check and stale:
+        print(f"stale: {', '.join(stale)}; run `make docs`")
+    return int(arguments.check and bool(stale))
 
 
 if __name__ == "__main__":
