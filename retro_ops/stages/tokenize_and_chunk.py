@@ -157,7 +157,7 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
         lines = left_out.skip(json_lines.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
         # Read and tokenised while what came before is written.
         batches = stack.enter_context(ahead(in_batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
-        processes = device.cores() if json_lines.is_much(job.sources, PARALLEL_BYTES) else 1
+        processes = device.cores() if json_lines.exceeds(job.sources, PARALLEL_BYTES) else 1
         made = in_order(partial(chunk_batches.maker, settings), batches, processes)
         for piece in stack.enter_context(ahead(made)):
             package = piece.package
