@@ -22,7 +22,7 @@ from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.storage import store
 from retro_ops.versions import condemned
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 LISTS = ("--index-type", "IVF4,Flat", "--max-drift", "9", "--min-recall", "0")
 
@@ -100,7 +100,7 @@ def test_planning_a_run_again_leaves_the_version_that_it_published(built: Nights
                  "--output", paths.first_plan_uri(done.plan_uri))  # fmt: skip
     assert not store.exists(done.plan_uri)
     assert read_plan(built.series().plan_uri()) == before
-    assert {entry.state for entry in look(before, thorough=True)} == {"done"}
+    assert {entry.state for entry in audit(before, thorough=True)} == {"done"}
 
 
 def test_other_code_finds_what_was_published_and_builds_it_again(
@@ -108,7 +108,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
 ) -> None:
     behind = planned(built, "behind")
     monkeypatch.setitem(digests.CODE_VERSIONS, "retrieve-neighbours", 99)
-    assert {entry.state for entry in look(read_plan(built.series().plan_uri()))} == {"done"}
+    assert {entry.state for entry in audit(read_plan(built.series().plan_uri()))} == {"done"}
     assert built.repair().changes["nothing"]
     # Only a new run may use the new code.
     with pytest.raises(StageFailedError):
@@ -256,7 +256,7 @@ def test_a_damaged_manifest_is_told(built: Nights, capfd: Any) -> None:
     assert failed.value.code == 65
     assert f"{manifest} is damaged" in capfd.readouterr().err
     built.repair()
-    assert Counter(entry.state for entry in look(read_plan(built.series().plan_uri())))["damaged"] == 0
+    assert Counter(entry.state for entry in audit(read_plan(built.series().plan_uri())))["damaged"] == 0
 
 
 def test_imbalance_does_not_count_that_a_document_lies_in_few_lists() -> None:

@@ -417,7 +417,7 @@ def test_status_says_what_is_done_missing_and_damaged(
     run("status", "--plan", uri)
     said = capfd.readouterr().out
     assert "(1 of 3 shards are complete)" in said
-    assert f"{paths.neighbours_uri(plan, 'val_a')} is gone or was cut off" in said
+    assert f"{paths.neighbours_uri(plan, 'val_a')} is missing or truncated" in said
     assert "1 missing, 2 damaged" in said
     run("status", "--root", f"{s3}/status", "--dataset", "nobody", code=65)
     assert "was never published" in capfd.readouterr().err
@@ -516,7 +516,7 @@ def test_recompute_finds_what_checksums_cannot(
     name = plan.shards[0].name
     for forge, stage, said in (
         (_swap_rows, "embed-chunks", "is not the embedding of its chunk"),
-        (_shift_distances, "retrieve-neighbours", "does not hold the distances of its neighbours"),
+        (_shift_distances, "retrieve-neighbours", "has wrong distances to its neighbours"),
     ):
         marker = Path(paths.report_uri(plan, stage, name))
         kept = {path: path.read_bytes() for path in marker.parent.iterdir()}

@@ -26,7 +26,7 @@ from retro_ops.index import index_types
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.storage import store
 from retro_ops.versions import history
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 ALL_LISTS = ("--index-type", "IVF4,Flat", "--nprobe", "4", "--retrieval-margin", "4000", "--max-drift", "9")
 """An approximate index that misses nothing."""
@@ -134,7 +134,7 @@ def test_the_index_is_trained_anew_when_it_no_longer_fits(nights: Nights, capfd:
         nights.put(f"train/{name}", 4)
     capfd.readouterr()
     done = nights.refresh()
-    assert "trained anew and every neighbour searched again: it was trained for" in capfd.readouterr().err
+    assert "a new index is trained and all neighbours are searched again: it was trained for" in capfd.readouterr().err
     facts = json.loads(store.read(paths.drift_uri(done.plan_uri)))
     assert facts["retrain"]
     assert facts["now"]["vectors"] > 2 * facts["then"]["vectors"]
@@ -181,7 +181,7 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
     assert {stage: done.calls[stage] for stage in expected} == expected
     untouched = set(stage_graph.SHARD_STAGES) - set(expected) - {"build-faiss-index", "retrieve-neighbours"}
     assert all(done.calls[stage] == 0 for stage in untouched), done.calls
-    assert {entry.state for entry in look(done.plan, thorough=True)} == {"done"}
+    assert {entry.state for entry in audit(done.plan, thorough=True)} == {"done"}
     assert set(compare(done, pristine)[0].values()) == {1.0}
     assert built.series().current == 2
     assert store.read(uri) == damaged  # Whoever reads the old version is left alone.
@@ -215,7 +215,7 @@ def test_a_shard_whose_file_is_gone_or_changed_is_not_made_of_another(built: Nig
     built.remove("train/d")
     with pytest.raises(StageFailedError):
         built.repair("--shards", "d")
-    assert "is gone" in capfd.readouterr().err
+    assert "was removed since the run was planned" in capfd.readouterr().err
 
 
 def test_a_file_that_changes_after_the_plan_is_not_taken_for_what_was_planned(built: Nights, capfd: Any) -> None:

@@ -21,7 +21,7 @@ from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.storage import store
 from retro_ops.versions import history
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 
 def three_versions(built: Nights) -> None:
@@ -49,7 +49,7 @@ def aged(root: str) -> None:
 
 def sound(of: Nights, number: int) -> bool:
     plan_uri = of.series().plan_uri(number)
-    return {entry.state for entry in look(Done(plan_uri).plan, thorough=True)} == {"done"}
+    return {entry.state for entry in audit(Done(plan_uri).plan, thorough=True)} == {"done"}
 
 
 def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_a_version_that_is_not_whole_is_not_gone_back_to(built: Nights, run: Run
     three_versions(built)
     store.at(built.root).delete(paths.neighbours_uri(built.runs[0].plan, "b"))
     run("rollback", *place(built), "--to", 1, code=65)
-    assert "version 1 is not whole" in capfd.readouterr().err
+    assert "version 1 is incomplete" in capfd.readouterr().err
     assert built.series().current == 3
 
 
