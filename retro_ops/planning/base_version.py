@@ -1,4 +1,4 @@
-"""What a new version may use of the published one, and what is known to be damaged."""
+"""Decides which outputs of the published version a new version may reuse."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -26,13 +26,13 @@ MAKE_THE_INDEX = ("tokenize-and-chunk", "embed-chunks", "train-faiss-index", "bu
 """Stages whose code decides whether the index of a version may be used again."""
 
 STANDS_FOR = {"tokenizer": "tokenizer_digest", "model": "model_digest"}
-"""Parameters that name something: what counts is the content, in the identity, not the name."""
+"""Parameters that name a file or model. Its content, recorded in the identity, is compared instead of its name."""
 
 
 def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str]:
-    """The current version as the base of ``plan``, or None and why it cannot be one.
+    """The current version as the base of ``plan``, or None and the reason why it cannot be one.
 
-    From the version's own specs and manifest, so that it holds whatever code made them.
+    Reads the version's own specs and manifest, so it works for versions of any code version.
     """
     version, number = series.folder(), series.current
     manifest_uri = paths.manifest_in(version)
@@ -41,7 +41,7 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
         return None, f"{changed} differ from version {number}, so everything is built again"
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
-        return None, f"the trained index of version {number} was found damaged, so another one is trained"
+        return None, f"the trained index of version {number} was found damaged, so a new one is trained"
     queried = {split: names for split in SPLITS if (names := history.names_of_queries(manifest, split))}
     same_search = not (
         plan.parameters.profile == "seed"
@@ -51,16 +51,16 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
     others = history.embeddings_of_others(manifest, manifest_uri)
     embeddings = {name: _digest_of_folder(uri) for name, uri in others.items()}
     neighbours: dict[str, str] = {}
-    index = None  # Nobody merged a training index if no training shard was queried.
+    index = None  # There is no merged training index if no training shard was queried.
     for split, names in queried.items():
         spec_uri = paths.dataset_spec_in(version, split)
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
         index = _digest_of_folder(spec.faiss_index) if split == "train" else index
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-        of_indexed = (_digest_of_folder(shard.embeddings) for shard in indexed)
-        embeddings |= zip(history.names_of_index(manifest, split), of_indexed, strict=True)
+        digests_of_index = (_digest_of_folder(shard.embeddings) for shard in indexed)
+        embeddings |= zip(history.names_of_index(manifest, split), digests_of_index, strict=True)
         neighbours |= zip(names, (_digest_of_folder(shard.neighbours) for shard in spec.shards), strict=True)
-    usable = {name: of for name, of in neighbours.items() if same_search and of not in plan.is_condemned}
+    usable = {name: folder for name, folder in neighbours.items() if same_search and folder not in plan.is_condemned}
     shards = tuple(
         BaseShard(
             name=shard["name"],
@@ -72,21 +72,21 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
         )
         for shard in manifest["shards"]
     )
-    former = manifest.get("tuning")
+    tuning = manifest.get("tuning")
     same_tuning = not (_changed(plan, manifest, DECIDE_THE_TUNING) or _other_code(manifest, ("tune-search",)))
-    same_tuning &= set(plan.splits()) <= set(queried)  # Each split has a width of its own.
+    same_tuning &= set(plan.splits()) <= set(queried)  # Each split is tuned separately.
     base = Base(
         version=relative(version, parent(series.uri)),
         trained=digest,
         index=None if index in plan.condemned else index,
-        tuning=former if same_tuning and former not in plan.condemned else None,
+        tuning=tuning if same_tuning and tuning not in plan.condemned else None,
         shards=shards,
     )
     return base, f"version {number}"
 
 
 def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Which of the parameters ``names`` differ from those of ``manifest``; one that is not there had its default."""
+    """Which of the parameters ``names`` differ from ``manifest``. A parameter that it lacks had its default."""
     before = {field.name: field.default for field in fields(Parameters)} | dict(manifest["parameters"])
     changed = [n for n in names if n not in STANDS_FOR and before[n] != getattr(plan.parameters, n)]
     known = manifest["identity"]
@@ -95,7 +95,7 @@ def _changed(plan: Plan, manifest: Mapping[str, Any], names: Iterable[str]) -> s
 
 
 def _other_code(manifest: Mapping[str, Any], stages: Iterable[str]) -> str:
-    """Which of ``stages`` made other bytes when the version was made; one that is not there was as it is now."""
+    """Which of ``stages`` had another code version in ``manifest``. A stage that it lacks counts as unchanged."""
     known = manifest.get("code_versions") or {}
     return ", ".join(stage for stage in stages if known.get(stage) not in (None, digests.CODE_VERSIONS[stage]))
 
@@ -106,20 +106,21 @@ def _digest_of_folder(uri: str) -> str:
 
 
 def known_duplicates(plan: Plan, series: history.Series) -> Plan:
-    """With the records that the published version is without, if nothing changed that could change them."""
+    """``plan`` with the duplicates that the published version left out, if a new search would find the same."""
     if not series.current or plan.parameters.duplicates == "keep":
         return plan
-    former = read_plan(series.plan_uri())
-    of_parameters = ("duplicates", "duplicate_threshold")
-    same = all(getattr(former.parameters, name) == getattr(plan.parameters, name) for name in of_parameters)
-    same &= [replace(shard, without=None) for shard in former.shards] == list(plan.shards)
-    same &= [digests.sign_digest(former, s) for s in former.shards] == [
+    previous = read_plan(series.plan_uri())
+    names = ("duplicates", "duplicate_threshold")
+    same = all(getattr(previous.parameters, name) == getattr(plan.parameters, name) for name in names)
+    same &= [replace(shard, without=None) for shard in previous.shards] == list(plan.shards)
+    same &= [digests.sign_digest(previous, s) for s in previous.shards] == [
         digests.sign_digest(plan, s) for s in plan.shards
     ]
-    return replace(plan, shards=former.shards, deduplicated=True) if same and former.deduplicated else plan
+    return replace(plan, shards=previous.shards, deduplicated=True) if same and previous.deduplicated else plan
 
 
 def with_base(plan: Plan, series: history.Series) -> Plan:
+    """``plan`` with the current version as its base, if it can be one; the log says why not."""
     if not series.current:
         return plan
     base, why = published_base(plan, series)
