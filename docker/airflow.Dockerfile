@@ -1,5 +1,5 @@
-# The image of Airflow itself: its Docker and Kubernetes providers, this package's DAGs and plugin, no machine learning.
-# Fits compose and Airflow's official Helm chart (user 50000, group 0, bash, `airflow` on PATH).
+# Airflow with its Docker and Kubernetes providers and this package's DAGs and plugin, without machine learning libraries.
+# Works with compose and with Airflow's official Helm chart (user 50000, group 0, bash, `airflow` on PATH).
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS environment
