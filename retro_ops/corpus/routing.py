@@ -64,7 +64,7 @@ class LeftOut:
     reason: str
 
 
-def field(record: Record, name: str) -> Any:
+def field_value(record: Record, name: str) -> Any:
     """The value at a dotted name such as ``meta.pile_set_name``, or None. A key that itself has the dots wins."""
     if name in record:
         return record[name]
@@ -83,7 +83,7 @@ def as_text(value: Any) -> str:
 
 def by_field(rule: ByField, record: Record) -> str | LeftOut:
     """The value for ``record``, or the reason why there is none."""
-    value = field(record, rule.field)
+    value = field_value(record, rule.field)
     if value is None:
         return LeftOut(f"no {rule.field}")
     text = as_text(value)
@@ -100,7 +100,7 @@ def by_path(rule: ByPath, path: str) -> str | LeftOut:
 
 def by_hash(rule: ByHash, record: Record, text: str) -> Split:
     """The split of a document. It depends on nothing else, and a larger ``val`` only moves documents to ``val``."""
-    value = field(record, rule.id) if rule.id else None
+    value = field_value(record, rule.id) if rule.id else None
     key = text if value is None else as_text(value)
     hashed = hashlib.blake2b(f"{rule.seed}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return "val" if int.from_bytes(hashed) < rule.val * 2**64 else "train"
