@@ -85,7 +85,8 @@ def dataset_spec_from_json(text: str | bytes, uri: str) -> DatasetSpec:
             index_spec=resolve(neighbours["index_spec"], uri),
         )
     except (KeyError, TypeError) as error:
-        raise BadInputError(f"{uri} is not a dataset spec: {error!r} is missing or has the wrong type") from error
+        message = f"{uri} is not a dataset spec: {error!r} is missing or has the wrong type"
+        raise BadInputError(message, "name a dataset spec, or write it again") from error
 
 
 def _relative_fields(shard: IndexShard | DatasetShard, folder: str) -> dict[str, str]:
@@ -95,7 +96,8 @@ def _relative_fields(shard: IndexShard | DatasetShard, folder: str) -> dict[str,
 def _shard_fields(kind: type[T], entry: Any, uri: str, position: int) -> T:
     names = [f.name for f in fields(kind)]
     if not isinstance(entry, Mapping) or not all(isinstance(entry.get(n), str) for n in names):
-        raise BadInputError(f"{uri}: shard {position} must be an object with the paths {', '.join(names)}")
+        message = f"{uri}: shard {position} must be an object with the paths {', '.join(names)}"
+        raise BadInputError(message, "name another spec, or write it again")
     return kind(**{n: resolve(entry[n], uri) for n in names})
 
 
@@ -104,4 +106,4 @@ def load_json(text: str | bytes, uri: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise BadInputError(f"{uri} is not JSON: {error}") from error
+        raise BadInputError(f"{uri} is not JSON: {error}", "the file is damaged or of another kind") from error

@@ -125,5 +125,6 @@ def taken_over(uri: str) -> TransientError:
 def exactly(uri: str, data: bytes, length: int) -> bytes:
     """``data``, or BadInputError if it does not have ``length`` bytes."""
     if len(data) != length:
-        raise BadInputError(f"{uri} is shorter than its header says: expected {length} bytes, got {len(data)}")
+        message = f"{uri} is shorter than its header says: expected {length} bytes, got {len(data)}"
+        raise BadInputError(message, "the file is truncated: build it again")
     return data

@@ -82,7 +82,8 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
     except DAMAGED_HEADER as error:
         raise BadInputError(f"{uri} is not a .npy array: {error}", "the file is damaged: build it again") from error
     if (fortran and len(shape) > 1) or dtype.hasobject or not shape:
-        raise BadInputError(f"{uri} must be a C-ordered array of numbers, but has dtype {dtype} and shape {shape}")
+        message = f"{uri} must be a C-ordered array of numbers, but has dtype {dtype} and shape {shape}"
+        raise BadInputError(message, "name an array that a stage wrote")
     reader = NpyReader(uri, dtype, shape, head.tell(), data if len(data) == size else None)
     if size != reader.offset + reader.row_bytes * len(reader):
         raise BadInputError(
@@ -90,7 +91,8 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
             "the file is truncated or damaged: build it again",
         )
     if (ndim and len(shape) != ndim) or (kind and dtype.kind not in kind):
-        raise BadInputError(f"{uri} has dtype {dtype} and shape {shape}, which this stage cannot read")
+        message = f"{uri} has dtype {dtype} and shape {shape}, which this stage cannot read"
+        raise BadInputError(message, "check that the right file is named")
     return reader
 
 
