@@ -210,13 +210,13 @@ def neighbours_uri(plan: Plan, shard: str) -> str:
     return join(stage_folder(plan, "retrieve-neighbours", shard), "neighbours.npy")
 
 
-def former_neighbours_uri(plan: Plan, former: BaseShard) -> str:
+def base_neighbours_uri(plan: Plan, shard: BaseShard) -> str:
     """Neighbours of a shard in the base version."""
-    folder = join(dataset_folder(plan.root, plan.dataset), "shards", former.name)
-    return join(folder, f"retrieve-neighbours-{former.neighbours}", "neighbours.npy")
+    folder = join(dataset_folder(plan.root, plan.dataset), "shards", shard.name)
+    return join(folder, f"retrieve-neighbours-{shard.neighbours}", "neighbours.npy")
 
 
-def former_index_uri(plan: Plan, split: Split) -> str:
+def base_index_uri(plan: Plan, split: Split) -> str:
     """Index of ``split`` in the base version."""
     assert plan.base
     folder = join(dataset_folder(plan.root, plan.dataset), "index", f"merge-indexes-{plan.base.index}")

@@ -196,7 +196,7 @@ def _former(plan: Plan, shard: Shard, of_split: "Former | None") -> "Former | No
     former = digests.former_shard(plan, shard)
     if not of_split or not former or former.neighbours in (None, digests.neighbours_digest(plan, shard)):
         return None
-    return replace(of_split, neighbours=paths.former_neighbours_uri(plan, former))
+    return replace(of_split, neighbours=paths.base_neighbours_uri(plan, former))
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:

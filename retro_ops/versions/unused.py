@@ -99,5 +99,5 @@ def _of_base(plan: Plan) -> Iterable[str]:
     """Folders of the base version that a run may still read."""
     if plan.base is None:
         return
-    yield parent(paths.former_index_uri(plan, "train"))
-    yield from (parent(paths.former_neighbours_uri(plan, shard)) for shard in plan.base.shards)
+    yield parent(paths.base_index_uri(plan, "train"))
+    yield from (parent(paths.base_neighbours_uri(plan, shard)) for shard in plan.base.shards)
