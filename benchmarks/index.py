@@ -1,8 +1,8 @@
-"""Training and filling an index: ours, faiss' own (faiss-gpu's where it is installed) and the limit of the hardware.
+"""Training and filling an index: this package, faiss (faiss-gpu if installed) and the limit of the hardware.
 
-Of a folder of vectors.py; made of drawn vectors if it is not there. Quality of both trainings: squared error of the
-codes as a share of the squared length, and recall@10 of the filled index at a fixed number of lists, against exact
-search.
+Uses the vectors in a folder of vectors.py, or draws vectors if it does not exist. Quality of both trainings: squared
+error of the codes as a share of the squared length, and recall@10 of the filled index against exact search, with a
+fixed number of probed lists.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def train_ours(index: Any, vectors: Vectors, where: Device) -> None:
 
 
 def train_faiss(index: Any, vectors: NDArray[np.float32], gpu: bool) -> None:
-    """As its users do: GPU clustering where there is one, no polysemous codes (as ours)."""
+    """Train as faiss users do: GPU clustering if there is a GPU, no polysemous codes (like this package)."""
     inner = faiss_index.inner_index(index)
     if hasattr(inner, "do_polysemous_training"):
         inner.do_polysemous_training = False
@@ -70,7 +70,7 @@ def quality(index: Any, vectors: Vectors, queries: Vectors, truth: NDArray[np.in
 
 
 def exact(vectors: Vectors, queries: Vectors, device: str) -> NDArray[np.int64]:
-    """The ten nearest, by float32 products."""
+    """The ten nearest vectors, by float32 products."""
     asked = torch.from_numpy(queries).to(device).float()
     best, ids = torch.full((len(queries), 10), torch.inf, device=device), torch.zeros((len(queries), 10), device=device)
     for start in range(0, len(vectors), 65_536):
@@ -90,7 +90,7 @@ def clock(work: Callable[[], Any]) -> float:
 
 
 def stage_seconds(folder: Path, trained: Any, device: str) -> tuple[float, float]:
-    """`build-faiss-index` in its own process, from files to a file, as its report says: all of it, and its filling."""
+    """Total and filling seconds of `build-faiss-index` in a process of its own, from its report."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         faiss.write_index(trained, f"{scratch}/trained.index")
         subprocess.run(
@@ -116,12 +116,14 @@ def stage_seconds(folder: Path, trained: Any, device: str) -> tuple[float, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=200_000, help="vectors drawn if the folder holds none")
+    parser.add_argument("--count", type=int, default=200_000, help="vectors to draw if the folder has none")
     parser.add_argument("--index-type", default="IVF1024,PQ32")
     parser.add_argument("--train", type=int, default=100_000)
-    parser.add_argument("--faiss-train", action=argparse.BooleanOptionalAction, default=True, help="faiss' own as well")
+    parser.add_argument(
+        "--faiss-train", action=argparse.BooleanOptionalAction, default=True, help="also train with faiss"
+    )
     parser.add_argument("--faiss-fill", type=int, default=100_000, help="vectors that plain faiss adds")
-    parser.add_argument("--check", type=int, default=100_000, help="vectors among which recall is measured")
+    parser.add_argument("--check", type=int, default=100_000, help="vectors in the search that measures recall")
     parser.add_argument("--nprobe", type=int, default=16)
     parser.add_argument("--device", default="auto")
     of = parser.parse_args()
@@ -140,7 +142,7 @@ def main() -> None:
     lists = faiss_index.list_count(ours)
     if where.chosen == "cuda":
         points = torch.from_numpy(training).to(device)[None]
-        kmeans.kmeans(points[:, : 2 * lists], lists, 1, 0)  # Libraries load.
+        kmeans.kmeans(points[:, : 2 * lists], lists, 1, 0)  # Warm-up: loads the libraries.
         seconds = machine.timed(lambda: kmeans.kmeans(points, lists, 10, 0), device)
         row("train, ours: k-means of the lists", seconds, len(training))
         operations = 2.0 * len(training) * lists * dimension * 10
@@ -157,7 +159,7 @@ def main() -> None:
         row("fill, ours: from files, within the stage", fill_s, len(everything))
         row("fill, ours: the stage, start to saved index", whole_s, len(everything))
     part = np.array(everything[: of.faiss_fill])
-    # By turns, so that whatever else runs falls on both.
+    # Alternating, so that other load affects both.
     taken = {"ours": 0.0, "plain faiss": 0.0}
     plain, filled = faiss.clone_index(theirs), faiss.clone_index(theirs)
     for block in blocks(part):
@@ -178,7 +180,7 @@ def main() -> None:
 
 
 def fill_from_device(index: Any, vectors: Vectors, device: str, limits: machine.Limits, lists: int) -> None:
-    """Lists and codes of vectors that are on the device, left there."""
+    """Compute lists and codes of vectors on the device, without copying them back."""
     inner, coder = faiss_index.inner_index(index), filling.coder(index, device)
     kept = torch.from_numpy(np.array(vectors[: 2**21])).to(device)
     seconds = machine.timed(lambda: [coder.encode(block) for block in kept.split(BLOCK_ROWS)], device, repeat=3)

@@ -1,6 +1,6 @@
-"""Kills tasks and stages of a real run at random, and compares its outputs with those of the demo.
+"""Kills tasks and stages of a real run at random and compares its outputs with those of the demo.
 
-Needs the stack with the demo's dataset in it (``make demo``). Only processes of that stack are killed.
+Needs the stack with the demo dataset (``make demo``). Only processes of that stack are killed.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 
 LAST_TRY = 3
-"""A task that was killed this often is left alone, since the run has four tries."""
+"""Most kills of one task, since each task has four tries."""
 
 
 def kill_task(stack: Stack, run_id: str, rng: random.Random) -> str | None:
-    """Kill -9 of the task process: the stage goes on, and the retry must find it."""
+    """Send kill -9 to a task process. The stage goes on, and the retry must find it."""
     running = [
         task
         for task in task_instances(stack, run_id)
@@ -46,7 +46,7 @@ def kill_task(stack: Stack, run_id: str, rng: random.Random) -> str | None:
 
 
 def kill_stage(stack: Stack, rng: random.Random) -> str | None:
-    """Kill -9 of a running stage: the task must be tried again."""
+    """Send kill -9 to a running stage. The task must be retried."""
     handles: list[dict[str, Any]] = [
         json.loads(path.read_text()) for path in (stack.run_dir / "airflow/retro-jobs").glob("*/*/handle.json")
     ]
@@ -61,7 +61,7 @@ def kill_stage(stack: Stack, rng: random.Random) -> str | None:
 
 
 def differing(found: Plan, expected: Plan) -> tuple[int, list[str]]:
-    """How many outputs were compared, and those that are not byte-equal."""
+    """The number of compared outputs, and those that are not byte-equal."""
     total, different = 0, []
     for stage in (*stage_graph.SHARD_STAGES, "train-faiss-index", "merge-indexes"):
         for shard in [s.name for s in found.shards] if stage in stage_graph.SHARD_STAGES else [None]:
@@ -82,7 +82,7 @@ def main() -> None:
     stack, rng = Stack(arguments.run_dir), random.Random(arguments.seed)
     os.environ.update(stack.environment())
     run_id = f"storm-{int(time.time())}"
-    # A dataset of its own, so that nothing is done beforehand.
+    # A new dataset, so that nothing is done yet.
     conf = {"dataset": run_id, "preset": "tiny"}
     stack.api("POST", f"/dags/{DAG}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf})
     start, kills = time.monotonic(), 0

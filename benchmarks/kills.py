@@ -1,8 +1,8 @@
-"""kill -9 at random points of refreshes and repairs, while a reader looks at the published version all the time.
+"""Sends kill -9 at random points of refreshes and repairs, while a reader validates the published version all the time.
 
-Each round brings new files, or asks for a shard to be built again. An undisturbed twin does the same once; the dataset
-itself is killed in random stages of it before it may end. At the end of a round both must hold the same bytes, and at
-every moment the reader must find a version of which everything validates.
+Each round adds files or rebuilds a shard. An undisturbed twin does the same once; the dataset itself is killed in
+random stages before it may finish. At the end of a round both must have the same bytes, and at every moment the
+reader must find a version that is completely valid.
 """
 
 import argparse
@@ -34,7 +34,7 @@ KILLS_A_ROUND = 12
 
 
 def read_on(root: str, answers: Any, stop: Any) -> None:
-    """A reader: which versions it saw, how often, and what was wrong with them."""
+    """A reader that records which versions it saw, how often, and what was wrong with them."""
     seen: dict[int, int] = {}
     wrong: list[str] = []
     while not stop.is_set():
@@ -49,7 +49,7 @@ def read_on(root: str, answers: Any, stop: Any) -> None:
 
 
 def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], list[str]]:
-    """Number of rounds, kills by the stage that they met, and what was wrong."""
+    """The number of rounds, the kills by stage, and what was wrong."""
     root, twin = str(work / "killed"), str(work / "twin")
     kills: Counter[str] = Counter()
     randomness, number, wrong = corpus.random, 0, []
@@ -66,7 +66,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         undisturbed = in_child(partial(run, twin, DATASET, name, *flags))
         assert undisturbed is not None
         before = kills.total()
-        # Each stage as often as any other, however short it is; in order, as what is done is not done again.
+        # All stages equally often, however short; in order, since finished stages do not run again.
         stages = sorted(randomness.choices(IN_ORDER, k=min(KILLS_A_ROUND, wanted - before)), key=IN_ORDER.index)
         for stage in stages:
             after_s = undisturbed.seconds[stage] * randomness.random()
@@ -75,7 +75,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
             kills[NOW.value.decode()] += 1
         done = in_child(partial(run, root, DATASET, name, *flags))
         assert done is not None
-        if done.changes["nothing"]:  # The run before was killed after it had published.
+        if done.changes["nothing"]:  # The previous run was killed after publishing.
             done.plan_uri = history.read(root, DATASET).plan_uri()
         equal, chunks = compare(done, undisturbed)
         if set(equal.values()) != {1.0}:
@@ -91,7 +91,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
 
 
 def _published(root: str) -> dict[str, Any]:
-    """Shards of the published specs and the bytes of the indexes; folders may differ where a repair was begun twice."""
+    """Shards of the published specs and bytes of the indexes. Folders may differ if a repair was started twice."""
     series = history.read(root, DATASET)
     plan = read_plan(series.plan_uri())
     indexes = {split: store.sha256(paths.index_uri(plan, split)) for split in plan.splits()}
@@ -100,8 +100,8 @@ def _published(root: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder to work in; it must not exist yet")
-    parser.add_argument("--model", required=True, help="sentence-transformer with its tokenizer: a folder")
+    parser.add_argument("folder", type=Path, help="new folder to work in")
+    parser.add_argument("--model", required=True, help="folder of a sentence-transformer with its tokenizer")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
-"""An index that is larger than it may be in memory: merged and searched whole, and with little room, side by side.
+"""An index larger than its memory limit: merged and searched as a whole, and in parts with little memory.
 
-Vectors are synthetic and clustered, as only their number matters for memory. Each stage is a process of its own; time
-and peak memory are those of its report. The merged files must have the same bytes, and the neighbours must be equal.
+Vectors are synthetic and clustered, since only their number matters for memory. Each stage is a process of its own;
+time and peak memory come from its report. The merged files must have the same bytes, and the neighbours must be
+equal.
 """
 
 import argparse
@@ -68,11 +69,13 @@ def searched(folder: Path, room: str, options: argparse.Namespace) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=10)
-    parser.add_argument("--vectors", type=int, default=100_000, help="of each shard; the first one is searched for")
+    parser.add_argument(
+        "--vectors", type=int, default=100_000, help="vectors per shard; those of the first shard are the queries"
+    )
     parser.add_argument("--dimension", type=int, default=128)
     parser.add_argument("--index-type", default="IVF1024,Flat")
     parser.add_argument("--nprobe", type=int, default=8)
-    parser.add_argument("--room", default="64MiB", help="what the index may take where it is read in parts")
+    parser.add_argument("--room", default="64MiB", help="memory limit of the index in the run with parts")
     parser.add_argument("--budget", default="256MiB")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -84,7 +87,7 @@ def main() -> None:
         for number in range(options.shards):
             files = ("--spec", spec, "--trained-index", trained, "--output-index", folder / f"{number}.index")
             stage(folder / f"{number}.report.json", "build-faiss-index", *files, "--only-shard", number)
-        print(f"{'stage':22}{'room':>10}{'seconds':>9}{'peak MiB':>10}")
+        print(f"{'stage':22}{'memory':>10}{'seconds':>9}{'peak MiB':>10}")
         for room in ("1TiB", options.room):
             for found in (merged(folder, options.shards, room), searched(folder, room, options)):
                 peak = found["peak_rss_bytes"] / 2**20

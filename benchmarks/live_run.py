@@ -1,4 +1,4 @@
-"""A run of a DAG by a real scheduler, in a stack of its own: triggered once, waited for, and where its time went."""
+"""Triggers a DAG in a stack of its own with a real scheduler, waits for the run and prints where its time went."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ SHARD_STAGES = [stage.replace("-", "_") for stage in stage_graph.SHARD_STAGES]
 
 @dataclass(frozen=True)
 class Task:
-    """A task instance; times in seconds since 1970."""
+    """A task instance, with times in seconds since 1970."""
 
     task_id: str
     start: float
@@ -62,7 +62,7 @@ def seconds(moment: str) -> float:
 
 
 def covered(tasks: Sequence[Task]) -> float:
-    """Seconds in which at least one of ``tasks`` was running."""
+    """Seconds during which at least one of ``tasks`` was running."""
     total, until = 0.0, 0.0
     for task in sorted(tasks, key=lambda task: task.start):
         total += max(0.0, task.end - max(task.start, until))
@@ -71,7 +71,7 @@ def covered(tasks: Sequence[Task]) -> float:
 
 
 def work_of(plan_uri: str) -> dict[str, float]:
-    """Seconds of work by stage, as the stages themselves reported them."""
+    """Seconds of work by stage, from the reports of the stages."""
     plan = read_plan(plan_uri)
     tasks = list(stage_graph.tasks(plan, (*stage_graph.stages(plan), "validate")))
     made = read_ahead.side_by_side(lambda of: report.require(paths.report_uri(plan, *of), "it"), tasks)
@@ -109,7 +109,7 @@ def running(stack: Stack) -> Iterator[None]:
 
 
 def run_once(stack: Stack, dag: str, run_id: str, conf: dict[str, str], shards: int) -> None:
-    """Triggers ``dag``, waits for its end, and prints the time of its tasks and of the work in them."""
+    """Trigger ``dag``, wait for the run and print the time of its tasks and of the work in them."""
     stack.api("POST", f"/dags/{dag}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf})
     wait(stack, dag, run_id)
     run: Any = stack.api("GET", f"/dags/{dag}/dagRuns/{quote(run_id)}")
@@ -121,7 +121,7 @@ def run_once(stack: Stack, dag: str, run_id: str, conf: dict[str, str], shards: 
 
 
 def timed(dataset: str, command: str, *arguments: str) -> None:
-    """``retro-ops COMMAND`` on what was published."""
+    """Run and time ``retro-ops COMMAND`` on the published dataset."""
     from retro_ops.cli import main
 
     started = time.monotonic()

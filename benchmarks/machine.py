@@ -1,4 +1,4 @@
-"""What a benchmark ran on: names and versions, and the two limits of the hardware, measured."""
+"""The machine of a benchmark: names, versions, and two measured limits of the hardware."""
 
 import importlib.metadata
 import os
@@ -16,13 +16,13 @@ PACKAGES = ("torch", "faiss-gpu", "faiss-cpu", "numpy", "sentence-transformers",
 
 @dataclass(frozen=True)
 class Limits:
-    """Half-precision (CPU: float32) operations and copied bytes a second, reads and writes counted."""
+    """Half-precision (CPU: float32) operations per second, and copied bytes per second (reads and writes)."""
 
     operations: float
     bytes: float
 
     def line(self, operations: float, moved: float, seconds: float) -> str:
-        """``operations`` and fewest ``moved`` bytes of a piece of work: what share of the nearer limit it reached."""
+        """The share of the closer hardware limit reached by work of ``operations`` and at least ``moved`` bytes."""
         floor = max(operations / self.operations, moved / self.bytes)
         bound = "arithmetic" if operations / self.operations > moved / self.bytes else "memory"
         return (
@@ -58,7 +58,7 @@ def measure(device: str) -> Limits:
 
 
 def timed(work: Callable[[], Any], device: str, repeat: int = 1) -> float:
-    """Seconds of ``work``, the least of ``repeat`` times after one that warms up (where it is repeated)."""
+    """Least seconds of ``work`` in ``repeat`` runs, after a warm-up run if it is repeated."""
     if repeat > 1:
         work()
     taken = []

@@ -1,7 +1,7 @@
-"""Thousands of tiny shards through the DAG ``retro_dataset`` with a real scheduler: what each of them costs.
+"""Builds thousands of tiny shards with the DAG ``retro_dataset`` and a real scheduler, to measure the cost of a shard.
 
 Starts a stack of its own in FOLDER (see demo/stack.py) and stops it at the end. Every shard has a few documents of real
-text that comes with every Python, so that nearly all of the time is what a shard costs whatever it holds.
+text from the Python installation, so that nearly all of the time is the fixed cost of a shard.
 """
 
 import argparse
@@ -26,20 +26,20 @@ from retro_ops.storage import read_ahead, store
 
 DOCUMENTS = 3
 CHARACTERS = 400
-"""Of each shard, and of each document: some 6 chunks a shard."""
+"""Documents per shard and characters per document, which give about 6 chunks per shard."""
 
 VALIDATION_EVERY = 50
 
 
 def pieces() -> Iterator[str]:
-    """Sources of the standard library, cut; from the beginning again when they end."""
+    """Pieces of the sources of the standard library, repeated without end."""
     while True:
         for _, source in make_corpus._modules():
             yield from (source[start : start + CHARACTERS] for start in range(0, len(source), CHARACTERS))
 
 
 def upload(shards: int) -> str:
-    """``shards`` files below a prefix of their own; every 50th is for validation."""
+    """Upload ``shards`` files to a new prefix; every 50th is for validation."""
     prefix, text = f"s3://{BUCKET}/many/{shards}", pieces()
     files = {}
     for number in range(shards):
@@ -54,8 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shards", type=int, default=2000)
-    parser.add_argument("--tasks", type=int, help="most tasks a stage (RETRO_MAPPED_TASKS)")
-    parser.add_argument("--screenshot", type=Path, help="open the grid of the run in a browser, and save what it shows")
+    parser.add_argument("--tasks", type=int, help="maximum number of tasks per stage (RETRO_MAPPED_TASKS)")
+    parser.add_argument("--screenshot", type=Path, help="save a screenshot of the grid of the run to this file")
     arguments = parser.parse_args()
     if arguments.tasks:
         os.environ["RETRO_MAPPED_TASKS"] = str(arguments.tasks)

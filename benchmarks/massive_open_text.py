@@ -1,7 +1,7 @@
-"""A small Pile and RealNews (see massive_open_text_tree.py) through the DAG ``massive_open_text``, by one trigger.
+"""Builds a small Pile and RealNews (see massive_open_text_tree.py) with one trigger of the DAG ``massive_open_text``.
 
-Starts a stack of its own in FOLDER (see demo/stack.py) and stops it at the end. What is exported must have every file
-name of the original, and both dataset specs must load.
+Starts a stack of its own in FOLDER (see demo/stack.py) and stops it at the end. The export must have every file name of
+the original, and both dataset specs must load.
 """
 
 import argparse
@@ -23,11 +23,11 @@ DAG = "massive_open_text"
 DATASET = "MassiveOpenText"
 CATEGORIES = ("wikipedia_en", "github", "pile_cc", "books3", "realnews")
 INDEX_TYPE = "IVF64,Flat"
-"""Of the preset ``tiny``."""
+"""Index type of the preset ``tiny``."""
 
 
 def names(shards: int) -> set[str]:
-    """Every file of the original, relative to its folder."""
+    """All file names of the original, relative to its folder."""
     found = {f"retriever_sentence_transformer/{name}" for name in (f"{INDEX_TYPE}.index", "train.index", "val.index")}
     for category in CATEGORIES:
         for shard in (*(f"{number:02}_{category}" for number in range(shards)), f"val_{category}"):
@@ -38,7 +38,7 @@ def names(shards: int) -> set[str]:
 
 
 def check(exported: Path, shards: int) -> None:
-    """Exits unless every name is there and both specs load, with as many rows in each of their arrays as belong."""
+    """Exit unless all files exist and both specs load with the expected number of rows in each array."""
     there = {path.relative_to(exported).as_posix(): path for path in exported.rglob("*") if path.is_file()}
     if missing := sorted(names(shards) - set(there)):
         sys.exit(f"{len(missing)} files of the original are missing, such as {missing[:5]}; there are {sorted(there)}")
@@ -58,8 +58,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--documents-per-shard", type=int, default=16)
-    parser.add_argument("--shards", type=int, default=massive_open_text_tree.SHARDS, help="of each category, training")
-    parser.add_argument("--tasks", type=int, help="most tasks a stage (RETRO_MAPPED_TASKS)")
+    parser.add_argument(
+        "--shards", type=int, default=massive_open_text_tree.SHARDS, help="training shards per category"
+    )
+    parser.add_argument("--tasks", type=int, help="maximum number of tasks per stage (RETRO_MAPPED_TASKS)")
     arguments = parser.parse_args()
     if arguments.tasks:
         os.environ["RETRO_MAPPED_TASKS"] = str(arguments.tasks)

@@ -1,8 +1,8 @@
-"""A small Pile and a small RealNews with the files, compression and fields of the real ones, full of real text.
+"""Writes a small Pile and RealNews with the files, compression and fields of the real ones, filled with real text.
 
-Text is what every Python carries: the language reference, docstrings and sources of the standard library, in passages.
-The same Python gives the same bytes. Beside the tree lies ``massive_open_text.yaml``: the recipe of the package with
-RealNews cut into shards of as many documents as the tree has for each.
+The text comes from the Python installation: the language reference, docstrings and sources of the standard library, cut
+into passages. The same Python version gives the same bytes. Next to the tree it writes ``massive_open_text.yaml``, the
+shipped recipe with the size of RealNews shards adapted to the tree.
 """
 
 import argparse
@@ -30,17 +30,17 @@ OTHER_SETS = (
     *("HackerNews", "NIH ExPorter", "OpenSubtitles", "OpenWebText2", "PhilPapers", "PubMed Abstracts"),
     *("PubMed Central", "StackExchange", "USPTO Backgrounds", "Ubuntu IRC", "YoutubeSubtitles"),
 )
-"""Of the Pile too, and in no category."""
+"""A subset of the Pile that is in no category."""
 
 PASSAGE = 700
-"""Characters of a document, about three chunks."""
+"""Characters per document, about three chunks."""
 
 REST = 3
-"""Validation documents of RealNews beyond those that the recipe takes."""
+"""Validation documents of RealNews in excess of the recipe's limit."""
 
 
 def passages(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Pieces of real text, again and again, each time cut at other places."""
+    """Passages of real text, repeated without end and cut at other places each time."""
     for start in range(0, PASSAGE, 101):
         for record in records:
             text = record["text"]
@@ -50,7 +50,7 @@ def passages(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def texts_of_categories() -> dict[str, Iterator[str]]:
-    """Passages that no two categories share."""
+    """Passages for each category; no two categories share one."""
     prose = list(docs_records())
     others = ("wikipedia_en", "pile_cc", "books3", "realnews", "rest")
     dealt = {name: itertools.islice(passages(prose), n, None, len(others)) for n, name in enumerate(others)}
@@ -58,7 +58,7 @@ def texts_of_categories() -> dict[str, Iterator[str]]:
 
 
 def write(folder: Path, documents: int, shards: int = SHARDS) -> Path:
-    """The tree, with so many documents a shard. Returns the recipe beside it."""
+    """Write the tree with ``documents`` per shard, and return the path of the recipe next to it."""
     texts = texts_of_categories()
     names = [f"train/{number:02}" for number in range(shards)] + ["val"]
     for name in names:
@@ -74,7 +74,7 @@ def write(folder: Path, documents: int, shards: int = SHARDS) -> Path:
 
 
 def _pile_lines(texts: dict[str, Iterator[str]], documents: int) -> Iterator[bytes]:
-    """All sets mixed, as in the Pile."""
+    """Lines of all subsets, mixed as in the Pile."""
     for number in range(documents):
         for category, name in PILE.items():
             yield _line({"text": next(texts[category]), "meta": {"pile_set_name": name}})
@@ -84,7 +84,7 @@ def _pile_lines(texts: dict[str, Iterator[str]], documents: int) -> Iterator[byt
 
 def _write_realnews(path: Path, texts: Iterator[str], documents: int, shards: int) -> None:
     sides = ["train"] * (documents * shards)
-    # Validation documents lie among the others, as in RealNews.
+    # Validation documents are mixed with the others, as in RealNews.
     for number in range(documents + REST):
         sides.insert(number * (shards + 1), "val")
     content = b"".join(_line(_news(number, side, next(texts))) for number, side in enumerate(sides))
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--documents-per-shard", type=int, default=16)
-    parser.add_argument("--shards", type=int, default=SHARDS, help="of each category for training")
+    parser.add_argument("--shards", type=int, default=SHARDS, help="training shards per category")
     arguments = parser.parse_args()
     recipe = write(arguments.folder, arguments.documents_per_shard, arguments.shards)
     files = [path for path in arguments.folder.rglob("*") if path.is_file()]

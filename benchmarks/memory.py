@@ -1,9 +1,9 @@
-"""Peak memory and rate of each stage at one size and at ten times that size, beside its budget.
+"""Peak memory and rate of each stage at one size and at ten times that size, with its memory budget.
 
-Text is the standard library's own documentation cut into short documents. The stages that cost most run on more than a
-planned run could bring in this time: on documents alone, on chunks of random tokens, on synthetic vectors, since only
-their number matters here. The others are those of a planned run of one shard. Each stage runs as its own process; the
-figures are those of its report.
+Text is the documentation of the standard library, cut into short documents. To reach large sizes in little time, the
+expensive stages run on inputs of their own: documents, chunks of random tokens or synthetic vectors, since only their
+number matters here. The other stages are those of a planned run of one shard. Each stage runs in a process of its own;
+the figures come from its report.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BLOCK = 50_000
 BUDGET = 2**31
 
 Row = tuple[int, str, dict[str, Any]]
-"""How many of what, and the report of the stage that had them."""
+"""Number and kind of the items, and the report of the stage that processed them."""
 
 
 def call(*arguments: object) -> None:
@@ -84,7 +84,7 @@ sources:
 
 
 def split(folder: Path, count: int) -> Iterator[Row]:
-    """One source file fanned out by category and split."""
+    """Split one source file by category and split."""
     write_documents(folder / "plain.jsonl", count)
     with zstandard.open(folder / "corpus.jsonl.zst", "wb") as out, (folder / "plain.jsonl").open("rb") as lines:
         for line in lines:
@@ -124,7 +124,7 @@ def build(folder: Path, count: int) -> Iterator[Row]:
 
 
 def retrieve(folder: Path, count: int) -> Iterator[Row]:
-    """After ``build``, in the same folder."""
+    """Retrieve neighbours, after ``build`` in the same folder."""
     v = folder / "v"
     files = ("--query-embeddings", v / "embeddings.npy", "--query-chunk2seq", v / "chunk2seq.npy")
     index = ("--index", v / "filled.index", "--index-spec", v / "index.spec.json")
@@ -134,7 +134,7 @@ def retrieve(folder: Path, count: int) -> Iterator[Row]:
 
 
 def planned(folder: Path, count: int) -> Iterator[Row]:
-    """The stages that need a plan, and training, on a shard of short documents: somewhat more chunks than those."""
+    """Run training and the stages that need a plan on one shard of short documents, which give slightly more chunks."""
     (folder / "corpus").mkdir()
     write_documents(folder / "corpus/00_docs.jsonl", count)
     plan_uri = paths.plan_uri(str(folder / "root"), "memory", "run")
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--chunks", type=int, default=1_500, help="chunks embedded, at the smaller size")
-    parser.add_argument("--vectors", type=int, default=20_000, help="vectors indexed and searched, likewise")
+    parser.add_argument("--vectors", type=int, default=20_000, help="vectors indexed and searched, at the smaller size")
     sizes = parser.parse_args()
     works: tuple[tuple[Callable[[Path, int], Iterator[Row]], int], ...] = (
         (split, sizes.documents),

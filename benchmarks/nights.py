@@ -1,9 +1,9 @@
-"""A month of nights on real text: every night the dataset is refreshed, and built from scratch beside it.
+"""A month of nightly refreshes on real text, each compared with a dataset that is built from scratch.
 
-Files come, change and go; some nights bring nothing, a broken file, a kill -9 in the middle of the refresh, or so much
-in all that the index is trained anew. After each night every array of the refreshed dataset is compared with that of
-the full build. With --exact (a flat index, exact search) all must be equal; else chunks and embeddings, and the recall
-must not be lower.
+Files are added, changed and removed; on some nights there is nothing new, a broken file, a kill -9 during the
+refresh, or so much new text that the index is retrained. After each night every array of the refreshed dataset is
+compared with that of the full build. With --exact (a flat index and exact search) all must be equal; otherwise chunks
+and embeddings must be equal and the recall must not be lower.
 """
 
 import argparse
@@ -30,18 +30,18 @@ DOCUMENTS_A_SHARD = 12
 LONGEST_TEXT = 4000
 
 CODES = "IVF16,PQ96x4"
-"""Codebooks of 16: those of 256 would be learnt by heart from a few hundred chunks, and never fit the next night's."""
+"""Codebooks of 16 centroids; 256 would overfit a few hundred chunks and never fit those of the next night."""
 
 MOST_LOSS = 0.005
-"""Of recall, measured on some hundred rows: less is the luck of one choice of the width or another."""
+"""Tolerated difference of recall on a few hundred rows; less than this depends on the chosen nprobe."""
 
 KINDS = ("add", "change", "idle", "remove", "add", "killed", "change", "broken", "mended", "add")
-"""Ten nights; the month has them three times. ``mended`` puts right what ``broken`` brought."""
+"""Ten nights, repeated three times in a month. ``mended`` repairs the file of ``broken``."""
 
 
 @dataclass
 class Corpus:
-    """A folder of JSON lines, one file a shard, filled from a stock of documents."""
+    """A folder of JSON lines with one file per shard, filled from a pool of documents."""
 
     folder: Path
     texts: Iterator[str]
@@ -58,7 +58,7 @@ class Corpus:
         return [next(self.texts) for _ in range(count)]
 
     def add(self) -> None:
-        # Sometimes before the others, so that all ids move.
+        # Sometimes sorted before the others, so that all ids change.
         self.write(f"train/{self.random.choice('amz')}{self.made:02}", self.take(self.documents_a_shard))
         self.made += 1
 
@@ -79,7 +79,7 @@ class Corpus:
 
 
 def nights(work: Path, corpus: Corpus, count: int, flags: list[object], exact: bool) -> int:
-    """Prints a line a night; the number of nights whose arrays were not as they must be."""
+    """Print a line per night; return the number of nights with wrong arrays."""
     root, wrong = str(work / "refreshed"), 0
     print(f"{'night':>5} {'kind':8} {'shards':>6} {'chunks':>6} {'version':>7}  ", end="")
     print(f"{'done':44}{'refresh':>8}{'full':>8}  arrays")
@@ -124,9 +124,7 @@ def _done(refreshed: Run) -> str:
         return "nothing to do"
     decision = json.loads(Path(paths.drift_uri(refreshed.plan_uri)).read_text())
     kinds = [f"{len(refreshed.changes[k])} {k}" for k in ("added", "changed", "removed") if refreshed.changes[k]]
-    return ", ".join(kinds) + (
-        ", trained anew" if decision["retrain"] else ", width anew" if decision["retune"] else ""
-    )
+    return ", ".join(kinds) + (", retrained" if decision["retrain"] else ", retuned" if decision["retune"] else "")
 
 
 def _version(root: str) -> int:
@@ -134,7 +132,7 @@ def _version(root: str) -> int:
 
 
 def compare(refreshed: Run, scratch: Run) -> tuple[dict[str, float], int]:
-    """Share of equal rows of each kind of array (0 where the shapes differ), and the chunks in all."""
+    """Share of equal rows for each kind of array (0 if the shapes differ), and the total number of chunks."""
     one, other = refreshed.plan, scratch.plan
     assert [shard.name for shard in one.shards] == [shard.name for shard in other.shards]
     equal: dict[str, list[float]] = {}
@@ -168,14 +166,14 @@ def _recall(done: Run) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder to work in; it must not exist yet")
-    parser.add_argument("--model", required=True, help="sentence-transformer with its tokenizer: a folder")
+    parser.add_argument("folder", type=Path, help="new folder to work in")
+    parser.add_argument("--model", required=True, help="folder of a sentence-transformer with its tokenizer")
     parser.add_argument("--nights", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--exact", action="store_true", help="flat index and exact search: all arrays must be equal")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True)
-    # Twice, as a month needs more than there is; real corpora have copies, too.
+    # Twice, since a month needs more text than there is; real corpora have copies, too.
     texts = (r["text"][:LONGEST_TEXT] for _ in range(2) for kind in ("docs", "code") for r in documents(kind))
     corpus = Corpus(arguments.folder / "corpus", texts, random.Random(arguments.seed))
     for _ in range(5):
@@ -184,7 +182,7 @@ def main() -> None:
     flags: list[object] = ["--corpus", corpus.folder / "train", "--validation-corpus", corpus.folder / "val"]
     flags += ["--tokenizer", arguments.model, "--model", arguments.model]
     flags += ["--index-type", "Flat", "--target-recall", 1] if arguments.exact else ["--index-type", CODES]
-    # The stages' own lines go to a file; the table stays readable.
+    # The log of the stages goes to a file, so that the table stays readable.
     log = (arguments.folder / "log").open("w")
     os.dup2(log.fileno(), 2)
     warm()

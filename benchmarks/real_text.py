@@ -1,6 +1,6 @@
-"""Real text of several categories as JSON lines: Debian's documentation packages, and Python's own sources.
+"""Writes real text of several categories as JSON lines, from Debian's documentation packages and Python's sources.
 
-Needs a Debian (`apt-get download`, `dpkg-deb`); nothing is installed, nothing of the text is kept in the repository.
+Needs Debian (`apt-get download`, `dpkg-deb`). Nothing is installed, and no text is kept in the repository.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PACKAGES = {
 }
 
 CATEGORY_BYTES = 13_000_000
-"""Text of a category: five of them come to more than 200,000 chunks of 64 word pieces."""
+"""Bytes of text per category; five categories give more than 200,000 chunks of 64 word pieces."""
 
 LEAST_CHARACTERS = 200
 VALIDATION_EVERY = 50
@@ -54,13 +54,13 @@ def html_text(source: str) -> str:
 
 
 def manual_text(source: str) -> str:
-    """A manual page without the requests of its markup."""
+    """The text of a manual page without its markup."""
     lines = (re.sub(r"^\.\w+ ?", "", line) for line in source.splitlines() if not line.startswith((".\\", "'\\")))
     return re.sub(r"\\f.|\\-|\\&|\\", "", "\n".join(lines)).strip()
 
 
 def entries(source: str) -> Iterator[str]:
-    """Entries of a dictionary: each begins at the start of a line and goes on indented."""
+    """Entries of a dictionary, which start at the beginning of a line and continue indented."""
     entry: list[str] = []
     for line in source.splitlines():
         if line and not line[0].isspace() and entry:
@@ -113,7 +113,7 @@ def documents(category: str, folder: Path) -> Iterator[str]:
 
 
 def write(folder: Path) -> list[Path]:
-    """``train/CATEGORY.jsonl`` and ``val/val_CATEGORY.jsonl``; returns the files."""
+    """Write ``train/CATEGORY.jsonl`` and ``val/val_CATEGORY.jsonl`` and return their paths."""
     files = []
     for category in PACKAGES:
         paths = [folder / f"train/{category}.jsonl", folder / f"val/val_{category}.jsonl"]

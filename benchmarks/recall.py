@@ -1,7 +1,7 @@
-"""Recall, fill rate and speed of the search: the original's, plain faiss and ours, side by side in one run.
+"""Recall, fill rate and speed of the search: the original, plain faiss and this package in one run.
 
-Real text (see real_text.py), embedded by the stages themselves; what is built already is used again. Truth is exact
-search over all chunks of other documents. Prints a table, and one by category.
+Uses real text (see real_text.py), embedded by the stages; existing outputs are reused. The ground truth is exact search
+over all chunks of other documents. Prints a table in total and by category.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def stage(name: str, *words: str) -> None:
 
 
 def prepare(folder: Path, model: str, index_type: str) -> Plan:
-    """Plan, chunks, embeddings and a filled index below ``folder``."""
+    """Make plan, chunks, embeddings and a filled index in ``folder``."""
     if not (folder / "text/train").exists():
         real_text.write(folder / "text")
     uri = str(folder / "plan.json")
@@ -57,7 +57,7 @@ def prepare(folder: Path, model: str, index_type: str) -> Plan:
 
 
 def plain_faiss(index: reranking.Index, queries: reranking.Queries, margin: int, nprobe: int, chunks: Ids) -> Ids:
-    """The index's own order, hits of the same document dropped; ``chunks``: document of each chunk, as searched."""
+    """Neighbours in the order of the index, without hits of the same document."""
     _, ids = index.coarse(queries.vectors.astype(np.float32), K + margin, nprobe)
     keep = (ids >= 0) & (chunks[np.maximum(ids, 0)] != queries.documents.view(np.int64)[:, None])
     return seed_profile.keep_first(ids, np.zeros(ids.shape, np.float32), keep, K).ids

@@ -1,8 +1,8 @@
-"""What one more hundredth of a corpus costs: a refresh, and a build that uses stored embeddings, against a full build.
+"""The cost of adding 1 % to a corpus: a refresh and a build with stored embeddings, compared with a full build.
 
-Real text (see real_text.py) is cut into shards of equal size, and one more of a hundredth of them all comes later.
-The full build is the one before it comes. Seconds of each stage, summed over shards, in this process: no Airflow, no
-start of containers.
+Real text (see real_text.py) is cut into shards of equal size, and a shard of 1 % of the text is added later. The full
+build is the one before that. Prints the seconds of each stage, summed over shards, in this process, so without
+Airflow and without the start of containers.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FULL = "full build"
 
 
 def documents(folder: Path, most_bytes: int) -> Iterator[str]:
-    """Lines of all categories in turn, up to ``most_bytes`` of them."""
+    """Lines of all categories in turn, up to ``most_bytes`` in total."""
     files = [path.open() for path in sorted(folder.glob("train/*.jsonl"))]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*files))
     taken = 0
@@ -35,7 +35,7 @@ def documents(folder: Path, most_bytes: int) -> Iterator[str]:
 
 
 def write(corpus: Path, lines: list[str], shards: int) -> list[str]:
-    """All but a hundredth of the text, in ``shards`` files; what is left over."""
+    """Write all but 1 % of the text to ``shards`` files, and return the rest."""
     total, cut, used = sum(map(len, lines)), 0, 0
     while used < total / 1.01:
         used += len(lines[cut])
@@ -66,12 +66,14 @@ def table(runs: dict[str, Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder to work in; it must not exist yet")
+    parser.add_argument("folder", type=Path, help="new folder to work in")
     parser.add_argument("--text", type=Path, required=True, help="folder that real_text.py wrote")
-    parser.add_argument("--model", required=True, help="sentence-transformer with its tokenizer: a folder")
-    parser.add_argument("--megabytes", type=float, default=16, help="of text, of what there is")
+    parser.add_argument("--model", required=True, help="folder of a sentence-transformer with its tokenizer")
+    parser.add_argument("--megabytes", type=float, default=16, help="megabytes of text to use")
     parser.add_argument("--shards", type=int, default=20)
-    parser.add_argument("--only-refresh", action="store_true", help="neither remove the news again nor rebuild")
+    parser.add_argument(
+        "--only-refresh", action="store_true", help="do not remove the new shard again and do not rebuild"
+    )
     arguments = parser.parse_args()
     corpus = arguments.folder / "corpus"
     lines = list(documents(arguments.text, int(arguments.megabytes * 1e6)))
@@ -102,7 +104,7 @@ def main() -> None:
         f"{total:,} chunks in {len(chunks)} shards, {chunks['50_new']:,} of them new ({chunks['50_new'] / total:.2%})"
     )
     table(made)
-    print(f"a night without news: {again.total:.1f} s")
+    print(f"a refresh without changes: {again.total:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Retrieval: ours, the original's way, plain faiss (with faiss' own re-scoring; on the GPU where there is faiss-gpu),
-exact search and the limit of the hardware.
+"""Retrieval: this package, the original, plain faiss (also with re-scoring, and on the GPU with faiss-gpu), exact
+search and the limit of the hardware.
 
-Of a folder of vectors.py; made of drawn vectors if it is not there. Neighbours are of other documents. Recall@4 is
-against exact search over all vectors, on a sample; the width is tuned on another sample, as `tune-search` does.
+Uses the vectors in a folder of vectors.py, or draws vectors if it does not exist. Neighbours are from other
+documents. Recall@4 is measured against exact search over all vectors on a sample; nprobe and candidates are tuned on
+another sample, as in `tune-search`.
 """
 
 import argparse
@@ -50,11 +51,11 @@ class Table:
         print(f"{'search':58}{'recall@4':>10}{'full rows':>11}{'queries/s':>12}")
 
     def row(self, name: str, find: Find, queries: reranking.Queries) -> float:
-        """Recall on the sample, rate on ``queries``; returns seconds."""
+        """Print recall on the sample and rate on ``queries``; return the seconds."""
         return self.by_turns({name: find}, queries, turns=1)[0]
 
     def by_turns(self, finds: dict[str, Find], queries: reranking.Queries, turns: int) -> list[float]:
-        """Likewise, slice after slice of the queries, so that whatever else the machine does falls on all of them."""
+        """Print rows for several searches that take turns on slices of the queries, so that other load affects all."""
         recalls, seconds = [], [0.0] * len(finds)
         for find in finds.values():
             found = find(self._check)
@@ -73,14 +74,14 @@ class Table:
 def plain(
     search_of: Callable[[NDArray[np.float32], int], Ids], owners: Ids, margin: int, queries: reranking.Queries
 ) -> Ids:
-    """The index's own order; hits of the same document dropped, the rest cut to K."""
+    """Neighbours in the order of the index, without hits of the same document, cut to K."""
     ids = search_of(queries.vectors.astype(np.float32), K + margin)
     keep = (ids >= 0) & (owners[np.maximum(ids, 0)] != queries.documents.view(np.int64)[:, None])
     return seed_profile.keep_first(ids, np.zeros(ids.shape, np.float32), keep, K).ids
 
 
 def build(folder: Path, index_type: str, train: int, where: Device) -> Any:
-    """Filled; kept in the folder."""
+    """The filled index, which is kept in the folder."""
     path = folder / f"{index_type}.index"
     if path.exists():
         return faiss.read_index(str(path))
@@ -97,7 +98,7 @@ def build(folder: Path, index_type: str, train: int, where: Device) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=200_000, help="vectors drawn if the folder holds none")
+    parser.add_argument("--count", type=int, default=200_000, help="vectors to draw if the folder has none")
     parser.add_argument("--index-type", default="IVF1024,PQ32")
     parser.add_argument("--train", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=10_000)
@@ -153,7 +154,7 @@ def main() -> None:
 
 
 def _work(queries: int, width: reranking.Width, total: int, lists: int, d: int, whole: bool) -> tuple[float, float]:
-    """Operations, and fewest bytes: centroids, and vectors (or codes) of the probed lists once for all queries."""
+    """Operations and least bytes: centroids, and vectors (or codes) of the probed lists once for all queries."""
     scanned = queries * width.nprobe * total / lists
     operations = 2.0 * d * (queries * lists + (scanned if whole else queries * width.candidates))
     return operations, queries * d * 2 + lists * d * 2 + total * d * 2
@@ -190,7 +191,7 @@ def _beside_faiss(
     refine.k_factor = width.candidates / (K + margin)
 
     def by_faiss(of: Any, margin: int, some: reranking.Queries) -> Ids:
-        inner.nprobe = width.nprobe  # Ours leaves it as the last widening set it.
+        inner.nprobe = width.nprobe  # This package leaves it at the value of its last widening.
         return plain(lambda q, w: of.search(q, w)[1], owners, margin, some)
 
     name = f"faiss with its re-scoring of {width.candidates} candidates, nprobe {width.nprobe}"

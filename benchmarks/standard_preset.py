@@ -1,7 +1,7 @@
-"""A corpus of hundreds of megabytes through ``retro_dataset`` by one trigger: where the time went, and the card.
+"""Builds a corpus of hundreds of megabytes with one trigger of ``retro_dataset`` and prints where the time went.
 
-Starts a stack of its own in FOLDER (see demo/stack.py) and stops it at the end. TEXT has ``train`` and ``val`` of JSON
-lines, such as real_text.py writes. Nothing but the preset is chosen.
+Starts a stack of its own in FOLDER (see demo/stack.py) and stops it at the end. TEXT has the folders ``train`` and
+``val`` of JSON lines, as written by real_text.py. All parameters but the preset are the defaults.
 """
 
 import argparse
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--preset", default="standard")
-    parser.add_argument("--tasks", type=int, help="most tasks a stage (RETRO_MAPPED_TASKS), such as the number of GPUs")
+    parser.add_argument(
+        "--tasks", type=int, help="maximum number of tasks per stage (RETRO_MAPPED_TASKS), such as the number of GPUs"
+    )
     arguments = parser.parse_args()
     if arguments.tasks:
         os.environ["RETRO_MAPPED_TASKS"] = str(arguments.tasks)

@@ -1,7 +1,7 @@
-"""Object store: ours beside the raw client (boto3's transfer manager), by turns, on a store that is started here.
+"""Object store: this package and the raw client (boto3's transfer manager) in turns, on a store that is started here.
 
-Writing streams blocks of rows into one array; reading goes through the array block by block, as the stages do, and as
-one stream. The raw client moves a file that lies in memory, ten requests at a time. The limit is a copy within memory.
+Writing streams blocks of rows into one array. Reading goes through the array block by block, as in the stages, and as
+one stream. The raw client transfers a file in memory with ten parallel requests. The limit is a copy within memory.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--delay", type=float, default=0.0, help="seconds that each request waits, as for a far store")
+    parser.add_argument(
+        "--delay", type=float, default=0.0, help="seconds added to each request, to simulate a distant store"
+    )
     of = parser.parse_args()
     rows = of.megabytes * 2**20 // (DIMENSION * 2)
     data = np.random.default_rng(0).integers(0, 2**15, (rows, DIMENSION), np.uint16).view(np.float16)

@@ -1,7 +1,7 @@
-"""Tokenising: ours beside the original's way and plain tokenizers, in one run; ids are compared on every document.
+"""Tokenizing: this package, the original and plain tokenizers in one run; the ids of every document are compared.
 
-Real text of five categories (see real_text.py). The ways take turns on the same slices of it, each in one process, so
-that what else runs on the machine hits all; rates are by seconds of a core. Then the stage itself runs on all of it.
+Uses real text of five categories (see real_text.py). The methods take turns on the same slices, each in one process, so
+that other load on the machine affects all; rates are per core second. Then the stage itself runs on all of the text.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Way = Callable[[Batch], Array]
 
 
 def slices(folder: Path) -> Iterator[Batch]:
-    """Some of each category in turn."""
+    """Slices of the text, each with lines of all categories in turn."""
     sources = sorted(str(path) for path in folder.glob("*.jsonl"))
     each = [batches(json_lines.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
     while each:
@@ -52,7 +52,7 @@ def slices(folder: Path) -> Iterator[Batch]:
 
 
 def as_the_original(tokenizer: Any) -> Way:
-    """docs/formats.md: one call for each document, padded as a list, arrays at the end."""
+    """The steps of the original (docs/formats.md): one call per document, padded as a list, arrays at the end."""
 
     def chunks(batch: Batch) -> Array:
         rows: list[list[int]] = []
@@ -66,7 +66,7 @@ def as_the_original(tokenizer: Any) -> Way:
 
 
 def as_plain_tokenizers(tokenizer: Any) -> Way:
-    """A batch at a time, ids taken out of its answer, and nothing else."""
+    """Encode batches and read the ids, nothing else."""
     backend = tokenizer.backend_tokenizer
 
     def chunks(batch: Batch) -> Array:
@@ -77,7 +77,7 @@ def as_plain_tokenizers(tokenizer: Any) -> Way:
 
 
 def ours(settings: chunk_batches.Settings) -> Way:
-    """Everything that a process of the stage does: parsing, document ids and the sidecar too."""
+    """All work of a process of the stage, including parsing, document ids and the sidecar."""
     make = chunk_batches.maker(settings)
     return lambda batch: make(batch).chunked.chunks
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--slices", type=int, default=15, help=f"slices of {BATCH_BYTES:,} bytes that are compared")
+    parser.add_argument("--slices", type=int, default=15, help=f"slices of {BATCH_BYTES:,} bytes to compare")
     arguments = parser.parse_args()
     if not (arguments.folder / "text/train").exists():
         real_text.write(arguments.folder / "text")
@@ -119,7 +119,7 @@ def main() -> None:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     (package,) = {chunk_batches.maker(settings)(batch).package}
     print(f"{platform.machine()}, {device.cores()} cores; Python {platform.python_version()}, {versions}, {package}")
-    print(f"{documents:,} documents, {sum(megabytes):.1f} MB of JSON lines; ids equal on every one")
+    print(f"{documents:,} documents, {sum(megabytes):.1f} MB of JSON lines; ids are equal on all")
     print(f"{'way':34}{'MB/core-s':>11}{'ratio':>8}{'least':>8}")
     base = seconds["the original's way"]
     for name, of in seconds.items():

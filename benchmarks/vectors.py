@@ -1,9 +1,9 @@
-"""Embeddings for the benchmarks of the index: of real text below some folders, or drawn where no text is at hand.
+"""Makes embeddings for the index benchmarks, from real text in some folders or drawn at random.
 
-Real text: windows of 64 word pieces of every text file, ``--stride`` apart; a file is a document, files of equal
-content are taken once. Windows overlap where the stride is shorter, as one machine rarely holds the text
-for millions of chunks; overlapping windows are of one document, so no neighbour of each other. Embedded with the model
-in half precision. ``--between`` makes more vectors than windows can be embedded in the time there is.
+Real text: windows of 64 word pieces of every text file, ``--stride`` apart. A file is a document; files with equal
+content are used once. Windows overlap if the stride is shorter, because few machines hold enough text for millions of
+chunks; overlapping windows belong to one document, so they are not neighbours of each other. The model embeds them in
+half precision. ``--between`` interpolates further vectors, to get more than can be embedded in acceptable time.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def texts(roots: list[str], limit_bytes: int) -> Iterator[str]:
 
 
 def windows(model: str, roots: list[str], stride: int, count: int) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
-    """Word pieces ``[n, 64]`` and document ``[n]`` of up to ``count`` windows, drawn over all documents, in order."""
+    """Word pieces ``[n, 64]`` and documents ``[n]`` of up to ``count`` windows, drawn from all documents, in order."""
     from tokenizers import Tokenizer
 
     tokenizer: Any = Tokenizer.from_file(f"{model}/tokenizer.json")
@@ -104,7 +104,7 @@ def between(vectors: NDArray[np.float16], documents: NDArray[np.int32], out: NDA
 
 
 def drawn(count: int) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-    """Clusters of clusters on the sphere, with a spectrum that falls off, in documents of ten: for rates alone."""
+    """Vectors in nested clusters on the sphere with a decaying spectrum, in documents of ten; only to measure rates."""
     rng = np.random.default_rng(0)
     scale = (np.arange(1, DIMENSION + 1) ** -0.5).astype(np.float32)
     topics = rng.standard_normal((max(1, count // 500), DIMENSION), dtype=np.float32) * scale
@@ -118,7 +118,7 @@ def drawn(count: int) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
 
 
 def write(folder: Path, vectors: NDArray[np.float16] | None, documents: NDArray[np.int32]) -> None:
-    """As stages read them; ``vectors`` None: they are there already."""
+    """Write the arrays that the stages read; ``vectors`` None if they are already there."""
     folder.mkdir(parents=True, exist_ok=True)
     if vectors is not None:
         np.save(folder / "embeddings.npy", vectors)
@@ -130,10 +130,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--model", help="folder of a sentence transformer of 384 dimensions; else vectors are drawn")
+    parser.add_argument("--model", help="folder of a sentence-transformer with 384 dimensions (default: draw vectors)")
     parser.add_argument("--text", nargs="+", default=["/usr/share", "/usr/lib/python3"], help="folders of text files")
     parser.add_argument("--stride", type=int, default=WINDOW)
-    parser.add_argument("--between", type=int, default=1, help="vectors for each window; all but one are interpolated")
+    parser.add_argument("--between", type=int, default=1, help="vectors per window; all but one are interpolated")
     of = parser.parse_args()
     if not of.model:
         write(of.folder, *drawn(of.count))

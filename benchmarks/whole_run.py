@@ -1,4 +1,4 @@
-"""Every stage of a run in this process, one after the other, each timed: what the DAGs do, without Airflow."""
+"""Runs and times all stages of a run one after the other in this process, like the DAGs but without Airflow."""
 
 import ctypes
 import importlib
@@ -24,7 +24,7 @@ BEFORE_SHARDS = ("list-sources", "split-corpus", "plan", "sign-documents", "find
 IN_ORDER = (*BEFORE_SHARDS, *UNTIL_GATE, "check-drift", *FROM_INDEX, *TO_PUBLISH)
 
 NOW = multiprocessing.get_context("fork").Array(ctypes.c_char, 64)
-"""Name of the stage that a child is at, for whoever kills it."""
+"""Name of the stage that a child runs, for the process that kills it."""
 
 
 class StageFailedError(Exception):
@@ -40,15 +40,15 @@ class StageFailedError(Exception):
 
 @dataclass
 class Run:
-    """What was done: seconds by stage, and for how many shards each was called (or how often), as it was not done yet.
-
-    ``cpu_seconds``: of this process and its children, which tell less of what else the machine was doing.
-    """
+    """A run of all stages and the time that it took."""
 
     plan_uri: str = ""
     seconds: Counter[str] = field(default_factory=Counter)
+    """By stage."""
     cpu_seconds: Counter[str] = field(default_factory=Counter)
+    """CPU time of this process and its children by stage, which other load on the machine affects less."""
     calls: Counter[str] = field(default_factory=Counter)
+    """For how many shards (or how often) each stage had to run."""
     changes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,7 +115,7 @@ def _from_recipe(done: Run, root: str, dataset: str, name: str, flags: tuple[obj
 
 
 def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:
-    """All shards of a stage in one call, as a mapped task of the DAGs has a group of them."""
+    """Run each stage with all its shards in one call, like a mapped task of the DAGs with a group of shards."""
     plan = done.plan
     to_do: dict[str, list[str]] = {}
     for stage, shard in stage_graph.tasks(plan, stages):
@@ -169,7 +169,7 @@ def _answer(work: Callable[[], Any], to: Any) -> None:
 
 
 def warm() -> None:
-    """Import what the stages import, so that a child does not spend its life on that."""
+    """Import the libraries of the stages, so that a child does not spend its time on that."""
     for name in (
         "faiss",
         "matplotlib",

@@ -1,7 +1,7 @@
-"""Writes a small corpus of real text that every Python carries: two categories, three shards each, and validation.
+"""Writes a small corpus of real text from the Python installation: two categories with 3 shards each, and validation.
 
-``docs``: the language reference (pydoc topics) and docstrings of the standard library. ``code``: its
-sources. Nothing is imported or fetched; sources are only parsed. The same Python gives the same bytes.
+``docs``: the language reference (pydoc topics) and docstrings of the standard library. ``code``: its source files,
+which are parsed but not imported. Nothing is downloaded. The same Python version gives the same bytes.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from typing import Any
 SHARDS = 3
 VALIDATION_EVERY = 12
 CATEGORY_BYTES = {"docs": 780_000, "code": 700_000}
-"""Text of a category, so that the whole comes to some 6,000 chunks of 64 word pieces."""
+"""Bytes of text per category, which give about 6,000 chunks of 64 word pieces in total."""
 
 Record = dict[str, Any]
 
 
 def documents(category: str) -> Iterator[Record]:
-    """Records with ``id``, ``text`` and ``meta`` until the category is full."""
+    """Yield records with ``id``, ``text`` and ``meta`` until the category is full."""
     left = CATEGORY_BYTES[category]
     for record in docs_records() if category == "docs" else code_records():
         left -= len(record["text"].encode())
@@ -57,7 +57,7 @@ def code_records() -> Iterator[Record]:
 
 
 def write(folder: Path) -> list[Path]:
-    """Writes ``train/00_docs.jsonl`` … and ``val/val_docs.jsonl`` …; returns the files."""
+    """Write ``train/00_docs.jsonl`` … and ``val/val_docs.jsonl`` … and return their paths."""
     shards: dict[Path, list[str]] = {}
     for category in CATEGORY_BYTES:
         for number, record in enumerate(documents(category)):
@@ -69,7 +69,7 @@ def write(folder: Path) -> list[Path]:
     for path, lines in sorted(shards.items()):
         path.parent.mkdir(parents=True, exist_ok=True)
         data = "".join(lines).encode()
-        if path.name.startswith("02_"):  # One compressed shard of each category, as real corpora have.
+        if path.name.startswith("02_"):  # One compressed shard per category, as in real corpora.
             path = path.with_name(path.name + ".gz")
             data = gzip.compress(data, mtime=0)
         path.write_bytes(data)
@@ -79,7 +79,7 @@ def write(folder: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder to write to")
     for path in write(parser.parse_args().folder):
         print(f"{path} {path.stat().st_size:,} bytes")
 

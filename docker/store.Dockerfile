@@ -1,9 +1,9 @@
-# The object store of the compose stack: SeaweedFS, one process.
+# The object store of the compose stack: SeaweedFS as one process.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 FROM ${BASE_IMAGE}
 ARG VERSION=unknown
 ARG REVISION=unknown
-# The same version that the demo and the tests run with.
+# The same version as in the demo and the tests.
 COPY requirements/demo.txt /requirements/
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
@@ -17,8 +17,8 @@ ENV PATH=/opt/store/bin:$PATH
 VOLUME /data
 USER 10002:10002
 EXPOSE 8333
-# Keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Publish the S3 port (8333) alone: the others ask for no key, and
-# what they listen on can be reached by every container of the network.
+# Keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Publish only the S3 port (8333): the other ports need no key
+# and are open to every container on the network.
 ENTRYPOINT ["weed", "mini", "-dir=/data", "-ip.bind=0.0.0.0", "-master.telemetry=false", "-webdav=false", \
             "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.port=8333"]
 CMD ["-bucket=retro"]

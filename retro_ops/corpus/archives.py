@@ -1,4 +1,4 @@
-"""The lines of a source file, whatever it is: JSON lines, an archive of such files, a Parquet table."""
+"""Reads a source file line by line: JSON lines, an archive of such files, or a Parquet table."""
 
 import contextlib
 import gzip
@@ -19,15 +19,17 @@ from retro_ops.storage import store
 
 SHOWN_MEMBERS = 10
 PARQUET_ROWS = 512
-"""Turned into lines at a time."""
+"""Rows converted to lines at a time."""
 
 Line = tuple[str, int, bytes | None]
-"""Where it stands (``archive.tar.gz/member`` for a member), its number from 1, and the line without its end; None for
-one that is too long."""
+"""(file, or ``archive.tar.gz/member``; line number from 1; line without its line end, None if it is too long)"""
 
 
 def lines(uri: str, members: str | None, max_line_bytes: int) -> Iterator[Line]:
-    """Every line of the file, streamed: it is opened and decompressed once. ``members``: pattern, of an archive."""
+    """Stream the lines of a file, which is opened and decompressed once.
+
+    ``members``: pattern of the files to read if ``uri`` is an archive.
+    """
     kind = format_of(uri)
     if kind == "tar":
         yield from _archive(uri, members or "**", max_line_bytes)
@@ -48,7 +50,7 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
         tarfile.open(fileobj=stream, mode="r|") as archive,
     ):
         for member in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # It would remember every one.
+            archive.members.clear()  # type: ignore[attr-defined]  # Otherwise the list grows with each member.
             if not member.isfile() or not glob.globmatch(member.name, members, flags=glob.GLOBSTAR | glob.BRACE):
                 passed = [*passed, member.name][:SHOWN_MEMBERS]
                 continue
@@ -61,23 +63,25 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
                     yield where, number, line
     if not found:
         raise BadInputError(
-            f"no member of {uri} is named {members!r}", f"mend 'members'; it holds {', '.join(passed) or 'nothing'}"
+            f"no member of {uri} matches {members!r}",
+            f"correct 'members'; the archive holds {', '.join(passed) or 'no files'}",
         )
 
 
 @contextlib.contextmanager
 def _damage(uri: str) -> Iterator[None]:
+    """Turn errors of damaged archives into BadInputError."""
     try:
         yield
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise BadInputError(f"{uri} cannot be read: {error}", "the file is damaged: fetch it again") from error
+        raise BadInputError(f"{uri} cannot be read: {error}", "the file is damaged: download it again") from error
 
 
 def _parquet(uri: str, max_line_bytes: int) -> Iterator[Line]:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
-        raise ConfigurationError(f"pyarrow is missing, which reads {uri}", "pip install retro-ops[parquet]") from error
+        raise ConfigurationError(f"reading {uri} needs pyarrow", "pip install retro-ops[parquet]") from error
     number = 0
     with io.BufferedReader(_Seekable(uri), 2**20) as stream:
         try:
@@ -87,11 +91,13 @@ def _parquet(uri: str, max_line_bytes: int) -> Iterator[Line]:
                     line = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
                     yield uri, number, line if len(line) <= max_line_bytes else None
         except ArrowInvalid as error:
-            raise BadInputError(f"{uri} is no Parquet file: {error}", "the file is damaged: fetch it again") from error
+            raise BadInputError(
+                f"{uri} is not a Parquet file: {error}", "the file is damaged: download it again"
+            ) from error
 
 
 class _Seekable(io.RawIOBase):
-    """An object of the store, read in ranges wherever the reader likes."""
+    """A stored object as a seekable file: each read requests its range."""
 
     def __init__(self, uri: str) -> None:
         self._uri, self._store = uri, store.at(uri)

@@ -1,4 +1,4 @@
-"""Documents in JSON lines: found by path or pattern, decompressed, parsed record by record."""
+"""Finds, decompresses and parses documents in JSON lines files."""
 
 import contextlib
 import gzip
@@ -25,23 +25,26 @@ STDIN = "-"
 MAGIC_CHARACTERS = "*?[{"
 
 QUARANTINED_CHARACTERS = 200
-"""Of a bad record, kept to recognise it."""
+"""Characters of a bad record that are kept, so that it can be recognised."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One good record. ``extra``: the other keys of the record (``id``, ``url``, ``meta``, …)."""
+    """One valid record."""
 
     text: str
     extra: dict[str, Any]
+    """The other keys of the record (``id``, ``url``, ``meta``, …)."""
     source: str
     line: int
+    """Line number from 1."""
     bytes: int
+    """Length of the line."""
 
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A line that is not a document, and why."""
+    """A line that is not a document, with the reason."""
 
     source: str
     line: int
@@ -51,31 +54,32 @@ class BadRecord:
 
 DATE = "{date}"
 A_DATE = r"(?=(\d{4}-\d{2}-\d{2}))"
-"""Looking ahead, so that dates which overlap are all seen."""
+"""A lookahead, so that overlapping dates are all found."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A corpus file. ``date``: what stands in the place of ``{date}``, None when the pattern has none."""
+class CorpusFile:
+    """A corpus file."""
 
     uri: str
     date: str | None = None
+    """The date (``YYYY-MM-DD``) in its name; None when the pattern has no ``{date}``."""
 
 
-def find_dated(pattern: str, as_of: str | None) -> list[Found]:
-    """As ``find``; with ``{date}`` in the pattern, only files of days (``YYYY-MM-DD``) up to ``as_of``."""
+def find_dated(pattern: str, as_of: str | None) -> list[CorpusFile]:
+    """Corpus files like ``find``; with ``{date}`` in the pattern, only those dated (``YYYY-MM-DD``) up to ``as_of``."""
     if DATE not in pattern:
-        return [Found(uri) for uri in find(pattern)]
-    found = [
-        Found(uri, date)
+        return [CorpusFile(uri) for uri in find(pattern)]
+    dated = [
+        CorpusFile(uri, date)
         for uri in find(pattern.replace(DATE, "????-??-??"))
         if (date := next((d for d in re.findall(A_DATE, uri) if _matches(uri, pattern.replace(DATE, d))), None))
     ]
-    kept = [file for file in found if as_of is None or str(file.date) <= as_of]
+    kept = [file for file in dated if as_of is None or str(file.date) <= as_of]
     if not kept:
         raise BadInputError(
             f"no corpus file at {pattern!r} has a date up to {as_of}",
-            f"there are {len(found):,} of other days; a date is written YYYY-MM-DD",
+            f"{len(dated):,} files have later dates; dates are written YYYY-MM-DD",
         )
     return kept
 
@@ -86,9 +90,9 @@ def _matches(uri: str, pattern: str) -> bool:
 
 
 def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
-    """Corpus files named by one file, a folder or prefix, or a pattern (``*``, ``**``, ``{00..29}``), sorted.
+    """Corpus files at a path, in a folder or prefix, or matching a pattern (``*``, ``**``, ``{00..29}``), sorted.
 
-    ``suffixes``: of what counts as one in a folder. Raises BadInputError when there is none.
+    ``suffixes``: file names that count as corpus files in a folder. Raises BadInputError when there is none.
     """
     if any(character in pattern for character in MAGIC_CHARACTERS):
         magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
@@ -106,35 +110,37 @@ def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
 
 
 def changed_source(sources: Iterable[Source]) -> str | None:
-    """The first file that is no longer what was planned, and what became of it; None if all are."""
+    """A message about the first file that is missing or changed since the plan was made; None if all are unchanged."""
     for source in sources:
         if not store.exists(source.uri):
-            return f"{source.uri} is gone"
+            return f"{source.uri} was removed"
         if store.at(source.uri).fingerprint(source.uri) != source.fingerprint:
             return f"{source.uri} has changed"
     return None
 
 
 def changed_since_the_plan(changed: str) -> BadInputError:
-    """What to say of a source that is not what was planned any more."""
+    """The error for a source that changed after planning; ``changed`` is the message of ``changed_source``."""
     return BadInputError(
         f"{changed} since the run was planned",
-        "start another run, or clear the task `plan` with all after it: it takes the corpus as it is now",
+        "start a new run, or clear the task `plan` and all tasks after it to use the corpus as it is now",
     )
 
 
-def is_much(sources: Sequence[str], much: int) -> bool:
-    """Whether they have ``much`` bytes or more, as they are stored; of standard input nobody knows, so it does."""
-    return STDIN in sources or sum(store.at(uri).size(uri) for uri in sources) >= much
+def exceeds(sources: Sequence[str], limit: int) -> bool:
+    """Whether the stored files have ``limit`` bytes or more. True for standard input, whose size is unknown."""
+    return STDIN in sources or sum(store.at(uri).size(uri) for uri in sources) >= limit
 
 
 Line = tuple[str, int, bytes | None]
-"""(source, number from 1, line without its end); None for a line that is too long."""
+"""(source, line number from 1, line without its line end, None if it is too long)"""
 
 
 def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[Line]:
-    """Every line of every source, in order, streamed; without the ``first`` lines. None for a line longer than
-    ``max_line_bytes``."""
+    """Stream the lines of all sources in order, skipping the ``first`` ones.
+
+    A line longer than ``max_line_bytes`` is None.
+    """
     passed = 0
     for source in sources:
         with _open(source) as stream:
@@ -146,9 +152,9 @@ def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterat
 
 
 def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Document], float]:
-    """Documents at the beginning of a file, until their lines have ``wanted_bytes``, and the share of it that was read.
+    """Documents from the start of a file, up to ``wanted_bytes`` of lines, and the share of the file that was read.
 
-    The share is of the file's own bytes, so it holds for compressed files too, up to a decompressor's read-ahead.
+    The share counts stored bytes, so it also holds for compressed files, up to the decompressor's read-ahead.
     """
     size = store.at(source).size(source)
     documents: list[Document] = []
@@ -168,7 +174,7 @@ def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Do
 
 
 class _Counted(io.RawIOBase):
-    """Counts the bytes that were read of a stream; hands out few at a time, so that nobody reads far ahead."""
+    """Counts the bytes read from a stream, in small reads, so that a decompressor cannot read far ahead."""
 
     MOST_BYTES = 4096
 
@@ -200,6 +206,7 @@ def _open(source: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def decompressed(raw: Any, source: str) -> Iterator[IO[bytes]]:
+    """``raw``, decompressed if the name ``source`` ends in .gz or .zst."""
     if source.endswith(".gz"):
         with gzip.open(raw) as stream:
             yield stream  # type: ignore[misc]
@@ -211,10 +218,10 @@ def decompressed(raw: Any, source: str) -> Iterator[IO[bytes]]:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Frames one after the other. zstandard's own reader would take a file that was cut off for a whole one."""
+    """Decompresses consecutive zstd frames. zstandard's own reader would accept a truncated file as complete."""
 
     READ_BYTES = 8192
-    """Little, because a block of zeros swells 30,000 times."""
+    """Small, because a block of zeros expands 30,000 times."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
@@ -232,7 +239,7 @@ class _ZstdStream(io.RawIOBase):
             self._compressed = self._compressed or self._raw.read(self.READ_BYTES)
             if not self._compressed:
                 if self._frame is not None:
-                    raise EOFError("it ends in the middle of a frame")
+                    raise EOFError("it ends in the middle of a zstd frame")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
             self._ready = memoryview(self._frame.decompress(self._compressed))
@@ -246,7 +253,7 @@ class _ZstdStream(io.RawIOBase):
 
 
 def lines_of(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[bytes | None]:
-    """Lines without their end; None for a line longer than ``max_line_bytes``, which is not kept."""
+    """Lines without their line end. A line longer than ``max_line_bytes`` is None and never held in memory."""
     try:
         while line := stream.readline(max_line_bytes + 1):
             if len(line) <= max_line_bytes or line.endswith(b"\n"):
@@ -259,14 +266,14 @@ def lines_of(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[by
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
             raise
         raise BadInputError(
-            f"{source} cannot be decompressed: {error}", "the file is damaged: fetch it again"
+            f"{source} cannot be decompressed: {error}", "the file is damaged: download it again"
         ) from error
 
 
 def parse(
     line: bytes | None, source: str, number: int, max_line_bytes: int, text_key: str = "text"
 ) -> Document | BadRecord:
-    """What a line holds. ``text_key``: of the document itself; it is not among ``extra``."""
+    """Parse one line. ``text_key``: the key of the document text, which is not part of ``extra``."""
 
     def bad(reason: str) -> BadRecord:
         return BadRecord(source, number, reason, (line or b"").decode("utf-8", "backslashreplace"))
@@ -296,38 +303,39 @@ def parse(
 
 
 def refusal(record: BadRecord) -> BadInputError:
-    """What to say of a bad record where none is set aside."""
+    """The error for a bad record when bad records are not quarantined."""
     return BadInputError(
         f"{record.source}, line {record.line}: {record.reason}",
-        "mend the record, or set bad records aside with --on-bad-record quarantine",
+        "fix the record, or set bad records aside with --on-bad-record quarantine",
     )
 
 
 def too_many_bad(bad: int, good: int, limit: float, quarantine: str) -> BadInputError | None:
-    """What to say where a larger share of the records than ``limit`` is bad; ``quarantine``: where they are."""
+    """The error when the share of bad records is above ``limit``, else None. ``quarantine``: file that lists them."""
     share = bad / max(1, bad + good)
     if share <= limit:
         return None
     return BadInputError(
         f"{bad:,} of {bad + good:,} records ({share:.1%}) are bad, more than the limit of "
-        f"{limit:.1%}; file, line and reason of each: {quarantine}",
-        "mend the file, or raise --max-bad-share",
+        f"{limit:.1%}; {quarantine} lists file, line and reason of each",
+        "fix the file, or raise --max-bad-share",
     )
 
 
 def json_line(entry: dict[str, Any]) -> bytes:
+    """``entry`` as one line of compact JSON in UTF-8."""
     return (json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
 
 
 class JsonLinesWriter:
-    """Appends lines of JSON, zstd-compressed when the name ends so."""
+    """Appends JSON lines to a file, zstd-compressed if its name ends in .zst."""
 
     def __init__(self, writer: Writer, uri: str) -> None:
         self._writer = writer
         self._compressor = zstandard.ZstdCompressor().compressobj() if uri.endswith(".zst") else None
 
     def append(self, lines: bytes) -> None:
-        # Line by line, whatever came together: nobody promises that the compressor gives the same bytes otherwise.
+        # Always line by line: how the input is cut may change the compressed bytes, which must be reproducible.
         for line in lines.splitlines(keepends=True):
             self._writer.write(self._compressor.compress(line) if self._compressor else line)
 

@@ -1,4 +1,4 @@
-"""Records that a shard leaves out, because they are duplicates."""
+"""Skips the records of a shard that are left out as duplicates."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LeftOut:
-    """The records of a shard that are left out of it. BadInputError if the file that names them is not as planned."""
+    """The records that a shard leaves out. Raises BadInputError if the file that lists them is not as planned."""
 
     def __init__(self, source: Source | None) -> None:
         import numpy as np
@@ -25,15 +25,15 @@ class LeftOut:
         if source is not None:
             if not store.exists(source.uri) or f"sha256:{store.sha256(source.uri)}" != source.fingerprint:
                 raise BadInputError(
-                    f"{source.uri} is gone or has changed since the run was planned", "start another run"
+                    f"{source.uri} was removed or has changed since the run was planned", "start a new run"
                 )
             reader = open_npy(source.uri, ndim=1, kind="i")
             self._records = reader.rows(0, len(reader))
-        # How many records that are kept come before each.
+        # Number of kept records before each record that is left out.
         self._kept_before = self._records - np.arange(len(self._records))
 
     def skip(self, lines: Iterator[json_lines.Line], first: int) -> Iterator[json_lines.Line]:
-        """``lines``, of which the first is record ``first``, without those that are left out."""
+        """``lines`` without the records that are left out; the first line is record ``first``."""
         at = int(self._records.searchsorted(first))
         for record, line in enumerate(lines, first):
             if at < len(self._records) and self._records[at] == record:
@@ -42,10 +42,10 @@ class LeftOut:
                 yield line
 
     def records(self, kept: int) -> int:
-        """Records up to the end of the first ``kept`` of those that are kept."""
+        """Records read, skipped ones included, to get the first ``kept`` that are kept."""
         return kept + int(self._kept_before.searchsorted(kept))
 
     def counts(self, kept: int, cut: bool) -> dict[str, int]:
-        """``cut``: whether the shard ends before its last record."""
+        """Count of dropped duplicates for the report. ``cut``: whether the shard ends before its last record."""
         count = self.records(kept) - kept if cut else len(self._records)
         return {"duplicates_dropped": count} if self._any else {}

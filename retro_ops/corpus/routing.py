@@ -1,4 +1,4 @@
-"""Where a document goes: its category, its split, and the number of its shard."""
+"""Decides the category, the split and the shard number of a document."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ Place = tuple[Split, str]
 
 @dataclass(frozen=True)
 class Fixed:
-    """Always the same."""
+    """The same value for every document."""
 
     value: str
 
 
 @dataclass(frozen=True)
 class ByField:
-    """By the value of a field; documents with another one, or without the field, are left out."""
+    """A value chosen by a field; documents with an unlisted value or without the field are left out."""
 
     field: str
     values: Mapping[str, str]
@@ -33,23 +33,25 @@ class ByField:
 
 @dataclass(frozen=True)
 class ByPath:
-    """By the first pattern that the path of the file matches."""
+    """A value chosen by the first pattern that the path of the file matches."""
 
     patterns: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class ByHash:
-    """``val``: share of documents for validation. ``id``: the field that decides; without it the text does."""
+    """A split chosen by a hash of the document."""
 
     val: float
+    """Share of documents for validation."""
     id: str | None = None
+    """Field to hash; None for the text."""
     seed: str = "0"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How large a shard may become: everything of a file, or so many documents or bytes of it."""
+    """Limit on the size of a shard: a whole file, a number of documents or a number of bytes."""
 
     by: Literal["file", "documents", "bytes"] = "file"
     size: int = 0
@@ -57,38 +59,39 @@ class Cut:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Why a document goes nowhere."""
+    """The reason why a document goes to no shard."""
 
     reason: str
 
 
-def field(record: Record, name: str) -> Any:
-    """``meta.pile_set_name`` of a record, or None. A key that holds the dots itself comes first."""
+def field_value(record: Record, name: str) -> Any:
+    """The value at a dotted name such as ``meta.pile_set_name``, or None. A key that itself has the dots wins."""
     if name in record:
         return record[name]
-    found: Any = record
+    value: Any = record
     for key in name.split("."):
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             return None
-        found = found[key]
-    return found
+        value = value[key]
+    return value
 
 
 def as_text(value: Any) -> str:
-    """A value as a recipe writes it: ``1``, ``true``, ``Wikipedia (en)``."""
+    """A value in the notation of a recipe: ``1``, ``true``, ``Wikipedia (en)``."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def by_field(rule: ByField, record: Record) -> str | LeftOut:
-    found = field(record, rule.field)
-    if found is None:
+    """The value for ``record``, or the reason why there is none."""
+    value = field_value(record, rule.field)
+    if value is None:
         return LeftOut(f"no {rule.field}")
-    text = as_text(found)
+    text = as_text(value)
     return rule.values.get(text) or LeftOut(f"{rule.field}: {text[:100]}")
 
 
 def by_path(rule: ByPath, path: str) -> str | LeftOut:
-    """``path``: written as the patterns are."""
+    """The value for a file, or the reason why there is none. ``path`` must be resolved like the patterns."""
     for pattern, value in rule.patterns.items():
         if glob.globmatch(path, pattern, flags=glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX):
             return value
@@ -96,9 +99,9 @@ def by_path(rule: ByPath, path: str) -> str | LeftOut:
 
 
 def by_hash(rule: ByHash, record: Record, text: str) -> Split:
-    """The same side for the same document, whatever else there is; a larger share only moves some to ``val``."""
-    found = field(record, rule.id) if rule.id else None
-    key = text if found is None else as_text(found)
+    """The split of a document. It depends on nothing else, and a larger ``val`` only moves documents to ``val``."""
+    value = field_value(record, rule.id) if rule.id else None
+    key = text if value is None else as_text(value)
     hashed = hashlib.blake2b(f"{rule.seed}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return "val" if int.from_bytes(hashed) < rule.val * 2**64 else "train"
 
@@ -106,7 +109,7 @@ def by_hash(rule: ByHash, record: Record, text: str) -> Split:
 def place(
     category: Fixed | ByField | ByPath, split: Fixed | ByField | ByHash, record: Record, text: str, path: str
 ) -> Place | LeftOut:
-    """Split and category of a document that was found at ``path``."""
+    """Split and category of a document from the file ``path``, or the reason why it is left out."""
     if isinstance(category, Fixed):
         kind: str | LeftOut = category.value
     else:
@@ -120,18 +123,18 @@ def place(
 
 
 class Counter:
-    """Numbers the shards of one place in one file: from 0, each full before the next begins."""
+    """Numbers the shards of one split and category in one file from 0; each is filled before the next begins."""
 
     def __init__(self, cut: Cut, max_documents: int | None) -> None:
         self._cut, self._limit = cut, max_documents
         self._in_shard = self._documents = self._number = 0
 
     def next(self, size_bytes: int) -> int | None:
-        """Number of the shard of the next document; None when the limit is reached."""
+        """Shard number of the next document; None when ``max_documents`` is reached."""
         if self._limit is not None and self._documents >= self._limit:
             return None
         step = {"file": 0, "documents": 1, "bytes": size_bytes}[self._cut.by]
-        # A document larger than a shard has one to itself.
+        # A document larger than the limit gets a shard of its own.
         if self._in_shard and self._in_shard + step > self._cut.size and self._cut.by != "file":
             self._number, self._in_shard = self._number + 1, 0
         self._in_shard += step

@@ -1,4 +1,4 @@
-"""Documents of a source file, fanned out into parts of shards."""
+"""Distributes the documents of a source file to parts of shards."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -18,23 +18,23 @@ from retro_ops.storage import s3, store
 from retro_ops.storage.base import Written
 
 WRITER_BYTES = 6 * s3.PART_BYTES
-"""Most that an open part takes: what waits, is held back and is being sent, and its compressor."""
+"""Most memory of an open part: its buffer, the parts that are held back or uploaded, and its compressor."""
 
 BATCH_LINES = 1024
 
 BATCH_BYTES = 4 * 2**20
-"""Lines that are read while those before are sorted."""
+"""Size of a batch of lines, which is read while the previous one is distributed."""
 
 REASONS = 200
-"""Different reasons to leave documents out that are counted each; what comes later is counted together."""
+"""Number of distinct reasons for leaving out documents that are counted separately; later ones are counted together."""
 
 OTHERS = "other reasons"
 
 
 def route(file: SourceFile, rule: Rule, listed: Sources, fan: "Fan", bad: "BadLines | None") -> Iterator[str]:
-    """Sends every document to its part; yields the reason for each that goes nowhere.
+    """Write every document to its part, and yield the reason for each document that is left out.
 
-    ``bad``: None where an earlier pass has counted what is the same for all: bad lines, and documents without a place.
+    ``bad``: None in later passes over the file, because the first one has counted bad lines and unrouted documents.
     """
     progress = Progress("split-corpus", None, "lines")
     with ahead(_batches(lines(file.uri, rule.members, listed.line_bytes))) as batches:
@@ -71,12 +71,12 @@ def _batches(of: Iterator[Line]) -> Iterator[list[Line]]:
 
 
 def _whole(document: json_lines.Document, text_key: str) -> dict[str, Any]:
-    """What a rule may ask for."""
+    """The whole record, on which the rules of a recipe decide."""
     return {**document.extra, text_key: document.text}
 
 
 def _part_line(document: json_lines.Document, line: bytes | None, text_key: str) -> bytes:
-    """As it was, where the document is under ``text``, as the later stages want it."""
+    """The line of a document in a part: unchanged if the text is under ``text``, as later stages expect."""
     if text_key == "text" and line is not None:
         return line + b"\n"
     return json_lines.json_line({**document.extra, "text": document.text})
@@ -84,7 +84,7 @@ def _part_line(document: json_lines.Document, line: bytes | None, text_key: str)
 
 @dataclass(frozen=True)
 class Part:
-    """What a source file gives to a shard. ``fingerprint``: of its content, as a plan names it."""
+    """The documents that a source file contributes to a shard. ``fingerprint`` identifies the content in a plan."""
 
     shard: str
     split: str
@@ -99,7 +99,7 @@ class Part:
 
 
 class Fan:
-    """The open part of each place; a place has one at a time, since its shards are filled one after the other."""
+    """The open parts: one for each split and category, since their shards are filled one after the other."""
 
     def __init__(self, file: SourceFile, rule: Rule, folder: str, places: Sequence[Place]) -> None:
         self._file, self._rule, self._folder = file, rule, folder
@@ -109,7 +109,7 @@ class Fan:
         self._done: list[Part] = []
 
     def add(self, place: Place, line: bytes) -> LeftOut | None:
-        """Why the line goes nowhere, if so. Places of another pass are passed over."""
+        """Write a line, or return the reason for leaving it out. Splits and categories of another pass are ignored."""
         counter = self._counters.get(place)
         if counter is None:
             return None
@@ -156,7 +156,7 @@ class _OpenPart:
 
 
 class BadLines:
-    """Lines that are no document, set aside with their file, line and reason; made for the first of them."""
+    """Writes bad lines with file, line and reason to the quarantine, which is created for the first of them."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: str, listed: Sources) -> None:
         self.good = self.count = 0

@@ -1,7 +1,10 @@
-"""Signed documents -> pairs that are alike, in memory that a budget bounds, whatever their number.
+"""Finds pairs of similar documents from their signatures, within a memory budget, for any number of documents.
 
-Signatures are read in sequence: once, band by band, for those that share a key; and once for each batch of pairs, which
-are then compared number by number. What is held beside is a byte for each document, and 16 for each that has a copy.
+1. Equal texts are paired by content hash; only the first of each takes part in the steps below.
+2. Signatures are read band by band; documents whose keys agree in a band become candidate pairs.
+3. Once enough candidates wait, they are compared row by row (``shared``); pairs that are already in one cluster are
+   skipped. Each batch reads the signatures once.
+Besides the budget this needs one byte per document and 16 bytes per document that has a copy.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,29 +20,35 @@ from retro_ops.duplicates.signatures import SignedShards
 from retro_ops.errors import BadInputError
 
 KEY_BYTES = 48
-"""Of a document while those with one key are found: key, number, order, and copies on the way."""
+"""Memory for each document while documents are grouped by key: key, number, order and temporary copies."""
 
 PAIR_BYTES = 96
-"""Of a pair while it is compared: both numbers, their places, what they share, and copies on the way."""
+"""Memory for each pair while it is compared: both numbers, their positions, the count and temporary copies."""
 
 LEAST_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Alike:
-    """``exact``: pairs of equal texts; ``near``: of others whose estimated similarity is at the threshold or above;
-    ``compared``: how many pairs shared a key."""
+    """Pairs of similar documents."""
 
     exact: Pairs
+    """Pairs of equal texts."""
     near: Pairs
+    """Pairs of different texts whose estimated similarity is at or above the threshold."""
     compared: int
+    """Number of candidate pairs that were compared."""
 
 
 def find(signed: SignedShards, threshold: float, budget: int, progress: Callable[[int], None]) -> Alike:
-    """Pairs that hold each cluster of like documents together. ``progress`` is told of each band that is done."""
+    """Pairs that connect each cluster of similar documents.
+
+    ``progress`` is called with the number of bands done. Raises BadInputError for more than MOST_DOCUMENTS documents.
+    """
     if signed.total > document_pairs.MOST_DOCUMENTS:
         raise BadInputError(
-            f"there are {signed.total:,} documents, more than {document_pairs.MOST_DOCUMENTS:,}", "split the corpus"
+            f"the corpus has {signed.total:,} documents, more than the limit of {document_pairs.MOST_DOCUMENTS:,}",
+            "split the corpus into several datasets",
         )
     exact, first_of_its_text = _equal(signed, budget)
     rows = document_pairs.rows_per_band(threshold)
@@ -68,8 +77,8 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
 
 
 def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]:
-    """Pairs of equal texts, and whether each document is the first of its text: the others need no comparing."""
-    found, first = [], np.ones(signed.total, np.bool_)
+    """Pairs of equal texts, and whether each document is the first with its text; the others need no comparison."""
+    pairs, first = [], np.ones(signed.total, np.bool_)
     parts = _parts(signed.total, budget)
     for part in range(parts):
         documents, keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
@@ -77,17 +86,18 @@ def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]
             mine = np.flatnonzero(block % np.uint64(parts) == part)
             documents.append(mine + start)
             keys.append(block[mine])
-        found.append(document_pairs.star(*document_pairs.groups(np.concatenate(keys), np.concatenate(documents))))
-        first[document_pairs.unpack(found[-1])[1]] = False
-    return document_pairs.joined(found), first
+        pairs.append(document_pairs.star(*document_pairs.groups(np.concatenate(keys), np.concatenate(documents))))
+        first[document_pairs.unpack(pairs[-1])[1]] = False
+    return document_pairs.joined(pairs), first
 
 
 def _bands(
     signed: SignedShards, wanted: NDArray[np.bool_], rows: int, budget: int, progress: Callable[[int], None]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
-    """(documents, their keys) of each band, of those ``wanted``; if they are many, of parts of the keys in turn.
+    """(documents, their keys) for each band, for the ``wanted`` documents only.
 
-    Several bands are read at once where they fit, since each read of a shard costs a request.
+    Large corpora yield a band in several parts, split by key. Several bands are read at once if they fit in ``budget``,
+    since each read of a shard costs a request.
     """
     bands, parts = PERMUTATIONS // rows, _parts(signed.total, budget)
     read = max(1, min(bands, budget // max(1, KEY_BYTES * signed.total + 16 * rows * signed.largest)))
@@ -95,42 +105,44 @@ def _bands(
         together = range(first, min(first + read, bands))
         for part in range(parts):
             keys: list[list[NDArray[np.uint64]]] = [[np.zeros(0, np.uint64)] for _ in together]
-            of_band: list[list[NDArray[np.int64]]] = [[np.zeros(0, np.int64)] for _ in together]
+            members: list[list[NDArray[np.int64]]] = [[np.zeros(0, np.int64)] for _ in together]
             for start, numbers in signed.numbers(first * rows, (together[-1] + 1) * rows):
                 mine = np.flatnonzero(wanted[start : start + numbers.shape[1]])
                 for at in range(len(together)):
-                    of = document_pairs.band_keys(numbers[at * rows : (at + 1) * rows])[mine]
-                    kept = of % np.uint64(parts) == part
-                    keys[at].append(of[kept])
-                    of_band[at].append(mine[kept] + start)
+                    band = document_pairs.band_keys(numbers[at * rows : (at + 1) * rows])[mine]
+                    kept = band % np.uint64(parts) == part
+                    keys[at].append(band[kept])
+                    members[at].append(mine[kept] + start)
             for at in range(len(together)):
-                yield np.concatenate(of_band[at]), np.concatenate(keys[at])
+                yield np.concatenate(members[at]), np.concatenate(keys[at])
         progress(len(together))
 
 
 def _parts(documents: int, budget: int) -> int:
+    """Number of parts of the key space, so that the keys of one part fit in ``budget``."""
     return max(1, -(-documents * KEY_BYTES // budget))
 
 
 def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
-    """``pairs`` whose documents do not hang together by ``near`` already."""
+    """``pairs`` whose documents are not yet in one cluster of ``near``."""
     if not len(near) or not len(pairs):
         return pairs
     documents, clusters = document_pairs.clusters(near)
-    places = [np.searchsorted(documents, of).clip(max=len(documents) - 1) for of in document_pairs.unpack(pairs)]
-    known = [documents[at] == of for at, of in zip(places, document_pairs.unpack(pairs), strict=True)]
+    sides = document_pairs.unpack(pairs)
+    places = [np.searchsorted(documents, side).clip(max=len(documents) - 1) for side in sides]
+    known = [documents[place] == side for place, side in zip(places, sides, strict=True)]
     united = known[0] & known[1] & (clusters[places[0]] == clusters[places[1]])
     rest: Pairs = pairs[~united]
     return rest
 
 
 def shared(signed: SignedShards, pairs: Pairs, budget: int) -> NDArray[np.uint16]:
-    """Numbers of their signatures that each of ``pairs`` has in common, of PERMUTATIONS."""
+    """How many of the PERMUTATIONS signature rows the two documents of each pair have in common, uint16 ``[pairs]``."""
     a, b = document_pairs.unpack(pairs)
     documents, places = np.unique(np.concatenate((a, b)), return_inverse=True)
     left, right = places[: len(a)], places[len(a) :]
     counts = np.zeros(len(pairs), np.uint16)
-    # The block of a shard is read whole, and four of them ahead.
+    # A block of a shard is read as a whole, and four blocks are read ahead.
     each = 4 * (len(documents) + 5 * signed.largest)
     at_once = max(1, min(PERMUTATIONS, budget // 2 // max(1, each)))
     for first in range(0, PERMUTATIONS, at_once):

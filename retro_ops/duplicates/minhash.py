@@ -1,4 +1,4 @@
-"""Texts -> MinHash signatures of their word n-grams, from which the Jaccard similarity of two texts is estimated."""
+"""MinHash signatures of word n-grams, which estimate the Jaccard similarity of two texts."""
 
 import hashlib
 import re
@@ -9,30 +9,30 @@ import rensa
 from numpy.typing import NDArray
 
 NGRAM_WORDS = 5
-"""Words of an n-gram: with fewer, texts on one subject look alike; with more, few changes hide a copy."""
+"""Words per n-gram: with fewer, texts on the same subject look alike; with more, a few edits hide a copy."""
 
 PERMUTATIONS = 128
-"""Numbers of a signature: a similarity of 0.8 is estimated with a standard deviation of 0.035."""
+"""Length of a signature: a similarity of 0.8 is estimated with a standard deviation of 0.035."""
 
 SEED = 0
 ALGORITHM_VERSION = 2
-"""Of rensa's signatures. Another one gives other numbers: `sign-documents` gets another code version with it."""
+"""Version of rensa's algorithm. A new one changes the signatures, so `sign-documents` then needs a new code version."""
 
 WORD = re.compile(r"\w+")
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """``[texts, PERMUTATIONS]``. Case, punctuation and white space do not count."""
+    """Signatures ``[texts, PERMUTATIONS]``. Case, punctuation and white space are ignored."""
     if rensa.RMinHash.ALGORITHM_VERSION != ALGORITHM_VERSION:
-        raise RuntimeError(f"rensa signs by version {rensa.RMinHash.ALGORITHM_VERSION}, not {ALGORITHM_VERSION}")
+        raise RuntimeError(f"rensa has algorithm version {rensa.RMinHash.ALGORITHM_VERSION}, not {ALGORITHM_VERSION}")
     if not texts:
         return np.zeros((0, PERMUTATIONS), np.uint32)
-    found = rensa.RMinHash.digest_matrix_from_token_sets([ngrams(text) for text in texts], PERMUTATIONS, SEED)
-    return np.array(found.to_rows(), np.uint32)
+    matrix = rensa.RMinHash.digest_matrix_from_token_sets([ngrams(text) for text in texts], PERMUTATIONS, SEED)
+    return np.array(matrix.to_rows(), np.uint32)
 
 
 def ngrams(text: str) -> list[str]:
-    """Every run of NGRAM_WORDS words; all words of a text that has fewer; the text itself if it has none."""
+    """All runs of NGRAM_WORDS words. A shorter text is one n-gram, and a text without words is its own n-gram."""
     words = WORD.findall(text.lower())
     if len(words) <= NGRAM_WORDS:
         return [" ".join(words) or text]
@@ -40,6 +40,6 @@ def ngrams(text: str) -> list[str]:
 
 
 def content_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """64 bits of BLAKE2b over each text as it is."""
+    """64-bit BLAKE2b hash of each unmodified text, uint64 ``[texts]``."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, "<u8")

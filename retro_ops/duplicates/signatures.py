@@ -1,4 +1,7 @@
-"""Signatures of documents: made of batches of lines, stored number by number, read as they are compared."""
+"""Makes, stores and reads the signatures of documents.
+
+Signatures are stored transposed, ``[PERMUTATIONS, documents]``, because they are compared row by row.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,18 +24,21 @@ COPY_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Signed:
-    """The good documents of a batch of ``lines``. ``places``: the line of each in the batch, int64 ``[docs]``;
-    ``contents`` uint64 ``[docs]``; ``signatures`` uint32 ``[docs, PERMUTATIONS]``."""
+    """The signatures of the valid documents of a batch."""
 
     source: str
     lines: int
+    """Lines of the batch, bad records included."""
     places: NDArray[np.int64]
+    """Position of each document among the lines, ``[docs]``."""
     contents: NDArray[np.uint64]
+    """Hash of each text, ``[docs]``."""
     signatures: NDArray[np.uint32]
+    """``[docs, PERMUTATIONS]``"""
 
 
 def signer(line_bytes: int) -> Callable[[Batch], Signed]:
-    """The function that signs batches. Bad records are passed over: `tokenize-and-chunk` sets them aside."""
+    """A function that signs a batch. It skips bad records, which `tokenize-and-chunk` sets aside."""
 
     def sign(batch: Batch) -> Signed:
         places, texts = [], []
@@ -48,8 +54,10 @@ def signer(line_bytes: int) -> Callable[[Batch], Signed]:
 
 
 class SignatureWriter:
-    """The files of a shard. Signatures come document by document and are stored number by number, as they are compared;
-    until all are there they lie in a scratch file. Use as a context manager."""
+    """Writes the signature files of a shard. Use as a context manager.
+
+    Signatures arrive document by document and are stored transposed, so they wait in a scratch file until ``close``.
+    """
 
     def __init__(self, files: Mapping[str, str], budget: int) -> None:
         self._files, self._budget = files, budget
@@ -95,26 +103,27 @@ class SignatureWriter:
 
 
 class SignedShards:
-    """The signatures of shards, whose documents are numbered through in their order. ``offsets`` int64
-    ``[shards + 1]``."""
+    """The stored signatures of several shards, with documents numbered consecutively.
+
+    ``offsets``: int64 ``[shards + 1]``, number of the first document of each shard.
+    """
 
     def __init__(self, files: Sequence[Mapping[str, str]]) -> None:
-        self._signatures = [open_npy(of["signatures"], ndim=2, kind="u") for of in files]
-        self._contents = [open_npy(of["contents"], ndim=1, kind="u") for of in files]
-        self._records = [open_npy(of["records"], ndim=1, kind="i") for of in files]
+        self._signatures = [open_npy(shard["signatures"], ndim=2, kind="u") for shard in files]
+        self._contents = [open_npy(shard["contents"], ndim=1, kind="u") for shard in files]
+        self._records = [open_npy(shard["records"], ndim=1, kind="i") for shard in files]
         self.offsets = np.concatenate(([0], np.cumsum([len(reader) for reader in self._contents]))).astype(np.int64)
         self.total = int(self.offsets[-1])
         self.largest = max(map(len, self._contents), default=0)
 
     def contents(self) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        """(number of the first, hashes) of blocks of documents, in order."""
+        """(number of the first document, content hashes) of each block of documents, in order."""
         for offset, reader in zip(self.offsets[:-1].tolist(), self._contents, strict=True):
             for first, block in reader.blocks(COPY_ROWS * 16):
                 yield offset + first, block
 
     def numbers(self, first: int, end: int) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-        """(number of its first document, numbers ``first:end`` of the signatures ``[end - first, docs]``) of each
-        shard."""
+        """(number of the first document, signature rows ``first:end``, ``[end - first, docs]``) of each shard."""
         yield from zip(
             self.offsets[:-1].tolist(),
             read_ahead.ahead(partial(reader.rows, first, end) for reader in self._signatures),
@@ -122,32 +131,35 @@ class SignedShards:
         )
 
     def numbers_of(self, documents: NDArray[np.int64], first: int, end: int) -> NDArray[np.uint32]:
-        """Likewise of some ``documents`` (ascending), ``[end - first, documents]``."""
-        found = np.empty((end - first, len(documents)), np.uint32)
+        """Rows ``first:end`` of the signatures of ``documents`` (ascending), ``[end - first, documents]``."""
+        rows = np.empty((end - first, len(documents)), np.uint32)
         bounds = np.searchsorted(documents, self.offsets)
-        asked = [at for at in range(len(self._signatures)) if bounds[at] < bounds[at + 1]]
-        blocks = read_ahead.ahead(partial(self._signatures[at].rows, first, end) for at in asked)
-        for at, block in zip(asked, blocks, strict=True):
-            of = slice(bounds[at], bounds[at + 1])
-            found[:, of] = block[:, documents[of] - self.offsets[at]]
-        return found
+        shards = [at for at in range(len(self._signatures)) if bounds[at] < bounds[at + 1]]
+        blocks = read_ahead.ahead(partial(self._signatures[at].rows, first, end) for at in shards)
+        for at, block in zip(shards, blocks, strict=True):
+            part = slice(bounds[at], bounds[at + 1])
+            rows[:, part] = block[:, documents[part] - self.offsets[at]]
+        return rows
 
     def shard_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Position of the shard of each document, ``[documents]``."""
         return np.searchsorted(self.offsets, documents, side="right") - 1
 
     def contents_of(self, documents: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Of ``documents`` (ascending)."""
-        return self._of(self._contents, documents, np.dtype(np.uint64))
+        """Content hashes of ``documents`` (ascending)."""
+        return self._select(self._contents, documents, np.dtype(np.uint64))
 
     def records_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Place of ``documents`` (ascending) among all lines of their shard."""
-        return self._of(self._records, documents, np.dtype(np.int64))
+        """Position of ``documents`` (ascending) among all lines of their shard."""
+        return self._select(self._records, documents, np.dtype(np.int64))
 
-    def _of(self, readers: Sequence[NpyReader], documents: NDArray[np.int64], dtype: "np.dtype[np.generic]") -> NDArray:  # type: ignore[type-arg]
-        found = np.empty(len(documents), dtype)
+    def _select(
+        self, readers: Sequence[NpyReader], documents: NDArray[np.int64], dtype: "np.dtype[np.generic]"
+    ) -> NDArray:  # type: ignore[type-arg]
+        values = np.empty(len(documents), dtype)
         bounds = np.searchsorted(documents, self.offsets)
         for at, reader in enumerate(readers):
-            of = slice(bounds[at], bounds[at + 1])
+            part = slice(bounds[at], bounds[at + 1])
             if bounds[at] < bounds[at + 1]:
-                found[of] = reader.rows(0, len(reader))[documents[of] - self.offsets[at]]
-        return found
+                values[part] = reader.rows(0, len(reader))[documents[part] - self.offsets[at]]
+        return values

@@ -1,4 +1,4 @@
-"""Figures and examples of the duplicates that were found."""
+"""Counts and examples of duplicates for the report of `find-duplicates`."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -16,21 +16,21 @@ EXAMPLES = 20
 
 
 def figures(
-    plan: Plan, signed: "SignedShards", repeats: "NDArray[np.int64]", stays: "NDArray[np.int64]"
+    plan: Plan, signed: "SignedShards", repeats: "NDArray[np.int64]", canonical: "NDArray[np.int64]"
 ) -> dict[str, Any]:
-    """Counts of the documents ``repeats`` (ascending), each of which repeats the one in ``stays``."""
+    """Counts of the duplicates ``repeats`` (ascending), each a copy of the document in ``canonical``."""
     import numpy as np
 
-    unique, places = np.unique(stays, return_inverse=True)
+    unique, places = np.unique(canonical, return_inverse=True)
     exact = signed.contents_of(repeats) == signed.contents_of(unique)[places]
-    own, other = signed.shard_of(repeats), signed.shard_of(stays)
+    own, other = signed.shard_of(repeats), signed.shard_of(canonical)
     train = np.array([shard.split == "train" for shard in plan.shards], np.bool_)
     crosses = train[own] != train[other]
     by_shard = np.bincount(own, minlength=len(plan.shards))
     categories: dict[str, Counter[str]] = {}
     for shard, count, documents in zip(plan.shards, by_shard.tolist(), np.diff(signed.offsets).tolist(), strict=True):
-        of = categories.setdefault(f"{category(shard.name)}, {shard.split}", Counter())
-        of.update({"documents": documents, "duplicates": count})
+        counter = categories.setdefault(f"{category(shard.name)}, {shard.split}", Counter())
+        counter.update({"documents": documents, "duplicates": count})
     return {
         "documents": signed.total,
         "duplicates": len(repeats),
@@ -39,7 +39,7 @@ def figures(
         "within_shards": int((own == other).sum()),
         "across_shards": int(((own != other) & ~crosses).sum()),
         "across_splits": int(crosses.sum()),
-        "categories": {name: dict(of) for name, of in sorted(categories.items())},
+        "categories": {name: dict(counter) for name, counter in sorted(categories.items())},
         "shards": {s.name: count for s, count in zip(plan.shards, by_shard.tolist(), strict=True) if count},
     }
 
@@ -49,18 +49,18 @@ def examples(
     signed: "SignedShards",
     reports: list[dict[str, Any]],
     repeats: "NDArray[np.int64]",
-    stays: "NDArray[np.int64]",
+    canonical: "NDArray[np.int64]",
     budget: int,
 ) -> list[dict[str, Any]]:
-    """Some of the duplicates, evenly spread over all of them."""
+    """EXAMPLES of the duplicates, evenly spread over all of them."""
     import numpy as np
 
     from retro_ops.duplicates import document_pairs, minhash
     from retro_ops.duplicates.lsh import shared
 
     chosen = np.unique(np.linspace(0, len(repeats) - 1, EXAMPLES).astype(np.int64)) if len(repeats) else repeats
-    named = np.unique(np.concatenate((repeats[chosen], stays[chosen])))
-    records = dict(zip(named.tolist(), signed.records_of(named).tolist(), strict=True))
+    shown = np.unique(np.concatenate((repeats[chosen], canonical[chosen])))
+    records = dict(zip(shown.tolist(), signed.records_of(shown).tolist(), strict=True))
 
     def place(document: int) -> dict[str, Any]:
         shard = int(signed.shard_of(np.array([document]))[0])
@@ -73,9 +73,9 @@ def examples(
             record -= count
         raise AssertionError(f"{plan.shards[shard].name} has no record {records[document]}")
 
-    found = []
-    for document, other in zip(repeats[chosen].tolist(), stays[chosen].tolist(), strict=True):
+    rows = []
+    for document, other in zip(repeats[chosen].tolist(), canonical[chosen].tolist(), strict=True):
         pair = document_pairs.pack(np.array([document]), np.array([other]))
         in_common = int(shared(signed, pair, budget)[0])
-        found.append({**place(document), "repeats": place(other), "similarity": in_common / minhash.PERMUTATIONS})
-    return found
+        rows.append({**place(document), "repeats": place(other), "similarity": in_common / minhash.PERMUTATIONS})
+    return rows

@@ -1,9 +1,9 @@
-"""Finished blocks of an output that is not finished: what a stage that was killed need not do again.
+"""Checkpoints of an unfinished output, so that a stage that was killed can resume.
 
-A block is one object, so the store commits it whole or not at all: an .npz of parts, as its stage made them one after
-the other, with the rows (or records) it covers and whatever the stage counted up to its end, and its SHA-256 behind.
-Two runs of one stage may overwrite each other's blocks. Each is right by itself and names its first row, so those that
-do not follow on are passed over, and all that is lost is time.
+A checkpoint block is one object, which the store commits in full or not at all. It is an .npz of parts in the order in
+which the stage made them, with the rows (or records) that it covers and the counts of the stage up to its end, followed
+by its SHA-256. Two runs of one stage may overwrite each other's blocks. Every block is valid by itself and names its
+first row, so a block that does not continue the previous one is ignored; this costs time but never correctness.
 """
 
 import hashlib
@@ -29,68 +29,68 @@ if TYPE_CHECKING:
 
 COMMIT_SECONDS = 10.0
 COMMIT_BYTES = 12 * 2**20
-"""A block is committed after so much work or output, whichever comes first. Less than a part of the store's uploads,
-so a block is one request, and a kill leaves no upload behind that nobody sees."""
+"""A block is committed after this much time or output, whichever comes first. It is smaller than an upload part of S3,
+so a block is one request and a kill leaves no unfinished upload behind."""
 
 WRITTEN_AT_ONCE = 4
-"""Blocks that come faster than by time are written beside the work, so many at a time; a kill costs at most these and
-the one that is being filled."""
+"""Blocks committed by size are written in the background, up to this many at a time. A kill loses at most these and the
+block that is being filled."""
 
 ABOUT = "about"
 SEAL_BYTES = hashlib.sha256().digest_size
 
 Part: TypeAlias = "Mapping[str, NDArray[Any]]"
-"""Arrays of some rows, by name."""
+"""Arrays for a range of rows, by name."""
 
 
-class Unfinished:
-    """The blocks of one output. ``folder`` None: nothing is kept, so nothing is resumed.
+class Checkpoints:
+    """The checkpoint blocks of one output. If ``folder`` is None, nothing is stored or resumed.
 
-    First take all ``parts``; then ``add`` what comes after them, from row ``end`` on.
+    First take all ``parts``, then ``add`` new ones from row ``end`` on.
     """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = folder
-        self._left_behind = folder is not None  # Until somebody has looked.
+        self._left_behind = folder is not None  # Unknown until ``parts`` has listed the folder.
         self._number = 0
         self._writer = ThreadPoolExecutor(WRITTEN_AT_ONCE)
         self._writing: deque[Future[None]] = deque()
         self.resumed_at = self.end = 0
         self.state: dict[str, Any] = {}
-        """What was counted in the blocks that were found."""
+        """Counts of the stage up to ``end``, from the blocks that were found."""
         self._begin()
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the blocks that are whole and follow one another, from row 0 on."""
+        """Parts of all consecutive valid blocks, from row 0 on."""
         if self._folder is None:
             return
-        there = set(store.at(self._folder).list(self._folder))
-        self._left_behind = bool(there)
-        while (uri := paths.block_uri(self._folder, self._number)) in there:
+        stored = set(store.at(self._folder).list(self._folder))
+        self._left_behind = bool(stored)
+        while (uri := paths.block_uri(self._folder, self._number)) in stored:
             block = _read(uri)
             if block is None or block.first != self.end:
-                break  # It and what comes after it will be overwritten.
+                break  # This block and later ones will be overwritten.
             yield from block.parts()
             self.end, self.state = block.end, block.state
             self._number += 1
         self.resumed_at = self.end
         if self._number:
-            say(f"goes on at {self.end:,}, after {self._number:,} finished blocks", event="resumed", done=self.end)
+            say(f"resumes at {self.end:,}, after {self._number:,} finished blocks", event="resumed", done=self.end)
         self._begin()
 
     def details(self) -> dict[str, int]:
-        """For the report: rows or records that were found done, if any were."""
+        """Rows or records that the checkpoints covered, for the report; empty if the stage started from 0."""
         return {"resumed_at": self.resumed_at} if self.resumed_at else {}
 
     def add(self, part: Part, end: int) -> None:
-        """``part`` holds what comes next, up to row ``end``."""
+        """Add the next part, which ends at row ``end``."""
         if self._folder is not None:
             self._write({f"{self._parts}/{name}.npy": rows for name, rows in part.items()})
         self._parts += 1
         self.end = end
 
     def commit_when_due(self, state: Mapping[str, Any] | None = None) -> None:
-        """A block of what was added since the last one, if that is enough. ``state``: JSON, counted up to ``end``."""
+        """Write a block if enough time or output has accumulated. ``state``: counts up to ``end``, as JSON."""
         in_time = time.monotonic() - self._began >= COMMIT_SECONDS
         if self._folder is None or not self._parts or not (in_time or self._buffer.tell() >= COMMIT_BYTES):
             return
@@ -107,35 +107,35 @@ class Unfinished:
         self._begin()
 
     def _wait(self, at_most: int) -> None:
-        """Until no more than so many blocks are being written."""
+        """Wait until at most ``at_most`` blocks are being written."""
         while len(self._writing) > at_most:
             self._writing.popleft().result()
 
     def restart(self) -> None:
-        """Nothing of it is of use."""
+        """Discard all blocks and start again from row 0."""
         self.delete()
         self._number = self.resumed_at = self.end = 0
         self.state = {}
         self._begin()
 
     def delete(self) -> None:
-        """All blocks, once the output counts without them."""
+        """Delete all blocks, once the output is complete."""
         if self._folder is not None and self._left_behind:
             wait(self._writing)
             for failed in filter(None, (write.exception() for write in self._writing)):
-                say(f"a block that nobody needs any more was not written: {failed}", logging.WARNING, event="block")
+                say(f"writing a checkpoint that is no longer needed failed: {failed}", logging.WARNING, event="block")
             self._writing.clear()
             store.at(self._folder).delete_folder(self._folder)
 
     def _begin(self) -> None:
         self._first, self._parts, self._began = self.end, 0, time.monotonic()
-        # Written as it comes: one copy in memory, not one of arrays and one of bytes.
+        # Parts are serialised at once, so that memory holds one copy, not arrays and bytes.
         self._buffer = io.BytesIO()
 
     def _write(self, members: Part) -> None:
         from numpy.lib import format as npy_format
 
-        # Closed after every part, so that a stage that fails between two leaves no open archive behind.
+        # Closed after every part, so that a stage that fails in between leaves no open archive.
         with zipfile.ZipFile(self._buffer, "a") as block:
             for name, rows in members.items():
                 with block.open(name, "w") as member:
@@ -155,7 +155,7 @@ class _Block:
     end: int
     state: dict[str, Any]
     contents: "Mapping[str, NDArray[Any]]"
-    """Arrays by number of the part and name, in order; read when asked for."""
+    """Arrays by part number and name, in order; loaded on access."""
 
     def parts(self) -> Iterator[Part]:
         names = (name for name in self.contents if name != ABOUT)
@@ -164,7 +164,7 @@ class _Block:
 
 
 def _read(uri: str) -> _Block | None:
-    """None for a block that is damaged, or gone since it was listed."""
+    """The block at ``uri``, or None if it is damaged or was deleted since it was listed."""
     import numpy as np
 
     try:

@@ -1,4 +1,7 @@
-"""What a stage did, in numbers. The report is written last: it is what makes the output count."""
+"""Runs a stage once and writes its report: counts, outputs with checksums, parameters, time and memory.
+
+The report is written last. An output without a valid report does not count as done.
+"""
 
 import contextlib
 import hashlib
@@ -16,7 +19,7 @@ import retro_ops
 from retro_ops import uris
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
-from retro_ops.execution.checkpoints import Unfinished
+from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.plan import paths
 from retro_ops.progress import say
 from retro_ops.storage import store
@@ -28,7 +31,7 @@ REPORTED_PACKAGES = ("numpy", "tokenizers", "transformers", "sentence_transforme
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage hands back for its report."""
+    """The result of a stage, for its report."""
 
     counts: Mapping[str, int]
     outputs: Sequence[Written]
@@ -44,18 +47,18 @@ def run_once(
     parameters: Mapping[str, Any],
     inputs: Sequence[str],
     work: Callable[[], Outcome],
-    unfinished: Unfinished | None = None,
+    unfinished: Checkpoints | None = None,
 ) -> dict[str, Any]:
-    """Do ``work`` unless the report at ``uri`` says it was done for the same ``digest``.
+    """Do ``work`` unless the report at ``uri`` says that it was done for the same ``digest``. Returns the report.
 
-    A kill before the report is written leaves nothing that counts as done, but maybe blocks to go on from, which are
-    ``unfinished``; they are deleted after it. Returns the report.
+    A kill before the report is written leaves no finished output, but perhaps the checkpoints ``unfinished`` to resume
+    from. They are deleted once the report is written.
     """
     done = read(uri)
     if done is not None and done["digest"] == digest and lost_output(done) is None:
         say(f"{stage}: already done, see {uri}", event="already_done", report=uri)
         if unfinished:
-            unfinished.delete()  # For a run that was killed just after its report.
+            unfinished.delete()  # Left by a run that was killed just after writing its report.
         return done
     if done is not None:
         store.at(uri).delete(uri)
@@ -68,14 +71,14 @@ def run_once(
         "version": retro_ops.__version__,
         "started_at": started_at.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 3),
-        "image": os.environ.get("RETRO_IMAGE"),  # Set by the runtimes that run containers; with its digest.
+        "image": os.environ.get("RETRO_IMAGE"),  # Set by the container runtimes; includes the image digest.
         "device": asdict(outcome.device) if outcome.device else None,
         "counts": dict(outcome.counts),
         "identity": dict(outcome.identity),
         "details": dict(outcome.details),
         "parameters": dict(parameters),
         "inputs": list(inputs),
-        # Relative to the report, so that a dataset that is moved or copied takes its checksums along.
+        # Relative to the report, so that the checksums stay valid when the dataset is moved or copied.
         "outputs": [{**asdict(written), "uri": relative(written.uri, parent(uri))} for written in outcome.outputs],
         "peak_rss_bytes": peak_rss_bytes(),
         "packages": _package_versions(),
@@ -92,7 +95,7 @@ SEAL = "sha256"
 
 
 def sealed(report: Mapping[str, Any]) -> bytes:
-    """``report`` as it is stored: JSON whose last key is the SHA-256 of it without that key."""
+    """``report`` as stored: JSON whose last key is the SHA-256 of the document without that key."""
 
     def as_json(document: Mapping[str, Any]) -> bytes:
         return (json.dumps(document, indent=1) + "\n").encode()
@@ -101,26 +104,29 @@ def sealed(report: Mapping[str, Any]) -> bytes:
 
 
 def read(uri: str) -> dict[str, Any] | None:
-    """The report at ``uri``, its outputs as absolute locations; None when the stage is not done."""
-    found = store.at(uri).read_tagged(uri)  # One request, where a look and a reading were two.
+    """The report at ``uri``, with absolute output URIs; None if the stage is not done.
+
+    Raises BadInputError if the report is damaged.
+    """
+    found = store.at(uri).read_tagged(uri)  # One request instead of ``exists`` and ``read``.
     if found is None:
         return None
     data = found[0]
     try:
         report = json.loads(data)
     except ValueError as error:
-        raise BadInputError(f"{uri} is not a report: {error}", "delete it, and the stage runs again") from error
+        raise BadInputError(f"{uri} is not a report: {error}", "delete it, then run the stage again") from error
     if not isinstance(report, dict) or "digest" not in report or "outputs" not in report:
-        raise BadInputError(f"{uri} is not a report", "delete it, and the stage runs again")
+        raise BadInputError(f"{uri} is not a report", "delete it, then run the stage again")
     if sealed({key: value for key, value in report.items() if key != SEAL}) != data:
-        raise BadInputError(f"{uri} is not as its stage wrote it", "delete it, and the stage runs again")
+        raise BadInputError(f"{uri} is not what its stage wrote", "delete it, then run the stage again")
     for output in report["outputs"]:
         output["uri"] = resolve(output["uri"], uri)
     return report
 
 
 def require(uri: str, what: str) -> dict[str, Any]:
-    """The report at ``uri``. BadInputError when ``what`` is not done."""
+    """The report at ``uri``. Raises BadInputError if it does not exist; ``what`` names the stage in the message."""
     found = read(uri)
     if found is None:
         raise BadInputError(f"{what} is not done: {uri} does not exist", "run that stage first")
@@ -128,9 +134,9 @@ def require(uri: str, what: str) -> dict[str, Any]:
 
 
 def check_unchanged(uri: str) -> None:
-    """BadInputError unless ``uri`` is what its stage wrote, as the report in its folder says. Reads all of it.
+    """Raise BadInputError unless ``uri`` has the checksum that the report in its folder says. Reads the whole file.
 
-    For what goes into outputs of another name: their own checksums would vouch for damage that they took over.
+    Needed before a file is copied into another output, whose own checksum would then cover the damage.
     """
     made = require(uris.join(parent(uri), paths.REPORT), f"the stage that writes {uri}")
     name = uri.rpartition("/")[2]
@@ -143,9 +149,9 @@ def check_unchanged(uri: str) -> None:
 
 
 def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
-    """The identity (tokenizer, model, …) that all ``reports`` agree on; missing reports are passed over.
+    """The identity (tokenizer, model, …) that all ``reports`` share. Missing reports are skipped.
 
-    Raises BadInputError naming the two artefacts that do not belong together.
+    Raises BadInputError that names two outputs that do not belong together.
     """
     agreed: dict[str, tuple[Any, str]] = {}
     for uri, report in reports.items():
@@ -160,8 +166,9 @@ def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[st
 
 
 def peak_rss_bytes() -> int:
+    """Peak resident memory of this process so far."""
     with contextlib.suppress(FileNotFoundError), open("/proc/self/status") as status:
-        # What getrusage says on Linux began with the size of the process that started this one. Not every kernel tells.
+        # On Linux, getrusage starts from the size of the parent process, so prefer VmHWM where the kernel has it.
         for line in status:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -170,25 +177,30 @@ def peak_rss_bytes() -> int:
 
 
 def lost_output(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> str | None:
-    """The first output that is gone or has another length than its stage wrote. ``sizes``: of files that were listed,
-    which need not be asked for one by one."""
+    """URI of the first output that is missing or has a wrong length, or None.
+
+    ``sizes``: known lengths from a listing; other files cost one request each.
+    """
     for output in report["outputs"]:
         uri = str(output["uri"])
         try:
             known = (sizes or {}).get(uri)
             if (store.at(uri).size(uri) if known is None else known) != output["bytes"]:
                 return uri
-        except BadInputError:  # There is none.
+        except BadInputError:  # It does not exist.
             return uri
     return None
 
 
 def changed_output(report: Mapping[str, Any]) -> str | None:
-    """The first output whose content is not what its stage wrote. Reads all of them."""
+    """URI of the first output whose checksum differs from the report, or None. Reads all outputs."""
     return next((str(o["uri"]) for o in report["outputs"] if store.sha256(str(o["uri"])) != o["sha256"]), None)
 
 
 def _package_versions() -> dict[str, str]:
-    """Of those that are loaded, by themselves: who installed which file takes seconds to find out."""
-    said = {package: getattr(sys.modules.get(package), "__version__", None) for package in REPORTED_PACKAGES}
-    return {"python": sys.version.split()[0], **{package: str(of) for package, of in said.items() if of}}
+    """Versions of the loaded packages, from ``__version__``, since searching the installed metadata takes seconds."""
+    versions = {package: getattr(sys.modules.get(package), "__version__", None) for package in REPORTED_PACKAGES}
+    return {
+        "python": sys.version.split()[0],
+        **{package: str(version) for package, version in versions.items() if version},
+    }

@@ -1,7 +1,7 @@
-"""What a run will take, from the number of chunks: bytes, peak memory and seconds of each stage.
+"""Estimates bytes, peak memory and seconds of each stage from the number of chunks.
 
-The rates were measured with this package, on 2 cores of a server and on one H100 (docs/benchmarks.md).
-They are a first guess for other machines; the dataset card sets them beside what the run took. Standard library only.
+The rates were measured with this package on 2 server cores and on one H100 (docs/benchmarks.md). On other machines they
+are a first guess; the dataset card shows them next to the measured values. Standard library only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,29 +18,32 @@ MERGED_PER_SECOND = 375_000.0
 
 @dataclass(frozen=True)
 class Rates:
-    """A second. ``embedded``: chunks of 64 tokens, all-MiniLM-L6-v2. The others are pairs of two vectors: ``assigned``,
-    with a centroid (of a list or of a code) while an index is filled; ``trained``, while it is trained, 10 rounds for
-    lists; ``compared``, in exact search, by whole vectors in memory and, ``read``, as they are read; ``scanned``, in
-    probed lists, with the exact distances of the candidates."""
+    """Work per second of one device. All rates but ``embedded`` count pairs of vectors whose distance is computed."""
 
     embedded: float
+    """Chunks of 64 tokens, embedded with all-MiniLM-L6-v2."""
     assigned: float
+    """Vector and centroid (of a list or a code) while an index is filled."""
     trained: float
+    """Vector and centroid while an index is trained; lists take 10 rounds."""
     compared: float
+    """Exact search in vectors that are in memory."""
     read: float
+    """Exact search in vectors that are read from the store."""
     scanned: float
+    """Search in probed lists, including the exact distances of the candidates."""
 
 
 RATES = {
     "cpu": Rates(embedded=190, assigned=3.0e7, trained=2.0e8, compared=5.5e7, read=5.5e7, scanned=3.1e7),
     "cuda": Rates(embedded=190_000, assigned=6.0e10, trained=2.1e11, compared=7.8e10, read=8.0e8, scanned=3.0e10),
 }
-"""Of 2 cores, and of one H100."""
+"""``cpu``: 2 cores; ``cuda``: one H100."""
 
 VALIDATED_PER_SECOND = 350_000.0
 
 PROBED_SHARE = 1 / 16
-"""Share of the lists that the default target takes, as measured on 244,970 chunks."""
+"""Share of the lists probed for the default target recall, measured on 244,970 chunks."""
 
 CANDIDATE_BYTES = 48
 CANDIDATES = 64
@@ -48,21 +51,25 @@ CANDIDATES = 64
 
 @dataclass(frozen=True)
 class Index:
-    """``bytes_per_vector``: code and id. ``training_vectors``: what it is trained on."""
+    """The size of an index."""
 
     lists: int
     bytes_per_vector: int
+    """Code and id."""
     training_vectors: int
+    """Number of vectors that it is trained on."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do. ``chunks``: by split; ``largest_shard``: its chunks; the rest as in ``Parameters``."""
+    """The amount of work of a run. Fields without a description are those of ``Parameters``."""
 
     chunks: Mapping[str, int]
+    """By split."""
     documents: int
     shards: int
     largest_shard: int
+    """Chunks of the largest shard."""
     chunk_size: int
     token_bytes: int
     dimension: int
@@ -76,30 +83,34 @@ class Work:
 
     @property
     def indexed(self) -> dict[str, int]:
-        """Vectors in the index of each split: that of validation holds the training chunks as well."""
+        """Vectors in the index of each split. The validation index also holds the training chunks."""
         return {split: count if split == "train" else self.total for split, count in self.chunks.items()}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``seconds`` by device and stage, of one worker that does all tasks one after the other; ``bytes`` stored and
-    ``peak_rss_bytes`` by stage."""
+    """The estimate of a run."""
 
     chunks: dict[str, int]
+    """By split, and ``all``."""
     bytes: dict[str, int]
+    """Stored bytes by stage."""
     peak_rss_bytes: dict[str, int]
+    """Peak memory of a task by stage."""
     seconds: dict[str, dict[str, float]]
+    """By device and stage, for one worker that does all tasks one after the other."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def estimate(work: Work, index: Index) -> Estimate:
+    """The estimate of all stages for ``work`` with ``index``."""
     total, vector = work.total, index.bytes_per_vector
     return Estimate(
         chunks={**work.chunks, "all": total},
         bytes={
-            # Tokens, document of each chunk (number and identity); first chunk and sidecar line of each document.
+            # Per chunk: tokens, document number and identity. Per document: first chunk and sidecar line.
             "tokenize-and-chunk": total * (work.chunk_size * work.token_bytes + 12) + work.documents * 40,
             "embed-chunks": total * work.dimension * 2,
             "train-faiss-index": _centroids(work, index),
@@ -116,17 +127,17 @@ def estimate(work: Work, index: Index) -> Estimate:
     )
 
 
-def table(found: Estimate) -> list[str]:
-    """Lines for people."""
+def table(estimated: Estimate) -> list[str]:
+    """The estimate as lines of a text table."""
     lines = [f"{'stage':22}{'stored':>12}{'peak memory':>14}{'on CPU':>12}{'with a GPU':>12}"]
-    for stage, peak in found.peak_rss_bytes.items():
-        times = "".join(f"{found.seconds[device][stage]:>10,.0f} s" for device in ("cpu", "cuda"))
-        lines.append(f"{stage:22}{found.bytes.get(stage, 0) / MIB:>8,.0f} MiB{peak / MIB:>10,.0f} MiB{times}")
+    for stage, peak in estimated.peak_rss_bytes.items():
+        times = "".join(f"{estimated.seconds[device][stage]:>10,.0f} s" for device in ("cpu", "cuda"))
+        lines.append(f"{stage:22}{estimated.bytes.get(stage, 0) / MIB:>8,.0f} MiB{peak / MIB:>10,.0f} MiB{times}")
     return lines
 
 
 def scaled(samples: Sequence[tuple[int, float, int]], total_bytes: int) -> int:
-    """Count in ``total_bytes`` of files, from (bytes of a file, share of it that was read, count in that share)."""
+    """Extrapolate a count to ``total_bytes`` from samples (bytes of a file, share read, count in that share)."""
     read = sum(size * share for size, share, _ in samples)
     return round(sum(count for _, _, count in samples) * total_bytes / read) if read else 0
 
@@ -142,7 +153,7 @@ def _seconds(work: Work, index: Index, rates: Rates) -> dict[str, float]:
         "train-faiss-index": index.training_vectors * index.lists * 10 / rates.trained if index.lists > 1 else 0,
         "build-faiss-index": total * (index.lists + 256) / rates.assigned if index.lists > 1 else 0,
         "merge-indexes": in_indexes / MERGED_PER_SECOND,
-        # Exact search, and trials of 1, 2, 4, … lists: together twice the whole index.
+        # Exact search, then trials of 1, 2, 4, … lists, which add up to twice the whole index.
         "tune-search": pairs * (1 / rates.compared + 2 / rates.scanned),
         "retrieve-neighbours": scanned * scanned_share / rates.scanned,
         "describe": pairs / rates.read,

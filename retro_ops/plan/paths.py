@@ -1,9 +1,9 @@
-"""Where everything lies in the store. A path that is built anywhere else is a bug.
+"""The locations of all files of a dataset. No other module builds these paths.
 
-A stage's output folder carries a digest of everything that decides its content: the digests of its
-inputs, the parameters it reads and the version of its code. So nothing is ever overwritten, a rerun
-finds its output done, and a changed parameter cannot reuse an old output. The digest follows from
-the plan alone, so whoever holds the plan (Airflow too) knows every location before a stage has run.
+The name of an output folder contains a digest of everything that decides its content: the digests of its inputs, the
+parameters that the stage reads and the version of its code. So outputs are never overwritten, a rerun finds finished
+outputs, and a changed parameter cannot reuse an old output. The digest follows from the plan alone, so every location
+is known before a stage has run, also to Airflow.
 """
 
 import functools
@@ -19,8 +19,8 @@ from retro_ops.uris import beside, join
 
 REPORT = "report.json"
 
-ROOMS = ("shards", "index", "versions")
-"""Folders of a dataset in which stages write."""
+TOP_FOLDERS = ("shards", "index", "versions")
+"""Folders of a dataset that hold outputs of stages."""
 
 
 def dataset_folder(root: str, dataset: str) -> str:
@@ -37,16 +37,17 @@ def plan_uri(root: str, dataset: str, run: str) -> str:
 
 
 def sources_uri(root: str, dataset: str, run: str) -> str:
-    """The files of the run's recipe, as ``list-sources`` found them."""
+    """The list of source files of the run's recipe, written by ``list-sources``."""
     return join(run_folder(root, dataset, run), "sources.json")
 
 
 def is_list_of_sources(uri: str) -> bool:
+    """Whether ``uri`` is the list of source files of a run."""
     return uri.rpartition("/")[2] == "sources.json"
 
 
 def parts_folder(root: str, dataset: str, source_file: str, digest: str) -> str:
-    """What ``split-corpus`` makes of a source file: a part for each shard that it has documents for."""
+    """Output folder of ``split-corpus`` for a source file: one part for each shard that it has documents for."""
     return join(dataset_folder(root, dataset), "corpus", source_file, f"split-corpus-{digest}")
 
 
@@ -55,7 +56,7 @@ def part_uri(parts: str, shard: str) -> str:
 
 
 def bad_lines_uri(parts: str) -> str:
-    """Lines of a source file that are no document, beside its parts; absent when there were none."""
+    """Bad lines of a source file, next to its parts; the file does not exist if there were none."""
     return join(parts, "quarantine.jsonl")
 
 
@@ -90,32 +91,32 @@ def is_plan(uri: str) -> bool:
 
 
 def estimate_uri(plan_location: str) -> str:
-    """What the plan expects of its run."""
+    """The estimate of the plan: chunks, bytes, memory and seconds."""
     return beside(first_plan_uri(plan_location), "estimate.json")
 
 
 def changes_uri(plan_location: str) -> str:
-    """What differs from the published version, as `plan` found it."""
+    """The changes since the published version, written by `plan`."""
     return beside(first_plan_uri(plan_location), "changes.json")
 
 
 def duplicates_uri(plan_location: str) -> str:
-    """How many documents repeat others, and examples, as `find-duplicates` found them."""
+    """Counts and examples of duplicates, written by `find-duplicates`."""
     return beside(first_plan_uri(plan_location), "duplicates.json")
 
 
 def drift_uri(plan_location: str) -> str:
-    """Whether the trained index still fits, and the figures that say so."""
+    """The decision of `check-drift` on the trained index, with its figures."""
     return beside(first_plan_uri(plan_location), "drift.json")
 
 
 def current_uri(root: str, dataset: str) -> str:
-    """The object that names the published version; it changes by compare-and-swap, last of all."""
+    """The object with the published versions. It changes only by compare-and-swap, as the last step of a run."""
     return join(dataset_folder(root, dataset), "current.json")
 
 
 def condemned_uri(root: str, dataset: str) -> str:
-    """Digests of outputs that were found damaged. Nothing uses them again."""
+    """The digests of damaged outputs, which are never used again."""
     return join(dataset_folder(root, dataset), "condemned.json")
 
 
@@ -129,22 +130,23 @@ def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
 
 
 def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:
-    """The commit marker of a stage: it is done if and only if this object exists."""
+    """The report of a stage, which is done if and only if this object exists."""
     return report_in(stage_folder(plan, stage, shard), stage)
 
 
 def report_in(folder: str, stage: str) -> str:
-    """Report of ``stage`` in its folder; the later stages of a version share one."""
+    """The report of ``stage`` in ``folder``. Stages that share the folder of a version have a report name each."""
     return join(folder, f"{stage}.{REPORT}" if stage in ("validate", "describe", "publish") else REPORT)
 
 
 def signature_files(plan: Plan, shard: str) -> dict[str, str]:
+    """The arrays of `sign-documents` for a shard, by name."""
     folder = stage_folder(plan, "sign-documents", shard)
     return {name: join(folder, f"{name}.npy") for name in ("signatures", "contents", "records")}
 
 
 def without_uri(plan: Plan, shard: str, content: str) -> str:
-    """Numbers of the records that a shard is without, in a folder named by ``content``: the same in any run."""
+    """Numbers of the records that a shard leaves out, in a folder named by the digest ``content``."""
     return join(
         dataset_folder(plan.root, plan.dataset),
         "shards",
@@ -155,27 +157,28 @@ def without_uri(plan: Plan, shard: str, content: str) -> str:
 
 
 def chunks_files(plan: Plan, shard: str) -> dict[str, str]:
+    """The arrays of `tokenize-and-chunk` for a shard, by name."""
     folder = stage_folder(plan, "tokenize-and-chunk", shard)
     return {name: join(folder, f"{name}.npy") for name in ("chunks", "seq2chunk", "chunk2seq")}
 
 
 def documents_uri(chunks: str) -> str:
-    """The sidecar that says which document is which, beside the chunks."""
+    """Sidecar file with one line of metadata per document, next to the chunks."""
     return beside(chunks, "documents.jsonl.zst")
 
 
 def document_ids_uri(chunks: str) -> str:
-    """Identity of the document of each chunk, beside the chunks."""
+    """Identity of the document of each chunk, next to the chunks."""
     return beside(chunks, "document_ids.npy")
 
 
 def quarantine_uri(chunks: str) -> str:
-    """Records that could not be read, beside the chunks; absent when there were none."""
+    """Bad records of a shard, next to the chunks; the file does not exist if there were none."""
     return beside(chunks, "quarantine.jsonl")
 
 
 def unfinished_folder(output: str, digest: str) -> str:
-    """Finished blocks of an output that is being made, beside it; they go when its report is written."""
+    """Checkpoint blocks of an unfinished output, next to it; they are deleted once its report is written."""
     return beside(output, f"unfinished-{digest}")
 
 
@@ -203,13 +206,14 @@ def neighbours_uri(plan: Plan, shard: str) -> str:
     return join(stage_folder(plan, "retrieve-neighbours", shard), "neighbours.npy")
 
 
-def former_neighbours_uri(plan: Plan, former: BaseShard) -> str:
-    """Of a shard in the base version."""
-    folder = join(dataset_folder(plan.root, plan.dataset), "shards", former.name)
-    return join(folder, f"retrieve-neighbours-{former.neighbours}", "neighbours.npy")
+def base_neighbours_uri(plan: Plan, shard: BaseShard) -> str:
+    """Neighbours of a shard in the base version."""
+    folder = join(dataset_folder(plan.root, plan.dataset), "shards", shard.name)
+    return join(folder, f"retrieve-neighbours-{shard.neighbours}", "neighbours.npy")
 
 
-def former_index_uri(plan: Plan, split: Split) -> str:
+def base_index_uri(plan: Plan, split: Split) -> str:
+    """Index of ``split`` in the base version."""
     assert plan.base
     folder = join(dataset_folder(plan.root, plan.dataset), "index", f"merge-indexes-{plan.base.index}")
     return join(folder, f"{split}.index")
@@ -220,7 +224,7 @@ def index_spec_uri(plan: Plan, split: Split) -> str:
 
 
 def distances_uri(neighbours: str) -> str:
-    """Squared L2 distances of the neighbours, beside them: ``x.neighbours.npy`` -> ``x.distances.npy``."""
+    """Squared L2 distances of the neighbours, next to them: ``x.neighbours.npy`` -> ``x.distances.npy``."""
     folder, slash, name = neighbours.rpartition("/")
     if "neighbours" in name:
         return folder + slash + name.replace("neighbours", "distances")
@@ -232,7 +236,7 @@ def dataset_spec_uri(plan: Plan, split: Split) -> str:
 
 
 def dataset_spec_in(version: str, split: Split) -> str:
-    """Of a version by its folder, whatever code made it; likewise below."""
+    """Dataset spec in the folder ``version``, for versions of any code version."""
     return join(version, f"{split}.data.spec.json")
 
 
@@ -241,24 +245,27 @@ def manifest_uri(plan: Plan) -> str:
 
 
 def manifest_in(version: str) -> str:
+    """Manifest in the folder ``version``, for versions of any code version."""
     return join(version, "manifest.json")
 
 
 def version_plan_uri(plan: Plan) -> str:
-    """What the version was made by, in its own folder: a run may be planned again."""
+    """Copy of the plan in the folder of the version, since the plan of a run may be written again."""
     return join(stage_folder(plan, "write-specs"), "plan.json")
 
 
 def card_uri(plan: Plan, kind: Literal["json", "html"]) -> str:
-    """What describes a version: figures for programs, a page for people."""
+    """The dataset card: figures as JSON, or a page as HTML."""
     return card_in(stage_folder(plan, "describe"), kind)
 
 
 def card_in(version: str, kind: Literal["json", "html"]) -> str:
+    """Dataset card in the folder ``version``, for versions of any code version."""
     return join(version, f"card.{kind}")
 
 
 def index_shards(plan: Plan, split: Split) -> tuple[IndexShard, ...]:
+    """The entries of the index spec of ``split``."""
     return tuple(index_shard(plan, shard.name) for shard in plan.indexed(split))
 
 
@@ -267,6 +274,7 @@ def index_shard(plan: Plan, shard: str) -> IndexShard:
 
 
 def dataset_spec(plan: Plan, split: Split) -> DatasetSpec:
+    """The dataset spec of ``split``."""
     return DatasetSpec(
         shards=tuple(
             DatasetShard(**chunks_files(plan, shard.name), neighbours=neighbours_uri(plan, shard.name))

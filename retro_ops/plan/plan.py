@@ -1,4 +1,4 @@
-"""The plan of a run: which shards, from which files, with which parameters; as JSON and back."""
+"""The plan of a run (its shards, source files and parameters), and its JSON form."""
 
 import functools
 import json
@@ -16,41 +16,44 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""Dataset and shard names become folder names, so they hold no separator and cannot climb."""
+"""Dataset and shard names become folder names, so they contain no path separator and cannot be ``..``."""
 
 PLAN_FORMAT = 2
 
 READABLE_PLAN_FORMATS = (1, PLAN_FORMAT)
-"""Format 1 lacks what came with refreshing: everything in it has a default."""
+"""Format 1 lacks the fields added with refreshing, which all have defaults."""
 
 S = TypeVar("S", "Shard", "BaseShard")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus file: ``fingerprint`` identifies its content, not its name or time."""
+    """One corpus file."""
 
     uri: str
     bytes: int
     fingerprint: str
+    """Identifies the content, independent of name and time."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """``indexed``: its chunks are in the index, so others find them. ``queried``: its chunks have neighbours.
-    ``without``: numbers of the records that are left out, as `find-duplicates` wrote them; None: all are in."""
+    """A part of the dataset that is built as one unit."""
 
     name: str
     split: Split
     sources: tuple[Source, ...]
     indexed: bool = True
+    """Whether its chunks are in the index and can be found as neighbours."""
     queried: bool = True
+    """Whether its chunks get neighbours."""
     without: Source | None = None
+    """File of `find-duplicates` with the numbers of the records to leave out; None to use all records."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a name stood for when the run was planned, so that artefacts cannot mix silently."""
+    """Digests and sizes of tokenizer and model at planning time, so that outputs of different ones cannot be mixed."""
 
     tokenizer_digest: str
     vocabulary_size: int
@@ -61,29 +64,31 @@ class Identity:
 
 @dataclass(frozen=True)
 class BaseShard:
-    """A shard as the base version has it; digests name its folders. ``neighbours``: None if they are of no use, or if
-    it was not queried."""
+    """A shard of the base version. Digests identify its output folders."""
 
     name: str
     split: Split
     chunks: int
+    """Number of chunks."""
     embeddings: str
+    """Digest of its embeddings."""
     neighbours: str | None
+    """Digest of its neighbours; None if they cannot be reused or the shard was not queried."""
     indexed: bool = True
 
 
 @dataclass(frozen=True)
 class Base:
-    """The published version that a refresh starts from: what of it may be used again, by digest.
-
-    ``version``: its folder, relative to that of the dataset. ``trained``: its trained index. ``index``: its filled
-    ones, None if they are of no use. ``tuning``: how wide it was searched, None: to be measured again.
-    """
+    """The published version that a refresh starts from, with the digests of the outputs that it may reuse."""
 
     version: str
+    """Folder of the version, relative to that of the dataset."""
     trained: str
+    """Digest of the trained index."""
     index: str | None
+    """Digest of the merged indexes; None if they cannot be reused."""
     tuning: str | None
+    """Digest of the tuned nprobe and candidates; None to tune again."""
     shards: tuple[BaseShard, ...]
 
     @functools.cached_property
@@ -91,46 +96,49 @@ class Base:
         return {shard.name: shard for shard in self.shards}
 
     def indexed(self, split: Split) -> tuple[BaseShard, ...]:
-        """As ``Plan.indexed``."""
+        """Shards of the base version's index for ``split``, in id order; see ``Plan.indexed``."""
         return _indexed(self.shards, split)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: which shards, from which files, with which parameters. Every later path follows from it.
-
-    ``corpus``, ``validation_corpus``: where the shards were found; or ``recipe``, and ``source_folder``, where its
-    relative paths start (None: in the recipe's own folder). ``as_of``: day (``YYYY-MM-DD``) up to which files
-    with a date count. ``base``: None: nothing of another version is used. ``condemned``: digests of outputs that were
-    found damaged, so that they are made again elsewhere. ``supersedes``: number of the version that was current when
-    this was planned (0: none; None: nobody looked). ``code_versions``: of the stages, when this was planned; what it
-    names stays where it is when the code moves on. None: those of now. ``index_shards``, ``query_shards``: patterns of
-    names that decided which shards are indexed and queried, for whoever plans the next version; None: all.
-    ``deduplicated``: whether `find-duplicates` has said what each shard is without.
-    """
+    """The plan of a run: its shards, their source files and the parameters. All output paths follow from it."""
 
     dataset: str
     root: str
+    """Folder or ``s3://`` prefix of all datasets."""
     parameters: Parameters
     identity: Identity
     shards: tuple[Shard, ...]
     skipped: tuple[str, ...] = ()
+    """Names of failed shards that the run goes on without."""
     corpus: str | None = None
+    """Path or pattern of the training corpus; None if the run uses a recipe."""
     validation_corpus: str | None = None
+    """Path or pattern of the validation corpus."""
     as_of: str | None = None
+    """Last day (``YYYY-MM-DD``) of the dated files that are used."""
     base: Base | None = None
+    """Version whose outputs may be reused; None to build everything."""
     condemned: tuple[str, ...] = ()
+    """Digests of damaged outputs, which are built again in another folder."""
     supersedes: int | None = None
+    """Number of the version that was current at planning time; 0 if there was none, None if it is unknown."""
     code_versions: Mapping[str, int] | None = None
+    """Code versions of the stages at planning time, so that paths stay valid when the code changes; None: today's."""
     recipe: str | None = None
     source_folder: str | None = None
+    """Folder of the recipe's relative paths; None for the folder of the recipe."""
     index_shards: str | None = None
+    """Patterns of the shards to index, kept for the next refresh; None for all."""
     query_shards: str | None = None
+    """Patterns of the shards to query, kept for the next refresh; None for all."""
     deduplicated: bool = False
+    """Whether `find-duplicates` has set ``without`` in the shards."""
 
     @functools.cached_property
     def memo(self) -> dict[tuple[str, ...], str]:
-        """What follows from a plan is worked out once: its digests, which each depend on those of many shards."""
+        """Cache of the digests, since each depends on those of many shards."""
         return {}
 
     @functools.cached_property
@@ -142,25 +150,27 @@ class Plan:
         return {shard.name: shard for shard in self.shards}
 
     def shard(self, name: str) -> Shard:
+        """The shard called ``name``. Raises BadInputError if there is none."""
         if name in self.by_name:
             return self.by_name[name]
         raise BadInputError(
             f"the plan of dataset {self.dataset!r} has no shard {name!r}",
-            f"it has {', '.join(s.name for s in self.shards[:10])}" + (", …" if len(self.shards) > 10 else ""),
+            f"its shards are {', '.join(s.name for s in self.shards[:10])}" + (", …" if len(self.shards) > 10 else ""),
         )
 
     def indexed(self, split: Split) -> tuple[Shard, ...]:
-        """Shards of the index that ``split`` queries search, in id order.
+        """Shards of the index that the queries of ``split`` search, in id order.
 
         The validation index extends the training index, so training ids stay valid in it.
         """
         return _indexed(self.shards, split)
 
     def queried(self, split: Split) -> tuple[Shard, ...]:
+        """Shards of ``split`` that get neighbours."""
         return tuple(s for s in self.shards if s.split == split and s.queried)
 
     def splits(self) -> tuple[Split, ...]:
-        """Those that have a dataset spec: some of their shards are queried."""
+        """Splits with a dataset spec, that is, with queried shards."""
         return tuple(split for split in SPLITS if self.queried(split))
 
 
@@ -170,16 +180,18 @@ def _indexed(shards: Sequence[S], split: Split) -> tuple[S, ...]:
 
 
 def check_choice(shards: Sequence[Shard]) -> None:
-    """BadInputError unless some training shard is indexed, and each validation index has somebody to search it."""
+    """Raise BadInputError unless a training shard is indexed and, if there are any, a validation shard is queried."""
     if not any(shard.indexed for shard in shards if shard.split == "train"):
-        raise BadInputError("no training shard is indexed", "name some: validation alone is no index")
+        raise BadInputError(
+            "no training shard is indexed", "index some training shards; validation shards alone are not enough"
+        )
     if not any(shard.queried for shard in shards):
-        raise BadInputError("no shard is queried, so nobody would have neighbours", "name some")
+        raise BadInputError("no shard is queried, so there are no neighbours to search", "query some shards")
     validation = [shard for shard in shards if shard.split == "val"]
     if validation and not any(shard.queried for shard in validation):
         raise BadInputError(
-            "no validation shard is queried, so nobody would search the validation index",
-            "query some of them as well (such as val_*), or leave the validation corpus out",
+            "no validation shard is queried, so the validation index would never be searched",
+            "query some validation shards as well (such as val_*), or leave out the validation corpus",
         )
 
 
@@ -194,7 +206,7 @@ def check_name(kind: str, name: str) -> str:
 
 
 def category(shard: str) -> str:
-    """What kind of text a shard holds, by its name without numbers: ``00_wikipedia_en`` -> ``wikipedia_en``."""
+    """Category of a shard: its name without numbers, ``00_wikipedia_en`` -> ``wikipedia_en``."""
     words = [word for word in re.split(r"[_-]", shard) if word and not word.isdigit()]
     return "_".join(words) or shard
 
@@ -205,13 +217,13 @@ ADDED_LATER: dict[str, Any] = {
     "deduplicated": False,
     **dict.fromkeys(("without", "recipe", "source_folder", "index_shards", "query_shards")),
 }
-"""Fields, and the value with which they are not written: a plan without them has the bytes it always had."""
+"""Later fields with their defaults, which are not written, so that plans without them keep their bytes."""
 
 
-def as_written(of: "Shard | BaseShard | Plan | dict[str, Any]") -> dict[str, Any]:
-    """``of`` as JSON holds it."""
-    found = of if isinstance(of, dict) else asdict(of)
-    return {key: value for key, value in found.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
+def as_written(value: "Shard | BaseShard | Plan | dict[str, Any]") -> dict[str, Any]:
+    """The JSON form of ``value``, without later fields that have their default."""
+    document = value if isinstance(value, dict) else asdict(value)
+    return {key: value for key, value in document.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -223,6 +235,7 @@ def plan_to_json(plan: Plan) -> str:
 
 
 def plan_from_json(text: str | bytes, uri: str) -> Plan:
+    """Parse a plan. Raises BadInputError, which names ``uri``, if it is not a complete plan."""
     document = load_json(text, uri)
     if not isinstance(document, dict) or document.get("format") not in READABLE_PLAN_FORMATS:
         raise BadInputError(f"{uri} is not a plan of format {PLAN_FORMAT}", "run `retro-ops plan` again")
@@ -246,9 +259,9 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
             condemned=tuple(document.get("condemned", ())),
             deduplicated=document.get("deduplicated", False),
         )
-        for former in plan.base.shards if plan.base else ():
-            check_name("shard", former.name)
-            check_name("digest", former.neighbours or former.embeddings)
+        for previous in plan.base.shards if plan.base else ():
+            check_name("shard", previous.name)
+            check_name("digest", previous.neighbours or previous.embeddings)
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{uri} is not a complete plan: {error}", "run `retro-ops plan` again") from error
     return plan
@@ -265,6 +278,6 @@ def _shard(entry: Mapping[str, Any], uri: str) -> Shard:
     )
     if not (shard.indexed or shard.queried):
         raise BadInputError(
-            f"{uri}: shard {shard.name!r} is neither indexed nor queried", "choose one, or leave it out"
+            f"{uri}: shard {shard.name!r} is neither indexed nor queried", "choose at least one, or leave the shard out"
         )
     return shard

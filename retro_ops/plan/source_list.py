@@ -1,6 +1,6 @@
-"""What ``list-sources`` found: the files of a recipe, and all that follows from it without reading them again.
+"""The list of source files that ``list-sources`` writes, and the locations that follow from it.
 
-Standard library only, because Airflow reads it.
+Standard library only, because Airflow imports this module.
 """
 
 import json
@@ -17,40 +17,48 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SourceFile:
-    """``name``: of its folder. ``rule``: number of the recipe's source that named it. ``digest``: of its parts."""
+    """One source file of a recipe."""
 
     name: str
+    """Name of the folder of its parts."""
     uri: str
     bytes: int
     fingerprint: str
     rule: int
+    """Position of its source in the recipe."""
     digest: str
+    """Digest of everything that decides its parts."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """``text``: the recipe as it was read, so that all steps of a run go by the same. ``folder``: where its relative
-    paths start. ``given_folder``: the same if the run named it, else None: that of the recipe. ``on_bad_record``,
-    ``max_bad_share``, ``line_bytes``: what becomes of lines that are no document."""
+    """The source files of a run with everything that later stages need to split them."""
 
     root: str
     dataset: str
     recipe: str
+    """Location or name of the recipe."""
     text: str
+    """The recipe itself, so that all stages of a run use the same one."""
     folder: str
+    """Folder of the recipe's relative paths."""
     given_folder: str | None
+    """The folder if the user gave it; None if it is that of the recipe."""
     files: tuple[SourceFile, ...]
     on_bad_record: str
     max_bad_share: float
     line_bytes: int
+    """Longest line; a longer one is a bad record."""
     memory_budget: str
     absent: tuple[str, ...] = ()
+    """Messages about optional files and categories that are missing."""
     by_name: Mapping[str, SourceFile] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {file.name: file for file in self.files})
 
     def file(self, name: str) -> SourceFile:
+        """The source file called ``name``. Raises BadInputError if there is none."""
         if name not in self.by_name:
             raise BadInputError(f"the recipe has no source file {name!r}", "see the log of `list-sources`")
         return self.by_name[name]
@@ -59,11 +67,11 @@ class Sources:
         return paths.parts_folder(self.root, self.dataset, file.name, file.digest)
 
     def part(self, file: SourceFile, entry: Mapping[str, Any]) -> Source:
-        """What ``entry``, of the parts in the report of ``file``, says is there."""
+        """The part that ``entry`` in the report of ``file`` describes."""
         return Source(paths.part_uri(self.parts_folder(file), entry["shard"]), entry["bytes"], entry["fingerprint"])
 
     def report_uri(self, file: SourceFile) -> str:
-        """It exists if and only if the file was split."""
+        """The report of splitting ``file``, which exists if and only if it was split."""
         return paths.report_in(self.parts_folder(file), "split-corpus")
 
 
@@ -74,14 +82,15 @@ def to_json(sources: Sources) -> str:
 
 
 def from_json(text: str | bytes, uri: str) -> Sources:
+    """Parse the list at ``uri``. Raises BadInputError if it is not one of this format."""
     try:
         document = json.loads(text)
         if document.pop("format") != FORMAT:
-            raise ValueError("another format")
+            raise ValueError("unknown format")
         files = tuple(SourceFile(**file) for file in document.pop("files"))
         found = Sources(**document | {"absent": tuple(document["absent"])}, files=files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{uri} is no list of sources: {error}", "run `retro-ops list-sources` again") from error
+        raise BadInputError(f"{uri} is not a list of sources: {error}", "run `retro-ops list-sources` again") from error
     check_name("dataset", found.dataset)
     for file in found.files:
         check_name("source file", file.name)

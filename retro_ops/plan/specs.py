@@ -1,6 +1,6 @@
-"""Index spec and dataset spec: the JSON files that RETRO trainers read.
+"""Index spec and dataset spec, the JSON files that RETRO trainers read.
 
-Standard library only, because Airflow parses it. Every path in them is relative to the folder of the spec file.
+Paths in a spec are relative to its folder. Standard library only, because Airflow imports this module.
 """
 
 import json
@@ -14,7 +14,7 @@ from retro_ops.uris import parent, relative, resolve
 
 @dataclass(frozen=True)
 class IndexShard:
-    """One entry of an index spec, every path absolute. The list order defines global chunk ids."""
+    """One entry of an index spec, with absolute paths. The order of the entries defines the global chunk ids."""
 
     chunks: str
     seq2chunk: str
@@ -24,7 +24,7 @@ class IndexShard:
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """One entry of ``shards`` in a dataset spec, every path absolute."""
+    """One entry of ``shards`` in a dataset spec, with absolute paths."""
 
     chunks: str
     seq2chunk: str
@@ -34,6 +34,8 @@ class DatasetShard:
 
 @dataclass(frozen=True)
 class DatasetSpec:
+    """A dataset spec, with absolute paths."""
+
     shards: tuple[DatasetShard, ...]
     faiss_index: str
     index_spec: str
@@ -48,9 +50,10 @@ def index_spec_to_json(shards: Sequence[IndexShard], uri: str) -> str:
 
 
 def index_spec_from_json(text: str | bytes, uri: str) -> tuple[IndexShard, ...]:
+    """Parse the index spec at ``uri``. Raises BadInputError if it is not one."""
     document = load_json(text, uri)
     if not isinstance(document, list):
-        raise BadInputError(f"{uri} is not an index spec: expected a JSON list of shards")
+        raise BadInputError(f"{uri} is not an index spec: expected a JSON list of shards", "name an index spec")
     return tuple(_shard_fields(IndexShard, entry, uri, i) for i, entry in enumerate(document))
 
 
@@ -72,6 +75,7 @@ def dataset_spec_to_json(spec: DatasetSpec, uri: str) -> str:
 
 
 def dataset_spec_from_json(text: str | bytes, uri: str) -> DatasetSpec:
+    """Parse the dataset spec at ``uri``. Raises BadInputError if it is not one."""
     document = load_json(text, uri)
     try:
         neighbours = document["neighbours"]
@@ -81,7 +85,8 @@ def dataset_spec_from_json(text: str | bytes, uri: str) -> DatasetSpec:
             index_spec=resolve(neighbours["index_spec"], uri),
         )
     except (KeyError, TypeError) as error:
-        raise BadInputError(f"{uri} is not a dataset spec: {error!r} is missing or has the wrong type") from error
+        message = f"{uri} is not a dataset spec: {error!r} is missing or has the wrong type"
+        raise BadInputError(message, "name a dataset spec, or write it again") from error
 
 
 def _relative_fields(shard: IndexShard | DatasetShard, folder: str) -> dict[str, str]:
@@ -91,12 +96,14 @@ def _relative_fields(shard: IndexShard | DatasetShard, folder: str) -> dict[str,
 def _shard_fields(kind: type[T], entry: Any, uri: str, position: int) -> T:
     names = [f.name for f in fields(kind)]
     if not isinstance(entry, Mapping) or not all(isinstance(entry.get(n), str) for n in names):
-        raise BadInputError(f"{uri}: shard {position} must be an object with the paths {', '.join(names)}")
+        message = f"{uri}: shard {position} must be an object with the paths {', '.join(names)}"
+        raise BadInputError(message, "name another spec, or write it again")
     return kind(**{n: resolve(entry[n], uri) for n in names})
 
 
 def load_json(text: str | bytes, uri: str) -> Any:
+    """Parse JSON. Raises BadInputError, which names ``uri``, if it is not valid."""
     try:
         return json.loads(text)
     except ValueError as error:
-        raise BadInputError(f"{uri} is not JSON: {error}") from error
+        raise BadInputError(f"{uri} is not JSON: {error}", "the file is damaged or of another kind") from error

@@ -1,4 +1,4 @@
-"""What a new version may use of the published one, and what is known to be damaged."""
+"""Decides which outputs of the published version a new version may reuse."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,9 +23,9 @@ PROBE = Shard("probe", "train", (Source("probe", 0, "probe"),))
 
 
 def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str]:
-    """The current version as the base of ``plan``, or None and why it cannot be one.
+    """The current version as the base of ``plan``, or None and the reason why it cannot be one.
 
-    From the version's own specs and manifest, so that it holds whatever code made them.
+    Reads the version's own specs and manifest, so it works for versions of any code version.
     """
     version, number = series.folder(), series.current
     manifest_uri = paths.manifest_in(version)
@@ -34,22 +34,22 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
         return None, f"{', '.join(differing)} differ from version {number}, so everything is rebuilt"
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
-        return None, f"the trained index of version {number} was found damaged, so another one is trained"
+        return None, f"the trained index of version {number} was found damaged, so a new one is trained"
     queried = {split: names for split in SPLITS if (names := history.names_of_queries(manifest, split))}
     same_search = plan.parameters.profile != "seed" and not _differences(plan, manifest, _neighbours_digest)
     others = history.embeddings_of_others(manifest, manifest_uri)
     embeddings = {name: _digest_of_folder(uri) for name, uri in others.items()}
     neighbours: dict[str, str] = {}
-    index = None  # Nobody merged a training index if no training shard was queried.
+    index = None  # There is no merged training index if no training shard was queried.
     for split, names in queried.items():
         spec_uri = paths.dataset_spec_in(version, split)
         spec = dataset_spec_from_json(store.read(spec_uri), spec_uri)
         index = _digest_of_folder(spec.faiss_index) if split == "train" else index
         indexed = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-        of_indexed = (_digest_of_folder(shard.embeddings) for shard in indexed)
-        embeddings |= zip(history.names_of_index(manifest, split), of_indexed, strict=True)
+        digests_of_index = (_digest_of_folder(shard.embeddings) for shard in indexed)
+        embeddings |= zip(history.names_of_index(manifest, split), digests_of_index, strict=True)
         neighbours |= zip(names, (_digest_of_folder(shard.neighbours) for shard in spec.shards), strict=True)
-    usable = {name: of for name, of in neighbours.items() if same_search and of not in plan.is_condemned}
+    usable = {name: folder for name, folder in neighbours.items() if same_search and folder not in plan.is_condemned}
     shards = tuple(
         BaseShard(
             name=shard["name"],
@@ -61,14 +61,14 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
         )
         for shard in manifest["shards"]
     )
-    former = manifest.get("tuning")
+    tuning = manifest.get("tuning")
     same_tuning = not _differences(plan, manifest, digests.tuning_digest)
-    same_tuning &= set(plan.splits()) <= set(queried)  # Each split has a width of its own.
+    same_tuning &= set(plan.splits()) <= set(queried)  # Each split is tuned separately.
     base = Base(
         version=relative(version, parent(series.uri)),
         trained=digest,
         index=None if index in plan.condemned else index,
-        tuning=former if same_tuning and former not in plan.condemned else None,
+        tuning=tuning if same_tuning and tuning not in plan.condemned else None,
         shards=shards,
     )
     return base, f"version {number}"
@@ -125,20 +125,21 @@ def _digest_of_folder(uri: str) -> str:
 
 
 def known_duplicates(plan: Plan, series: history.Series) -> Plan:
-    """With the records that the published version is without, if nothing changed that could change them."""
+    """``plan`` with the duplicates that the published version left out, if a new search would find the same."""
     if not series.current or plan.parameters.duplicates == "keep":
         return plan
-    former = read_plan(series.plan_uri())
-    of_parameters = ("duplicates", "duplicate_threshold")
-    same = all(getattr(former.parameters, name) == getattr(plan.parameters, name) for name in of_parameters)
-    same &= [replace(shard, without=None) for shard in former.shards] == list(plan.shards)
-    same &= [digests.sign_digest(former, s) for s in former.shards] == [
+    previous = read_plan(series.plan_uri())
+    names = ("duplicates", "duplicate_threshold")
+    same = all(getattr(previous.parameters, name) == getattr(plan.parameters, name) for name in names)
+    same &= [replace(shard, without=None) for shard in previous.shards] == list(plan.shards)
+    same &= [digests.sign_digest(previous, s) for s in previous.shards] == [
         digests.sign_digest(plan, s) for s in plan.shards
     ]
-    return replace(plan, shards=former.shards, deduplicated=True) if same and former.deduplicated else plan
+    return replace(plan, shards=previous.shards, deduplicated=True) if same and previous.deduplicated else plan
 
 
 def with_base(plan: Plan, series: history.Series) -> Plan:
+    """``plan`` with the current version as its base, if it can be one; the log says why not."""
     if not series.current:
         return plan
     base, why = published_base(plan, series)

@@ -1,4 +1,4 @@
-"""How many chunks and how much work a plan expects, from a sample of the corpus."""
+"""Estimates the chunks and the work of a plan from a sample of the corpus."""
 
 import json
 import logging
@@ -21,29 +21,31 @@ if TYPE_CHECKING:
 SAMPLED_SHARDS = 8
 
 SAMPLED_BYTES = 2**17
-"""Of each sampled shard of a split, to expect the number of chunks."""
+"""Bytes of lines read from each sampled shard."""
 
 
 def write_estimate(plan: Plan, tokenizer: "Tokenizer", output: str) -> None:
+    """Write the estimate next to the plan at ``output`` and log it as a table."""
     expected = _expected(plan, tokenizer)
     uri = paths.estimate_uri(output)
     store.write(uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
-    say(f"plan: about {expected.chunks['all']:,} chunks to expect, if nothing is done yet ({uri}):")
+    say(f"plan: expects about {expected.chunks['all']:,} chunks; estimate if everything is built ({uri}):")
     for line in estimate.table(expected):
         say(f"  {line}")
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """Counts of a split; ``largest``: chunks of its largest shard."""
+    """Estimated counts of a split."""
 
     chunks: int
     largest: int
+    """Chunks of the largest shard."""
     documents: int
 
 
 def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expected:
-    """From the beginnings of some shards, tokenised."""
+    """Estimate the counts of ``split`` by tokenising the beginning of up to SAMPLED_SHARDS shards."""
     from retro_ops.tokens.chunking import chunk_counts
 
     p, shards = plan.parameters, [shard for shard in plan.shards if shard.split == split]
@@ -52,15 +54,15 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
         source = shard.sources[0]
         try:
             texts, share = json_lines.sample(source.uri, digests.line_limit(p.memory_budget), SAMPLED_BYTES)
-        except BadInputError as error:  # Its own task will fail; the other shards have theirs to do.
+        except BadInputError as error:  # The task of this shard will fail; the others can go on.
             say(f"plan: {error}", logging.WARNING)
             continue
         lengths = [len(ids) for ids in tokenizer.encode([document.text for document in texts])]
         chunks.append((source.bytes, share, int(chunk_counts(lengths, p.chunk_size).sum())))
         documents.append((source.bytes, share, len(texts)))
     sizes = [sum(source.bytes for source in shard.sources) for shard in shards]
-    of_shards = [min(estimate.scaled(chunks, size), p.max_chunks or sys.maxsize) for size in sizes]
-    return _Expected(sum(of_shards), max(of_shards), estimate.scaled(documents, sum(sizes)))
+    per_shard = [min(estimate.scaled(chunks, size), p.max_chunks or sys.maxsize) for size in sizes]
+    return _Expected(sum(per_shard), max(per_shard), estimate.scaled(documents, sum(sizes)))
 
 
 def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
@@ -68,13 +70,13 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
     from retro_ops.tokens.chunking import token_dtype
 
     p = plan.parameters
-    there = {shard.split for shard in plan.shards}
-    counts = {split: _expected_counts(plan, split, tokenizer) for split in SPLITS if split in there}
+    used = {shard.split for shard in plan.shards}
+    counts = {split: _expected_counts(plan, split, tokenizer) for split in SPLITS if split in used}
     work = estimate.Work(
-        chunks={split: of.chunks for split, of in counts.items()},
-        documents=sum(of.documents for of in counts.values()),
+        chunks={split: count.chunks for split, count in counts.items()},
+        documents=sum(count.documents for count in counts.values()),
         shards=len(plan.shards),
-        largest_shard=max(of.largest for of in counts.values()),
+        largest_shard=max(count.largest for count in counts.values()),
         chunk_size=p.chunk_size,
         token_bytes=token_dtype(plan.identity.vocabulary_size, p.token_dtype).itemsize,
         dimension=plan.identity.dimension,
@@ -88,7 +90,7 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
         memory = parse_bytes(p.index_memory) if p.index_memory else None
         try:
             index_type, _ = index_types.choose_index_type(max(1, vectors), plan.identity.dimension, memory)
-        except BadInputError as error:  # The number is expected, not counted: training decides.
+        except BadInputError as error:  # The count is only an estimate; training decides.
             say(f"plan: {error}", logging.WARNING)
             index_type, _ = index_types.choose_index_type(max(1, vectors), plan.identity.dimension)
     index = index_types.make_index(index_type, plan.identity.dimension)

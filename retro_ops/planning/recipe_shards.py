@@ -1,4 +1,4 @@
-"""From the parts that ``split-corpus`` made to the shards of a plan."""
+"""Combines the parts of ``split-corpus`` into the shards of a plan."""
 
 import logging
 from collections import Counter
@@ -21,7 +21,7 @@ from retro_ops.storage import read_ahead
 
 @dataclass(frozen=True)
 class Part:
-    """What a source file gives to a shard."""
+    """The documents that a source file contributes to a shard."""
 
     shard: str
     split: Split
@@ -32,10 +32,10 @@ class Part:
 
 
 def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
-    """Shards by name, those for training first; their parts in the order of the source files.
+    """Shards sorted by name, training first, with their parts in the order of the source files.
 
-    Says which categories are absent, and what was left out. BadInputError when a file is not split yet, when two
-    splits or sources wrote one shard, and for a pattern of the recipe that no shard matches.
+    Logs missing categories and the documents that were left out. Raises BadInputError if a file is not split yet, if
+    two splits or sources wrote the same shard, or if no shard matches a pattern of the recipe.
     """
     reports = read_ahead.side_by_side(partial(_report, listed), listed.files)
     parts = [part for file, made in zip(listed.files, reports, strict=True) for part in _parts(listed, file, made)]
@@ -53,11 +53,11 @@ def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
         if indexed or queried
     ]
     if unused := [name for name, choice in chosen.items() if not any(choice)]:
-        say(f"plan: {len(unused):,} shards are neither indexed nor queried, so they are left out: {_few(unused)}")
+        say(f"plan: leaves out {len(unused):,} shards that are neither indexed nor queried: {_few(unused)}")
     if not any(shard.split == "train" and shard.indexed for shard in found):
         raise BadInputError(
             f"{recipe.uri}: no training shard is indexed, so there is nothing to search",
-            "mend 'indexed' or 'split', or see the log above for what was left out",
+            "correct 'indexed' or 'split', or see the log above for documents that were left out",
         )
     return sorted(found, key=lambda shard: (shard.split == "val", shard.name))
 
@@ -67,7 +67,8 @@ def _report(listed: Sources, file: SourceFile) -> dict[str, Any]:
     made = report.read(uri)
     if made is None:
         raise BadInputError(
-            f"{file.uri} is not split: {uri} does not exist", f"run `retro-ops split-corpus --file {file.name}` first"
+            f"{file.uri} is not split yet: {uri} does not exist",
+            f"run `retro-ops split-corpus --file {file.name}` first",
         )
     return made
 
@@ -87,18 +88,19 @@ def _parts(listed: Sources, file: SourceFile, made: dict[str, Any]) -> list[Part
 
 
 def check_one_writer(parts: Sequence[Part]) -> None:
+    """Raise BadInputError if the parts of a shard differ in split, category or source."""
     first = parts[0]
     for part in parts[1:]:
         if (part.split, part.category, part.file.rule) != (first.split, first.category, first.file.rule):
             raise BadInputError(
                 f"shard {part.shard!r} was written twice: with {first.split} {first.category} of {first.file.uri}, and "
                 f"with {part.split} {part.category} of {part.file.uri}",
-                "give one of the two another 'shard' in the recipe",
+                "give one of them a different 'shard' in the recipe",
             )
 
 
 def _chosen(recipe: Recipe, names: Sequence[str]) -> dict[str, tuple[bool, bool]]:
-    """Whether each shard is indexed, and queried."""
+    """Whether each shard is indexed, and whether it is queried, by name."""
     faults = Faults(recipe.uri)
     indexed = _matching(recipe.indexed, names, "indexed", faults)
     queried = _matching(recipe.queried, names, "queried", faults)
@@ -114,7 +116,7 @@ def _matching(patterns: Sequence[Line], names: Sequence[str], key: str, faults: 
         matching = {name for name in names if fnmatch.fnmatch(name, pattern.text, flags=fnmatch.BRACE | fnmatch.CASE)}
         if not matching:
             faults.add(
-                pattern.line, f"no shard is named {pattern.text!r}, as {key!r} says", f"there is {_few(sorted(names))}"
+                pattern.line, f"no shard matches {pattern.text!r} in {key!r}", f"the shards are {_few(sorted(names))}"
             )
         found |= matching
     return found
@@ -128,7 +130,7 @@ def _say_what_is_absent(
     there = {part.category for part in parts}
     for category in recipe.categories:
         if category not in there and not any(f"category {category!r}" in message for message in listed.absent):
-            say(f"plan: category {category!r} is absent: no document reached it", logging.WARNING, event="absent")
+            say(f"plan: category {category!r} is absent: no document belongs to it", logging.WARNING, event="absent")
     left_out: Counter[str] = Counter()
     for made in reports:
         left_out.update(made["details"]["left_out"])
@@ -138,7 +140,7 @@ def _say_what_is_absent(
         shown = ", ".join(f"{count:,} {reason!r}" for reason, count in left_out.most_common(10))
         said += f"; {left_out.total():,} left out: {shown}" + (", …" if len(left_out) > 10 else "")
     if bad := sum(made["counts"]["bad_records"] for made in reports):
-        said += f"; {bad:,} bad records set aside beside the parts"
+        said += f"; {bad:,} bad records set aside next to the parts"
     say(said, event="parts", documents=documents, left_out=left_out.total())
 
 

@@ -1,4 +1,4 @@
-"""The plan that rebuilds what is damaged or missing."""
+"""Plans a run that rebuilds damaged and missing outputs."""
 
 import logging
 from argparse import Namespace
@@ -14,30 +14,33 @@ from retro_ops.versions.condemned import condemn, read_condemned
 
 
 def plan_repair(arguments: Namespace, series: history.Series) -> Plan:
-    """The plan of what is to be mended, with its failed shards, and without what is damaged of it."""
+    """The plan of a repair: all shards, including failed ones, without the outputs that are damaged.
+
+    Marks the damaged outputs as condemned, so that no other run uses them.
+    """
     root = arguments.root.rstrip("/")
     if arguments.run:
         uri = audit.last_plan_uri(paths.plan_uri(root, arguments.dataset, arguments.run))
-        former = read_plan(uri)
-        # It starts from the version that the run started from, and gives way to one that came since.
-        whole = replace(former, shards=audit.all_shards(uri), skipped=(), supersedes=former.supersedes or 0)
+        previous = read_plan(uri)
+        # It starts from the same version as the run, so it does not overwrite a version published since.
+        whole = replace(previous, shards=audit.all_shards(uri), skipped=(), supersedes=previous.supersedes or 0)
     else:
-        whole = former = replace(read_plan(series.plan_uri()), supersedes=series.current)
+        whole = previous = replace(read_plan(series.plan_uri()), supersedes=series.current)
     for name in arguments.shards:
         whole.shard(name)
-    found = audit.of_no_use(audit.look(former, thorough=not arguments.quick), published=not arguments.run)
-    for entry in found:
-        said = f"plan: {entry.report}: {entry.why}"
-        say(said, logging.WARNING, event="damaged", stage=entry.stage, shard=entry.shard)
-    built = [shard.name for shard in former.shards]
+    damaged = audit.unusable(audit.audit(previous, thorough=not arguments.quick), published=not arguments.run)
+    for task in damaged:
+        message = f"plan: {task.report}: {task.why}"
+        say(message, logging.WARNING, event="damaged", stage=task.stage, shard=task.shard)
+    built = [shard.name for shard in previous.shards]
     named = [name for name in arguments.shards if name in built]
-    if not (found or named or arguments.run):
+    if not (damaged or named or arguments.run):
         return whole
-    useless = tuple(audit.digests(former, found, named))
+    useless = tuple(audit.digests(previous, damaged, named))
     condemned = tuple(dict.fromkeys((*read_condemned(root, arguments.dataset), *useless)))
     plan = replace(whole, condemned=condemned, code_versions=dict(digests.CODE_VERSIONS))
-    # Where the specs themselves are damaged, what they were written from is still known by the plan alone.
-    if not arguments.run and not any(entry.stage == "write-specs" for entry in found):
+    # The base is read from the specs of the version; if these are damaged, only the plan is left to start from.
+    if not arguments.run and not any(task.stage == "write-specs" for task in damaged):
         plan = with_base(plan, series)
     audit.check_sources(plan)
     condemn(root, arguments.dataset, useless)

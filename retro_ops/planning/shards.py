@@ -1,4 +1,4 @@
-"""Files of a corpus or a recipe as the shards of a plan."""
+"""Turns the files of a corpus or the parts of a recipe into the shards of a plan."""
 
 import fnmatch
 import re
@@ -21,9 +21,11 @@ def names(text: str) -> list[str]:
 
 
 def of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[list[Shard], list[str]]:
-    """A shard for each file, and the days of those that have one."""
+    """One shard per file, and the dates of the dated files."""
     if not places["corpus"]:
-        raise BadInputError("--corpus is missing", "say where the documents are: a corpus, or a recipe with --sources")
+        raise BadInputError(
+            "--corpus is missing", "name the corpus with --corpus, or the sources of a recipe with --sources"
+        )
     files = {"train": json_lines.find_dated(places["corpus"], as_of)}
     if places["validation_corpus"]:
         files["val"] = json_lines.find_dated(places["validation_corpus"], as_of)
@@ -33,11 +35,12 @@ def of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[li
 
 
 def of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]]:
-    """The shards that its source files were split into."""
+    """The shards of a recipe, whose source files are already split, and the fields that name it in the plan."""
     listed = source_list.from_json(store.read(arguments.sources), arguments.sources)
     if (listed.root, listed.dataset) != (arguments.root.rstrip("/"), arguments.dataset):
         raise BadInputError(
-            f"{arguments.sources} was listed for dataset {listed.dataset!r} of {listed.root}", "list the sources again"
+            f"{arguments.sources} was listed for dataset {listed.dataset!r} in {listed.root}",
+            "run `retro-ops list-sources` again",
         )
     recipe = parse_recipe(listed.text, listed.recipe)
     return recipe_shards.shards(listed, recipe), {"recipe": listed.recipe, "source_folder": listed.given_folder}
@@ -45,12 +48,12 @@ def of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]]
 
 def checked_day(text: str | None) -> str | None:
     if text is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-        raise BadInputError(f"--as-of {text!r} is not a day", "write it YYYY-MM-DD")
+        raise BadInputError(f"--as-of {text!r} is not a date", "write it as YYYY-MM-DD")
     return text
 
 
-def _shards(files: Sequence[json_lines.Found], split: Split) -> list[Shard]:
-    def shard(file: json_lines.Found) -> Shard:
+def _shards(files: Sequence[json_lines.CorpusFile], split: Split) -> list[Shard]:
+    def shard(file: json_lines.CorpusFile) -> Shard:
         where = store.at(file.uri)
         source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
         return Shard(check_name("shard", _shard_name(file)), split, (source,))
@@ -59,7 +62,7 @@ def _shards(files: Sequence[json_lines.Found], split: Split) -> list[Shard]:
 
 
 def chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> list[Shard]:
-    """``shards``, with those indexed and queried whose names match; None: as they are."""
+    """``shards``, indexed and queried by patterns of names; None leaves them as they are."""
     chosen = [
         replace(s, indexed=_matches(s, indexed, s.indexed), queried=_matches(s, queried, s.queried)) for s in shards
     ]
@@ -84,11 +87,11 @@ def check_patterns(shards: Sequence[Shard], patterns: str) -> None:
     for pattern in shard_groups.names(patterns):
         if not any(fnmatch.fnmatchcase(shard.name, pattern) for shard in shards):
             some = ", ".join(shard.name for shard in shards[:10]) + (", …" if len(shards) > 10 else "")
-            raise BadInputError(f"no shard has a name like {pattern!r}", f"there are {some}")
+            raise BadInputError(f"no shard matches {pattern!r}", f"the shards are {some}")
 
 
-def _shard_name(file: json_lines.Found) -> str:
-    """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``; with the day, if a folder has it."""
+def _shard_name(file: json_lines.CorpusFile) -> str:
+    """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``, after the date if its folder has one."""
     name = re.sub(r"\.jsonl(\.gz|\.zst)?$", "", file.uri.rpartition("/")[2])
     return name if file.date is None or file.date in name else f"{file.date}_{name}"
 
@@ -100,6 +103,6 @@ def _check_names(shards: list[Shard]) -> None:
         if shard.name in seen:
             raise BadInputError(
                 f"{seen[shard.name]} and {uri} would both be shard {shard.name!r}",
-                "a shard is named by its file: rename one (validation files for instance val_…)",
+                "shards are named after their files: rename one of the two, for example to val_…",
             )
         seen[shard.name] = uri

@@ -1,4 +1,4 @@
-"""Chunks with their neighbours, as a card shows them."""
+"""The example chunks and neighbours on a dataset card."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,19 +20,19 @@ LEAST_SHARED_WORDS = 3
 def draw_examples(
     plan: Plan, split: Split, chunks: "IndexedChunks", drawn: "Sequence[Sampled]", tokenizer: "Tokenizer"
 ) -> list[dict[str, Any]]:
-    """Sampled chunks with their neighbours as text, one shard after the other."""
-    rows = [(of, i) for i in range(EXAMPLES) for of in drawn if i < len(of.rows)][:EXAMPLES]
-    found = []
-    for of, i in rows:
-        assert of.queries.tokens is not None
-        text = " ".join(tokenizer.decode(of.queries.tokens[i : i + 1])[0].split())
-        kept = of.neighbours[i] >= 0
-        ids = of.neighbours[i][kept]
+    """The first sampled chunks of each shard in turn, as text with their neighbours."""
+    rows = [(shard, i) for i in range(EXAMPLES) for shard in drawn if i < len(shard.rows)][:EXAMPLES]
+    examples = []
+    for sampled, i in rows:
+        assert sampled.queries.tokens is not None
+        text = " ".join(tokenizer.decode(sampled.queries.tokens[i : i + 1])[0].split())
+        kept = sampled.neighbours[i] >= 0
+        ids = sampled.neighbours[i][kept]
         others = [" ".join(other.split()) for other in tokenizer.decode(chunks.tokens(ids))] if len(ids) else []
-        found.append(
+        examples.append(
             {
                 "split": split,
-                "place": _place(plan, of.shard, int(of.rows[i])),
+                "place": _place(plan, sampled.shard, int(sampled.rows[i])),
                 "text": text,
                 "neighbours": [
                     {
@@ -40,11 +40,11 @@ def draw_examples(
                         "distance": float(distance),
                         "words": shared_words(text, other),
                     }
-                    for number, distance, other in zip(ids, of.distances[i][kept], others, strict=True)
+                    for number, distance, other in zip(ids, sampled.distances[i][kept], others, strict=True)
                 ],
             }
         )
-    return found
+    return examples
 
 
 def _place_of_id(plan: Plan, chunks: "IndexedChunks", number: int, split: Split) -> str:
@@ -63,7 +63,7 @@ def _place(plan: Plan, shard: Shard, row: int) -> str:
 
 
 def shared_words(text: str, other: str) -> list[tuple[str, bool]]:
-    """``other`` in pieces: (words, whether ``text`` has the same run of three words or more)."""
+    """Cut ``other`` into pieces (words, whether ``text`` contains the same run of LEAST_SHARED_WORDS words or more)."""
     from difflib import SequenceMatcher
 
     words = other.split()
@@ -77,7 +77,7 @@ def shared_words(text: str, other: str) -> list[tuple[str, bool]]:
 
 
 def spread(examples: dict[Split, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Twenty in all, from each split in turn."""
+    """EXAMPLES in all, taken from the splits in turn, sorted by split."""
     longest = max(map(len, examples.values()), default=0)
-    turns = [of[i] for i in range(longest) for of in examples.values() if i < len(of)]
+    turns = [rows[i] for i in range(longest) for rows in examples.values() if i < len(rows)]
     return sorted(turns[:EXAMPLES], key=lambda example: example["split"])

@@ -1,4 +1,4 @@
-"""The figures of a card, gathered from reports."""
+"""Collects the figures of a dataset card from the reports of the stages."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from retro_ops.quality.card_examples import spread
 CARD_FORMAT = 1
 
 COUNTED = ("documents", "chunks", "bad_records", "duplicates_dropped")
-"""Of `tokenize-and-chunk`; the last only where duplicates are dropped."""
+"""Counts of `tokenize-and-chunk`; the last one exists only where duplicates are dropped."""
 
 
 def card(
@@ -27,8 +27,12 @@ def card(
     expected: dict[str, Any] | None,
     repeats: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """The card as JSON.
+
+    ``measured``: figures by split. ``expected``: the estimate of the plan. ``repeats``: the report on duplicates.
+    """
     reports = _reports(plan)
-    flat = [made for of_stage in reports.values() for made in of_stage]
+    flat = [report for reports_of_stage in reports.values() for report in reports_of_stage]
     trained = reports["train-faiss-index"][0]["details"]
     contents = _contents(plan, reports)
     return {
@@ -40,7 +44,7 @@ def card(
             "documents": sum(row["documents"] for row in contents),
             "chunks": sum(row["chunks"] for row in contents),
             "source_bytes": sum(source.bytes for shard in plan.shards for source in shard.sources),
-            "stored_bytes": sum(output["bytes"] for made in flat for output in made["outputs"]),
+            "stored_bytes": sum(output["bytes"] for report in flat for output in report["outputs"]),
         },
         "contents": contents,
         "duplicates": repeats,
@@ -54,8 +58,8 @@ def card(
         "provenance": {
             "software": retro_ops.__version__,
             "identity": asdict(plan.identity),
-            "packages": {name: version for made in flat for name, version in made["packages"].items()},
-            "images": sorted({made["image"] for made in flat if made["image"]}),
+            "packages": {name: version for report in flat for name, version in report["packages"].items()},
+            "images": sorted({report["image"] for report in flat if report["image"]}),
             "sources": [
                 {"shard": shard.name, "split": shard.split, **asdict(source)}
                 for shard in plan.shards
@@ -67,25 +71,25 @@ def card(
 
 
 Reports = dict[str, list[dict[str, Any]]]
-"""Of each stage in order; those of a shard stage in the order of ``layout.shards_of``."""
+"""Reports by stage, in order; those of a shard stage in the order of ``stage_graph.shards_of``."""
 
 
 def _reports(plan: Plan) -> Reports:
-    """Each is read once. BadInputError names one that is missing."""
+    """Read all reports of ``plan``. Raises BadInputError if one is missing."""
 
     def read(stage: str, shard: str | None) -> dict[str, Any]:
         what = stage if shard is None else f"{stage} of shard {shard!r}"
         return report.require(paths.report_uri(plan, stage, shard), what)
 
     tasks = list(stage_graph.tasks(plan, [stage.name for stage in STAGES.values() if stage.unit]))
-    found: Reports = {}
-    for (stage, _), made in zip(tasks, read_ahead.side_by_side(lambda of: read(*of), tasks), strict=True):
-        found.setdefault(stage, []).append(made)
-    return found
+    reports: Reports = {}
+    for (stage, _), made in zip(tasks, read_ahead.side_by_side(lambda task: read(*task), tasks), strict=True):
+        reports.setdefault(stage, []).append(made)
+    return reports
 
 
 def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
-    """Counts by category and split; of what is indexed and what is queried, where that is not everything."""
+    """Counts by category and split; indexed and queried chunks are counted if not all shards are both."""
     choice = not all(shard.indexed and shard.queried for shard in plan.shards)
     rows: dict[tuple[str, Split], dict[str, Any]] = {}
     for shard, made in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
@@ -101,16 +105,16 @@ def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
 
 
 def _search(plan: Plan, reports: Reports) -> dict[str, dict[str, Any]]:
-    """How wide each split was searched, and the recall that this had on the sample it was chosen on."""
+    """The tuned nprobe and candidates of each split, with the recall on the sample that they were tuned on."""
     details = reports["tune-search"][0]["details"]
-    found: dict[str, dict[str, Any]] = {}
+    by_split: dict[str, dict[str, Any]] = {}
     for split in plan.splits():
         if split in details:
             tuned = details[split]
             width = tuned["width"]
             said = "exact search" if width is None else f"{width['nprobe']} lists and {width['candidates']} candidates"
-            found[split] = {**tuned, "said": said}
-    return found
+            by_split[split] = {**tuned, "said": said}
+    return by_split
 
 
 def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:

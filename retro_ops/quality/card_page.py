@@ -1,4 +1,4 @@
-"""The page of a dataset card: figures -> one HTML file that needs nothing else. No input and no output."""
+"""Renders a dataset card as one self-contained HTML page. Does no input or output."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 GREEN, BLUE = "#2a9d8f", "#264f8c"
 
 _STYLE: Any = {
-    "svg.hashsalt": "retro-ops",  # Same figures, same bytes.
+    "svg.hashsalt": "retro-ops",  # Fixed, so that the same figures give the same bytes.
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -24,6 +24,7 @@ _STYLE: Any = {
 
 
 def html(card: Mapping[str, Any]) -> str:
+    """The page for the figures ``card`` (see ``card_figures.card``)."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("retro_ops.quality", "."),
         autoescape=True,
@@ -42,11 +43,11 @@ def _plots(card: Mapping[str, Any]) -> dict[str, list[Markup]]:
         plots[split] = [
             _svg(partial(_recall, figures=figures, target=target), f"Recall (target {target})" if target else "Recall"),
             _svg(partial(_distances, histogram=figures["distances"]), "Squared distance of neighbours"),
-            _svg(partial(_runs, histogram=figures["longest_shared_run"]), "Longest run shared"),
+            _svg(partial(_runs, histogram=figures["longest_shared_run"]), "Longest shared run"),
         ]
         if figures["index"]["lists"] > 1:
             plots[split].append(_svg(partial(_lists, index=figures["index"]), "Sizes of the inverted lists"))
-    plots["stages"] = [_svg(partial(_stages, stages=card["stages"]), "Time of the stages", width=7.2)]
+    plots["stages"] = [_svg(partial(_stages, stages=card["stages"]), "Time per stage", width=7.2)]
     return plots
 
 
@@ -58,7 +59,7 @@ def _svg(draw: Callable[[Axes], None], title: str, width: float = 3.6) -> Markup
         draw(axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    # Without the XML declaration, which has no place inside HTML.
+    # Drop the XML declaration, which is not valid inside HTML.
     return Markup(out.getvalue()[out.getvalue().index("<svg") :])  # noqa: S704  (matplotlib escapes what it draws)
 
 
@@ -77,7 +78,7 @@ def _recall(axes: Axes, figures: Mapping[str, Any], target: float | None) -> Non
 
 def _distances(axes: Axes, histogram: Mapping[str, Any]) -> None:
     axes.stairs(histogram["nearest"], histogram["bins"], fill=True, color=GREEN, alpha=0.6, label="nearest")
-    axes.stairs(histogram["last"], histogram["bins"], color=BLUE, label="last of the row")
+    axes.stairs(histogram["last"], histogram["bins"], color=BLUE, label="farthest")
     axes.set_xlabel("squared L2 distance")
     axes.set_ylabel("rows")
     axes.legend(frameon=False)
@@ -86,7 +87,7 @@ def _distances(axes: Axes, histogram: Mapping[str, Any]) -> None:
 def _runs(axes: Axes, histogram: Mapping[str, Any]) -> None:
     axes.stairs(histogram["rows"], histogram["bins"], fill=True, color=GREEN)
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_xlabel("share of the chunk, longest of its neighbours")
+    axes.set_xlabel("share of the chunk (longest run of its neighbours)")
     axes.set_ylabel("sampled rows")
 
 
@@ -103,9 +104,9 @@ def _stages(axes: Axes, stages: list[Mapping[str, Any]]) -> None:
         (stage["stage"], stage["expected_seconds"]) for stage in stages if stage["expected_seconds"] is not None
     ]
     if expected:
-        axes.plot([e[1] for e in expected], [e[0] for e in expected], "D", color=BLUE, label="expected by the plan")
+        axes.plot([e[1] for e in expected], [e[0] for e in expected], "D", color=BLUE, label="estimated by the plan")
         axes.legend(frameon=False)
-    axes.set_xlabel("seconds, all tasks one after the other")
+    axes.set_xlabel("seconds, summed over tasks")
 
 
 def _size(count: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Checks of a published or unpublished dataset against its specs, reports and checksums."""
+"""Checks a dataset, published or not, against its specs, reports and checksums."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -22,20 +22,23 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 16_384
 
 Finding = tuple[str, str]
-"""(file, rule it breaks)"""
+"""(file, rule that it breaks)"""
 
 Folders = Set[str]
-"""Folders of outputs that were validated with the base version."""
+"""Output folders that were validated with the base version."""
 
 
 def validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) -> dict[str, int]:
-    """Counts of what was checked. Raises BadInputError after naming every finding."""
+    """Check ``specs`` and return counts of what was checked.
+
+    Logs every finding, then raises BadInputError if there are any. ``trusted`` outputs are only checked for presence.
+    """
     findings: list[Finding] = []
     checked: dict[str, None] = {}
     totals = {"chunks": 0, "neighbour rows": 0, "files": 0}
     for uri in specs:
         findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted))
-    # Specs without a plan: the reports beside the artefacts, where there are any.
+    # For specs without a plan, use the reports next to the outputs, if there are any.
     beside = {uris.beside(name, paths.REPORT) for name in checked}
     known = reports or sorted(name for name in beside if store.exists(name))
     findings += _of_each(partial(_check_checksums, required=bool(reports), trusted=trusted), known)
@@ -48,8 +51,8 @@ def raise_findings(findings: Sequence[Finding]) -> None:
         say(f"{file}: {rule}", logging.ERROR, event="finding", file=file, rule=rule)
     if findings:
         raise BadInputError(
-            f"{len(findings)} findings, the first: {findings[0][0]}: {findings[0][1]}",
-            "build the named files again",
+            f"found {len(findings)} problems, the first: {findings[0][0]}: {findings[0][1]}",
+            "build the files named above again",
         )
 
 
@@ -81,7 +84,7 @@ def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], t
 
 
 def _check_other_chunks(shards: Sequence[DatasetShard], checked: dict[str, None], trusted: Folders) -> list[Finding]:
-    """Of shards that are queried and not indexed."""
+    """Check the chunks of shards that are queried but not indexed."""
     checked |= dict.fromkeys(uri for shard in shards for uri in (shard.chunks, shard.seq2chunk, shard.chunk2seq))
     to_check = [shard for shard in shards if parent(shard.chunks) not in trusted]
     return _of_each(lambda shard: _guard(shard.chunks, partial(_check_chunks, shard)), to_check)
@@ -91,7 +94,7 @@ Checked = TypeVar("Checked")
 
 
 def _of_each(check: Callable[[Checked], Iterator[Finding]], items: Sequence[Checked]) -> list[Finding]:
-    """Findings of all ``items``, in order. Several at a time, since most of the work is to wait for the store."""
+    """Findings of all ``items``, in order. They are checked in parallel, since most of the time is store latency."""
     found = read_ahead.side_by_side(lambda item: list(check(item)), items, read_ahead.READERS)
     return [finding for of_item in found for finding in of_item]
 
@@ -113,7 +116,7 @@ def _check_index_shard(shard: IndexShard, trusted: Folders) -> Iterator[Finding]
 
 
 def _guard(file: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A file that cannot be read at all is a finding too."""
+    """The findings of ``check``; an unreadable file is a finding, too."""
     try:
         yield from check()
     except BadInputError as error:
@@ -139,7 +142,7 @@ def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
         if array.dtype.name not in dtypes:
             yield array.uri, f"dtype is {array.dtype.name}, not {' or '.join(dtypes)}"
     if len(owners) != len(chunks):
-        yield shard.chunk2seq, f"has {len(owners):,} rows, the chunks have {len(chunks):,}"
+        yield shard.chunk2seq, f"has {len(owners):,} rows, but there are {len(chunks):,} chunks"
         return
     previous = -1
     for _, block in starts.blocks(BLOCK_ROWS):
@@ -152,7 +155,7 @@ def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
         yield from ((shard.chunk2seq, rule) for rule in found)
         previous = int(block[-1])
     if previous != len(starts) - 1:
-        yield shard.seq2chunk, f"has {len(starts):,} documents, chunk2seq names {previous + 1:,}"
+        yield shard.seq2chunk, f"has {len(starts):,} documents, but chunk2seq has {previous + 1:,}"
 
 
 def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
@@ -163,7 +166,7 @@ def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
     if embeddings.dtype.name != "float16":
         yield shard.embeddings, f"dtype is {embeddings.dtype.name}, not float16"
     if len(embeddings) != _rows(shard.chunks):
-        yield shard.embeddings, f"has {len(embeddings):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
+        yield shard.embeddings, f"has {len(embeddings):,} rows, but {shard.chunks} has {_rows(shard.chunks) or 0:,}"
     progress = Progress(f"validate {shard.embeddings.rpartition('/')[2]}", len(embeddings), "rows")
     for _, block in embeddings.blocks(BLOCK_ROWS):
         yield from ((shard.embeddings, rule) for rule in rules.check_embeddings(block))
@@ -174,17 +177,20 @@ def _check_index(uri: str, expected: int) -> Iterator[Finding]:
     from retro_ops.index.faiss_files import load_index
     from retro_ops.index.ivf_file import open_lists
 
-    # The sizes of the lists say it, whatever the index takes in memory.
+    # The list sizes suffice, so a large index is not loaded.
     lists = open_lists(uri)
     total = lists.total if lists else load_index(uri).ntotal
     if total != expected:
-        yield uri, f"holds {total:,} vectors, its index spec names {expected:,}"
+        yield uri, f"has {total:,} vectors, but its index spec has {expected:,}"
 
 
 def _check_shard_neighbours(
     shard: DatasetShard, offsets: Mapping[str, int], counts: Sequence[int]
 ) -> Iterator[Finding]:
-    """``offsets``: first id of each shard of the index, by its chunks."""
+    """Check the neighbours and distances of a shard.
+
+    ``offsets``: first id of each shard of the index, by the URI of its chunks. ``counts``: rows of these shards.
+    """
     import numpy as np
 
     from retro_ops.quality import rules
@@ -194,7 +200,7 @@ def _check_shard_neighbours(
     if neighbours.dtype.name != "int64":
         yield shard.neighbours, f"dtype is {neighbours.dtype.name}, not int64"
     if len(neighbours) != _rows(shard.chunks):
-        yield shard.neighbours, f"has {len(neighbours):,} rows, {shard.chunks} has {_rows(shard.chunks) or 0:,}"
+        yield shard.neighbours, f"has {len(neighbours):,} rows, but {shard.chunks} has {_rows(shard.chunks) or 0:,}"
         return
     offset = offsets.get(store.canonical(shard.chunks))
     distances = _open_if_there(paths.distances_uri(shard.neighbours))
@@ -205,7 +211,7 @@ def _check_shard_neighbours(
             documents = owners.rows(first, first + len(block)).astype(np.int64)
             base = int(documents[0])
             if base < 0 or documents[-1] >= len(starts) or (np.diff(documents) >> 1).any():
-                return  # chunk2seq is broken, and its own check says so
+                return  # chunk2seq is invalid, which its own check reports.
             bounds = np.append(starts.rows(base, int(documents[-1]) + 2), [len(owners)])
             own_first, own_end = bounds[documents - base] + offset, bounds[documents - base + 1] + offset
         found = rules.check_neighbours(block, sum(counts), own_first, own_end)
@@ -229,7 +235,7 @@ def _check_checksums(uri: str, required: bool, trusted: Folders) -> Iterator[Fin
         return
     if parent(uri) in trusted:
         if lost := report.lost_output(found):
-            yield lost, "is gone or was cut off"
+            yield lost, "is missing or truncated"
         return
     for output in found["outputs"]:
         try:

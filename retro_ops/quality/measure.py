@@ -1,8 +1,7 @@
-"""How good the stored neighbours of a split are, measured: recall against exact search, duplicates, leakage, distances.
+"""Measures the stored neighbours of a split: recall against exact search, duplicates, leakage, distances.
 
-Figures of whole arrays are counted over every row. The others come from a sample in which every category has an equal
-part, drawn with another seed than the sample that the search was tuned on; means over categories are weighted by
-their rows.
+Fill rate and distances count every row. The other figures come from a sample with equal parts for all categories, drawn
+with another seed than the sample on which the search was tuned. Means over categories are weighted by their rows.
 """
 
 from collections.abc import Sequence
@@ -30,16 +29,16 @@ from retro_ops.storage.npy import open_npy
 BLOCK_ROWS = 65_536
 
 DUPLICATE_OVERLAP = 0.8
-"""A neighbour that shares more of its tokens with the chunk is a near-duplicate."""
+"""A neighbour is a near-duplicate if it shares more than this share of its tokens with the chunk."""
 
 LEAKED_SHARE = 0.5
-"""Text leaks into a chunk if a run of more than this share of its tokens is in a neighbour."""
+"""A row is leaked if a neighbour contains a run of more than this share of the chunk's tokens."""
 
 DISTANCE_BINS = np.linspace(0, 2, 41)
-"""Squared L2 distances; unit vectors at right angles have 2."""
+"""Bins of squared L2 distances; orthogonal unit vectors have 2."""
 
 RUN_BINS = np.linspace(0, 1, 17)
-"""Longest shared run, as a share of the chunk."""
+"""Bins of the longest shared run, as a share of the chunk."""
 
 RATES = ("recall", "full_rows", "same_document", "near_duplicate", "identical", "leaked")
 
@@ -56,7 +55,7 @@ class Sampled:
 
 
 def sample(plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks) -> list[Sampled]:
-    """``recall_sample`` rows in all, in equal parts for the categories; all rows of a category that has fewer."""
+    """Draw ``recall_sample`` rows, in equal parts from all categories; smaller categories are used in full."""
     by_category: dict[str, list[Shard]] = {}
     for shard in plan.queried(split):
         by_category.setdefault(category(shard.name), []).append(shard)
@@ -65,19 +64,19 @@ def sample(plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks) -> list
     asking = query_shards(plan, split, chunks, with_tokens=True)
     for number, shards in enumerate(by_category.values()):
         queries = [asking[shard.name] for shard in shards]
-        counts = np.array([len(of) for of in queries], np.int64)
+        counts = np.array([len(shard) for shard in queries], np.int64)
         rows = sample_rows(counts, wanted, plan.parameters.seed + 1 + number)
-        drawn += [of for of in zip(shards, queries, rows, strict=True) if len(of[2])]
-    return read_ahead.side_by_side(lambda of: _sampled(plan, *of), drawn, read_ahead.READERS)
+        drawn += [entry for entry in zip(shards, queries, rows, strict=True) if len(entry[2])]
+    return read_ahead.side_by_side(lambda entry: _sampled(plan, *entry), drawn, read_ahead.READERS)
 
 
 def measure(
     plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], device: Device
 ) -> dict[str, Any]:
-    """All figures of ``split``; see docs/quality.md for what each means."""
+    """All figures of ``split``, which docs/quality.md explains."""
     queried = plan.queried(split)
     figures = read_ahead.side_by_side(partial(_whole, plan), queried, read_ahead.READERS)
-    whole = {shard.name: of for shard, of in zip(queried, figures, strict=True)}
+    whole = {shard.name: figure for shard, figure in zip(queried, figures, strict=True)}
     categories = sorted({category(name) for name in whole})
     rows = {name: sum(w["rows"] for shard, w in whole.items() if category(shard) == name) for name in categories}
     rates, runs = _rates(plan, split, chunks, drawn, device)
@@ -123,12 +122,12 @@ def _sampled(plan: Plan, shard: Shard, queries: QueryShard, rows: NDArray[np.int
 
 
 def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
-    """Figures of every row of a shard."""
+    """Figures of one shard that count every row."""
     neighbours = open_npy(paths.neighbours_uri(plan, shard.name), ndim=2, kind="i")
     full = sum(int((block >= 0).all(axis=1).sum()) for _, block in neighbours.blocks(BLOCK_ROWS))
     nearest, last = np.zeros((2, len(DISTANCE_BINS) - 1), np.int64)
     for _, block in open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f").blocks(BLOCK_ROWS):
-        # What lies beyond the bins (vectors of other lengths) counts in the last one.
+        # Larger distances (of vectors that are not normalised) count in the last bin.
         inside = np.where(np.isfinite(block), np.minimum(block, DISTANCE_BINS[-1]), np.nan)
         nearest += np.histogram(inside[:, 0], DISTANCE_BINS)[0]
         last += np.histogram(inside[:, -1], DISTANCE_BINS)[0]
@@ -138,18 +137,18 @@ def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
 def _rates(
     plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], device: Device
 ) -> tuple[dict[str, dict[str, Any]], NDArray[np.float64]]:
-    """Figures of the sample by category, and the longest shared run of every row as a share of the chunk."""
+    """Figures of the sample by category, and the longest shared run of each row as a share of the chunk, ``[rows]``."""
     if not drawn:
         return {}, np.zeros(0)
     queries = join([entry.queries for entry in drawn])
-    found = np.concatenate([entry.neighbours for entry in drawn])
+    stored = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
     refuse = open_index.refuser(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
     compare = open_index.comparer(device)
-    truth, _ = unpack(exact_search(queries, found.shape[1], chunks.blocks, refuse, compare=compare).keys)
-    hits = ((truth[:, :, None] == found[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
-    rows, columns = np.nonzero(found >= 0)
-    ids = found[rows, columns]
+    truth, _ = unpack(exact_search(queries, stored.shape[1], chunks.blocks, refuse, compare=compare).keys)
+    hits = ((truth[:, :, None] == stored[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
+    rows, columns = np.nonzero(stored >= 0)
+    ids = stored[rows, columns]
     assert queries.tokens is not None
     own, others = queries.tokens[rows], chunks.tokens(ids)
     pairs = {
@@ -157,27 +156,27 @@ def _rates(
         "near_duplicate": filters.overlap(own, others, plan.identity.pad_id) > DUPLICATE_OVERLAP,
         "identical": (own == others).all(axis=1),
     }
-    longest = np.zeros(len(found))
+    longest = np.zeros(len(stored))
     np.maximum.at(longest, rows, filters.longest_run(own, others, plan.identity.pad_id) / own.shape[1])
     rates = {}
     for name in sorted(set(names.tolist())):
-        of, of_pair = names == name, (names == name)[rows]
-        wanted = int((truth[of] >= 0).sum())
-        recall = float(hits[of].sum() / wanted) if wanted else 1.0
+        mine, of_pair = names == name, (names == name)[rows]
+        wanted = int((truth[mine] >= 0).sum())
+        recall = float(hits[mine].sum() / wanted) if wanted else 1.0
         rates[name] = {
-            "sampled_rows": int(of.sum()),
+            "sampled_rows": int(mine.sum()),
             "recall": recall,
             "recall_lower_bound": tuning.lower_bound(recall, wanted),
-            "full_rows": float((found[of] >= 0).all(axis=1).mean()),
+            "full_rows": float((stored[mine] >= 0).all(axis=1).mean()),
             **{key: float(values[of_pair].mean()) if of_pair.any() else 0.0 for key, values in pairs.items()},
-            "leaked": float((longest[of] > LEAKED_SHARE).mean()),
+            "leaked": float((longest[mine] > LEAKED_SHARE).mean()),
         }
     return rates, longest
 
 
 def _index_figures(uri: str, drawn: Sequence[Sampled], room: Room) -> dict[str, Any]:
     parts = too_large([uri], room)
-    # Sizes of the lists and what was trained say everything.
+    # A large index need not be loaded: the list sizes and the trained part suffice.
     index = parts[0].empty() if parts else load_index(uri)
     sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)
     vectors = join([entry.queries for entry in drawn]).vectors if drawn else None

@@ -1,4 +1,4 @@
-"""A sample of a dataset computed again: what is stored must be what the model and the arithmetic give."""
+"""Recomputes a sample of the embeddings and distances of a dataset and compares them with the stored ones."""
 
 from collections.abc import Iterator
 
@@ -17,21 +17,21 @@ from retro_ops.tokens.tokenizer import Tokenizer
 
 BLOCK_ROWS = 64
 LEAST_COSINE = 0.995
-"""Of a stored embedding with the one computed now; other devices and precisions stay well above it."""
+"""Least cosine of a stored and a recomputed embedding. Other devices and precisions stay well above it."""
 
 Finding = tuple[str, str]
 """(file, rule it breaks)"""
 
 
 def sampled_blocks(rows: int, share: float, seed: int) -> list[int]:
-    """First rows of a sample of blocks: ``share`` of them, at least one if there are rows."""
+    """First row of each sampled block: ``share`` of all blocks, but at least one if there are rows."""
     starts = np.arange(0, rows, BLOCK_ROWS)
     count = min(len(starts), max(1, round(len(starts) * share)))
     return [int(start) for start in np.sort(np.random.default_rng(seed).choice(starts, count, replace=False))]
 
 
 def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
-    """Decode and embed the chunks of a sample again."""
+    """Decode and embed a sample of the chunks again; yields each row whose stored embedding differs."""
     parameters = plan.parameters
     tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
     embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
@@ -49,7 +49,7 @@ def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
 
 
 def distances(plan: Plan, share: float) -> Iterator[Finding]:
-    """Compute the distances of stored neighbours again; they are exact, so they must be equal."""
+    """Recompute the distances of a sample of the stored neighbours. They are exact, so they must be equal."""
     for split in plan.splits():
         chunks = IndexedChunks(paths.index_shards(plan, split))
         for name, shard in query_shards(plan, split, chunks, with_tokens=False).items():
@@ -68,4 +68,4 @@ def _distances_of_shard(
         for row in np.flatnonzero((again_ids != ids).any(axis=1)):
             yield neighbours.uri, f"row {start + row} has a neighbour of its own document"
         for row in np.flatnonzero(((again_ids == ids) & (again != stored.rows(start, start + BLOCK_ROWS))).any(axis=1)):
-            yield stored.uri, f"row {start + row} does not hold the distances of its neighbours"
+            yield stored.uri, f"row {start + row} has wrong distances to its neighbours"

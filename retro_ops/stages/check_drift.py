@@ -1,4 +1,4 @@
-"""Trained index of the base version + embeddings of today -> the plan that uses that index, or trains another."""
+"""Measures how well the trained index of the base version fits the new embeddings; decides whether to retrain it."""
 
 import json
 import logging
@@ -23,12 +23,12 @@ STAGE = "check-drift"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Only --plan."""
+    """This stage takes only --plan."""
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
-        raise BadInputError("--plan is missing")
+        raise BadInputError("--plan is missing", "name the plan of a run")
     plan = read_plan(arguments.plan)
     decided, facts = _decide(plan, parameters)
     level = logging.WARNING if facts["retrain"] else logging.INFO
@@ -40,30 +40,36 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     if plan.base is None:
-        return plan, {"retrain": True, "retune": True, "why": "no trained index may be used again, so one is trained"}
+        return plan, {
+            "retrain": True,
+            "retune": True,
+            "why": "there is no trained index to reuse, so a new one is trained",
+        }
     from retro_ops.index import drift
     from retro_ops.index.faiss_files import load_index
     from retro_ops.storage.npy import open_npy
 
     trained = report.require(paths.report_uri(plan, "train-faiss-index"), "the training of the index")
-    before = trained["details"].get("fit")
-    then = drift.Fit(**before) if before else None
+    fit = trained["details"].get("fit")
+    baseline = drift.Fit(**fit) if fit else None
     embeddings = [paths.embeddings_uri(plan, shard.name) for shard in plan.indexed("train")]
     shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f"), embeddings)
-    now = drift.measure(load_index(paths.trained_index_uri(plan)), shards, parameters.seed)
-    reason = drift.reason_to_retrain(then, now, parameters.max_drift) if then else "its fit was never measured"
-    figures = {"then": before, "now": now.as_json()}
+    current = drift.measure(load_index(paths.trained_index_uri(plan)), shards, parameters.seed)
+    reason = (
+        drift.reason_to_retrain(baseline, current, parameters.max_drift) if baseline else "its fit was never measured"
+    )
+    figures = {"then": fit, "now": current.as_json()}
     if reason:
-        why = f"the index is trained anew and every neighbour searched again: {reason}"
+        why = f"a new index is trained and all neighbours are searched again: {reason}"
         return replace(plan, base=None), {"retrain": True, "retune": True, "why": why, **figures}
-    retune = _tuned_for(plan) * drift.RETUNE_GROWTH < now.vectors
+    retune = _tuned_for(plan) * drift.RETUNE_GROWTH < current.vectors
     decided = replace(plan, base=replace(plan.base, tuning=None)) if retune else plan
-    why = "the trained index still fits" + ("; how wide to search it is measured again" if retune else "")
+    why = "the trained index still fits" + ("; nprobe and candidates are tuned again" if retune else "")
     return decided, {"retrain": False, "retune": retune, "why": why, **figures}
 
 
 def _tuned_for(plan: Plan) -> int:
-    """Chunks that the base version's width was measured on; 0 when nobody knows."""
+    """Number of chunks in the index that the base version was tuned on; 0 if unknown."""
     if plan.base is None or plan.base.tuning is None:
         return 0
     tuned = report.read(paths.report_uri(plan, "tune-search"))

@@ -1,4 +1,4 @@
-"""A built version -> its card: every figure as JSON, and one HTML page for people."""
+"""Measures a built version and writes its dataset card: all figures as JSON, and an HTML page."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -24,12 +24,12 @@ STAGE = "describe"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Only --plan."""
+    """This stage takes only --plan."""
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
-        raise BadInputError("--plan is missing")
+        raise BadInputError("--plan is missing", "name the plan of a run")
     plan = read_plan(arguments.plan)
     estimate = paths.estimate_uri(arguments.plan)
     digest = digests.digest(digests.CODE_VERSIONS[STAGE], digests.version_digest(plan))
@@ -57,16 +57,16 @@ def _work(
     for split in plan.splits():
         chunks = chunk_reader.IndexedChunks(paths.index_shards(plan, split))
         drawn = measure.sample(plan, split, chunks)
-        rows = sum(len(of.rows) for of in drawn)
-        on = f"{where.chosen} ({where.why})"
-        say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks, {on}")
+        rows = sum(len(shard.rows) for shard in drawn)
+        hardware = f"{where.chosen} ({where.why})"
+        say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks on {hardware}")
         measured[split] = measure.measure(plan, split, chunks, drawn, where)
         examples[split] = draw_examples(plan, split, chunks, drawn, tokenizer)
-    made = card(plan, measured, examples, expected, repeats)
+    figures = card(plan, measured, examples, expected, repeats)
     outputs = [
-        store.write(paths.card_uri(plan, "json"), (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()),
-        store.write(paths.card_uri(plan, "html"), card_page.html(made).encode()),
+        store.write(paths.card_uri(plan, "json"), (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()),
+        store.write(paths.card_uri(plan, "html"), card_page.html(figures).encode()),
     ]
-    say(f"{STAGE}: the card is {paths.card_uri(plan, 'html')}", event="described")
-    counts = {"sampled_rows": sum(m["sampled_rows"] for m in measured.values())}
+    say(f"{STAGE}: wrote the card {paths.card_uri(plan, 'html')}", event="described")
+    counts = {"sampled_rows": sum(split["sampled_rows"] for split in measured.values())}
     return report.Outcome(counts=counts, outputs=outputs, device=where)

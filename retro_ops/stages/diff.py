@@ -1,4 +1,4 @@
-"""What differs between two versions of a dataset: shards by content, parameters, counts, figures of the cards."""
+"""Shows how two versions of a dataset differ: shards (by content), parameters, counts and figures of the cards."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -14,17 +14,17 @@ from retro_ops.storage import store
 from retro_ops.versions import history
 from retro_ops.versions.changes import compare
 
-HELP = "show what differs between two versions"
+HELP = "show the differences between two versions"
 PARAMETERS = ()
 
 FIGURES = ("recall", "fill_rate", "near_duplicate", "leaked")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--from", type=int, dest="before", help="version (default: the one before the other)")
-    parser.add_argument("--to", type=int, dest="after", help="version (default: the current one)")
+    parser.add_argument("--from", type=int, dest="before", help="earlier version (default: the one before --to)")
+    parser.add_argument("--to", type=int, dest="after", help="later version (default: the current one)")
     parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
 
 
@@ -33,18 +33,18 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     after = series.entry(arguments.after)["version"]
     before = arguments.before or max((number for number in series.entries if number < after), default=None)
     if before is None:
-        raise BadInputError(f"{arguments.dataset} has no version before {after}", "name one with --from")
+        raise BadInputError(f"{arguments.dataset} has no version before {after}", "name a version with --from")
     facts = _facts(series, before, after)
     print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
 
 
 def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:
-    one, other = (read_plan(series.plan_uri(number)) for number in (before, after))
-    changes = compare(one.shards, other.shards)
+    old, new = (read_plan(series.plan_uri(number)) for number in (before, after))
+    changes = compare(old.shards, new.shards)
     parameters = {
-        key: [value, getattr(other.parameters, key)]
-        for key, value in asdict(one.parameters).items()
-        if value != getattr(other.parameters, key)
+        key: [value, getattr(new.parameters, key)]
+        for key, value in asdict(old.parameters).items()
+        if value != getattr(new.parameters, key)
     }
     counts = [series.entry(number)["counts"] for number in (before, after)]
     cards = [_figures(series.folder(number)) for number in (before, after)]
@@ -60,7 +60,9 @@ def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:
 
 def _figures(folder: str) -> dict[str, float]:
     card: Mapping[str, Any] = json.loads(store.read(paths.card_in(folder, "json")))
-    return {f"{split} {name}": round(of[name], 4) for split, of in card["quality"].items() for name in FIGURES}
+    return {
+        f"{split} {name}": round(figures[name], 4) for split, figures in card["quality"].items() for name in FIGURES
+    }
 
 
 def _text(facts: Mapping[str, Any]) -> str:
@@ -69,8 +71,8 @@ def _text(facts: Mapping[str, Any]) -> str:
         names = facts["shards"][kind]
         lines.append(f"{len(names):,} shards {kind}" + (f": {', '.join(names)}" if names else ""))
     lines.append(f"{facts['shards']['unchanged']:,} shards unchanged")
-    for what in ("parameters", "counts", "figures"):
-        lines += [f"{key}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in facts[what].items() if a != b]
+    for section in ("parameters", "counts", "figures"):
+        lines += [f"{key}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in facts[section].items() if a != b]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""A published version -> plain files under the original's names, ready to be memory-mapped by a trainer."""
+"""Copies a published version to plain files with the original's names, which a trainer can memory-map."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -25,21 +25,21 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.uris import join, parent, resolve
 from retro_ops.versions import history
 
-HELP = "copy a published version to a folder, under the original's file names"
+HELP = "copy a published version to a folder with the original's file names"
 PARAMETERS = ()
 
 STAGE = "export"
 COPY_BYTES = 8 * 2**20
 
 RETRIEVER = "retriever_sentence_transformer"
-"""The original's folder for what a sentence-transformer made."""
+"""Folder that the original uses for embeddings, neighbours and indexes of a sentence-transformer."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
-    parser.add_argument("--to", required=True, help="folder to copy to; what it holds already is not copied again")
+    parser.add_argument("--to", required=True, help="folder to copy to; files that it already has are not copied again")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
@@ -58,7 +58,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
     copied = sum(read_ahead.side_by_side(copy, places, read_ahead.READERS))
     progress.close()
-    # Last, so that whoever finds a spec finds all that it names.
+    # Last, so that a spec never refers to files that are not there yet.
     for split, spec in version.datasets.items():
         _write_specs(split, spec, version.indexes[split], places, to)
     say(f"{STAGE}: version {number} of {arguments.dataset}: {len(places):,} files, {copied:,} of them new: {to}")
@@ -66,11 +66,12 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 @dataclass(frozen=True)
 class _Version:
-    """What a version's own specs name, whatever code made it. ``names``: where a file lies -> its plain name."""
+    """The files of a version, from its own specs, which work for versions of any code version."""
 
     datasets: dict[Split, DatasetSpec]
     indexes: dict[Split, tuple[IndexShard, ...]]
     names: dict[str, str]
+    """URI of each file -> its name in the exported folder."""
 
 
 def _read(folder: str) -> _Version:
@@ -112,20 +113,23 @@ def _read(folder: str) -> _Version:
 
 
 def _written(folder: str, uris: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Bytes and checksum of every file, from the reports beside them. BadInputError names what none speaks of."""
+    """Length and checksum of every file, from the reports. Raises BadInputError for a file that is in no report."""
     reports = {join(parent(uri), paths.REPORT) for uri in uris} | {paths.report_in(folder, "describe")}
-    found = read_ahead.side_by_side(report.read, sorted(reports))
-    sums = {output["uri"]: output for made in found if made for output in made["outputs"]}
+    contents = read_ahead.side_by_side(report.read, sorted(reports))
+    sums = {output["uri"]: output for content in contents if content for output in content["outputs"]}
     for uri in uris:
         if uri not in sums:
             raise BadInputError(
-                f"no report speaks of {uri}, so nobody knows whether it is whole", "run its stage again"
+                f"no report lists {uri}, so its checksum is unknown", "run the stage that writes it again"
             )
     return sums
 
 
 def _copy(uri: str, target: str, sha256: str) -> bool:
-    """Whether it had to be copied. BadInputError when ``uri`` is not what its stage wrote; then nothing is left."""
+    """Copy a file and check its checksum. Returns False if ``target`` was already there.
+
+    Raises BadInputError, and leaves no copy, if ``uri`` is not what its stage wrote.
+    """
     if store.exists(target) and store.sha256(target) == sha256:
         return False
     with store.create(target) as writer, store.open_stream(uri) as source:
@@ -134,7 +138,7 @@ def _copy(uri: str, target: str, sha256: str) -> bool:
         written = writer.close()
     if written.sha256 != sha256:
         store.at(target).delete(target)
-        raise BadInputError(f"{uri} is not what its stage wrote (SHA-256 differs)", "see `retro-ops validate`")
+        raise BadInputError(f"{uri} is not what its stage wrote (SHA-256 differs)", "run `retro-ops validate`")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Signatures of all shards -> which documents repeat others: a report, and the plan whose shards are without them."""
+"""Finds duplicate documents from the signatures of all shards; writes a report and a plan that leaves them out."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from retro_ops.duplicates.signatures import SignedShards
 
-HELP = "find the documents that repeat others, and say what each shard is without"
+HELP = "find duplicate documents and list the records that each shard leaves out"
 PARAMETERS = ("memory_budget",)
 
 STAGE = "find-duplicates"
@@ -31,24 +31,26 @@ DUPLICATES_FORMAT = 1
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Only --plan."""
+    """This stage takes only --plan."""
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
-        raise BadInputError("--plan is missing")
+        raise BadInputError("--plan is missing", "name the plan of a run")
     plan = read_plan(arguments.plan)
     if plan.parameters.duplicates == "keep":
-        raise BadInputError(f"{arguments.plan} keeps duplicates", "plan with --duplicates report or drop")
+        raise BadInputError(
+            f"{arguments.plan} was made with --duplicates keep", "plan again with --duplicates report or drop"
+        )
     facts, kept = _work(plan, parse_bytes(parameters.memory_budget))
     store.write(paths.duplicates_uri(arguments.plan), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
     uri = paths.next_plan_uri(arguments.plan, "deduplicated")
     write_plan(replace(kept, deduplicated=True), uri)
-    what = "left out" if plan.parameters.duplicates == "drop" else "only counted"
-    kinds = f"{facts['exact']:,} exactly, {facts['across_splits']:,} across splits"
+    action = "left out" if plan.parameters.duplicates == "drop" else "only counted"
+    kinds = f"{facts['exact']:,} exact, {facts['across_splits']:,} across splits"
     say(
-        f"{STAGE}: {facts['duplicates']:,} of {facts['documents']:,} documents repeat others ({kinds}); "
-        f"they are {what}: {uri}",
+        f"{STAGE}: {facts['duplicates']:,} of {facts['documents']:,} documents are duplicates ({kinds}); "
+        f"they are {action}: {uri}",
         event="duplicates",
     )
 
@@ -67,10 +69,10 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
     alike = lsh.find(signed, threshold, budget, progress.advance)
     progress.close()
     documents, clusters = document_pairs.clusters(document_pairs.joined([alike.exact, alike.near]))
-    # A validation document stays, and the training documents that repeat it go.
+    # Prefer validation documents: their copies in the training split are dropped.
     is_train = np.array([shard.split == "train" for shard in plan.shards], np.int64)
-    stays = document_pairs.who_stays(documents, clusters, is_train[signed.shard_of(documents)])
-    repeated = np.flatnonzero(documents != stays)
+    canonical = document_pairs.canonical_of(documents, clusters, is_train[signed.shard_of(documents)])
+    repeated = np.flatnonzero(documents != canonical)
     facts = {
         "format": DUPLICATES_FORMAT,
         "duplicates_are": plan.parameters.duplicates,
@@ -79,13 +81,13 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
         "permutations": minhash.PERMUTATIONS,
         "bands": bands,
         "compared_pairs": alike.compared,
-        **figures(plan, signed, documents[repeated], stays[repeated]),
+        **figures(plan, signed, documents[repeated], canonical[repeated]),
         "clusters": int(clusters.max(initial=-1)) + 1,
         "largest_cluster": int(np.bincount(clusters).max(initial=0)),
         "unsigned_shards": [
             s.name for s, made in zip(plan.shards, reports, strict=True) if "damaged" in made["details"]
         ],
-        "examples": examples(plan, signed, reports, documents[repeated], stays[repeated], budget),
+        "examples": examples(plan, signed, reports, documents[repeated], canonical[repeated], budget),
     }
     if plan.parameters.duplicates != "drop":
         return facts, replace(plan, shards=tuple(replace(shard, without=None) for shard in plan.shards))
@@ -93,11 +95,11 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
 
 
 def _report(plan: Plan, name: str) -> dict[str, Any]:
-    """Of the signatures of a shard, which are as they were written."""
+    """The report of the signatures of a shard. Raises BadInputError if their files were changed."""
     made = report.require(paths.report_uri(plan, "sign-documents", name), f"sign-documents of shard {name!r}")
     if changed := report.changed_output(made):
         raise BadInputError(
-            f"{changed} is not what its stage wrote", "delete its folder, and sign-documents runs again"
+            f"{changed} is not what its stage wrote", "delete its folder, then run sign-documents again"
         )
     return made
 
@@ -115,7 +117,7 @@ def _without(plan: Plan, signed: "SignedShards", dropped: "NDArray[np.int64]") -
 
 
 def _written(plan: Plan, shard: str, records: "NDArray[np.int64]") -> Source:
-    """The file that says what a shard is without. Its name follows from its content, so it never changes."""
+    """Write the numbers of the records that a shard leaves out, to a file named by its content."""
     import numpy as np
 
     from retro_ops.storage.npy import NpyWriter

@@ -1,4 +1,4 @@
-"""The published versions of a dataset, as a table."""
+"""Lists the published versions of a dataset as a table."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -11,7 +11,7 @@ PARAMETERS = ()
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
 
@@ -29,4 +29,4 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             f"{'*' if number == series.current else '':1}{number:>7}  {entry['published_at']:25}  "
             f"{as_of:10}  {counts.get('shards', 0):>7,}  {counts.get('chunks', 0):>12,}  {entry['path']}"
         )
-    print("* is the current one")
+    print("* current version")

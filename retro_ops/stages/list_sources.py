@@ -1,6 +1,6 @@
-"""Recipe -> sources.json: the recipe checked, and every file that it names.
+"""Checks a recipe and writes sources.json: the recipe and all files that it lists.
 
-Nothing runs before this, so whatever is wrong with a recipe is said here, with the line to mend.
+This is the first stage of a run, so an error in a recipe is reported before any work, with the line to correct.
 """
 
 import logging
@@ -20,44 +20,48 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
 from retro_ops.versions import history
 
-HELP = "check a corpus recipe and list the files that it names"
+HELP = "check a corpus recipe and list its files"
 PARAMETERS = ("on_bad_record", "max_bad_share", "memory_budget")
 
 STAGE = "list-sources"
 LOOKUPS = 8
-"""Files at a time: locally each is read for its fingerprint."""
+"""Files looked up at a time; a local file is read in full for its fingerprint."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--recipe", help=f"a file, or a recipe of this package: {', '.join(shipped.names())}")
-    parser.add_argument("--source-folder", help="where its relative paths start (default: the recipe's own folder)")
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--recipe", help=f"recipe file, or a shipped recipe: {', '.join(shipped.names())}")
+    parser.add_argument("--source-folder", help="folder of the recipe's relative paths (default: that of the recipe)")
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--output", help="list to write; without it the recipe is only checked")
-    parser.add_argument("--refresh", action="store_true", help="what is not said is as in the published version")
+    parser.add_argument("--output", help="sources.json to write; without it the recipe is only checked")
+    parser.add_argument(
+        "--refresh", action="store_true", help="take options that are not given from the published version"
+    )
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     check_name("dataset", arguments.dataset)
     root = arguments.root.rstrip("/")
     name, given_folder = arguments.recipe, arguments.source_folder
-    if arguments.refresh and (former := _published(root, arguments.dataset)):
-        if name in (None, former.recipe):
-            given_folder = given_folder or former.source_folder
-        name = name or former.recipe
+    if arguments.refresh and (previous := _published(root, arguments.dataset)):
+        if name in (None, previous.recipe):
+            given_folder = given_folder or previous.source_folder
+        name = name or previous.recipe
         given = {key: getattr(arguments, key) for key in PARAMETERS if hasattr(arguments, key)}
-        kept = {key: getattr(former.parameters, key) for key in PARAMETERS}
+        kept = {key: getattr(previous.parameters, key) for key in PARAMETERS}
         parameters = Parameters(**{**kept, **given})
     if not name:
-        raise BadInputError("--recipe is missing", "name a recipe, or plan without one: retro-ops plan --corpus …")
+        raise BadInputError("--recipe is missing", "name a recipe, or plan without one: `retro-ops plan --corpus …`")
     recipe, text = _read(name)
     given_folder = _absolute(given_folder) if given_folder else None
     folder = given_folder or parent(recipe.uri)
     line_bytes = digests.line_limit(parameters.memory_budget)
     settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
-    found, absent = file_list.find(recipe, folder)
+    listed_files, absent = file_list.find(recipe, folder)
     files = tuple(
-        read_ahead.side_by_side(lambda file: file_list.source_file(recipe, folder, file, settings), found, LOOKUPS)
+        read_ahead.side_by_side(
+            lambda file: file_list.source_file(recipe, folder, file, settings), listed_files, LOOKUPS
+        )
     )
     listed = source_list.Sources(
         *(root, arguments.dataset, recipe.uri, text, folder, given_folder, files),
@@ -66,11 +70,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     for message in absent:
         say(f"{STAGE}: {message}", logging.WARNING, event="absent")
     size = sum(file.bytes for file in files)
-    said = f"{STAGE}: {recipe.uri}: {len(files):,} files, {size / 1e6:,.1f} MB"
+    message = f"{STAGE}: {recipe.uri}: {len(files):,} files, {size / 1e6:,.1f} MB"
     if arguments.output:
         store.write(arguments.output, source_list.to_json(listed).encode())
-        said += f": {arguments.output}"
-    say(said, event="listed", files=len(files), bytes=size)
+        message += f": {arguments.output}"
+    say(message, event="listed", files=len(files), bytes=size)
 
 
 def _published(root: str, dataset: str) -> Plan | None:
@@ -84,17 +88,19 @@ def _read(name: str) -> tuple[Recipe, str]:
         if text is None:
             known = ", ".join(shipped.names())
             raise BadInputError(
-                f"this package has no recipe {name!r}", f"it has {known}; a recipe of your own is a file NAME.yaml"
+                f"there is no shipped recipe {name!r}", f"use one of: {known}; or name a recipe file, NAME.yaml"
             )
         return parse_recipe(text, name), text
     uri = _absolute(name)
     try:
         text = store.read(uri).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{uri} is no text: invalid UTF-8 at byte {error.start}", "name a recipe") from error
+        raise BadInputError(
+            f"{uri} is not a text file: invalid UTF-8 at byte {error.start}", "name a recipe"
+        ) from error
     return parse_recipe(text, uri), text
 
 
 def _absolute(uri: str) -> str:
-    """So that a refresh finds it from wherever it is started."""
+    """An absolute location, so that a refresh finds it from any working directory."""
     return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)

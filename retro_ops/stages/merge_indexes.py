@@ -64,7 +64,7 @@ def _planned_job(plan_uri: str) -> Job:
         steps.append(Step(partials, paths.index_uri(plan, split)))
         there = len(indexed)
     return Job(
-        base=paths.former_index_uri(plan, "train") if known else paths.trained_index_uri(plan),
+        base=paths.base_index_uri(plan, "train") if known else paths.trained_index_uri(plan),
         steps=tuple(steps),
         reports=tuple(
             paths.report_uri(plan, "build-faiss-index", shard.name)

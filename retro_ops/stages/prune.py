@@ -1,4 +1,4 @@
-"""Versions and files that nobody needs any more -> removed. Without --yes it only shows them."""
+"""Removes old versions and unused files. Without --yes it only lists them."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.versions import history
 from retro_ops.versions.unused import Unused, kept_versions, unused_folders
 
-HELP = "remove old versions and what only they, or runs that ended, use"
+HELP = "remove old versions and the files that only they or finished runs use"
 PARAMETERS = ()
 
 STAGE = "prune"
@@ -21,27 +21,29 @@ UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--keep", type=int, required=True, help="newest versions to keep, besides the current one")
+    parser.add_argument(
+        "--keep", type=int, required=True, help="number of newest versions to keep; the current one is always kept"
+    )
     parser.add_argument("--keep-version", type=int, action="append", default=[], help="another version to keep")
     parser.add_argument(
         "--grace", type=_seconds, default=2 * UNITS["d"], metavar="2d",
-        help="a run that wrote nothing for so long is over (such as 90m, 12h, 2d; default 2d)",
+        help="a run that wrote nothing for this long counts as finished (such as 90m, 12h, 2d; default 2d)",
     )  # fmt: skip
-    parser.add_argument("--yes", action="store_true", help="remove what would only be shown")
+    parser.add_argument("--yes", action="store_true", help="remove the listed files")
     parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
 
 
 def _seconds(text: str) -> float:
     if text[-1:] not in UNITS or not text[:-1].isdigit():
-        raise ArgumentTypeError(f"{text!r} is not a time such as 12h or 2d")
+        raise ArgumentTypeError(f"{text!r} is not a duration such as 12h or 2d")
     return int(text[:-1]) * float(UNITS[text[-1]])
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if arguments.keep < 0:
-        raise BadInputError(f"--keep {arguments.keep} is negative", "say how many versions to keep")
+        raise BadInputError(f"--keep {arguments.keep} is negative", "give 0 or more")
     root = arguments.root.rstrip("/")
     dataset = paths.dataset_folder(root, arguments.dataset)
     series = history.read(root, arguments.dataset)
@@ -54,14 +56,14 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.yes:
         return
     if dropped:
-        history.write(kept)  # First, so that nobody goes back to what is being removed.
-    # Looked at again: a run may have been planned since.
+        history.write(kept)  # First, so that no rollback can choose a version that is being removed.
+    # Listed again, since a run may have been planned meanwhile.
     read_ahead.side_by_side(_remove, unused_folders(dataset, kept, oldest))
-    say(f"{STAGE}: done: {len(unused):,} folders of {arguments.dataset}", event="pruned")
+    say(f"{STAGE}: removed {len(unused):,} folders of {arguments.dataset}", event="pruned")
 
 
 def _remove(unused: Unused) -> None:
-    """Reports go first: what is half removed must not count as done."""
+    """Delete a folder, reports first, so that a half-deleted output does not count as done."""
     for entry in sorted(unused.objects, key=lambda entry: not entry.uri.endswith(paths.REPORT)):
         store.at(entry.uri).delete(entry.uri)
 
@@ -78,5 +80,5 @@ def _show(unused: Sequence[Unused], dropped: Sequence[int], arguments: Namespace
         return
     for entry in unused:
         print(f"{entry.bytes / 1e6:12,.1f} MB  {entry.folder}")
-    would = "removes" if arguments.yes else "would remove (say --yes to do it)"
-    print(f"{would}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {size / 1e6:,.1f} MB")
+    action = "removes" if arguments.yes else "would remove (with --yes)"
+    print(f"{action}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {size / 1e6:,.1f} MB")

@@ -1,4 +1,4 @@
-"""A validated version -> the current one, by compare-and-swap on one object."""
+"""Makes a validated version the current one of its dataset, by compare-and-swap on one object."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -26,51 +26,53 @@ CURRENT_FORMAT = 1
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Only --plan."""
+    """This stage takes only --plan."""
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
-        raise BadInputError("--plan is missing")
+        raise BadInputError("--plan is missing", "name the plan of a run")
     plan = read_plan(arguments.plan)
     validated = paths.report_uri(plan, "validate")
     if report.read(validated) is None:
-        raise BadInputError(f"this version is not validated: {validated} does not exist", "run `retro-ops validate`")
+        raise BadInputError(
+            f"this version is not validated: {validated} does not exist", "run `retro-ops validate` first"
+        )
     _check_floors(plan, parameters)
     _check_condemned(plan)
     before = history.read(plan.root, plan.dataset)
-    after, said = history.published(before, _entry(plan, arguments.plan, before.uri), plan)
+    after, message = history.published(before, _entry(plan, arguments.plan, before.uri), plan)
     if after != before:
         history.write(after)
-    say(f"{STAGE}: {plan.dataset}: {said}: {before.uri}", event="published", version=after.current)
+    say(f"{STAGE}: {plan.dataset}: {message}: {before.uri}", event="published", version=after.current)
 
 
 def _check_condemned(plan: Plan) -> None:
-    """BadInputError when something of this version was found damaged after the run was planned."""
+    """Raise BadInputError if an output of this version was found damaged after the run was planned."""
     condemned = set(read_condemned(plan.root, plan.dataset))
     for stage, shard in stage_graph.tasks(plan, stage_graph.stages(plan)):
         if digests.output_digest(plan, stage, shard) in condemned:
             raise BadInputError(
                 f"not published: {paths.stage_folder(plan, stage, shard)} was found damaged meanwhile",
-                "run it again: it builds what was damaged, and what this run built besides is used again",
+                "start a new run: it rebuilds the damaged output and reuses everything else",
             )
 
 
 def _check_floors(plan: Plan, parameters: Parameters) -> None:
-    """BadInputError that names every figure of the card that is beyond its limit."""
+    """Raise BadInputError that lists every figure of the card outside its limit."""
     uri = paths.card_uri(plan, "json")
     if report.read(paths.report_uri(plan, "describe")) is None:
-        raise BadInputError(f"nobody has measured this version: {uri} does not exist", "run `retro-ops describe`")
+        raise BadInputError(f"this version is not measured: {uri} does not exist", "run `retro-ops describe` first")
     beyond = [
-        f"{what} of {split} is {value:.4f}, {limit}"
+        f"{name} of {split} is {value:.4f}, {limit}"
         for split, figures in json.loads(store.read(uri))["quality"].items()
-        for what, value, limit in _beyond(split, figures, parameters, plan.parameters.profile)
+        for name, value, limit in _beyond(split, figures, parameters, plan.parameters.profile)
     ]
     if beyond:
         raise BadInputError(
             f"not published: {'; '.join(beyond)}",
             f"see {paths.card_uri(plan, 'html')}; raise target_recall, choose another index type or filter "
-            "(max_overlap, max_shared_run), or move the limit "
+            "(max_overlap, max_shared_run), or change the limit "
             "(min_recall, min_full_rows, max_duplicates, max_leaked, max_imbalance)",
         )
 
@@ -78,7 +80,7 @@ def _check_floors(plan: Plan, parameters: Parameters) -> None:
 def _beyond(
     split: str, figures: Mapping[str, Any], limits: Parameters, profile: str
 ) -> Iterator[tuple[str, float, str]]:
-    """(figure, its value, what is wrong with it). Who asks for the original's search knows its recall."""
+    """(figure, its value, the broken limit). The recall of the original's search is fixed, so it has no limit."""
     if profile != "seed" and figures["recall"] < limits.min_recall:
         yield "recall", figures["recall"], f"below {limits.min_recall}"
     if figures["fill_rate"] < limits.min_full_rows:

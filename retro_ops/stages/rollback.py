@@ -1,4 +1,4 @@
-"""An earlier version -> the current one again, by compare-and-swap on one object."""
+"""Makes an earlier version the current one again, by compare-and-swap on one object."""
 
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
@@ -18,24 +18,24 @@ LOOKUPS = 32
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--to", type=int, required=True, help="version to go back (or forth) to")
+    parser.add_argument("--to", type=int, required=True, help="version to make current; it may also be a later one")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     files = sorted(set(history.files(series.folder(arguments.to))))
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        gone = [uri for uri, there in zip(files, pool.map(store.exists, files), strict=True) if not there]
-    if gone:
+        missing = [uri for uri, exists in zip(files, pool.map(store.exists, files), strict=True) if not exists]
+    if missing:
         raise BadInputError(
-            f"version {arguments.to} is not whole: {len(gone):,} of its files are gone, the first: {gone[0]}",
+            f"version {arguments.to} is incomplete: {len(missing):,} of its files are missing, the first: {missing[0]}",
             "choose another version (`retro-ops list`)",
         )
     if series.current == arguments.to:
-        say(f"{STAGE}: version {arguments.to} of {arguments.dataset} is the current one already")
+        say(f"{STAGE}: version {arguments.to} of {arguments.dataset} is already the current one")
         return
     history.write(replace(series, current=arguments.to))
-    said = f"{STAGE}: version {arguments.to} of {arguments.dataset} is the current one, instead of {series.current}"
-    say(said, event="rolled_back", version=arguments.to, before=series.current)
+    message = f"{STAGE}: version {arguments.to} of {arguments.dataset} is now the current one, not {series.current}"
+    say(message, event="rolled_back", version=arguments.to, before=series.current)

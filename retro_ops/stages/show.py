@@ -1,4 +1,4 @@
-"""Prints chunks with their nearest neighbours as text, for people."""
+"""Prints random chunks of a dataset with their nearest neighbours as text."""
 
 import textwrap
 from argparse import ArgumentParser, Namespace
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from retro_ops.storage.npy import NpyReader
     from retro_ops.tokens.tokenizer import Tokenizer
 
-HELP = "print some chunks of a dataset with their nearest neighbours as text"
+HELP = "print random chunks of a dataset with their nearest neighbours as text"
 PARAMETERS = ("tokenizer", "seed")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--spec", required=True, help="dataset spec")
-    parser.add_argument("--rows", type=int, default=3, help="chunks to print (default 3)")
+    parser.add_argument("--rows", type=int, default=3, help="number of chunks to print (default 3)")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
@@ -64,6 +64,7 @@ def _text(tokenizer: "Tokenizer", chunks: "NpyReader", row: int, indent: str) ->
 
 
 def _tokenizer_name(shards: Sequence[IndexShard], parameters: Parameters) -> str:
+    """The tokenizer given on the command line, else the one in the reports of the chunks, else the default."""
     if parameters.tokenizer != Parameters().tokenizer:
         return parameters.tokenizer
     for shard in shards:
@@ -73,5 +74,5 @@ def _tokenizer_name(shards: Sequence[IndexShard], parameters: Parameters) -> str
             if found and "tokenizer" in found["details"]:
                 return str(found["details"]["tokenizer"])
     if not shards:
-        raise BadInputError("the index spec names no shard")
+        raise BadInputError("the index spec has no shards", "name a dataset spec whose index spec lists shards")
     return parameters.tokenizer

@@ -1,4 +1,4 @@
-"""Documents in JSON lines -> their MinHash signatures, from which `find-duplicates` knows which are alike."""
+"""Computes the MinHash signatures of a shard's documents, which `find-duplicates` compares."""
 
 import logging
 from argparse import ArgumentParser, Namespace
@@ -16,24 +16,24 @@ from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 
-HELP = "sign the documents of a shard, so that duplicates can be found"
+HELP = "compute document signatures of a shard for the search for duplicates"
 PARAMETERS = ("memory_budget",)
 
 STAGE = "sign-documents"
 BATCH_BYTES = 2**20
-"""Lines signed at a time by a process: the strings of their n-grams take some 50 times the text."""
+"""Bytes of lines that a process signs at a time; their n-gram strings take about 50 times as much memory."""
 
 BATCH_DOCUMENTS = 4096
 PARALLEL_BYTES = 16 * 2**20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Only --plan and --shard."""
+    """This stage takes only --plan and --shard."""
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
-        raise BadInputError("--plan is missing", "say which shards of which run")
+        raise BadInputError("--plan is missing", "name the plan of a run, and shards with --shard")
     plan = read_plan(arguments.plan)
     shard_groups.each(STAGE, plan, arguments.shard, partial(_run, plan, parse_bytes(parameters.memory_budget)))
 
@@ -51,8 +51,12 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
     try:
         outcome = _sign(plan, name, [source.uri for source in sources], budget)
     except BadInputError as error:
-        # Only a damaged file: `tokenize-and-chunk` fails at it and says so, and the other shards go on.
-        say(f"{STAGE}: {error}; shard {name!r} is left out of the search", logging.WARNING, event="damaged")
+        # The source file is damaged: `tokenize-and-chunk` will fail on it, and the other shards go on.
+        say(
+            f"{STAGE}: {error}; shard {name!r} is left out of the search for duplicates",
+            logging.WARNING,
+            event="damaged",
+        )
         outcome = _sign(plan, name, [], budget, damaged=str(error).partition("\n")[0])
     _check_unchanged(plan, name)
     return outcome
@@ -65,7 +69,7 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     from retro_ops.duplicates import minhash, signatures
 
     line_bytes = digests.line_limit(plan.parameters.memory_budget)
-    processes = device.cores() if json_lines.is_much(uris, PARALLEL_BYTES) else 1
+    processes = device.cores() if json_lines.exceeds(uris, PARALLEL_BYTES) else 1
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")
     with (
@@ -90,6 +94,6 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
 
 
 def _check_unchanged(plan: Plan, name: str) -> None:
-    """What is read must be what was planned, before and after."""
+    """Raise BadInputError if a source file changed after planning. Called before and after it is read."""
     if changed := json_lines.changed_source(plan.shard(name).sources):
         raise json_lines.changed_since_the_plan(changed)

@@ -1,7 +1,7 @@
-"""One source file of a recipe -> a part for each shard that it has documents for.
+"""Splits a source file of a recipe into parts, one for each shard that it has documents for.
 
-The file is streamed and decompressed once and fanned out, except where it has more shards open at a time than the
-memory budget allows: then it is read once for each group of them.
+The file is streamed and decompressed once. If more shards would be open at a time than the memory budget allows, it is
+read once for each group of them.
 """
 
 import contextlib
@@ -27,15 +27,17 @@ from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 
-HELP = "split a source file of a recipe into parts of shards, by category and split"
+HELP = "split a source file of a recipe by category and split into parts of shards"
 PARAMETERS = ("memory_budget",)
 
 STAGE = "split-corpus"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--sources", required=True, help="list that `list-sources` wrote")
-    parser.add_argument("--file", required=True, help="name of a source file in it, or several with commas between")
+    parser.add_argument("--sources", required=True, help="sources.json of `list-sources`")
+    parser.add_argument(
+        "--file", required=True, help="name of a source file in sources.json, or several separated by commas"
+    )
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
@@ -52,7 +54,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
-    """What a plan would take by the fingerprint in the report must have it, or no later run could mend it."""
+    """Delete the report if a part does not match its fingerprint there.
+
+    Otherwise every later plan would reuse the damaged part.
+    """
     made = report.read(listed.report_uri(file))
     for part in made["details"]["parts"] if made else ():
         source = listed.part(file, part)
@@ -75,7 +80,7 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
         for start in range(0, len(places), most_open):
             fan = Fan(file, rule, folder, places[start : start + most_open])
             stack.callback(fan.abort)
-            # What is the same in every pass is counted in the first.
+            # Bad lines and unrouted documents are the same in every pass, so only the first one counts them.
             for reason in route(file, rule, listed, fan, bad if start == 0 else None):
                 left_out[reason if reason in left_out or len(left_out) < REASONS else OTHERS] += 1
             parts += fan.close()
@@ -100,9 +105,12 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
 
 
 def _check_unchanged(file: SourceFile) -> None:
-    """What is read must be what was listed, before and after: the parts go by the name of its content."""
+    """Raise BadInputError if the file changed after listing; called before and after it is read.
+
+    The parts are named by the content of the file.
+    """
     if changed := json_lines.changed_source([Source(file.uri, file.bytes, file.fingerprint)]):
         raise BadInputError(
             f"{changed} since the sources were listed",
-            "start another run, or clear the task `list_sources` with all after it: it takes the files as they are now",
+            "start a new run, or clear the task `list_sources` and all tasks after it to use the files as they are now",
         )

@@ -1,4 +1,4 @@
-"""What of a run is done, missing or damaged, shard by shard, how long it took, and what the rest would take."""
+"""Shows which tasks of a run are done, missing or damaged, how long they took, and how long the rest would take."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -12,26 +12,26 @@ from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 from retro_ops.versions import audit, history
-from retro_ops.versions.audit import Entry
+from retro_ops.versions.audit import TaskState
 
-HELP = "show what of a run or a published dataset is done, missing or damaged"
+HELP = "show which tasks of a run or a published dataset are done, missing or damaged"
 PARAMETERS = ()
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plan", help="plan of a run")
     parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
-    parser.add_argument("--dataset", help="name of the dataset; without --run: what is published")
+    parser.add_argument("--dataset", help="name of the dataset; without --run: its published version")
     parser.add_argument("--run", help="run of the dataset, such as an Airflow run id")
-    parser.add_argument("--thorough", action="store_true", help="compare checksums, which reads everything")
-    parser.add_argument("--all", action="store_true", help="list shards that are complete, too")
+    parser.add_argument("--thorough", action="store_true", help="compare checksums, which reads all files")
+    parser.add_argument("--all", action="store_true", help="also list complete shards")
     parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     uri = arguments.plan or audit.last_plan_uri(_plan_uri(arguments))
     plan = read_plan(uri)
-    entries = audit.look(plan, thorough=arguments.thorough)
+    entries = audit.audit(plan, thorough=arguments.thorough)
     left = _left(plan, uri, entries)
     if arguments.json:
         facts = {"plan": uri, "dataset": plan.dataset, "entries": [asdict(entry) for entry in entries]}
@@ -44,15 +44,15 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _plan_uri(arguments: Namespace) -> str:
     if not arguments.root or not arguments.dataset:
-        raise BadInputError("nothing to look at", "give --plan, or --root and --dataset")
+        raise BadInputError("no plan or dataset is given", "give --plan, or --root and --dataset")
     root = arguments.root.rstrip("/")
     if arguments.run:
         return paths.plan_uri(root, arguments.dataset, arguments.run)
     return history.read(root, arguments.dataset).plan_uri()
 
 
-def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
-    """Seconds of work left: a stage takes what it took for other shards, else what the plan expected."""
+def _left(plan: Plan, plan_uri: str, entries: Sequence[TaskState]) -> float:
+    """Estimated seconds of work left, from the tasks of a stage that are done, else from the estimate of the plan."""
     uri = paths.estimate_uri(plan_uri)
     expected = json.loads(store.read(uri))["seconds"]["cpu"] if store.exists(uri) else {}
     total = 0.0
@@ -64,7 +64,7 @@ def _left(plan: Plan, plan_uri: str, entries: Sequence[Entry]) -> float:
     return round(total, 1)
 
 
-def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
+def _table(plan: Plan, entries: Sequence[TaskState], show_all: bool) -> list[str]:
     cells = {(entry.shard, entry.stage): entry for entry in entries}
     columns = [stage for stage in audit.stages(plan) if stage_graph.STAGES[stage].maps_over == "shard"]
     shards = [
@@ -88,20 +88,22 @@ def _table(plan: Plan, entries: Sequence[Entry], show_all: bool) -> list[str]:
     return lines + (["", "Damaged:", *damaged] if damaged else [])
 
 
-def _of_shard(cells: Mapping[tuple[str | None, str], Entry], name: str, stages: Sequence[str]) -> list[Entry | None]:
-    """None: the stage does not run on it."""
+def _of_shard(
+    cells: Mapping[tuple[str | None, str], TaskState], name: str, stages: Sequence[str]
+) -> list[TaskState | None]:
+    """State of each stage for the shard ``name``; None where a stage does not run on it."""
     return [cells.get((name, stage)) for stage in stages]
 
 
-def _cell(entry: Entry | None) -> str:
+def _cell(entry: TaskState | None) -> str:
     if entry is None:
         return "-"
     return f"{entry.seconds:,.1f} s" if entry.state == "done" and entry.seconds is not None else entry.state.upper()
 
 
-def _summary(entries: Sequence[Entry], left: float) -> str:
+def _summary(entries: Sequence[TaskState], left: float) -> str:
     counts = {state: sum(entry.state == state for entry in entries) for state in ("done", "missing", "damaged")}
     took = sum(entry.seconds or 0.0 for entry in entries if entry.state == "done")
-    said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    rest = f"; the rest would take about {left:,.0f} s of work" if counts["missing"] or counts["damaged"] else ""
-    return f"{said}. What is done took {took:,.0f} s of work{rest}."
+    tasks = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    rest = f"; the rest takes about {left:,.0f} s of work" if counts["missing"] or counts["damaged"] else ""
+    return f"{tasks}. Finished tasks took {took:,.0f} s of work{rest}."

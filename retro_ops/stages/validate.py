@@ -1,4 +1,4 @@
-"""A dataset spec or an index spec -> sound, or a list of files and the rules they break."""
+"""Checks a dataset spec or an index spec and lists the files that break a rule."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -15,40 +15,42 @@ from retro_ops.progress import say
 from retro_ops.quality.checks import Folders, raise_findings, validate
 from retro_ops.storage import store
 
-HELP = "check a dataset against every rule of the formats"
+HELP = "check a dataset against all rules of the file formats"
 PARAMETERS = ("memory_budget",)
 
 STAGE = "validate"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--spec", nargs="+", default=[], help="dataset specs or index specs")
+    parser.add_argument("--spec", nargs="+", default=[], help="dataset specs or index specs to check")
     parser.add_argument(
         "--changed-only",
         action="store_true",
-        help="of files shared with the base version, which was validated, check only presence and length",
+        help="check only presence and length of files shared with the base version, which was validated before",
     )
-    parser.add_argument("--recompute", type=float, default=0.0, help="share of blocks to compute again (with --plan)")
+    parser.add_argument(
+        "--recompute", type=float, default=0.0, help="share of blocks to recompute and compare (with --plan)"
+    )
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if not 0 <= arguments.recompute <= 1:
-        raise BadInputError(f"--recompute {arguments.recompute} is not a share", "give a number from 0 to 1")
+        raise BadInputError(f"--recompute {arguments.recompute} is not between 0 and 1", "give a share, such as 0.01")
     if not arguments.plan:
         if arguments.recompute:
-            raise BadInputError("--recompute needs --plan", "only a plan says which model and tokenizer made the files")
+            raise BadInputError("--recompute needs --plan", "the plan says which model and tokenizer to use")
         if not arguments.spec:
             raise BadInputError("--spec is missing", "name a dataset spec or an index spec, or give --plan")
         counts = validate(arguments.spec, [], frozenset())
-        say(f"{STAGE}: sound: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+        say(f"{STAGE}: passed: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
         return
     plan = read_plan(arguments.plan)
     specs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
-    # A report on what changed does not stand for one on everything.
-    of = ["changed only"] if arguments.changed_only else []
-    uri, digest = paths.report_uri(plan, STAGE), digests.digest(digests.version_digest(plan), *of)
+    # A report with --changed-only must not count as a full one.
+    mode = ["changed only"] if arguments.changed_only else []
+    uri, digest = paths.report_uri(plan, STAGE), digests.digest(digests.version_digest(plan), *mode)
     trusted = frozenset(_shared(plan)) if arguments.changed_only else frozenset()
-    if arguments.recompute:  # Asked for by hand, so what was found sound before is looked at again.
+    if arguments.recompute:  # Requested explicitly, so an earlier report does not count.
         store.at(uri).delete(uri)
     work = partial(_work, plan, specs, arguments.recompute, trusted)
     chosen = {"recompute": arguments.recompute, "changed_only": arguments.changed_only}
@@ -56,21 +58,22 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _shared(plan: Plan) -> Iterator[str]:
+    """Output folders that ``plan`` shares with its base version."""
     if not plan.base:
         return
     yield paths.stage_folder(plan, "train-faiss-index")
     undamaged = replace(plan, condemned=())
     for shard in plan.shards:
-        former = digests.former_shard(plan, shard)
-        if former:
+        previous = digests.former_shard(plan, shard)
+        if previous:
             for stage in ("tokenize-and-chunk", "embed-chunks"):
                 yield paths.stage_folder(plan, stage, shard.name)
-            # The base does not say which partial index it had: one in the place of a damaged one may be new.
-            if shard.indexed and former.indexed:
+            # The base does not record its partial index; one that replaces a damaged index may be new.
+            if shard.indexed and previous.indexed:
                 partial_index = paths.stage_folder(plan, "build-faiss-index", shard.name)
                 if partial_index == paths.stage_folder(undamaged, "build-faiss-index", shard.name):
                     yield partial_index
-            if shard.queried and former.neighbours == digests.neighbours_digest(plan, shard):
+            if shard.queried and previous.neighbours == digests.neighbours_digest(plan, shard):
                 yield paths.stage_folder(plan, "retrieve-neighbours", shard.name)
 
 
@@ -80,7 +83,7 @@ def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> r
         from retro_ops.quality import recompute
 
         checks = [recompute.embeddings(plan, share)]
-        if plan.parameters.profile != "seed":  # Its distances are the index's own.
+        if plan.parameters.profile != "seed":  # That search stores the distances of the index, which are not exact.
             checks.append(recompute.distances(plan, share))
         raise_findings([finding for check in checks for finding in check])
     return report.Outcome(counts, outputs=[], details={"recomputed_share": share})

@@ -1,4 +1,4 @@
-"""Index specs, dataset specs and manifest of a version; or the spec files of the original, by hand."""
+"""Writes index specs, dataset specs and the manifest of a version. Without --plan it writes single spec files."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -18,7 +18,7 @@ from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent, relative
 
-HELP = "write the spec files that the other stages and RETRO trainers read"
+HELP = "write the spec files that later stages and RETRO trainers read"
 PARAMETERS = ()
 
 STAGE = "write-specs"
@@ -28,8 +28,10 @@ MANIFEST_FORMAT = 1
 def add_arguments(parser: ArgumentParser) -> None:
     for name in ("chunks", "seq2chunk", "chunk2seq", "embeddings", "neighbours"):
         parser.add_argument(f"--{name}", nargs="+", default=[], help=f"{name} of each shard (.npy), in id order")
-    parser.add_argument("--faiss-index", help="filled index, named in the dataset spec")
-    parser.add_argument("--index-spec", help="index spec to write (with --embeddings), or to name in the dataset spec")
+    parser.add_argument("--faiss-index", help="filled index for the dataset spec")
+    parser.add_argument(
+        "--index-spec", help="index spec to write (with --embeddings) or to refer to in the dataset spec"
+    )
     parser.add_argument("--data-spec", help="dataset spec to write (with --neighbours and --faiss-index)")
 
 
@@ -62,8 +64,8 @@ def _work(plan: Plan) -> report.Outcome:
         "index_type": trained["details"]["index_type"],
         "tuning": digests.tuning_digest(plan),
         "shards": [
-            {**as_written(shard), **_embeddings(plan, shard), "counts": of_shard}
-            for shard, of_shard in zip(plan.shards, counts, strict=True)
+            {**as_written(shard), **_embeddings(plan, shard), "counts": shard_counts}
+            for shard, shard_counts in zip(plan.shards, counts, strict=True)
         ],
         "skipped": plan.skipped,
     }
@@ -77,13 +79,13 @@ def _counts(plan: Plan, shard: Shard) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage in ("tokenize-and-chunk", "retrieve-neighbours"):
         if stage_graph.runs_on(stage, shard):
-            of_stage = report.require(paths.report_uri(plan, stage, shard.name), f"{stage} of shard {shard.name!r}")
-            counts |= of_stage["counts"]
+            done = report.require(paths.report_uri(plan, stage, shard.name), f"{stage} of shard {shard.name!r}")
+            counts |= done["counts"]
     return counts
 
 
 def _embeddings(plan: Plan, shard: Shard) -> dict[str, str]:
-    """Where they are, of a shard that no index spec names."""
+    """Manifest entry with the embeddings of a shard that is in no index spec."""
     if shard.indexed:
         return {}
     return {"embeddings": relative(paths.embeddings_uri(plan, shard.name), parent(paths.manifest_uri(plan)))}
@@ -91,7 +93,7 @@ def _embeddings(plan: Plan, shard: Shard) -> dict[str, str]:
 
 def _write_by_hand(arguments: Namespace) -> None:
     if not arguments.index_spec or not arguments.chunks:
-        raise BadInputError("--index-spec and --chunks are missing", "name them, or give --plan")
+        raise BadInputError("--index-spec or --chunks is missing", "give both, or --plan")
     base: list[Sequence[str]] = [arguments.chunks, arguments.seq2chunk, arguments.chunk2seq]
     if arguments.embeddings:
         index_shards = [IndexShard(*files) for files in _rows([*base, arguments.embeddings])]
@@ -99,7 +101,7 @@ def _write_by_hand(arguments: Namespace) -> None:
         say(f"{STAGE}: {arguments.index_spec}")
     if arguments.data_spec:
         if not (arguments.neighbours and arguments.faiss_index):
-            raise BadInputError("a dataset spec needs --neighbours and --faiss-index")
+            raise BadInputError("--data-spec needs --neighbours and --faiss-index", "give both")
         shards = tuple(DatasetShard(*files) for files in _rows([*base, arguments.neighbours]))
         spec = DatasetSpec(shards, arguments.faiss_index, arguments.index_spec)
         store.write(arguments.data_spec, dataset_spec_to_json(spec, arguments.data_spec).encode())

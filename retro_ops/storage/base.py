@@ -1,4 +1,4 @@
-"""The interface of a store, and what its implementations share."""
+"""The interface of a store, and helpers that its implementations share."""
 
 import builtins
 import contextlib
@@ -11,12 +11,12 @@ from retro_ops.errors import BadInputError, TransientError
 
 
 class ConflictError(TransientError):
-    """A compare-and-swap lost: somebody else wrote the object in between."""
+    """A compare-and-swap failed, because another process wrote the object meanwhile."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """An object as it was stored."""
+    """Location, length and checksum of an object that was just written."""
 
     uri: str
     bytes: int
@@ -25,11 +25,12 @@ class Written:
 
 @dataclass(frozen=True)
 class Stored:
-    """An object that is there. ``modified``: seconds since 1970, by the store's clock."""
+    """An object in a listing."""
 
     uri: str
     bytes: int
     modified: float
+    """Seconds since 1970, by the store's clock."""
 
 
 class Writer(Protocol):
@@ -38,7 +39,7 @@ class Writer(Protocol):
     def write(self, data: bytes | memoryview) -> None: ...
 
     def set_head(self, data: bytes) -> None:
-        """Replace the first bytes (at most one part) of what was written; for headers known last."""
+        """Replace the first bytes (at most one part) of the object, for headers that are known only at the end."""
 
     def close(self) -> Written: ...
 
@@ -46,24 +47,26 @@ class Writer(Protocol):
 
 
 class Store(Protocol):
+    """Objects by URI. Methods that read raise BadInputError if there is no such object."""
+
     def exists(self, uri: str) -> bool: ...
 
     def size(self, uri: str) -> int:
-        """Length in bytes; BadInputError when there is no such object."""
+        """Length in bytes."""
 
     def read(self, uri: str) -> bytes: ...
 
     def head(self, uri: str, length: int) -> tuple[bytes, int]:
-        """The first ``length`` bytes, fewer if there are no more, and the length of the whole; in one request."""
+        """The first ``length`` bytes (fewer if the object is shorter) and the length of the object, in one request."""
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``, else BadInputError."""
+        """Exactly ``length`` bytes from ``start``; BadInputError if the object is shorter."""
 
     def read_tagged(self, uri: str) -> tuple[bytes, str] | None:
-        """Content and the tag for ``write_if``; None when there is no such object."""
+        """Content and the tag for ``write_if``; None if there is no such object."""
 
     def write_if(self, uri: str, data: bytes, tag: str | None) -> None:
-        """Write only if the object still has ``tag`` (None: does not exist), else ConflictError."""
+        """Write if the object still has ``tag`` (None: if it does not exist), else raise ConflictError."""
 
     def create(self, uri: str) -> Writer: ...
 
@@ -82,22 +85,24 @@ class Store(Protocol):
         """All objects below ``folder``, sorted by URI."""
 
     def list(self, folder: str) -> builtins.list[str]:
-        """Their URIs."""
+        """URIs of all objects below ``folder``, sorted."""
 
     def fingerprint(self, uri: str) -> str:
-        """Identifies the content of the object, whatever its name and time."""
+        """A text that identifies the content of the object, independent of its name and time."""
 
     def fingerprint_of(self, written: Written) -> str:
-        """The same of what was just written, without reading it again."""
+        """The fingerprint of an object that was just written, without reading it again."""
 
 
 def hash_stream(stream: IO[bytes]) -> str:
+    """SHA-256 of ``stream``, which is closed."""
     with stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
 def aborted_unless_closed(writer: Writer) -> Iterator[Writer]:
+    """``writer``, aborted if the block raises an exception."""
     try:
         yield writer
     except BaseException:
@@ -106,15 +111,20 @@ def aborted_unless_closed(writer: Writer) -> Iterator[Writer]:
 
 
 def missing(uri: str) -> BadInputError:
-    return BadInputError(f"{uri} does not exist", "check the path; if a stage should have written it, run that first")
+    """The error for an object that does not exist."""
+    return BadInputError(f"{uri} does not exist", "check the path; if a stage writes this file, run that stage first")
 
 
 def taken_over(uri: str) -> TransientError:
-    """Two runs may build the same output at once; the one that began later sweeps the other away."""
-    return TransientError(f"another writer of {uri} took over", "run again: it may be done by then")
+    """The error for a writer that lost: of two runs that write the same output, the one that started later wins."""
+    return TransientError(
+        f"another writer of {uri} took over", "run the stage again; the output may be finished by then"
+    )
 
 
 def exactly(uri: str, data: bytes, length: int) -> bytes:
+    """``data``, or BadInputError if it does not have ``length`` bytes."""
     if len(data) != length:
-        raise BadInputError(f"{uri} is shorter than its header says: wanted {length} bytes, got {len(data)}")
+        message = f"{uri} is shorter than its header says: expected {length} bytes, got {len(data)}"
+        raise BadInputError(message, "the file is truncated: build it again")
     return data

@@ -1,4 +1,4 @@
-"""Local files as a store."""
+"""A store of local files."""
 
 import builtins
 import contextlib
@@ -29,7 +29,7 @@ from retro_ops.uris import parent
 
 
 class LocalStore:
-    """Files. A new file gets its name by rename after fsync, so a crash leaves none half-written."""
+    """Local files. A new file is renamed into place after fsync, so a crash never leaves a partial file."""
 
     def exists(self, uri: str) -> bool:
         return os.path.isfile(uri)
@@ -61,9 +61,9 @@ class LocalStore:
         os.makedirs(parent(uri), exist_ok=True)
         with open(f"{uri}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = self.read_tagged(uri)
-            if (found[1] if found else None) != tag:
-                raise ConflictError(f"{uri} was changed by somebody else", "run again")
+            current = self.read_tagged(uri)
+            if (current[1] if current else None) != tag:
+                raise ConflictError(f"{uri} was changed by another process", "run the command again")
             with aborted_unless_closed(self.create(uri)) as writer:
                 writer.write(data)
                 writer.close()
@@ -84,16 +84,16 @@ class LocalStore:
             Path(uri).unlink(missing_ok=True)
 
     def delete_folder(self, folder: str) -> None:
-        # Somebody may be writing into it; what stays is litter, not an error.
+        # Another process may be writing into it; a leftover file is not an error.
         shutil.rmtree(folder, ignore_errors=True)
 
     def objects(self, folder: str) -> builtins.list[Stored]:
-        found = []
+        objects = []
         for uri in self.list(folder):
-            with contextlib.suppress(FileNotFoundError):  # Removed meanwhile.
+            with contextlib.suppress(FileNotFoundError):  # Removed since it was listed.
                 stat = os.stat(uri)
-                found.append(Stored(uri, stat.st_size, stat.st_mtime))
-        return found
+                objects.append(Stored(uri, stat.st_size, stat.st_mtime))
+        return objects
 
     def list(self, folder: str) -> builtins.list[str]:
         return sorted(
@@ -118,7 +118,7 @@ class _LocalWriter:
         folder, name = os.path.split(uri)
         os.makedirs(folder or ".", exist_ok=True)
         for leftover in Path(folder).glob(f".{glob.escape(name)}.*{self.SUFFIX}"):
-            leftover.unlink(missing_ok=True)  # of a writer that was killed
+            leftover.unlink(missing_ok=True)  # Left by a writer that was killed.
         self._uri = uri
         self._temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{self.SUFFIX}")
         self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or abort()
@@ -162,8 +162,12 @@ def _errors(uri: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise missing(uri) from error
     except PermissionError as error:
-        raise ConfigurationError(f"no permission for {uri}") from error
+        raise ConfigurationError(
+            f"no permission to access {uri}", "check the owner and mode of the file and its folder"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TransientError(f"no space left to write {uri}", "free some space; nothing was lost") from error
+            raise TransientError(
+                f"no space left to write {uri}", "free some space and run the stage again; finished outputs are kept"
+            ) from error
         raise

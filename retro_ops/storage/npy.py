@@ -1,4 +1,4 @@
-"""``.npy`` arrays in the store: rows read by range, rows appended by stream. Never pickles."""
+"""Reads rows of ``.npy`` arrays in the store by range, and writes arrays row by row. Never unpickles."""
 
 import io
 import threading
@@ -18,28 +18,27 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.storage.base import Written
 
 HEADER_BYTES = 16 * 2**10
-"""Far more than the header of any array of plain numbers: a small array is read with it, and need not be asked for
-again. Thousands of them are little memory."""
+"""Bytes read to get the header. More than any header needs, so that a small array is read in the same request."""
 
 
-# Python 3.11 counts how deep it is in a text that it parses once for all threads, and fails where two of them do it
-# (python/cpython#106905); headers of many arrays are read side by side.
+# Python 3.11 shares the recursion depth of its parser between threads, so parsing in two threads fails
+# (python/cpython#106905), and headers of many arrays are read in parallel.
 _parsing = threading.Lock()
 
 DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, TokenError, Warning)
-"""What numpy raises while it reads a header, which is text that Python parses."""
+"""Exceptions of numpy on a damaged header, which it parses as Python text."""
 
 
 @dataclass(frozen=True)
 class NpyReader:
-    """An array whose rows lie in the store and are read as asked for."""
+    """An array in the store whose rows are read on demand."""
 
     uri: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
     content: bytes | None = field(default=None, repr=False, compare=False)
-    """All of it, header included, where it was read with that."""
+    """The whole file, if it was small enough to be read with the header."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -60,7 +59,7 @@ class NpyReader:
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
     def blocks(self, rows: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(first row, at most ``rows`` rows), in order, from row ``first`` on; read ahead of their use."""
+        """Yield (first row, at most ``rows`` rows) in order from row ``first`` on, reading ahead."""
         starts = range(first, len(self), rows)
         yield from zip(
             starts, read_ahead.ahead(partial(self.rows, start, start + rows) for start in starts), strict=True
@@ -68,10 +67,10 @@ class NpyReader:
 
 
 def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> NpyReader:
-    """Read the header of ``uri`` and check its length.
+    """Read the header of ``uri`` and check the length of the file.
 
-    ``kind`` holds the accepted ``dtype.kind`` letters (``"u"``, ``"iu"``, ``"f"``).
-    Raises BadInputError for what is not a plain C-ordered array, or is truncated.
+    ``kind``: accepted ``dtype.kind`` letters (``"u"``, ``"iu"``, ``"f"``). Raises BadInputError if the file is
+    truncated or is not a C-ordered array of numbers with this kind and ``ndim``.
     """
     data, size = store.at(uri).head(uri, HEADER_BYTES)
     head = io.BytesIO(data)
@@ -81,24 +80,26 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
         with _parsing:
             shape, fortran, dtype = read(head)
     except DAMAGED_HEADER as error:
-        raise BadInputError(f"{uri} is not a .npy array: {error}", "it was changed: build it again") from error
+        raise BadInputError(f"{uri} is not a .npy array: {error}", "the file is damaged: build it again") from error
     if (fortran and len(shape) > 1) or dtype.hasobject or not shape:
-        raise BadInputError(f"{uri} must be a C-ordered array of numbers, not {dtype} {shape}")
+        message = f"{uri} must be a C-ordered array of numbers, but has dtype {dtype} and shape {shape}"
+        raise BadInputError(message, "name an array that a stage wrote")
     reader = NpyReader(uri, dtype, shape, head.tell(), data if len(data) == size else None)
     if size != reader.offset + reader.row_bytes * len(reader):
         raise BadInputError(
-            f"{uri} holds {size} bytes, its header promises {reader.offset + reader.row_bytes * len(reader)}",
-            "it was cut off or changed: build it again",
+            f"{uri} has {size} bytes, but its header says {reader.offset + reader.row_bytes * len(reader)}",
+            "the file is truncated or damaged: build it again",
         )
     if (ndim and len(shape) != ndim) or (kind and dtype.kind not in kind):
-        raise BadInputError(f"{uri} has dtype {dtype} and shape {shape}: not what this stage reads")
+        message = f"{uri} has dtype {dtype} and shape {shape}, which this stage cannot read"
+        raise BadInputError(message, "check that the right file is named")
     return reader
 
 
 class NpyWriter:
-    """Appends rows to a new array. The row count need not be known before ``close``.
+    """Appends rows to a new array, whose length need not be known before ``close``.
 
-    Use as a context manager: leaving it by an exception discards the array.
+    Use as a context manager: an exception discards the array.
     """
 
     def __init__(self, uri: str, dtype: DTypeLike, row_shape: tuple[int, ...] = (), rows: int | None = None) -> None:
@@ -123,7 +124,7 @@ class NpyWriter:
         if self._promised is None:
             self._writer.set_head(self._header(self._rows))
         elif self._promised != self._rows:
-            raise ValueError(f"{self._uri}: {self._rows} rows written, {self._promised} promised")
+            raise ValueError(f"{self._uri}: wrote {self._rows} rows instead of {self._promised}")
         written = self._writer.close()
         self._closed = True
         return written

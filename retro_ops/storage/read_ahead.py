@@ -1,4 +1,4 @@
-"""Reads that run ahead of their use, and many small requests at a time."""
+"""Reads ahead in threads, and runs many requests in parallel."""
 
 import functools
 import io
@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 from retro_ops.storage.base import Store
 
 READ_AHEAD_BYTES = 8 * 2**20
-"""Of one range."""
+"""Bytes of one range request."""
 
 LOOKUPS = 32
-"""Small requests at a time, where many are to be made: each waits for the store most of its time."""
+"""Small requests in parallel, since each mostly waits for the store."""
 
 READERS = 8
-"""Files read at a time, where each is read in full: each has AHEAD blocks of its own in memory."""
+"""Files read in full in parallel; each holds AHEAD blocks in memory."""
 
 AHEAD = 4
-"""Reads in flight: enough to hide a store's delay behind work, few enough to hold."""
+"""Reads in flight: enough to hide the latency of a store, few enough for memory."""
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 
 
 def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
-    """What ``reads`` give, in order; up to AHEAD of them run, or wait to be taken, while the caller works."""
+    """Yield the results of ``reads`` in order, with up to AHEAD of them running or waiting while the caller works."""
     with ThreadPoolExecutor(AHEAD) as pool:
         running: deque[Future[T]] = deque()
         for read in reads:
@@ -39,18 +39,18 @@ def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
 
 
 def side_by_side(work: Callable[[Item], T], items: Iterable[Item], at_once: int = LOOKUPS) -> list[T]:
-    """``work`` of each of ``items``, in order."""
+    """The results of ``work`` for ``items``, in order, computed by ``at_once`` threads."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(work, items))
 
 
 class RangeStream(io.RawIOBase):
-    """An object from start to end, range by range, with reads ahead."""
+    """A stream over an object, read in ranges ahead of use."""
 
     def __init__(self, store: Store, uri: str) -> None:
         first, size = store.head(uri, READ_AHEAD_BYTES)
         ranges = ((start, min(READ_AHEAD_BYTES, size - start)) for start in range(len(first), size, READ_AHEAD_BYTES))
-        self._chunks = ahead(functools.partial(store.read_range, uri, *of) for of in ranges)
+        self._chunks = ahead(functools.partial(store.read_range, uri, start, length) for start, length in ranges)
         self._rest = memoryview(first)
 
     def readable(self) -> bool:

@@ -1,4 +1,4 @@
-"""S3, and every server that speaks its protocol, through boto3."""
+"""A store on S3, or a server with the same protocol, through boto3."""
 
 import builtins
 import contextlib
@@ -19,14 +19,14 @@ PART_BYTES = 16 * 2**20
 """Multipart size: S3 allows 10,000 parts, so objects up to 160 GB of unknown length."""
 
 PARTS_IN_FLIGHT = 3
-"""Each holds PART_BYTES."""
+"""Parts uploaded in parallel; each holds PART_BYTES."""
 
 PASSING_REFUSALS = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "ExpiredToken"})
-"""Answers of the 400s that a retry may not meet again."""
+"""Error codes with a status of 4xx that may disappear in a retry."""
 
 
 class S3Store:
-    """S3 and whatever speaks its protocol."""
+    """Objects on S3 or a server with the same protocol."""
 
     def exists(self, uri: str) -> bool:
         return self._head(uri) is not None
@@ -47,11 +47,11 @@ class S3Store:
             try:
                 response = _client().get_object(**_bucket_key(uri), Range=f"bytes=0-{length - 1}")
             except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:  # It is empty.
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:  # The object is empty.
                     return b"", 0
                 raise
             data = bytes(response["Body"].read())
-        # "bytes 0-99/1234"; a server that gave all of it may leave it out.
+        # "bytes 0-99/1234"; a server that returned the whole object may omit it.
         return data, int(response.get("ContentRange", f"/{len(data)}").rpartition("/")[2])
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
@@ -76,7 +76,7 @@ class S3Store:
         return _S3Writer(self, uri)
 
     def open(self, uri: str) -> IO[bytes]:
-        """It reads ranges, each with retries, so it outlives idle connections."""
+        """A sequential reader. It reads ranges, each with retries, so it survives idle connections."""
         return io.BufferedReader(RangeStream(self, uri))
 
     def canonical(self, uri: str) -> str:
@@ -129,7 +129,7 @@ class S3Store:
 
 
 class _S3Writer:
-    """Multipart upload, a few parts at a time. The first is held back until ``close``, so its head may still change."""
+    """Multipart upload of a few parts at a time. The first is held back until ``close``, so its head can change."""
 
     def __init__(self, store: S3Store, uri: str) -> None:
         self._store = store
@@ -180,7 +180,9 @@ class _S3Writer:
         self._sender.shutdown()
         stored = self._store.size(self._uri)
         if stored != self._bytes:
-            raise TransientError(f"{self._uri}: wrote {self._bytes} bytes, the store holds {stored}", "run again")
+            raise TransientError(
+                f"{self._uri}: wrote {self._bytes} bytes, but the store has {stored}", "run the stage again"
+            )
         return Written(
             self._uri, self._bytes, self._hash.hexdigest() if self._hash else hash_stream(self._store.open(self._uri))
         )
@@ -210,7 +212,7 @@ class _S3Writer:
         self._parts.append({"PartNumber": number, "ETag": tag})
 
     def _abort_leftovers(self) -> None:
-        """A writer that was killed leaves parts that nobody sees and somebody pays for."""
+        """Abort uploads of writers that were killed: their parts are invisible but still cost money."""
         bucket, key = self._target["Bucket"], self._target["Key"]
         for upload in _client().list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads", ()):
             if upload["Key"] == key:
@@ -223,7 +225,7 @@ def _client() -> Any:
     from botocore.config import Config
 
     config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=LOOKUPS)
-    # A session of its own: the default one keeps the first credentials it ever saw.
+    # A new session, because the default one keeps the first credentials that it saw.
     return boto3.session.Session().client("s3", config=config)
 
 
@@ -246,7 +248,7 @@ def _s3_errors(uri: str) -> Iterator[None]:
         if status == 404:
             raise missing(uri) from error
         if status in (409, 412):
-            raise ConflictError(f"{uri} was changed by somebody else", "run again") from error
+            raise ConflictError(f"{uri} was changed by another process", "run the command again") from error
         if status in (400, 401, 403) and code not in PASSING_REFUSALS:
             raise ConfigurationError(
                 f"the store refused {uri}: {code}", "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy"

@@ -1,7 +1,7 @@
-"""Object storage behind one small interface: local files and S3, both named by URI.
+"""Object storage by URI: local files and S3 behind one small interface.
 
-Writes are atomic: an object is either there in full or not at all. S3 goes through boto3, which
-reads credentials and ``AWS_ENDPOINT_URL`` from the environment, so no secret passes through here.
+Writes are atomic: an object exists in full or not at all. S3 uses boto3, which reads credentials and
+``AWS_ENDPOINT_URL`` from the environment, so this package never handles secrets.
 """
 
 from contextlib import AbstractContextManager
@@ -24,31 +24,34 @@ def at(uri: str) -> Store:
 
 
 def exists(uri: str) -> bool:
+    """Whether there is an object at ``uri``."""
     return at(uri).exists(uri)
 
 
 def read(uri: str) -> bytes:
+    """The content of an object. Raises BadInputError if it does not exist."""
     return at(uri).read(uri)
 
 
 def write(uri: str, data: bytes) -> Written:
+    """Write an object atomically."""
     with create(uri) as writer:
         writer.write(data)
         return writer.close()
 
 
 def create(uri: str) -> AbstractContextManager[Writer]:
-    """A writer that is aborted unless it was closed."""
+    """A writer for a new object, which is discarded unless ``close`` was called."""
     return aborted_unless_closed(at(uri).create(uri))
 
 
 def same_object(a: str, b: str) -> bool:
-    """Whether two URIs name one object, however a local path is written."""
+    """Whether two URIs, such as two spellings of a local path, are the same object."""
     return canonical(a) == canonical(b)
 
 
 def canonical(uri: str) -> str:
-    """The same for all URIs of one object."""
+    """A text that is equal for all URIs of the same object."""
     return at(uri).canonical(uri)
 
 
@@ -58,7 +61,7 @@ def sha256(uri: str) -> str:
 
 
 def open_stream(uri: str) -> IO[bytes]:
-    """Sequential reader."""
+    """A sequential reader of an object."""
     return at(uri).open(uri)
 
 

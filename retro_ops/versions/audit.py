@@ -1,4 +1,4 @@
-"""What of a plan is done, missing or damaged, task by task; and what a repair does about it."""
+"""Reports which tasks of a plan are done, missing or damaged, and which outputs a repair must rebuild."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,84 +18,93 @@ State = Literal["done", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One stage of one shard (None: of all). ``why``: what is wrong with it."""
+class TaskState:
+    """The state of one task: a stage on a shard."""
 
     stage: str
     shard: str | None
+    """None for a stage that runs once for all shards."""
     state: State
     seconds: float | None
+    """How long the stage took; None if there is no readable report."""
     report: str
+    """URI of the report."""
     why: str = ""
+    """What is wrong, if the task is missing or damaged."""
 
 
 def stages(plan: Plan) -> list[str]:
-    """Those that a run of ``plan`` has, and that leave a report."""
+    """The stages of a run of ``plan`` that write a report."""
     return [*stage_graph.stages(plan), "validate"]
 
 
-def look(plan: Plan, thorough: bool = False) -> list[Entry]:
-    """Every task of ``plan``, in order. ``thorough``: compare checksums, not only lengths, so read everything."""
+def audit(plan: Plan, thorough: bool = False) -> list[TaskState]:
+    """The state of every task of ``plan``, in order.
+
+    ``thorough``: compare checksums as well as lengths, which reads all files.
+    """
     at_once = read_ahead.READERS if thorough else read_ahead.LOOKUPS
     sizes = _sizes(plan)
     return read_ahead.side_by_side(
-        lambda of: _look(plan, *of, sizes, thorough=thorough), stage_graph.tasks(plan, stages(plan)), at_once
+        lambda task: _audit(plan, *task, sizes, thorough=thorough), stage_graph.tasks(plan, stages(plan)), at_once
     )
 
 
 def _sizes(plan: Plan) -> dict[str, int]:
-    """Bytes of all files of the dataset: a list of a thousand is one request."""
+    """Length in bytes of every file of the dataset. Listings are cheap: one request covers a thousand files."""
     folder = paths.dataset_folder(plan.root, plan.dataset)
-    listed = read_ahead.side_by_side(store.at(folder).objects, [uris.join(folder, room) for room in paths.ROOMS])
-    return {entry.uri: entry.bytes for of_room in listed for entry in of_room}
+    listed = read_ahead.side_by_side(store.at(folder).objects, [uris.join(folder, name) for name in paths.TOP_FOLDERS])
+    return {entry.uri: entry.bytes for objects in listed for entry in objects}
 
 
-def _look(plan: Plan, stage: str, shard: str | None, sizes: Mapping[str, int], *, thorough: bool) -> Entry:
+def _audit(plan: Plan, stage: str, shard: str | None, sizes: Mapping[str, int], *, thorough: bool) -> TaskState:
     uri = paths.report_uri(plan, stage, shard)
     try:
-        made = report.read(uri)
+        found = report.read(uri)
     except BadInputError as error:
-        return Entry(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
-    if made is None:
-        return Entry(stage, shard, "missing", None, uri, "it does not exist")
-    if lost := report.lost_output(made, sizes):
-        return Entry(stage, shard, "damaged", made["seconds"], uri, f"{lost} is gone or was cut off")
-    if thorough and (changed := report.changed_output(made)):
-        return Entry(stage, shard, "damaged", made["seconds"], uri, f"{changed} is not what its stage wrote")
-    return Entry(stage, shard, "done", made["seconds"], uri)
+        return TaskState(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
+    if found is None:
+        return TaskState(stage, shard, "missing", None, uri, "it does not exist")
+    if lost := report.lost_output(found, sizes):
+        return TaskState(stage, shard, "damaged", found["seconds"], uri, f"{lost} is missing or truncated")
+    if thorough and (changed := report.changed_output(found)):
+        return TaskState(stage, shard, "damaged", found["seconds"], uri, f"{changed} is not what its stage wrote")
+    return TaskState(stage, shard, "done", found["seconds"], uri)
 
 
-def of_no_use(entries: Sequence[Entry], published: bool) -> list[Entry]:
-    """Those whose output nothing may use again. What a run has not done yet is only missing; of what was published,
-    nothing may be."""
+def unusable(entries: Sequence[TaskState], published: bool) -> list[TaskState]:
+    """Tasks whose output must not be used again.
+
+    In an unfinished run a missing output is only not built yet; in a published version it counts as damage.
+    """
     states = ("damaged", "missing") if published else ("damaged",)
     return [e for e in entries if e.state in states and not (e.stage == "validate" and e.state == "missing")]
 
 
-def digests(plan: Plan, entries: Sequence[Entry], shards: Sequence[str]) -> Iterator[str]:
-    """Of the outputs of ``entries``, and of everything of ``shards``."""
+def digests(plan: Plan, entries: Sequence[TaskState], shards: Sequence[str]) -> Iterator[str]:
+    """Digests of the outputs of ``entries``, and of all outputs of ``shards``."""
     for entry in entries:
         yield output_digest(plan, entry.stage, entry.shard)
-    for stage in stage_graph.SHARD_STAGES:  # Signatures are of the corpus, and name no shard's output.
+    for stage in stage_graph.SHARD_STAGES:  # Without signatures, which depend only on the corpus.
         for shard in shards:
             if stage_graph.runs_on(stage, plan.shard(shard)):
                 yield output_digest(plan, stage, shard)
 
 
 def last_plan_uri(plan_uri: str) -> str:
-    """What became of the plan of a run: without failed shards, after the check for drift."""
+    """The latest revision of a plan: after the search for duplicates, the gate and the check for drift."""
     return next((uri for uri in paths.plans_after(plan_uri) if store.exists(uri)), plan_uri)
 
 
 def all_shards(plan_uri: str) -> tuple[Shard, ...]:
-    """Shards of the run of a plan, those that failed included."""
+    """All shards of the run of a plan, including those that failed."""
     first = paths.first_plan_uri(plan_uri)
     deduplicated = paths.next_plan_uri(first, "deduplicated")
     return read_plan(deduplicated if store.exists(deduplicated) else first).shards
 
 
 def check_sources(plan: Plan) -> None:
-    """BadInputError when a shard must be tokenised whose file is gone or has another content than it had."""
+    """Raise BadInputError if a shard must be tokenised again but its source file is missing or has changed."""
     reports = [paths.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
     for shard, is_done in zip(plan.shards, read_ahead.side_by_side(store.exists, reports), strict=True):
         if is_done:
@@ -103,5 +112,5 @@ def check_sources(plan: Plan) -> None:
         if changed := json_lines.changed_source(shard.sources):
             raise BadInputError(
                 f"shard {shard.name!r} cannot be built again: {changed}",
-                "put it back; or refresh the dataset, which takes the corpus as it is now",
+                "restore the file, or refresh the dataset, which uses the corpus as it is now",
             )

@@ -1,4 +1,4 @@
-"""What changed in the corpus since the published version."""
+"""Compares the corpus with the published version."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from retro_ops.versions import history
 
 @dataclass(frozen=True)
 class Changes:
-    """Names of shards, by what became of them since the published version; by content, not by name or time alone."""
+    """Shards that differ from the published version, compared by content and not by time."""
 
     added: tuple[str, ...]
     changed: tuple[str, ...]
@@ -22,29 +22,31 @@ class Changes:
     unchanged: int
 
 
-def compare(former: Sequence[Shard], shards: Sequence[Shard]) -> Changes:
-    def content(of: Sequence[Shard]) -> dict[str, tuple[Any, ...]]:
-        return {s.name: (s.split, s.indexed, s.queried, [of.fingerprint for of in s.sources]) for s in of}
+def compare(previous: Sequence[Shard], current: Sequence[Shard]) -> Changes:
+    """Which shards were added, changed, removed or kept from ``previous`` to ``current``."""
 
-    before, now = content(former), content(shards)
+    def content(shards: Sequence[Shard]) -> dict[str, tuple[Any, ...]]:
+        return {s.name: (s.split, s.indexed, s.queried, [file.fingerprint for file in s.sources]) for s in shards}
+
+    before, after = content(previous), content(current)
     return Changes(
-        added=tuple(name for name in now if name not in before),
-        changed=tuple(name for name in now if name in before and now[name] != before[name]),
-        removed=tuple(name for name in before if name not in now),
-        unchanged=sum(now[name] == before.get(name) for name in now),
+        added=tuple(name for name in after if name not in before),
+        changed=tuple(name for name in after if name in before and after[name] != before[name]),
+        removed=tuple(name for name in before if name not in after),
+        unchanged=sum(after[name] == before.get(name) for name in after),
     )
 
 
 def since_published(plan: Plan, series: history.Series) -> dict[str, Any]:
-    """What differs from the published version. ``nothing``: all of it would be as it is."""
+    """The changes since the published version. ``nothing`` is true if the run would produce the same version."""
     if not series.current:
         return {"nothing": False, "base": None, **asdict(compare([], plan.shards))}
-    found = compare(read_plan(series.plan_uri()).shards, plan.shards)
+    changes = compare(read_plan(series.plan_uri()).shards, plan.shards)
     nothing = store.same_object(paths.stage_folder(plan, "write-specs"), series.folder())
-    said = ", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
+    counts = ", ".join(f"{len(getattr(changes, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
     say(
-        f"plan: since version {series.current}: {said}, {found.unchanged:,} unchanged"
-        + ("; nothing is to be done" if nothing else ""),
+        f"plan: shards since version {series.current}: {counts}, {changes.unchanged:,} unchanged"
+        + ("; nothing to do" if nothing else ""),
         event="changes",
     )
-    return {"nothing": nothing, "base": series.current, **asdict(found)}
+    return {"nothing": nothing, "base": series.current, **asdict(changes)}

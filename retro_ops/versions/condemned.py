@@ -1,4 +1,4 @@
-"""Outputs that were found damaged, by digest: nothing uses them again."""
+"""The digests of damaged outputs, which are never used again."""
 
 import json
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ from retro_ops.storage import store
 
 
 def read_condemned(root: str, dataset: str) -> tuple[str, ...]:
-    """Digests of outputs that were found damaged."""
+    """Digests of all outputs of the dataset that were found damaged."""
     found = store.at(root).read_tagged(paths.condemned_uri(root, dataset))
     return tuple(json.loads(found[0])["digests"]) if found else ()
 
 
 def condemn(root: str, dataset: str, digests: Iterable[str]) -> None:
-    """Add ``digests`` to those that nothing uses again. ConflictError if somebody else was faster."""
+    """Add ``digests`` to the damaged outputs. Raises ConflictError if another process changed the list meanwhile."""
     uri = paths.condemned_uri(root, dataset)
     found = store.at(uri).read_tagged(uri)
     known = json.loads(found[0])["digests"] if found else []

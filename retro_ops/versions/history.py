@@ -1,6 +1,6 @@
-"""The published versions of a dataset: a series in one object, which changes by compare-and-swap alone.
+"""The published versions of a dataset, kept in one object that changes only by compare-and-swap.
 
-``current.json`` holds the fields of the current version, which is what readers need, and under ``history`` all others.
+``current.json`` holds the fields of the current version at the top level, for readers, and all others in ``history``.
 """
 
 import json
@@ -16,31 +16,35 @@ from retro_ops.storage import store
 from retro_ops.uris import parent, resolve
 
 Entry = Mapping[str, Any]
-"""A version: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""
+"""One version as JSON: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""
 
 
 @dataclass(frozen=True)
 class Series:
-    """``entries`` by number, ascending; ``current``: 0 when nothing was published; ``tag``: for compare-and-swap;
-    ``last``: the highest number ever given."""
+    """All published versions of a dataset."""
 
     uri: str
+    """Where ``current.json`` is, or would be."""
     tag: str | None
+    """Tag for compare-and-swap; None if ``current.json`` does not exist."""
     current: int
+    """Number of the current version; 0 if nothing was published."""
     entries: Mapping[int, Entry]
+    """Versions by number, ascending."""
     last: int = 0
+    """Highest version number ever used."""
 
     def entry(self, number: int | None = None) -> Entry:
-        """Version ``number``, or the current one. BadInputError when there is none."""
+        """Version ``number``, or the current one. Raises BadInputError if it does not exist."""
         wanted = self.current if number is None else number
         if not self.entries:
             raise BadInputError(
-                f"{self.uri} does not exist: {self.dataset!r} was never published",
-                "check --root and --dataset, or name a run",
+                f"{self.uri} does not exist: dataset {self.dataset!r} was never published",
+                "check --root and --dataset, or give --run",
             )
         if wanted not in self.entries:
             raise BadInputError(
-                f"{self.dataset} has no version {wanted}", f"it has {', '.join(str(number) for number in self.entries)}"
+                f"{self.dataset} has no version {wanted}", f"its versions are {', '.join(map(str, self.entries))}"
             )
         return self.entries[wanted]
 
@@ -56,6 +60,7 @@ class Series:
 
 
 def read(root: str, dataset: str) -> Series:
+    """The published versions of a dataset; an empty series if there are none."""
     uri = paths.current_uri(root, dataset)
     found = store.at(uri).read_tagged(uri)
     if found is None:
@@ -68,38 +73,41 @@ def read(root: str, dataset: str) -> Series:
 
 
 def write(series: Series) -> None:
-    """ConflictError when somebody else changed it since it was read."""
+    """Write ``series`` back. Raises ConflictError if another process changed it since it was read."""
     others = [entry for number, entry in series.entries.items() if number != series.current]
     data = json.dumps({**series.entry(), "last": series.last, "history": others}, indent=1) + "\n"
     store.at(series.uri).write_if(series.uri, data.encode(), series.tag)
 
 
 def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
-    """``series`` with the version ``entry`` (without a number) that was made by ``plan``, and what to say of it.
+    """Add the version ``entry`` (without a number), built by ``plan``, to ``series``; returns it with a log message.
 
-    BadInputError when another run published meanwhile, and nothing says which of the two is newer.
+    Raises BadInputError if another run published meanwhile and neither of the two is known to be newer.
     """
     number = next((known for known, e in series.entries.items() if e["path"] == entry["path"]), 0)
     if number and number == series.current:
         return series, f"version {number} is already the current one"
     overtaken = plan.supersedes not in (None, series.current)
-    if overtaken and number > (plan.supersedes or 0):  # By this run, or one that came to the same.
+    if overtaken and number > (plan.supersedes or 0):  # By this run, or by another with the same result.
         return series, f"version {number} was published before, and version {series.current} came after it"
-    grown, said = series, "the current one again"
+    grown, outcome = series, "the current one again"
     if not number:
-        number, said = series.last + 1, "published"
+        number, outcome = series.last + 1, "published"
         grown = replace(series, entries={**series.entries, number: {"version": number, **entry}}, last=number)
     if _is_older(plan, series):
         later = series.entry()["as_of"]
-        return grown, f"version {number} is of {plan.as_of}; version {series.current} of {later} stays the current one"
+        return (
+            grown,
+            f"version {number} is of {plan.as_of}, so version {series.current} of {later} stays the current one",
+        )
     if overtaken and not _is_newer(plan, series):
         meanwhile = series.entry()
         by = meanwhile.get("run", meanwhile["plan"])
         raise BadInputError(
             f"version {series.current} was published meanwhile, at {meanwhile['published_at']} by {by}",
-            f"run it again: it starts from version {series.current}, and what this run built is used again",
+            f"start a new run: it starts from version {series.current} and reuses what this run built",
         )
-    return replace(grown, current=number), f"version {number} is {said}"
+    return replace(grown, current=number), f"version {number} is {outcome}"
 
 
 def _is_older(plan: Plan, series: Series) -> bool:
@@ -113,7 +121,7 @@ def _is_newer(plan: Plan, series: Series) -> bool:
 
 
 def manifest(folder: str) -> dict[str, Any]:
-    """Of the version in ``folder``. BadInputError when it is damaged."""
+    """The manifest of the version in ``folder``. Raises BadInputError if it is damaged."""
     uri = paths.manifest_in(folder)
     try:
         return dict(json.loads(store.read(uri)))
@@ -121,26 +129,26 @@ def manifest(folder: str) -> dict[str, Any]:
         raise BadInputError(f"{uri} is damaged: {error}", "repair the dataset: trigger retro_repair") from error
 
 
-def names_of_index(of_manifest: Mapping[str, Any], split: str) -> list[str]:
-    """Shards of the index spec of ``split``, in its order; see ``Plan.indexed``."""
-    indexed = [shard for shard in of_manifest["shards"] if shard.get("indexed", True)]
+def names_of_index(manifest: Mapping[str, Any], split: str) -> list[str]:
+    """Names of the shards in the index spec of ``split``, in its order; see ``Plan.indexed``."""
+    indexed = [shard for shard in manifest["shards"] if shard.get("indexed", True)]
     splits = ("train",) if split == "train" else ("train", "val")
-    return [shard["name"] for of in splits for shard in indexed if shard["split"] == of]
+    return [shard["name"] for name in splits for shard in indexed if shard["split"] == name]
 
 
-def names_of_queries(of_manifest: Mapping[str, Any], split: str) -> list[str]:
-    """Shards of the dataset spec of ``split``, in its order; where there are none, nobody wrote it."""
-    return [s["name"] for s in of_manifest["shards"] if s["split"] == split and s.get("queried", True)]
+def names_of_queries(manifest: Mapping[str, Any], split: str) -> list[str]:
+    """Names of the shards in the dataset spec of ``split``, in its order. If empty, the split has no dataset spec."""
+    return [s["name"] for s in manifest["shards"] if s["split"] == split and s.get("queried", True)]
 
 
-def embeddings_of_others(of_manifest: Mapping[str, Any], uri: str) -> dict[str, str]:
-    """Embeddings of the shards that no index spec names. ``uri``: of the manifest."""
-    others = (shard for shard in of_manifest["shards"] if not shard.get("indexed", True))
+def embeddings_of_others(manifest: Mapping[str, Any], uri: str) -> dict[str, str]:
+    """Embeddings of the shards that are in no index spec, by shard name. ``uri``: location of the manifest."""
+    others = (shard for shard in manifest["shards"] if not shard.get("indexed", True))
     return {shard["name"]: resolve(shard["embeddings"], uri) for shard in others}
 
 
 def files(folder: str) -> Iterator[str]:
-    """Every file that the specs and the manifest of the version in ``folder`` name, whatever code made it."""
+    """Every file that the specs and the manifest of a version name. Works for versions of any code version."""
     manifest_uri, of_version = paths.manifest_in(folder), manifest(folder)
     yield manifest_uri
     yield resolve(of_version["trained_index"], manifest_uri)
@@ -156,5 +164,5 @@ def files(folder: str) -> Iterator[str]:
 
 
 def folders(folder: str) -> set[str]:
-    """Folders of all files of a version, its own included."""
+    """Folders of all files of a version, including its own folder."""
     return {folder, *(parent(uri) for uri in files(folder))}

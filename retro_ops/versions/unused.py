@@ -1,4 +1,4 @@
-"""Files that no kept version and no unfinished run uses."""
+"""Finds files that neither a kept version nor an unfinished run uses."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from retro_ops.versions.audit import stages
 
 @dataclass(frozen=True)
 class Unused:
-    """Folder that nothing kept uses, with its objects."""
+    """An unused folder with its objects."""
 
     folder: str
     objects: tuple[Stored, ...]
@@ -30,6 +30,7 @@ class Unused:
 
 
 def kept_versions(series: history.Series, newest: int, named: Sequence[int]) -> history.Series:
+    """``series`` with only the current version, the ``newest`` ones and those ``named`` explicitly."""
     for number in named:
         series.entry(number)
     last = sorted(series.entries)[len(series.entries) - min(newest, len(series.entries)) :]
@@ -38,40 +39,42 @@ def kept_versions(series: history.Series, newest: int, named: Sequence[int]) -> 
 
 
 def unused_folders(dataset: str, kept: history.Series, oldest: float) -> list[Unused]:
-    """Folders that no kept version and no running run uses, and in which nothing is new."""
-    there = dict(_folders(dataset))
+    """Folders that no kept version and no active run uses, and whose objects are all older than ``oldest``.
+
+    ``oldest``: seconds since 1970. A run is active if any object that it uses is newer.
+    """
+    by_folder = dict(_folders(dataset))
     used = {parent(kept.uri)}
     for number in kept.entries:
         uri = kept.plan_uri(number)
         used |= {*_of_plan(read_plan(uri)), *history.folders(kept.folder(number)), parent(uri)}
-    for folder, uses in _runs(dataset, there):
-        of_run = {folder, *uses}
-        if any(entry.modified >= oldest for of in of_run for entry in there.get(of, ())):
-            used |= of_run
+    for folder, uses in _runs(dataset, by_folder):
+        run_folders = {folder, *uses}
+        if any(entry.modified >= oldest for name in run_folders for entry in by_folder.get(name, ())):
+            used |= run_folders
     return [
         Unused(folder, objects)
-        for folder, objects in sorted(there.items())
+        for folder, objects in sorted(by_folder.items())
         if folder not in used and all(entry.modified < oldest for entry in objects)
     ]
 
 
 def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:
-    """Objects of the dataset by the folder that is kept or goes as a whole."""
-    found: dict[str, list[Stored]] = {}
-    for room, depth in (("corpus", 2), ("shards", 2), ("index", 1), ("versions", 1), ("runs", 1)):
-        base = uris.join(dataset, room)
+    """Objects of the dataset, grouped by the folder that is kept or deleted as a whole."""
+    by_folder: dict[str, list[Stored]] = {}
+    for name, depth in (("corpus", 2), ("shards", 2), ("index", 1), ("versions", 1), ("runs", 1)):
+        base = uris.join(dataset, name)
         for entry in store.at(base).objects(base):
             names = entry.uri[len(base) + 1 :].split("/")
             if len(names) > depth:
-                found.setdefault(uris.join(base, *names[:depth]), []).append(entry)
-    for folder, objects in found.items():
+                by_folder.setdefault(uris.join(base, *names[:depth]), []).append(entry)
+    for folder, objects in by_folder.items():
         yield folder, tuple(objects)
 
 
-def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tuple[str, set[str]]]:
-    """What each run uses, by every plan of it: as it was made, without failed shards, after the check for drift; and
-    by its list of sources, as long as there is no plan."""
-    for folder, objects in there.items():
+def _runs(dataset: str, by_folder: Mapping[str, tuple[Stored, ...]]) -> Iterator[tuple[str, set[str]]]:
+    """(folder of a run, folders that it uses), from every revision of its plan and from its list of sources."""
+    for folder, objects in by_folder.items():
         if parent(folder) == uris.join(dataset, "runs"):
             for uri in (entry.uri for entry in objects):
                 try:
@@ -81,19 +84,20 @@ def _runs(dataset: str, there: Mapping[str, tuple[Stored, ...]]) -> Iterator[tup
                     elif paths.is_list_of_sources(uri):
                         listed = source_list.from_json(store.read(uri), uri)
                         yield folder, {listed.parts_folder(file) for file in listed.files}
-                except BadInputError as error:  # Nothing could go on with it.
+                except BadInputError as error:  # Such a run cannot continue anyway.
                     say(f"prune: {error}", logging.WARNING)
 
 
 def _of_plan(plan: Plan) -> set[str]:
-    found = {paths.stage_folder(plan, stage, shard) for stage, shard in stage_graph.tasks(plan, stages(plan))}
-    found |= {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
-    return found | {parent(shard.without.uri) for shard in plan.shards if shard.without}
+    """Folders that a plan writes, and the source parts that it reads."""
+    folders = {paths.stage_folder(plan, stage, shard) for stage, shard in stage_graph.tasks(plan, stages(plan))}
+    folders |= {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
+    return folders | {parent(shard.without.uri) for shard in plan.shards if shard.without}
 
 
 def _of_base(plan: Plan) -> Iterable[str]:
-    """What a run that starts from a version may still read of it."""
+    """Folders of the base version that a run may still read."""
     if plan.base is None:
         return
-    yield parent(paths.former_index_uri(plan, "train"))
-    yield from (parent(paths.former_neighbours_uri(plan, shard)) for shard in plan.base.shards)
+    yield parent(paths.base_index_uri(plan, "train"))
+    yield from (parent(paths.base_neighbours_uri(plan, shard)) for shard in plan.base.shards)

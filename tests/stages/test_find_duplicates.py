@@ -17,7 +17,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.stages import tokenize_and_chunk
 from retro_ops.storage import store
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 DROP = (*EXACT, "--duplicates", "drop")
 
@@ -99,7 +99,7 @@ def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> Non
     assert [row["duplicates_dropped"] for row in card["contents"]] == [3, 1, 0, 1]
     assert b"<h2>Duplicates</h2>" in store.read(paths.card_uri(done.plan, "html"))
     Done().stage("validate", "--plan", done.plan_uri)
-    assert {entry.state for entry in look(done.plan, thorough=True)} == {"done"}
+    assert {entry.state for entry in audit(done.plan, thorough=True)} == {"done"}
 
 
 def test_a_report_changes_nothing(planted: Nights) -> None:
@@ -216,7 +216,7 @@ def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pyte
     store.at(planted.root).delete(paths.report_uri(first.plan, "tokenize-and-chunk", "a"))
     with pytest.raises(StageFailedError):
         Done().stage("tokenize-and-chunk", "--plan", first.plan_uri, "--shard", "a")
-    assert "is gone or has changed" in capfd.readouterr().err
+    assert "was removed or has changed since the run was planned" in capfd.readouterr().err
 
 
 def test_a_shard_that_was_cut_counts_what_it_passed_over(planted: Nights) -> None:
@@ -243,16 +243,16 @@ def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monk
     monkeypatch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 1)
     monkeypatch.setattr(checkpoints, "COMMIT_BYTES", 1)
     monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0.0)
-    commit = checkpoints.Unfinished.commit_when_due
+    commit = checkpoints.Checkpoints.commit_when_due
     for ends_at in (1, 4, None):
         store.at(uri).delete(uri)
 
-        def commit_and_end(self: checkpoints.Unfinished, ends_at: int | None = ends_at) -> None:
+        def commit_and_end(self: checkpoints.Checkpoints, ends_at: int | None = ends_at) -> None:
             commit(self)
             if self.end == ends_at:
                 raise RuntimeError("the machine died")
 
-        monkeypatch.setattr(checkpoints.Unfinished, "commit_when_due", commit_and_end)
+        monkeypatch.setattr(checkpoints.Checkpoints, "commit_when_due", commit_and_end)
         if ends_at is None:
             run.stage(*arguments)
         else:

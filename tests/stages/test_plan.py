@@ -11,7 +11,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.storage import store
 from retro_ops.versions import condemned
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 
 def test_a_file_that_changes_after_the_plan_is_not_taken_for_what_was_planned(built: Nights, capfd: Any) -> None:
@@ -38,7 +38,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
 ) -> None:
     behind = planned(built, "behind")
     monkeypatch.setitem(digests.CODE_VERSIONS, "retrieve-neighbours", 99)
-    assert {entry.state for entry in look(read_plan(built.series().plan_uri()))} == {"done"}
+    assert {entry.state for entry in audit(read_plan(built.series().plan_uri()))} == {"done"}
     assert built.repair().changes["nothing"]
     # Only a new run may use the new code.
     with pytest.raises(StageFailedError):

@@ -21,7 +21,7 @@ from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.storage import store
 from retro_ops.versions import history
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 
 def aged(root: str) -> None:
@@ -32,7 +32,7 @@ def aged(root: str) -> None:
 
 def sound(of: Nights, number: int) -> bool:
     plan_uri = of.series().plan_uri(number)
-    return {entry.state for entry in look(Done(plan_uri).plan, thorough=True)} == {"done"}
+    return {entry.state for entry in audit(Done(plan_uri).plan, thorough=True)} == {"done"}
 
 
 def test_prune_shows_and_then_removes_what_nothing_kept_uses(built: Nights, run: Run, capfd: Any) -> None:

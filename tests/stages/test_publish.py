@@ -24,7 +24,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, stage_graph
 from retro_ops.storage import store
 from retro_ops.versions import history
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 
 def test_of_two_runs_at_once_one_publishes_and_the_other_is_told(built: Nights, capfd: Any) -> None:
@@ -127,7 +127,7 @@ def test_planning_a_run_again_leaves_the_version_that_it_published(built: Nights
                  "--output", paths.first_plan_uri(done.plan_uri))  # fmt: skip
     assert not store.exists(done.plan_uri)
     assert read_plan(built.series().plan_uri()) == before
-    assert {entry.state for entry in look(before, thorough=True)} == {"done"}
+    assert {entry.state for entry in audit(before, thorough=True)} == {"done"}
 
 
 def test_what_was_found_damaged_meanwhile_is_not_published(nights: Nights, capfd: Any) -> None:

@@ -124,7 +124,7 @@ def test_the_index_is_trained_anew_when_it_no_longer_fits(nights: Nights, capfd:
         nights.put(f"train/{name}", 4)
     capfd.readouterr()
     done = nights.refresh()
-    assert "trained anew and every neighbour searched again: it was trained for" in capfd.readouterr().err
+    assert "a new index is trained and all neighbours are searched again: it was trained for" in capfd.readouterr().err
     facts = json.loads(store.read(paths.drift_uri(done.plan_uri)))
     assert facts["retrain"]
     assert facts["now"]["vectors"] > 2 * facts["then"]["vectors"]

@@ -21,7 +21,7 @@ from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths, stage_graph
 from retro_ops.storage import store
 from retro_ops.versions import condemned
-from retro_ops.versions.audit import look
+from retro_ops.versions.audit import audit
 
 REPAIRS: list[tuple[str, Callable[[Any], str], dict[str, int]]] = [
     ("embeddings", lambda p: paths.embeddings_uri(p, "d"), {"embed-chunks": 1, "build-faiss-index": 1}),
@@ -55,7 +55,7 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
     assert {stage: done.calls[stage] for stage in expected} == expected
     untouched = set(stage_graph.SHARD_STAGES) - set(expected) - {"build-faiss-index", "retrieve-neighbours"}
     assert all(done.calls[stage] == 0 for stage in untouched), done.calls
-    assert {entry.state for entry in look(done.plan, thorough=True)} == {"done"}
+    assert {entry.state for entry in audit(done.plan, thorough=True)} == {"done"}
     assert set(compare(done, pristine)[0].values()) == {1.0}
     assert built.series().current == 2
     assert store.read(uri) == damaged  # Whoever reads the old version is left alone.
@@ -89,7 +89,7 @@ def test_a_shard_whose_file_is_gone_or_changed_is_not_made_of_another(built: Nig
     built.remove("train/d")
     with pytest.raises(StageFailedError):
         built.repair("--shards", "d")
-    assert "is gone" in capfd.readouterr().err
+    assert "was removed since the run was planned" in capfd.readouterr().err
 
 
 def test_a_run_that_failed_is_finished(built: Nights) -> None:
@@ -173,4 +173,4 @@ def test_a_damaged_manifest_is_told(built: Nights, capfd: Any) -> None:
     assert failed.value.code == 65
     assert f"{manifest} is damaged" in capfd.readouterr().err
     built.repair()
-    assert Counter(entry.state for entry in look(read_plan(built.series().plan_uri())))["damaged"] == 0
+    assert Counter(entry.state for entry in audit(read_plan(built.series().plan_uri())))["damaged"] == 0

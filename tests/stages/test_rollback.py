@@ -46,5 +46,5 @@ def test_a_version_that_is_not_whole_is_not_gone_back_to(built: Nights, run: Run
     three_versions(built)
     store.at(built.root).delete(paths.neighbours_uri(built.runs[0].plan, "b"))
     run("rollback", *place(built), "--to", 1, code=65)
-    assert "version 1 is not whole" in capfd.readouterr().err
+    assert "version 1 is incomplete" in capfd.readouterr().err
     assert built.series().current == 3

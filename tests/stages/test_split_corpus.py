@@ -78,7 +78,7 @@ class Corpus:
         self._run("split-corpus", "--sources", self.uri, "--file", names, *flags, code=code)
 
     def shards(self) -> list[Shard]:
-        return recipe_shards.shards(self.listed, parser.parse(self.listed.text, self.listed.recipe))
+        return recipe_shards.shards(self.listed, parser.parse_recipe(self.listed.text, self.listed.recipe))
 
     def build(self, recipe: str, *flags: object) -> dict[str, list[dict[str, Any]]]:
         """What each shard holds, in the order of the plan."""
@@ -324,9 +324,14 @@ sources:
 """
 
 REFUSED: list[tuple[str, str, int, str]] = [
-    ("a/*", "c/*", 3, "no file at FOLDER/c/*.jsonl; mend 'files', say where it is, or add 'optional: true'"),
+    (
+        "a/*",
+        "c/*",
+        3,
+        "no file at FOLDER/c/*.jsonl; correct 'files', set the source folder, or add 'optional: true'",
+    ),
     ("{0,1}", "{0,1,2}", 5, "no file at FOLDER/b/2.jsonl"),
-    ("b/{0,1}.jsonl", '"{a/0,b/1}.jsonl"', 5, "FOLDER/a/0.jsonl is named in line 3 too"),
+    ("b/{0,1}.jsonl", '"{a/0,b/1}.jsonl"', 5, "FOLDER/a/0.jsonl is already named in line 3"),
     ("category: code", 'category: code\n    shard: "{file}_docs"', 7, "shard '0_docs' would be written twice"),
     (
         "category: code",
@@ -389,17 +394,17 @@ def test_what_is_absent_is_said_and_the_rest_is_built(
     optional = optional.replace("category: code", f"category: {CATEGORY}\n    optional: true")
     built = made.build(optional.replace("[docs, code]", "[docs, code, news]").replace("d: docs", "q: docs"))
     assert list(built) == ["0_code"]
-    assert f"{made.recipe}:3: {made.folder}/a/*.jsonl is not there, and the rest is built" in caplog.text
-    assert f"{made.recipe}:6: {made.folder}/b/1.jsonl is not there" in caplog.text
-    assert "category 'news' is absent: none of its files is there" in caplog.text
-    assert "category 'docs' is absent: no document reached it" in caplog.text
+    assert f"{made.recipe}:3: {made.folder}/a/*.jsonl does not exist; the rest is built" in caplog.text
+    assert f"{made.recipe}:6: {made.folder}/b/1.jsonl does not exist" in caplog.text
+    assert "category 'news' is absent: none of its files exists" in caplog.text
+    assert "category 'docs' is absent: no document belongs to it" in caplog.text
     assert "1 left out: 1 'meta.kind: d'" in caplog.text
 
 
 def test_nothing_at_all_is_no_dataset(made: Corpus, caplog: pytest.LogCaptureFixture, hear: None) -> None:
     optional = "categories: [docs]\nsources:\n  - {files: a.jsonl, category: docs, optional: true}\n"
     made.look(optional, code=65)
-    assert f"none of its files is there, below {made.folder}" in caplog.text
+    assert f"none of its files exists below {made.folder}" in caplog.text
     made.put("a.jsonl", LINES[:1])
     made.look(optional.replace("docs, opt", "docs, split: val, opt"))
     made.split()
@@ -417,7 +422,7 @@ def test_which_shards_are_indexed_and_which_are_queried(made: Corpus) -> None:
         "02_docs": (True, True), "03_docs": (True, False),
     }  # fmt: skip
     made.look(chosen.replace("02_docs", "02_dogs").replace("*_docs", "*_d?cs"))
-    with pytest.raises(BadInputError, match=r"recipe.yaml:6: no shard is named '02_dogs', as 'queried' says"):
+    with pytest.raises(BadInputError, match=r"recipe.yaml:6: no shard matches '02_dogs' in 'queried'"):
         made.shards()
 
 
@@ -539,8 +544,8 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "x.jsonl.zst": (FORMATS["x.jsonl.zst"][:-9], "cannot be decompressed"),
     "x.tar.gz": (FORMATS["x.tar.gz"][:-40], "x.tar.gz cannot be read"),
     "x.tar": (FORMATS["x.tar"][:3000], "x.tar cannot be read"),
-    "x.tgz": (archive({"README": b"", "b/one.jsonl": JSONL}, "w:gz"), "it holds README, b/one.jsonl"),
-    "x.parquet": (b"PAR1 is not enough", "x.parquet is no Parquet file"),
+    "x.tgz": (archive({"README": b"", "b/one.jsonl": JSONL}, "w:gz"), "the archive holds README, b/one.jsonl"),
+    "x.parquet": (b"PAR1 is not enough", "x.parquet is not a Parquet file"),
 }
 
 
@@ -552,7 +557,7 @@ def test_a_damaged_file_is_named(name: str, made: Corpus, caplog: pytest.LogCapt
     made.split(code=65)
     assert said in caplog.text
     # Nothing counts as done, and the plan says what is missing.
-    with pytest.raises(BadInputError, match="is not split"):
+    with pytest.raises(BadInputError, match="is not split yet"):
         made.shards()
 
 

@@ -60,7 +60,7 @@ def test_status_says_what_is_done_missing_and_damaged(
     run("status", "--plan", uri)
     said = capfd.readouterr().out
     assert "(1 of 3 shards are complete)" in said
-    assert f"{paths.neighbours_uri(plan, 'val_a')} is gone or was cut off" in said
+    assert f"{paths.neighbours_uri(plan, 'val_a')} is missing or truncated" in said
     assert "1 missing, 2 damaged" in said
     run("status", "--root", f"{s3}/status", "--dataset", "nobody", code=65)
     assert "was never published" in capfd.readouterr().err

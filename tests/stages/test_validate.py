@@ -60,7 +60,7 @@ def test_recompute_finds_what_checksums_cannot(
     name = plan.shards[0].name
     for forge, stage, said in (
         (_swap_rows, "embed-chunks", "is not the embedding of its chunk"),
-        (_shift_distances, "retrieve-neighbours", "does not hold the distances of its neighbours"),
+        (_shift_distances, "retrieve-neighbours", "has wrong distances to its neighbours"),
     ):
         marker = Path(paths.report_uri(plan, stage, name))
         kept = {path: path.read_bytes() for path in marker.parent.iterdir()}

@@ -1,4 +1,4 @@
-"""Words of a recipe -> what they mean, each checked."""
+"""Parses a recipe and checks each of its values."""
 
 import re
 import string
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from retro_ops.corpus.recipes.model import Line, Output, Recipe, Rule, format_of
 from retro_ops.corpus.recipes.patterns import check_pattern, patterns, words
-from retro_ops.corpus.recipes.yaml_nodes import Faults, Keys, Value, Word, Words, load, near
+from retro_ops.corpus.recipes.yaml_nodes import Faults, Value, YamlList, YamlMapping, YamlText, load, near
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.errors import BadInputError
 from retro_ops.plan.plan import NAME_PATTERN, SPLITS, Split
@@ -17,27 +17,29 @@ RECIPE_KEYS = ("categories", "sources", "indexed", "queried")
 SOURCE_KEYS = ("files", "members", "text", "category", "split", "cut", "shard", "max_documents", "optional")
 PLACEHOLDERS = ("file", "category", "number")
 DEFAULT_SHARD: dict[Split, str] = {"train": "{file}_{category}", "val": "{file}_{category}"}
-OF_BOTH_SPLITS: dict[Split, str] = {**DEFAULT_SHARD, "val": "val_{file}_{category}"}
-"""Where documents of one file go to both, so that shards have different names."""
+SHARD_OF_BOTH_SPLITS: dict[Split, str] = {**DEFAULT_SHARD, "val": "val_{file}_{category}"}
+"""Default names where one file feeds both splits, so that their shards get different names."""
 
 T = TypeVar("T")
 
 
 def parse_recipe(text: str, uri: str) -> Recipe:
-    """The recipe that ``text`` holds. BadInputError names every fault as ``uri:line: what; what to do``."""
+    """Parse ``text``. Raises BadInputError that lists every fault as ``uri:line: what is wrong; what to do``."""
     faults = Faults(uri)
     keys = load(text, uri, faults)
     _known(keys, RECIPE_KEYS, faults)
     categories = tuple(_name(word, "category", faults) for word in words(keys, "categories", faults))
-    named = keys.get(Word("sources"))
+    entries = keys.get(YamlText("sources"))
     rules: list[Rule] = []
-    if not isinstance(named, Words) or not named:
+    if not isinstance(entries, YamlList) or not entries:
         faults.add(
-            named if named is not None else keys, "no sources", "write 'sources:' with a list, '- files: …' each"
+            entries if entries is not None else keys,
+            "'sources' must be a list with at least one entry",
+            "write 'sources:', and below it '- files: …' for each source",
         )
     else:
-        rules = [rule for entry in named if (rule := _Source(entry, categories, faults).rule())]
-    found = Recipe(
+        rules = [rule for entry in entries if (rule := _Source(entry, categories, faults).rule())]
+    recipe = Recipe(
         uri,
         tuple(map(str, categories)),
         tuple(rules),
@@ -45,19 +47,19 @@ def parse_recipe(text: str, uri: str) -> Recipe:
         queried=patterns(keys, "queried", faults),
     )
     faults.raise_if_any()
-    return found
+    return recipe
 
 
 class _Source:
-    """One entry of ``sources``. A value that is wrong is noted and stands in for nothing."""
+    """Parses one entry of ``sources``. A bad value is recorded as a fault and replaced by a default."""
 
     def __init__(self, entry: Value, categories: tuple[str, ...], faults: Faults) -> None:
         self._entry, self._categories, self._faults = entry, categories, faults
 
     def rule(self) -> Rule | None:
         entry, faults = self._entry, self._faults
-        if not isinstance(entry, Keys):
-            faults.add(entry, "a source is a mapping", "write '- files: …' with its other keys below")
+        if not isinstance(entry, YamlMapping):
+            faults.add(entry, "a source must be a mapping", "start it with '- files: …' and put its other keys below")
             return None
         self._keys = entry
         _known(entry, SOURCE_KEYS, faults)
@@ -71,93 +73,97 @@ class _Source:
             return None
         return Rule(entry.line, files, category, split, outputs, str(text), members, optional)
 
-    def _word(self, key: str) -> Word | None:
-        value = self._keys.get(Word(key))
+    def _word(self, key: str) -> YamlText | None:
+        value = self._keys.get(YamlText(key))
         if value is None:
             return None
-        if not isinstance(value, Word) or not value:
-            self._faults.add(value, f"{key!r} is not a text", "write one text after it")
+        if not isinstance(value, YamlText) or not value:
+            self._faults.add(value, f"{key!r} must be a single value", "write one value after the colon")
             return None
         return value
 
-    def _choice(self, key: str, of: Mapping[str, T], default: T) -> T:
+    def _choice(self, key: str, choices: Mapping[str, T], default: T) -> T:
         word = self._word(key)
-        if word is not None and word not in of:
-            self._faults.add(word, f"{key} is {str(word)!r}", f"write {' or '.join(of)}")
-        return of.get(word, default) if word is not None else default
+        if word is not None and word not in choices:
+            self._faults.add(word, f"{key!r} cannot be {str(word)!r}", f"write {' or '.join(choices)}")
+        return choices.get(word, default) if word is not None else default
 
     def _category(self) -> Fixed | ByField | ByPath | None:
-        value = self._keys.get(Word("category"))
-        if isinstance(value, Word) and value:
+        value = self._keys.get(YamlText("category"))
+        if isinstance(value, YamlText) and value:
             self._check_category(value)
             return Fixed(str(value))
-        if isinstance(value, Keys) and "path" in value:
+        if isinstance(value, YamlMapping) and "path" in value:
             _known(value, ("path",), self._faults)
-            found = self._table(value, "path", self._check_category)
-            for pattern in found:
+            categories = self._table(value, "path", self._check_category)
+            for pattern in categories:
                 self._check_pattern(pattern)
-            return ByPath({str(k): str(v) for k, v in found.items()})
-        if isinstance(value, Keys):
+            return ByPath({str(k): str(v) for k, v in categories.items()})
+        if isinstance(value, YamlMapping):
             return self._by_field(value, self._check_category)
         self._faults.add(
             value if value is not None else self._keys,
-            "no category",
+            "no valid 'category'",
             "write 'category: NAME', or a mapping with 'field' and 'values', or with 'path'",
         )
         return None
 
     def _split(self) -> Fixed | ByField | ByHash | None:
-        value = self._keys.get(Word("split"), Word("train"))
-        if isinstance(value, Word):
+        value = self._keys.get(YamlText("split"), YamlText("train"))
+        if isinstance(value, YamlText):
             self._check_split(value)
             return Fixed(str(value))
-        if isinstance(value, Keys) and ("val" in value or "seed" in value or "id" in value):
+        if isinstance(value, YamlMapping) and ("val" in value or "seed" in value or "id" in value):
             return self._by_hash(value)
-        if isinstance(value, Keys):
+        if isinstance(value, YamlMapping):
             return self._by_field(value, self._check_split)
-        self._faults.add(value, "no split", "write train or val, a mapping with 'field' and 'values', or with 'val'")
+        hint = "write train or val, or a mapping with 'field' and 'values', or with 'val'"
+        self._faults.add(value, "no valid 'split'", hint)
         return None
 
-    def _by_hash(self, value: Keys) -> ByHash:
+    def _by_hash(self, value: YamlMapping) -> ByHash:
         _known(value, ("val", "id", "seed"), self._faults)
-        given = {key: word for key, word in value.items() if isinstance(word, Word)}
-        share = _number(given.get(Word("val"), Word("")))
+        given = {key: word for key, word in value.items() if isinstance(word, YamlText)}
+        share = _number(given.get(YamlText("val"), YamlText("")))
         if share is None or not 0 < share < 1:
-            self._faults.add(value.get(Word("val"), value), "the share of validation is no share", "write 'val: 0.01'")
+            hint = "write it like 'val: 0.01'"
+            self._faults.add(value.get(YamlText("val"), value), "the validation share must be between 0 and 1", hint)
             share = 0.5
-        name = given.get(Word("id"))
-        return ByHash(share, str(name) if name else None, str(given.get(Word("seed"), "0")))
+        name = given.get(YamlText("id"))
+        return ByHash(share, str(name) if name else None, str(given.get(YamlText("seed"), "0")))
 
-    def _by_field(self, value: Keys, check: Callable[[Word], None]) -> ByField:
+    def _by_field(self, value: YamlMapping, check: Callable[[YamlText], None]) -> ByField:
         _known(value, ("field", "values"), self._faults)
-        name = value.get(Word("field"))
-        if not isinstance(name, Word) or not name:
-            self._faults.add(value, "no field to decide by", "write 'field: meta.pile_set_name' or the like")
+        name = value.get(YamlText("field"))
+        if not isinstance(name, YamlText) or not name:
+            hint = "write it like 'field: meta.pile_set_name'"
+            self._faults.add(value, "'field' must name a key of the documents", hint)
         return ByField(str(name), {str(k): str(v) for k, v in self._table(value, "values", check).items()})
 
-    def _table(self, value: Keys, key: str, check: Callable[[Word], None]) -> dict[Word, Word]:
-        table = value.get(Word(key))
-        if not isinstance(table, Keys) or not table:
+    def _table(self, value: YamlMapping, key: str, check: Callable[[YamlText], None]) -> dict[YamlText, YamlText]:
+        table = value.get(YamlText(key))
+        if not isinstance(table, YamlMapping) or not table:
             at = table if table is not None else value
-            self._faults.add(at, f"{key!r} is not a mapping", "write 'what is found: what it becomes', a line each")
+            hint = f"write one '{'PATTERN' if key == 'path' else 'VALUE'}: NAME' per line"
+            self._faults.add(at, f"{key!r} must be a mapping with at least one entry", hint)
             return {}
-        for found, meant in table.items():
-            if isinstance(meant, Word):
-                check(meant)
+        for text, name in table.items():
+            if isinstance(name, YamlText):
+                check(name)
             else:
-                self._faults.add(meant, f"{str(found)!r} becomes no text", "write one name after it")
-        return {found: meant for found, meant in table.items() if isinstance(meant, Word)}
+                self._faults.add(name, f"{str(text)!r} must map to one name", "write one name after the colon")
+        return {text: name for text, name in table.items() if isinstance(name, YamlText)}
 
-    def _check_category(self, word: Word) -> None:
+    def _check_category(self, word: YamlText) -> None:
         if word not in self._categories:
-            hint = f"{near(word, self._categories)} Else add it to 'categories'"
+            hint = f"{near(word, self._categories)} (or add it to 'categories')"
             self._faults.add(word, f"unknown category {str(word)!r}", hint)
 
-    def _check_split(self, word: Word) -> None:
+    def _check_split(self, word: YamlText) -> None:
         if word not in SPLITS:
             self._faults.add(word, f"unknown split {str(word)!r}", f"write {' or '.join(SPLITS)}")
 
-    def _check_pattern(self, word: Word) -> None:
+    def _check_pattern(self, word: YamlText) -> None:
         check_pattern(word, self._faults)
 
     def _members(self, files: tuple[Line, ...]) -> str | None:
@@ -165,13 +171,13 @@ class _Source:
         archives = [file for file in files if format_of(file.text) == "tar"]
         if word is None:
             for file in archives:
-                self._faults.add(file.line, f"{file.text!r} is an archive", "say which of its files, as 'members: …'")
+                hint = "add 'members: PATTERN' for the files to read in it"
+                self._faults.add(file.line, f"{file.text!r} is an archive, so it needs 'members'", hint)
         else:
             self._check_pattern(word)
             if not archives:
-                self._faults.add(
-                    word, "members of what is no archive", "leave it out, or name a .tar, .tar.gz or .tar.zst"
-                )
+                hint = "remove it, or name a .tar, .tar.gz or .tar.zst file"
+                self._faults.add(word, "'members' is for archives, and none of the files is one", hint)
         return str(word) if word else None
 
     def _outputs(self, split: Fixed | ByField | ByHash | None) -> dict[Split, Output]:
@@ -182,13 +188,13 @@ class _Source:
         else:
             sides = set(SPLITS)
         reached = [side for side in SPLITS if side in sides]
-        cuts = self._by_split("cut", reached, Cut(), self._cut, of_value=("documents", "bytes"))
+        cuts = self._by_split("cut", reached, Cut(), self._cut, value_keys=("documents", "bytes"))
         limits = self._by_split("max_documents", reached, None, self._count)
-        defaults = OF_BOTH_SPLITS if len(reached) > 1 else DEFAULT_SHARD
-        names = {side: self._by_split("shard", [side], Word(defaults[side]), self._shard)[side] for side in reached}
+        defaults = SHARD_OF_BOTH_SPLITS if len(reached) > 1 else DEFAULT_SHARD
+        names = {side: self._by_split("shard", [side], YamlText(defaults[side]), self._shard)[side] for side in reached}
         for side in reached:
             self._check_number(names[side], cuts[side], limits[side])
-        shard = self._keys.get(Word("shard"))
+        shard = self._keys.get(YamlText("shard"))
         line = shard.line if shard is not None else self._keys.line
         return {s: Output(str(names[s]), cuts[s], limits[s], getattr(names[s], "line", 0) or line) for s in reached}
 
@@ -198,85 +204,93 @@ class _Source:
         sides: list[Split],
         default: T,
         read: Callable[[Value], T | None],
-        of_value: tuple[str, ...] = (),
+        value_keys: tuple[str, ...] = (),
     ) -> dict[Split, T]:
-        """One value for all splits, or a mapping with one for each."""
-        value = self._keys.get(Word(key))
+        """The value of ``key`` for each split: one value for all, or a mapping from split to value.
+
+        ``value_keys``: keys of a mapping that is itself one value (``cut: {documents: …}``).
+        """
+        value = self._keys.get(YamlText(key))
         if value is None:
             return dict.fromkeys(sides, default)
-        if isinstance(value, Keys) and not any(name in value for name in of_value):
+        if isinstance(value, YamlMapping) and not any(name in value for name in value_keys):
             _known(value, SPLITS, self._faults)
-            of = {side: value.get(Word(side)) for side in sides}
+            values = {side: value.get(YamlText(side)) for side in sides}
         else:
-            of = dict.fromkeys(sides, value)
-        read_once = {id(v): read(v) for v in of.values() if v is not None}
-        found = {side: read_once[id(v)] if v is not None else None for side, v in of.items()}
-        return {side: default if entry is None else entry for side, entry in found.items()}
+            values = dict.fromkeys(sides, value)
+        # A value that both splits share is read once, so that its faults are recorded once.
+        by_id = {id(v): read(v) for v in values.values() if v is not None}
+        results = {side: by_id[id(v)] if v is not None else None for side, v in values.items()}
+        return {side: default if result is None else result for side, result in results.items()}
 
     def _cut(self, value: Value) -> Cut | None:
         if value == "file":
             return Cut()
-        if isinstance(value, Keys):
+        if isinstance(value, YamlMapping):
             _known(value, ("documents", "bytes"), self._faults)
             if len(value) == 1:
                 ((unit, amount),) = value.items()
                 if unit == "documents":
                     count = self._count(amount)
                     return Cut("documents", count) if count else None
-                if unit == "bytes" and isinstance(amount, Word):
+                if unit == "bytes" and isinstance(amount, YamlText):
                     try:
                         if size := parse_bytes(amount):
                             return Cut("bytes", size)
                     except BadInputError:
                         pass
-                    self._faults.add(amount, f"{str(amount)!r} is no size", "write it like 2GB or 512MiB")
+                    self._faults.add(amount, f"{str(amount)!r} is not a size", "write it like 2GB or 512MiB")
                     return None
-        self._faults.add(value, "cut by what?", "write 'file', 'documents: 1040000' or 'bytes: 2GB'")
+        hint = "write 'cut: file', 'cut: {documents: 1040000}' or 'cut: {bytes: 2GB}'"
+        self._faults.add(value, "'cut' must be 'file', a number of documents or a size", hint)
         return None
 
     def _count(self, value: Value) -> int | None:
-        if isinstance(value, Word) and re.fullmatch(r"[1-9][0-9_,]*", value):
+        if isinstance(value, YamlText) and re.fullmatch(r"[1-9][0-9_,]*", value):
             return int(re.sub("[_,]", "", value))
-        shown = repr(str(value)) if isinstance(value, Word) else "this"
-        self._faults.add(value, f"{shown} is no number of documents", "write a whole number above 0")
+        shown = repr(str(value)) if isinstance(value, YamlText) else "this value"
+        self._faults.add(value, f"{shown} is not a number of documents", "write a whole number above 0")
         return None
 
-    def _shard(self, value: Value) -> Word | None:
-        if not isinstance(value, Word) or not value:
-            self._faults.add(value, "a shard's name is a text", 'write it like "{file}_{category}", in quotes')
+    def _shard(self, value: Value) -> YamlText | None:
+        if not isinstance(value, YamlText) or not value:
+            self._faults.add(value, "'shard' must be a single name", 'write it like "{file}_{category}", in quotes')
             return None
         hint = 'write it like "{file}_{category}", "{number:02}_{category}"'
         try:
             parts = list(string.Formatter().parse(value))
         except ValueError as error:
-            self._faults.add(value, f"bad name {str(value)!r}: {error}", hint)
+            self._faults.add(value, f"bad shard name {str(value)!r}: {error}", hint)
             return None
         for literal, name, form, conversion in parts:
             if re.search(r"[^A-Za-z0-9._-]", literal):
-                self._faults.add(value, f"bad name {str(value)!r}", "beside { } use letters, digits, '.', '_' and '-'")
+                allowed = "outside { } use only letters, digits, '.', '_' and '-'"
+                self._faults.add(value, f"bad shard name {str(value)!r}", allowed)
             if name is not None and name not in PLACEHOLDERS:
                 known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-                self._faults.add(value, f"bad name {str(value)!r}: unknown {{{name}}}", f"there is {known}")
+                unknown = f"bad shard name {str(value)!r}: unknown placeholder {{{name}}}"
+                self._faults.add(value, unknown, f"use one of: {known}")
             elif name is not None and (conversion or not re.fullmatch(r"0\d|" if name == "number" else "", form or "")):
-                self._faults.add(value, f"bad name {str(value)!r}: {{{name}}} is written wrongly", hint)
+                self._faults.add(value, f"bad shard name {str(value)!r}: invalid format of {{{name}}}", hint)
         return value
 
-    def _check_number(self, name: Word, cut: Cut, limit: int | None) -> None:
+    def _check_number(self, name: YamlText, cut: Cut, limit: int | None) -> None:
         at = name if name.line else self._keys
         if cut.by == "file" and "{number" in name:
-            self._faults.add(at, "{number} of what is not cut", "add 'cut: {documents: …}', or leave {number} out")
+            hint = "add 'cut: {documents: …}', or remove {number}"
+            self._faults.add(at, "the shard name has {number}, but the source is not cut", hint)
         one_shard = cut.by == "documents" and limit is not None and limit <= cut.size
         if cut.by != "file" and "{number" not in name and not one_shard:
-            self._faults.add(at, f"shards that are cut need a number, and {str(name)!r} has none", "add {number:02}")
+            self._faults.add(at, f"a cut source needs {{number}} in its shard name {str(name)!r}", "add {number:02}")
 
 
-def _known(keys: Keys, names: tuple[str, ...], faults: Faults) -> None:
+def _known(keys: YamlMapping, names: tuple[str, ...], faults: Faults) -> None:
     for key in keys:
         if key not in names:
             faults.add(key, f"unknown key {str(key)!r}", near(key, names))
 
 
-def _name(word: Word, kind: str, faults: Faults) -> Word:
+def _name(word: YamlText, kind: str, faults: Faults) -> YamlText:
     if not re.fullmatch(NAME_PATTERN, word):
         faults.add(
             word, f"{kind} {str(word)!r} cannot be part of a folder name", "use letters, digits, '.', '_' and '-'"
@@ -286,6 +300,6 @@ def _name(word: Word, kind: str, faults: Faults) -> Word:
 
 def _number(word: Value) -> float | None:
     try:
-        return float(word) if isinstance(word, Word) else None
+        return float(word) if isinstance(word, YamlText) else None
     except ValueError:
         return None

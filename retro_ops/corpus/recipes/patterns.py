@@ -1,31 +1,32 @@
-"""Patterns of files and of shards, as a recipe writes them."""
+"""Checks and expands the patterns that a recipe uses for files and shards."""
 
 import bracex
 
 from retro_ops.corpus.recipes.model import SUFFIXES, Line
-from retro_ops.corpus.recipes.yaml_nodes import Faults, Keys, Word, Words
+from retro_ops.corpus.recipes.yaml_nodes import Faults, YamlList, YamlMapping, YamlText
 
 MOST_ALTERNATIVES = 100_000
-"""Of the braces in a pattern."""
+"""Limit on the names that the braces of one pattern expand to."""
 
 
 def alternatives(pattern: str) -> list[str]:
-    """``{00..29}.jsonl`` -> 30 patterns. ValueError, saying what is wrong, for braces that are no list or range."""
+    """Expand braces: ``{00..29}.jsonl`` -> 30 patterns. Raises ValueError if they are neither a list nor a range."""
     for opening, closing in ("{}", "[]"):
         if pattern.count(opening) != pattern.count(closing):
             raise ValueError(f"{opening} and {closing} do not match")
     if "{date}" in pattern:
-        raise ValueError("a recipe knows no {date}")
+        raise ValueError("{date} is not supported in a recipe")
     try:
-        found = bracex.expand(pattern, keep_escapes=True, limit=MOST_ALTERNATIVES)
+        names = bracex.expand(pattern, keep_escapes=True, limit=MOST_ALTERNATIVES)
     except bracex.ExpansionLimitException:
-        raise ValueError(f"its braces stand for more than {MOST_ALTERNATIVES:,} names") from None
-    if any("{" in name or "}" in name for name in found):
-        raise ValueError("braces hold a list {a,b} or a range {00..29}")
-    return list(found)
+        raise ValueError(f"its braces expand to more than {MOST_ALTERNATIVES:,} names") from None
+    if any("{" in name or "}" in name for name in names):
+        raise ValueError("braces must hold a list {a,b} or a range {00..29}")
+    return list(names)
 
 
-def patterns(keys: Keys, key: str, faults: Faults, required: bool = False) -> tuple[Line, ...]:
+def patterns(keys: YamlMapping, key: str, faults: Faults, required: bool = False) -> tuple[Line, ...]:
+    """The patterns under ``key``, each checked, with their lines."""
     found = words(keys, key, faults, required)
     for word in found:
         check_pattern(word, faults)
@@ -34,28 +35,31 @@ def patterns(keys: Keys, key: str, faults: Faults, required: bool = False) -> tu
             and "." in (last := word.rpartition("/")[2])
             and not last.endswith((*SUFFIXES, "*", "}", "]"))
         ):
-            faults.add(word, f"{str(word)!r} has no known format", f"there is {', '.join(SUFFIXES)}")
+            faults.add(word, f"{str(word)!r} has no known format", f"the formats are {', '.join(SUFFIXES)}")
     return tuple(Line(str(word), word.line) for word in found)
 
 
-def check_pattern(word: Word, faults: Faults) -> None:
+def check_pattern(word: YamlText, faults: Faults) -> None:
+    """Record a fault if the braces or brackets of ``word`` are invalid."""
     try:
         alternatives(word)
     except ValueError as error:
         faults.add(word, f"bad pattern {str(word)!r}: {error}", "write it like Pile/train/{00..29}.jsonl.zst")
 
 
-def words(keys: Keys, key: str, faults: Faults, required: bool = True) -> list[Word]:
-    """A text, or a list of texts."""
-    value = keys.get(Word(key))
-    found = [value] if isinstance(value, Word) else list(value) if isinstance(value, Words) else []
+def words(keys: YamlMapping, key: str, faults: Faults, required: bool = True) -> list[YamlText]:
+    """The values under ``key``, which holds one text or a list of texts. Bad values are recorded and left out."""
+    value = keys.get(YamlText(key))
+    found = [value] if isinstance(value, YamlText) else list(value) if isinstance(value, YamlList) else []
     for word in found:
-        if not isinstance(word, Word) or not word:
+        if not isinstance(word, YamlText) or not word:
             faults.add(
-                word, f"{key!r} holds what is no text", "write one text a line, in quotes if it holds { } [ ] : #"
+                word, f"{key!r} must hold plain text", "write one value per line, quoted if it contains { } [ ] : #"
             )
     if (required or value is not None) and not found:
         faults.add(
-            value if value is not None else keys, f"no {key!r}", f"write '{key}:' with a text or a list of texts"
+            value if value is not None else keys,
+            f"{key!r} is missing or empty",
+            f"write '{key}:' with one value or a list of values",
         )
-    return [word for word in found if isinstance(word, Word) and word]
+    return [word for word in found if isinstance(word, YamlText) and word]

@@ -1,6 +1,6 @@
-"""YAML as words, lists and mappings that know their line, so that an error names the line to mend.
+"""YAML texts, lists and mappings that remember their line, so that an error can name the line to correct.
 
-Every scalar stays the word that is written: ``00``, ``no`` and ``1e3`` are turned into nothing else.
+Every scalar stays the text that was written: ``00``, ``no`` and ``1e3`` are not converted.
 """
 
 import difflib
@@ -11,101 +11,101 @@ import yaml
 
 from retro_ops.errors import BadInputError
 
-QUOTE = "put a text that holds { } [ ] : or # in quotes"
+QUOTE = "quote text that contains { } [ ] : or #"
 
 
-class Word(str):
-    """A scalar; ``line`` counts from 1. Equal to the plain text."""
+class YamlText(str):
+    """A scalar, equal to the plain text; ``line`` counts from 1."""
 
     line: int
 
-    def __new__(cls, text: str, line: int = 0) -> "Word":
+    def __new__(cls, text: str, line: int = 0) -> "YamlText":
         word = super().__new__(cls, text)
         word.line = line
         return word
 
 
-class Words(list["Value"]):
-    """A list."""
+class YamlList(list["Value"]):
+    """A YAML list and the line where it starts."""
 
     line: int
 
 
-class Keys(dict[Word, "Value"]):
-    """A mapping, in the order in which it is written."""
+class YamlMapping(dict[YamlText, "Value"]):
+    """A YAML mapping, in the order of the file, and the line where it starts."""
 
     line: int
 
 
-Value: TypeAlias = Word | Words | Keys
+Value: TypeAlias = YamlText | YamlList | YamlMapping
 
 
 class Faults:
-    """What is wrong with a recipe; all of it is shown at once."""
+    """Collects the errors of a recipe, so that all are shown at once."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._found: list[tuple[int, str]] = []
 
     def add(self, at: Any, what: str, hint: str) -> None:
-        """``at``: the word, list or mapping that is wrong, or its line."""
+        """Record that ``what`` is wrong and how to fix it (``hint``). ``at``: the faulty value, or its line."""
         line = at if isinstance(at, int) else at.line
-        said = f"{self._uri}:{line}: {what}; {hint}"
-        if (line, said) not in self._found:
-            self._found.append((line, said))
+        message = f"{self._uri}:{line}: {what}; {hint}"
+        if (line, message) not in self._found:
+            self._found.append((line, message))
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     def raise_if_any(self) -> None:
         if self._found:
-            # In the order of the file; a stable sort keeps what belongs to one line together.
-            raise BadInputError("\n".join(said for _, said in sorted(self._found, key=lambda fault: fault[0])))
+            # In file order; the sort is stable, so errors of one line keep their order.
+            raise BadInputError("\n".join(message for _, message in sorted(self._found, key=lambda fault: fault[0])))
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'files'?``, or all that there is."""
+    """A hint for an unknown word: ``did you mean 'files'?``, or the list of known words."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(names) or 'nothing'}"
+    return f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(names) or '(none)'}"
 
 
-def load(text: str, uri: str, faults: Faults) -> Keys:
-    """The mapping that ``text`` holds. BadInputError when it is no YAML."""
+def load(text: str, uri: str, faults: Faults) -> YamlMapping:
+    """Parse ``text`` as a YAML mapping. Raises BadInputError if it is not one."""
     try:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        said = " ".join(filter(None, (error.context, error.problem)))
-        raise BadInputError(f"{uri}:{mark.line + 1 if mark else 1}: not YAML: {said}; {QUOTE}") from error
+        problem = " ".join(filter(None, (error.context, error.problem)))
+        raise BadInputError(f"{uri}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}; {QUOTE}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise BadInputError(f"{uri}:1: not YAML: {str(error).splitlines()[0]}; write it as plain text") from error
+        raise BadInputError(f"{uri}:1: not valid YAML: {str(error).splitlines()[0]}; save it as plain text") from error
     value = _value(node, faults, ()) if node is not None else None
-    if not isinstance(value, Keys):
-        raise BadInputError(f"{uri}:1: a recipe is a mapping; begin with 'categories:' and 'sources:'")
+    if not isinstance(value, YamlMapping):
+        raise BadInputError(f"{uri}:1: a recipe must be a mapping; begin with 'categories:' and 'sources:'")
     return value
 
 
 def _value(node: Any, faults: Faults, above: tuple[int, ...]) -> Value:
     line = node.start_mark.line + 1
     if id(node) in above:
-        faults.add(line, "an alias that holds itself", "write out what is meant")
-        return Word("", line)
+        faults.add(line, "this alias refers to itself", "replace it by the value itself")
+        return YamlText("", line)
     above = (*above, id(node))
     if isinstance(node, yaml.ScalarNode):
-        return Word(node.value, line)
+        return YamlText(node.value, line)
     if isinstance(node, yaml.SequenceNode):
-        words = Words(_value(entry, faults, above) for entry in node.value)
+        words = YamlList(_value(entry, faults, above) for entry in node.value)
         words.line = line
         return words
-    keys = Keys()
+    keys = YamlMapping()
     keys.line = line
     for key_node, value_node in node.value:
         key = _value(key_node, faults, above)
-        if not isinstance(key, Word):
-            faults.add(key, "a key that is no text", QUOTE)
+        if not isinstance(key, YamlText):
+            faults.add(key, "a key must be plain text", QUOTE)
         elif key in keys:
-            faults.add(key, f"{str(key)!r} stands here twice", "keep one of them")
+            faults.add(key, f"duplicate key {str(key)!r}", "keep one of them")
         else:
             keys[key] = _value(value_node, faults, above)
     return keys

@@ -33,7 +33,7 @@ def test_zstd_files_of_many_frames_are_read_and_those_cut_between_lines_too_are_
     whole = zstandard.compress(b"".join(lines))
     for length in (5, 9000, 8192, 16384, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(BadInputError, match="ends in the middle of a frame"):
+        with pytest.raises(BadInputError, match="ends in the middle of a zstd frame"):
             _texts(path)
 
 

@@ -17,17 +17,19 @@ from retro_ops.corpus.routing import (
     by_field,
     by_hash,
     by_path,
-    field,
+    field_value,
     place,
 )
 
 
 def test_a_field_may_lie_within_another() -> None:
     record = {"meta": {"set": "Books3", "n": {"m": 1}}, "a.b": "dotted", "a": {"b": "nested"}}
-    assert field(record, "meta.set") == "Books3"
-    assert field(record, "meta.n.m") == 1
-    assert field(record, "a.b") == "dotted"
-    assert field(record, "meta.none") is field(record, "meta.set.deeper") is field(record, "x") is None
+    assert field_value(record, "meta.set") == "Books3"
+    assert field_value(record, "meta.n.m") == 1
+    assert field_value(record, "a.b") == "dotted"
+    assert (
+        field_value(record, "meta.none") is field_value(record, "meta.set.deeper") is field_value(record, "x") is None
+    )
 
 
 @pytest.mark.parametrize(("value", "word"), [("x", "x"), (1, "1"), (True, "true"), (1.5, "1.5"), (["a"], '["a"]')])

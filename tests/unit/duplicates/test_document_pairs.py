@@ -36,11 +36,11 @@ def _partition(pairs: document_pairs.Pairs) -> list[list[int]]:
     return sorted(documents[of == number].tolist() for number in np.unique(of))
 
 
-def test_who_stays() -> None:
+def test_the_canonical_document_is_the_first_of_the_lowest_rank() -> None:
     documents = np.array([2, 3, 5, 7, 11, 13])
     clusters = np.array([0, 1, 0, 1, 0, 2])
     rank: NDArray[np.int64] = np.array([1, 1, 0, 1, 0, 1])  # 5 and 11 are validation documents
-    assert document_pairs.who_stays(documents, clusters, rank).tolist() == [5, 3, 5, 3, 5, 13]
+    assert document_pairs.canonical_of(documents, clusters, rank).tolist() == [5, 3, 5, 3, 5, 13]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
