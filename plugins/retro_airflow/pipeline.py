@@ -11,6 +11,7 @@ from airflow.sdk import TriggerRule, task_group
 from retro_airflow import tasks
 from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
+from retro_ops.plan.stage_graph import STAGES
 
 
 def _label(kind: str) -> str:
@@ -52,20 +53,26 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
     }
 
 
+def _stage(name: str, config: Settings | None = None) -> dict[str, Any]:
+    """Arguments of the operator that follow from the table of stages. ``config``: where the stage may use a GPU."""
+    pool = {"pool": config.gpu_pool} if config and STAGES[name].gpu else {}
+    return {"task_id": name.replace("-", "_"), "stage": name, **pool}
+
+
 def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> None:
     """What comes before the plan where a run names a recipe: its files are listed, and split into parts of shards.
 
     ``arguments``: of ``list-sources``; where there are none, that task is skipped, and the rest of these with it.
     """
-    list_sources = StageOperator(task_id="list_sources", stage="list-sources", arguments=arguments)
+    list_sources = StageOperator(**_stage("list-sources"), arguments=arguments)
     list_source_files = PythonOperator(
         task_id="list_source_files",
         python_callable=tasks.list_source_files,
         op_kwargs={"sources_uri": "{{ ti.xcom_pull(task_ids='list_sources')['sources'] }}"},
     )
-    split_corpus = StageOperator.partial(
-        task_id="split_corpus", stage="split-corpus", map_index_template=FILE_LABEL
-    ).expand(arguments=list_source_files.output)
+    split_corpus = StageOperator.partial(**_stage("split-corpus"), map_index_template=FILE_LABEL).expand(
+        arguments=list_source_files.output
+    )
     plan.trigger_rule = TriggerRule.NONE_FAILED
     list_sources >> list_source_files >> split_corpus >> plan
 
@@ -97,7 +104,7 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     decide: PythonOperator | StageOperator = gate
     if check_drift:
-        decide = StageOperator(task_id="check_drift", stage="check-drift", arguments=kept)
+        decide = StageOperator(**_stage("check-drift"), arguments=kept)
         gate >> decide
         kept = {"plan": "{{ ti.xcom_pull(task_ids='check_drift')['plan'] }}"}
     of_stage = partial(_listed, tasks.list_unfinished_shards)
@@ -126,12 +133,11 @@ def _duplicates(before: Any, list_shards: PythonOperator) -> None:
         ignore_downstream_trigger_rules=False,
     )
     list_shards_to_sign = _listed(tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
-    sign_documents = StageOperator.partial(
-        task_id="sign_documents", stage="sign-documents", map_index_template=SHARD_LABEL
-    ).expand(arguments=list_shards_to_sign.output)
+    sign_documents = StageOperator.partial(**_stage("sign-documents"), map_index_template=SHARD_LABEL).expand(
+        arguments=list_shards_to_sign.output
+    )
     find_duplicates = StageOperator(
-        task_id="find_duplicates",
-        stage="find-duplicates",
+        **_stage("find-duplicates"),
         arguments={"plan": PLANNED_URI},
         trigger_rule=TriggerRule.NONE_FAILED,  # The shards may all be signed.
     )
@@ -145,16 +151,13 @@ def _shards(config: Settings) -> Any:
     def shards(arguments: dict[str, str]) -> None:
         """From documents to embeddings; each shard goes its own pace."""
         chunks = StageOperator(
-            task_id="tokenize_and_chunk",
-            stage="tokenize-and-chunk",
+            **_stage("tokenize-and-chunk", config),
             arguments=arguments,
             map_index_template=SHARD_LABEL,
         )
         embeddings = StageOperator(
-            task_id="embed_chunks",
-            stage="embed-chunks",
+            **_stage("embed-chunks", config),
             arguments=arguments,
-            pool=config.gpu_pool,
             map_index_template=SHARD_LABEL,
             # Of a group, what could be tokenised is embedded; the stage names the others.
             trigger_rule=TriggerRule.ALL_DONE,
@@ -179,28 +182,25 @@ def _gate(list_shards: PythonOperator) -> PythonOperator:
 
 def _index_tasks(config: Settings, kept: dict[str, str], to_index: Any, to_query: Any) -> tuple[Any, ...]:
     """From embeddings to specs, not linked yet."""
-    train = StageOperator(task_id="train_faiss_index", stage="train-faiss-index", arguments=kept, pool=config.gpu_pool)
-    build_index = StageOperator.partial(
-        task_id="build_faiss_index", stage="build-faiss-index", pool=config.gpu_pool, map_index_template=SHARD_LABEL
-    ).expand(arguments=to_index)
-    merge = StageOperator(task_id="merge_indexes", stage="merge-indexes", arguments=kept)
-    tune = StageOperator(task_id="tune_search", stage="tune-search", arguments=kept, pool=config.gpu_pool)
+    train = StageOperator(**_stage("train-faiss-index", config), arguments=kept)
+    build_index = StageOperator.partial(**_stage("build-faiss-index", config), map_index_template=SHARD_LABEL).expand(
+        arguments=to_index
+    )
+    merge = StageOperator(**_stage("merge-indexes", config), arguments=kept)
+    tune = StageOperator(**_stage("tune-search", config), arguments=kept)
     retrieve = StageOperator.partial(
-        task_id="retrieve_neighbours",
-        stage="retrieve-neighbours",
-        pool=config.gpu_pool,
+        **_stage("retrieve-neighbours", config),
         map_index_template=SHARD_LABEL,
     ).expand(arguments=to_query)
-    write_specs = StageOperator(task_id="write_specs", stage="write-specs", arguments=kept)
+    write_specs = StageOperator(**_stage("write-specs", config), arguments=kept)
     return train, build_index, merge, tune, retrieve, write_specs
 
 
 def _publish(config: Settings, write_specs: Any, kept: dict[str, str], of_validation: dict[str, bool]) -> None:
-    describe = StageOperator(task_id="describe", stage="describe", arguments=kept, pool=config.gpu_pool)
-    validate = StageOperator(task_id="validate", stage="validate", arguments={**kept, **of_validation})
+    describe = StageOperator(**_stage("describe", config), arguments=kept)
+    validate = StageOperator(**_stage("validate", config), arguments={**kept, **of_validation})
     publish = StageOperator(
-        task_id="publish",
-        stage="publish",
+        **_stage("publish", config),
         arguments=kept,
         outlets=[tasks.DATASETS],
         post_execute=tasks.announce_dataset,

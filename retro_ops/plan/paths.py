@@ -136,7 +136,8 @@ def report_uri(plan: Plan, stage: str, shard: str | None = None) -> str:
 
 def report_in(folder: str, stage: str) -> str:
     """The report of ``stage`` in ``folder``. Stages that share the folder of a version have a report name each."""
-    return join(folder, f"{stage}.{REPORT}" if stage in ("validate", "describe", "publish") else REPORT)
+    shares = STAGES[stage].folder == "versions" and stage != "write-specs"
+    return join(folder, f"{stage}.{REPORT}" if shares else REPORT)
 
 
 def signature_files(plan: Plan, shard: str) -> dict[str, str]:
