@@ -1,6 +1,5 @@
-"""The one place where GPU or CPU is chosen, and how it is used, with the reason."""
+"""Chooses GPU or CPU, the precision on it and the number of cores, each with the reason: the only place that does."""
 
-import contextlib
 import ctypes
 import os
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.sizes import parse_bytes
 
 CHOICES = ("auto", "cpu", "cuda")
 Library = Literal["torch", "faiss"]
@@ -72,41 +70,8 @@ def cores() -> int:
     return max(1, min(allowed, round(quota))) if quota else allowed
 
 
-@dataclass(frozen=True)
-class Room:
-    """Bytes that an index may take in memory, and why."""
-
-    bytes: int
-    why: str
-
-
-SHARE_FOR_AN_INDEX = 0.75
-LEAST_ROOM_BYTES = 2**26
-
-
-def room(asked: str | None, memory_budget: str) -> Room:
-    """For an index: what was ``asked`` for, else most of what this machine, or container, has."""
-    if asked:
-        return Room(parse_bytes(asked), f"--search-memory {asked}")
-    there = min(limit for limit in (_machine_memory(), _cgroup_memory()) if limit)
-    kept = max(LEAST_ROOM_BYTES, int(there * SHARE_FOR_AN_INDEX) - parse_bytes(memory_budget))
-    return Room(kept, f"three quarters of {there / 2**30:.1f} GiB, less the memory budget")
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_memory() -> int | None:
-    """Bytes that the container may use, None: any. Version 2, and version 1."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            return int(Path("/sys/fs/cgroup", name).read_text())
-    return None
-
-
 def _cgroup_quota() -> float | None:
-    """Cores' worth of time that the container may use, None: any. Version 2, and version 1."""
+    """CPU quota of the container in cores, None if it has none. Control groups of version 2, then version 1."""
     folder = Path("/sys/fs/cgroup")
     try:
         if (folder / "cpu.max").exists():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops import memory
 from retro_ops.duplicates import document_pairs
 from retro_ops.duplicates.document_pairs import Pairs
 from retro_ops.duplicates.minhash import PERMUTATIONS
@@ -41,10 +42,10 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
         raise BadInputError(
             f"there are {signed.total:,} documents, more than {document_pairs.MOST_DOCUMENTS:,}", "split the corpus"
         )
-    exact, first_of_its_text = _equal(signed, budget)
+    exact, first_of_its_text = _equal(signed, memory.hashed_texts(budget))
     rows = document_pairs.rows_per_band(threshold)
     least = int(np.ceil(threshold * PERMUTATIONS - 1e-9))
-    at_once = max(LEAST_AT_ONCE, budget // 2 // PAIR_BYTES)
+    at_once = max(LEAST_AT_ONCE, memory.candidate_pairs(budget) // PAIR_BYTES)
     waiting: list[Pairs] = []
     near, compared = np.zeros(0, np.uint64), 0
 
@@ -55,11 +56,11 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
         compared += len(pairs)
         for start in range(0, len(pairs), at_once):
             part = pairs[start : start + at_once]
-            alike = part[shared(signed, part, budget // 2) >= least]
+            alike = part[shared(signed, part, memory.pair_signatures(budget)) >= least]
             if len(alike):
                 near = document_pairs.forest(document_pairs.joined([near, alike]))
 
-    for documents, keys in _bands(signed, first_of_its_text, rows, budget // 2, progress):
+    for documents, keys in _bands(signed, first_of_its_text, rows, memory.band_keys(budget), progress):
         waiting.append(document_pairs.candidates(*document_pairs.groups(keys, documents)))
         if sum(map(len, waiting)) >= at_once:
             compare()
@@ -67,10 +68,10 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
     return Alike(exact, near, compared)
 
 
-def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]:
+def _equal(signed: SignedShards, most_bytes: int) -> tuple[Pairs, NDArray[np.bool_]]:
     """Pairs of equal texts, and whether each document is the first of its text: the others need no comparing."""
     found, first = [], np.ones(signed.total, np.bool_)
-    parts = _parts(signed.total, budget)
+    parts = _parts(signed.total, most_bytes)
     for part in range(parts):
         documents, keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
         for start, block in signed.contents():
@@ -83,14 +84,14 @@ def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]
 
 
 def _bands(
-    signed: SignedShards, wanted: NDArray[np.bool_], rows: int, budget: int, progress: Callable[[int], None]
+    signed: SignedShards, wanted: NDArray[np.bool_], rows: int, most_bytes: int, progress: Callable[[int], None]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
     """(documents, their keys) of each band, of those ``wanted``; if they are many, of parts of the keys in turn.
 
     Several bands are read at once where they fit, since each read of a shard costs a request.
     """
-    bands, parts = PERMUTATIONS // rows, _parts(signed.total, budget)
-    read = max(1, min(bands, budget // max(1, KEY_BYTES * signed.total + 16 * rows * signed.largest)))
+    bands, parts = PERMUTATIONS // rows, _parts(signed.total, most_bytes)
+    read = max(1, min(bands, most_bytes // max(1, KEY_BYTES * signed.total + 16 * rows * signed.largest)))
     for first in range(0, bands, read):
         together = range(first, min(first + read, bands))
         for part in range(parts):
@@ -108,8 +109,8 @@ def _bands(
         progress(len(together))
 
 
-def _parts(documents: int, budget: int) -> int:
-    return max(1, -(-documents * KEY_BYTES // budget))
+def _parts(documents: int, most_bytes: int) -> int:
+    return max(1, -(-documents * KEY_BYTES // most_bytes))
 
 
 def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
@@ -124,7 +125,7 @@ def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
     return rest
 
 
-def shared(signed: SignedShards, pairs: Pairs, budget: int) -> NDArray[np.uint16]:
+def shared(signed: SignedShards, pairs: Pairs, most_bytes: int) -> NDArray[np.uint16]:
     """Numbers of their signatures that each of ``pairs`` has in common, of PERMUTATIONS."""
     a, b = document_pairs.unpack(pairs)
     documents, places = np.unique(np.concatenate((a, b)), return_inverse=True)
@@ -132,7 +133,7 @@ def shared(signed: SignedShards, pairs: Pairs, budget: int) -> NDArray[np.uint16
     counts = np.zeros(len(pairs), np.uint16)
     # The block of a shard is read whole, and four of them ahead.
     each = 4 * (len(documents) + 5 * signed.largest)
-    at_once = max(1, min(PERMUTATIONS, budget // 2 // max(1, each)))
+    at_once = max(1, min(PERMUTATIONS, most_bytes // max(1, each)))
     for first in range(0, PERMUTATIONS, at_once):
         numbers = signed.numbers_of(documents, first, min(first + at_once, PERMUTATIONS))
         for row in numbers:

@@ -16,11 +16,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Room
+from retro_ops import memory
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_index import ID_BYTES
+from retro_ops.memory import MemoryLimit
+from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
+from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.base import Written
 
@@ -125,18 +128,27 @@ def open_lists(uri: str) -> ListFile | None:
         wanted *= 4
 
 
-def too_large(uris: Sequence[str], room: Room) -> list[ListFile] | None:
-    """The index files ``uris``, if together they are larger than ``room``, so that their lists are to be read part by
-    part; None if they fit, or are of a type that must be loaded whole. Says which."""
+def memory_limit(parameters: Parameters) -> MemoryLimit:
+    """Limit of an index in memory: ``search_memory``, or what the machine has beside ``memory_budget``."""
+    requested = parse_bytes(parameters.search_memory) if parameters.search_memory else None
+    return memory.index_limit(requested, parse_bytes(parameters.memory_budget))
+
+
+def open_if_larger_than(limit: MemoryLimit, uris: Sequence[str]) -> list[ListFile] | None:
+    """The index files ``uris``, to be read part by part, if together they are larger than ``limit``.
+
+    None if they fit, or if one is of a type that must be loaded whole; the log says which.
+    """
     size = sum(store.at(uri).size(uri) for uri in uris)
-    if size <= room.bytes:
+    if size <= limit.bytes:
         return None
-    said = f"{uris[0]}{' and others' if len(uris) > 1 else ''}: {size:,} bytes, more than {room.bytes:,} ({room.why})"
+    name = f"{uris[0]}{' and others' if len(uris) > 1 else ''}"
+    too_large = f"{name}: {size:,} bytes exceed the limit of {limit.bytes:,} ({limit.why})"
     files = [file for uri in uris if (file := open_lists(uri))]
     if len(files) < len(uris):
-        say(f"{said}, but its type must be loaded whole", logging.WARNING, event="too_large")
+        say(f"{too_large}, but this type must be loaded whole", logging.WARNING, event="too_large")
         return None
-    say(f"{said}, so it is read part by part", event="in_parts")
+    say(f"{too_large}, so it is read part by part", event="in_parts")
     return files
 
 

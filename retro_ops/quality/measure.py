@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device, Room
+from retro_ops.compute.device import Device
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
-from retro_ops.index.ivf_file import too_large
+from retro_ops.index.ivf_file import memory_limit, open_if_larger_than
 from retro_ops.index.sampling import sample_rows
+from retro_ops.memory import MemoryLimit
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.search import chunk_reader, filters, open_index, tuning
@@ -106,7 +107,7 @@ def measure(
             "last": np.sum([w["last"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
         },
         "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
-        "index": _index_figures(paths.index_uri(plan, split), drawn, open_index.room_for(plan.parameters)),
+        "index": _index_figures(paths.index_uri(plan, split), drawn, memory_limit(plan.parameters)),
     }
 
 
@@ -175,8 +176,8 @@ def _rates(
     return rates, longest
 
 
-def _index_figures(uri: str, drawn: Sequence[Sampled], room: Room) -> dict[str, Any]:
-    parts = too_large([uri], room)
+def _index_figures(uri: str, drawn: Sequence[Sampled], limit: MemoryLimit) -> dict[str, Any]:
+    parts = open_if_larger_than(limit, [uri])
     # Sizes of the lists and what was trained say everything.
     index = parts[0].empty() if parts else load_index(uri)
     sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)

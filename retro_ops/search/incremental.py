@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device, Room
+from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.index import filling, index_types
 from retro_ops.index.faiss_files import load_index
-from retro_ops.index.ivf_file import too_large
+from retro_ops.index.ivf_file import open_if_larger_than
+from retro_ops.memory import MemoryLimit
 from retro_ops.plan.paths import distances_uri
 from retro_ops.search import reranking
 from retro_ops.search.chunk_reader import IndexedChunks
@@ -98,7 +99,7 @@ def update(
     device: Device,
     refuse: Refuse | None,
     seek: Seek,
-    room: Room,
+    limit: MemoryLimit,
     loaded: dict[tuple[str, ...], Index],
 ) -> Update:
     """What is new is searched exactly if it is little or ``width`` is None, else by an index of its own. ``loaded``:
@@ -120,7 +121,7 @@ def update(
             return reranking.exact_search(queries, k, chunks.blocks_of(new), refuse, known, compare)
     else:
         if former.partials not in loaded:
-            loaded[former.partials] = _index_of(former, chunks, new, device, refuse, room)
+            loaded[former.partials] = _index_of(former, chunks, new, device, refuse, limit)
         index = loaded[former.partials]
 
         def news(queries: Queries, known: Keys) -> Found:
@@ -132,11 +133,11 @@ def update(
 
 
 def _index_of(
-    former: Former, chunks: IndexedChunks, new: list[int], device: Device, refuse: Refuse | None, room: Room
+    former: Former, chunks: IndexedChunks, new: list[int], device: Device, refuse: Refuse | None, limit: MemoryLimit
 ) -> Index:
     """An index of the shards ``new`` alone, whose ids are those of all."""
-    if parts := too_large(former.partials, room):
-        return search_in_parts(parts, chunks, new, device, refuse, room)
+    if parts := open_if_larger_than(limit, former.partials):
+        return search_in_parts(parts, chunks, new, device, refuse, limit)
     index = load_index(former.trained)
     for uri in former.partials:
         filling.merge(index, load_index(uri), uri)

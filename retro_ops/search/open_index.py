@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device, Room, room
+from retro_ops import memory
+from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import prepare
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
-from retro_ops.index.ivf_file import ListFile, too_large
+from retro_ops.index.ivf_file import ListFile, memory_limit, open_if_larger_than
+from retro_ops.memory import MemoryLimit
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Split
 from retro_ops.search import faiss_search, filters, gpu_search
@@ -48,18 +50,14 @@ def open_index(
     """The index at ``uri`` on ``device``; part by part, if it is larger than it may be in memory. BadInputError when it
     was not filled from ``chunks``."""
     refuse = refuser(chunks, limits(parameters, split), pad_id)
-    room, everything = room_for(parameters), range(len(chunks.embeddings))
-    parts = too_large([uri], room)
+    limit, everything = memory_limit(parameters), range(len(chunks.embeddings))
+    parts = open_if_larger_than(limit, [uri])
     if parts:
         _check_total(uri, parts[0].total, chunks)
-        return search_in_parts(parts, chunks, everything, device, refuse, room)
+        return search_in_parts(parts, chunks, everything, device, refuse, limit)
     loaded = load_index(uri)
     _check_total(uri, loaded.ntotal, chunks)
     return search_of(loaded, chunks, everything, device, refuse)
-
-
-def room_for(parameters: Parameters) -> Room:
-    return room(parameters.search_memory, parameters.memory_budget)
 
 
 def _check_total(uri: str, total: int, chunks: IndexedChunks) -> None:
@@ -76,14 +74,14 @@ def search_in_parts(
     positions: Sequence[int],
     device: Device,
     refuse: Refuse | None,
-    room: Room,
+    limit: MemoryLimit,
 ) -> Index:
     """As ``search_of``, of files whose lists are read as they are needed and that together hold what the shards at
     ``positions`` do. On a GPU only their numbers are."""
     if device.chosen == "cuda":
-        numbers = np.concatenate([file.numbers(room.bytes // 3) for file in files])
+        numbers = np.concatenate([file.numbers(memory.lists_at_once(limit.bytes)) for file in files])
         return _by_vectors(files[0].empty(), chunks, positions, device, refuse, numbers)
-    ids, by_codes = chunks.ids_of(positions), in_parts(files, room.bytes)
+    ids, by_codes = chunks.ids_of(positions), in_parts(files, limit.bytes)
     blocks, lists = chunks.blocks_of(positions), len(files[0].sizes)
     return Index(_in_ids(by_codes, ids), blocks, len(ids), lists, MOST_CANDIDATES, refuse, coarse_rows=None)
 

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import uris
+from retro_ops import memory, uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Part, Unfinished
@@ -351,6 +351,7 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     """Wide search, exact distances, widening; see core/search.py."""
     import numpy as np
 
+    from retro_ops.index.ivf_file import memory_limit
     from retro_ops.search import chunk_reader, exact, incremental, open_index, reranking
     from retro_ops.search.filters import REASONS
     from retro_ops.search.tuning import width_from_json
@@ -375,7 +376,7 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
     effort, k = reranking.Effort(), parameters.num_neighbours
     say(f"{STAGE}: {width or 'exact search'}, {where.chosen} ({where.why})")
     # A block that is read anew for every few rows would cost more than the search: many rows at a time.
-    budget = parse_bytes(parameters.memory_budget) // 2
+    budget = memory.search_batch(parse_bytes(parameters.memory_budget))
     cells = budget // CELL_BYTES
     row_bytes = (width.candidates if width else EXACT_CELLS) * CELL_BYTES + 4 * shard.embeddings.row_bytes
     row_bytes += 2 * shard.tokens.row_bytes if shard.tokens else 0
@@ -389,10 +390,10 @@ def _search(job: Job, query: Query, parameters: Parameters, loaded: dict[str, An
             return index().exact(queries, k)
         return reranking.exact_search(queries, k, chunks.blocks, refuse, compare=open_index.comparer(where))
 
-    update, room = None, open_index.room_for(parameters)
+    update, limit = None, memory_limit(parameters)
     if job.former:
         news = loaded.setdefault("news", {})
-        update = incremental.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, room, news)
+        update = incremental.update(job.former, shard, chunks, k, width, cells, where, refuse, seek, limit, news)
     ahead: dict[str, Found] = loaded.setdefault("ahead", {})
     state: dict[str, Any] = {"start": 0, "keys": None}
     removed = np.zeros(len(REASONS), np.int64)
@@ -520,10 +521,9 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
     import numpy as np
 
     from retro_ops.index.faiss_files import load_index
-    from retro_ops.index.ivf_file import too_large
+    from retro_ops.index.ivf_file import memory_limit, open_if_larger_than
     from retro_ops.search import faiss_search
     from retro_ops.search.ivf_parts import in_parts
-    from retro_ops.search.open_index import room_for
     from retro_ops.search.seed_profile import seed_neighbours
     from retro_ops.storage.npy import open_npy
 
@@ -532,9 +532,9 @@ def _seed_search(job: Job, query: Query, parameters: Parameters, loaded: dict[st
         loaded["counts"] = read_ahead.side_by_side(lambda shard: len(open_npy(shard.embeddings)), job.shards)
     counts: list[int] = loaded["counts"]
     if "search" not in loaded:
-        room = room_for(parameters)
-        if where.chosen == "cpu" and (parts := too_large([job.index], room)):
-            loaded |= {"total": parts[0].total, "search": in_parts(parts, room.bytes)}
+        limit = memory_limit(parameters)
+        if where.chosen == "cpu" and (parts := open_if_larger_than(limit, [job.index])):
+            loaded |= {"total": parts[0].total, "search": in_parts(parts, limit.bytes)}
         else:
             index = load_index(job.index)
             loaded["total"] = int(index.ntotal)

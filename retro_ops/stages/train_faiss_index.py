@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import uris
+from retro_ops import memory, uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -153,7 +153,8 @@ def _sample(
     dimension = shards[0].shape[1]
     taken = min(wanted, int(counts.sum()))
     row_bytes = dimension * dtype.itemsize
-    needed, budget = taken * row_bytes, parse_bytes(parameters.memory_budget)
+    needed = taken * row_bytes
+    budget = memory.training_sample(parse_bytes(parameters.memory_budget))
     if needed > budget:
         raise BadInputError(
             f"{taken:,} training vectors of {dimension} dimensions need {needed / 2**30:.1f} GiB, "
