@@ -50,7 +50,7 @@ class Embedder:
             self._model = SentenceTransformer(name, device="cpu")
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"cannot load model {name!r}: {error}", LOADING_HINT) from error
-        self._where = where
+        self.device = where
         self._batch_rows = batch_size or BATCH_ROWS[where.chosen]
         self._way: Way | None = None
         self.how: dict[str, str] = {}
@@ -61,7 +61,7 @@ class Embedder:
     def prepare(self) -> None:
         """Choose the fastest way that gives what sentence-transformers gives."""
         odd = _odd(self._model)
-        precision = device.precision(self._where.chosen)
+        precision = device.precision(self.device.chosen)
         if odd is None:
             sample = exact(self._encoding)(list(SAMPLE))
             wanted = self._model.encode(list(SAMPLE), normalize_embeddings=True, show_progress_bar=False)
@@ -79,7 +79,7 @@ class Embedder:
                 say(f"{odd}: not used", logging.WARNING, event="way_refused")
         self.how = {"way": "encode", "dtype": "float32", "why": str(odd)}
         say(f"sentence-transformers' own encode is used, which is slower: {odd}", logging.WARNING, event="way_encode")
-        self._model.to(self._where.chosen)
+        self._model.to(self.device.chosen)
 
     def inputs(
         self, tokenizer: Tokenizer, how: str, *, fast: bool = True
@@ -127,15 +127,15 @@ class Embedder:
         module = copy.deepcopy(self._model[0].model).to(dtype).eval()
         if getattr(module, "pooler", None) is not None:
             module.pooler = None  # What it makes of the first token, nobody reads.
-        if self._where.chosen == "cuda":
+        if self.device.chosen == "cuda":
             if bert.is_bert(module):
                 yield backends.packed("packed, own layers", tokens, partial(backends.own_layers, module))
             yield backends.packed(
                 "packed", tokens, partial(backends.its_layers, module, int(self._model.max_seq_length))
             )
-        module.to(self._where.chosen)
+        module.to(self.device.chosen)
         pad_id = int(_tokenizer(self._model).pad_token_id or 0)
-        yield "padded", partial(backends.padded, module, self._where.chosen, tokens, pad_id)
+        yield "padded", partial(backends.padded, module, self.device.chosen, tokens, pad_id)
 
 
 def _odd(model: Any) -> str | None:

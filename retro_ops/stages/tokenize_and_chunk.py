@@ -1,7 +1,6 @@
 """Documents in JSON lines -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
 
 import contextlib
-import functools
 import uuid
 from argparse import ArgumentParser, Namespace
 from functools import partial
@@ -14,6 +13,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.execution.plan_files import read_plan
+from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
@@ -57,19 +57,22 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
+    tokenizer: Shared[Tokenizer] = Shared()
     if not arguments.plan:
-        _run(_job(arguments, parameters), parameters)
+        _run(_job(arguments, parameters), parameters, tokenizer)
         return
     plan = read_plan(arguments.plan)
-    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters))
+    shard_groups.each(
+        STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, tokenizer)
+    )
 
 
-def _run(job: Job, parameters: Parameters) -> None:
+def _run(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]") -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     # Standard input cannot be read again.
     folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
     unfinished = Unfinished(folder)
-    work = partial(_work, job, parameters, unfinished)
+    work = partial(_work, job, parameters, shared, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
 
 
@@ -127,20 +130,24 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
+def _work(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]", unfinished: Unfinished) -> report.Outcome:
     from retro_ops.tokens.encoders import sure_if_wrong
+    from retro_ops.tokens.tokenizer import Tokenizer
 
-    return sure_if_wrong(STAGE, unfinished, lambda fast: _tokenise(job, parameters, unfinished, fast=fast))
+    name = parameters.tokenizer
+    tokenizer = shared.get(name, lambda: Tokenizer(name, parameters.pad_id))
+    return sure_if_wrong(STAGE, unfinished, lambda fast: _tokenise(job, parameters, tokenizer, unfinished, fast=fast))
 
 
-def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
+def _tokenise(
+    job: Job, parameters: Parameters, tokenizer: "Tokenizer", unfinished: Unfinished, *, fast: bool
+) -> report.Outcome:
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
     from retro_ops.corpus.batches import batches as in_batches
     from retro_ops.tokens import chunk_batches
     from retro_ops.tokens.chunking import token_dtype
 
-    tokenizer = _tokenizer(parameters.tokenizer, parameters.pad_id)
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks
     _check_unchanged(job, unfinished)
@@ -194,14 +201,6 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast:
             **unfinished.details(),
         },
     )
-
-
-@functools.cache
-def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
-    """Loaded once for the shards of a group."""
-    from retro_ops.tokens.tokenizer import Tokenizer
-
-    return Tokenizer(name, pad_id)
 
 
 def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
