@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.errors import BadInputError
 from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.plan.specs import IndexShard
 from retro_ops.search.chunk_reader import BLOCK_ROWS, Documents, IndexedChunks
+from retro_ops.search.jobs import Job
 from retro_ops.search.reranking import Queries
 from retro_ops.storage import read_ahead
 from retro_ops.storage.npy import NpyReader, open_npy
@@ -43,6 +45,26 @@ class QueryShard:
             unknown = UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64)
             return Queries(vectors, unknown, tokens)
         return Queries(vectors, self.documents.rows(self.position, start, stop), tokens)
+
+
+def open_arrays(job: Job, indexed: NpyReader) -> tuple[NpyReader, NpyReader]:
+    """Embeddings and chunk2seq of the query shard of ``job``.
+
+    BadInputError unless they are of the same chunks and have the dimension of ``indexed``, embeddings of the index.
+    """
+    embeddings = open_npy(job.embeddings, ndim=2, kind="f")
+    chunk2seq = open_npy(job.chunk2seq, ndim=1, kind="iu")
+    if len(embeddings) != len(chunk2seq):
+        raise BadInputError(
+            f"{job.embeddings} has {len(embeddings):,} rows, {job.chunk2seq} has {len(chunk2seq):,}",
+            "they must come from the same chunks",
+        )
+    if embeddings.shape[1] != indexed.shape[1]:
+        raise BadInputError(
+            f"{job.embeddings} has {embeddings.shape[1]} dimensions, {job.index} has {indexed.shape[1]}",
+            "embed the queries with the model of the index",
+        )
+    return embeddings, chunk2seq
 
 
 def query_shard(chunks: IndexedChunks, position: int, with_tokens: bool) -> QueryShard:

@@ -57,6 +57,9 @@ class Width:
     nprobe: int
     candidates: int
 
+    def __str__(self) -> str:
+        return f"nprobe {self.nprobe}, {self.candidates} candidates"
+
     def widened(self) -> "Width":
         return Width(self.nprobe * WIDEN, self.candidates * WIDEN)
 
@@ -137,6 +140,9 @@ class Found:
     @staticmethod
     def nothing(rows: int, k: int) -> "Found":
         return Found(np.full((rows, k), NOTHING), np.zeros((rows, len(REASONS)), np.int64))
+
+    def take(self, rows: NDArray[np.int64] | slice) -> "Found":
+        return Found(self.keys[rows], self.removed[rows])
 
     def put(self, rows: NDArray[np.int64] | slice, found: "Found") -> None:
         self.keys[rows], self.removed[rows] = found.keys, found.removed
