@@ -39,7 +39,7 @@ def on(device: str, values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values if values.flags.writeable else values.copy()).to(device)
 
 
-def asking(vectors: Tensor) -> Tensor:
+def query_operand(vectors: Tensor) -> Tensor:
     """Left operand of scores: half ``[..., n, columns(d)]`` of ``[..., n, d]``."""
     asked = vectors.new_zeros((*vectors.shape[:-1], columns(vectors.shape[-1])), dtype=_half())
     asked[..., : vectors.shape[-1]] = vectors
@@ -47,7 +47,7 @@ def asking(vectors: Tensor) -> Tensor:
     return asked
 
 
-def answering(vectors: Tensor) -> Tensor:
+def vector_operand(vectors: Tensor) -> Tensor:
     """Right operand, likewise. Vectors are rounded to half first, so a score is that of what is multiplied."""
     dimension = vectors.shape[-1]
     given = vectors.new_zeros((*vectors.shape[:-1], columns(dimension)), dtype=_half())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.fp16_scores import Tensor, asking
+from retro_ops.compute.fp16_scores import Tensor, query_operand
 from retro_ops.index import kmeans
 
 CODE_VALUES = 256
@@ -57,13 +57,13 @@ class Coder:
 
         if self.transform is not None:
             vectors = self.transform(vectors)
-        lists = kmeans.nearest(asking(vectors[None]), self.centroids)[0]
+        lists = kmeans.nearest(query_operand(vectors[None]), self.centroids)[0]
         width = ((self.centroids.shape[1] - 1).bit_length() + 7) // 8
         number = lists[:, None].view(torch.uint8)[:, :width]
         if self.codebooks is None:
             return torch.cat((number, vectors.float().contiguous().view(torch.uint8)), dim=1)
         residuals = _parts(vectors.float() - self.centroids[0, lists], len(self.codebooks))
-        codes = kmeans.nearest(asking(residuals), self.codebooks)
+        codes = kmeans.nearest(query_operand(residuals), self.codebooks)
         return torch.cat((number, codes.T.to(torch.uint8)), dim=1)
 
 
@@ -74,7 +74,7 @@ def train(vectors: Tensor, lists: int, parts: int | None, iterations: tuple[int,
     if parts is None:
         return Coder(centroids, None)
     sample = sampled(vectors, CODEBOOK_POINTS, seed)
-    residuals = sample.float() - centroids[0, kmeans.nearest(asking(sample[None]), centroids)[0]]
+    residuals = sample.float() - centroids[0, kmeans.nearest(query_operand(sample[None]), centroids)[0]]
     codebooks = kmeans.kmeans(_parts(residuals, parts).half(), CODE_VALUES, iterations[1], seed)
     return Coder(centroids, codebooks)
 
@@ -102,7 +102,7 @@ def rotation(
     for _ in range(iterations[0]):
         turned = _parts(given @ turn, parts).half()
         codebooks = kmeans.kmeans(turned, CODE_VALUES, iterations[1 if codebooks is None else 2], seed, codebooks)
-        said = codebooks[number, kmeans.nearest(asking(turned), codebooks)].transpose(0, 1).flatten(1)
+        said = codebooks[number, kmeans.nearest(query_operand(turned), codebooks)].transpose(0, 1).flatten(1)
         # Few numbers, of which a CPU makes shorter work.
         left, _, right = torch.linalg.svd((given.T @ said).double().cpu(), full_matrices=False)
         turn = (left @ right).float().to(given.device)

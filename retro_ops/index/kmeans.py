@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.fp16_scores import Tensor, answering, asking, scores
+from retro_ops.compute.fp16_scores import Tensor, query_operand, scores, vector_operand
 
 MOST_POINTS_PER_CENTROID = 256
 
@@ -38,7 +38,7 @@ def kmeans(points: Tensor, count: int, iterations: int, seed: int, start: Tensor
         first = torch.randperm(rows, generator=random)[:count]
         start = points[:, first.to(points.device)].float()
     centroids = start
-    asked = asking(points)
+    asked = query_operand(points)
     flat = points.reshape(problems * rows, dimension)
     problem = torch.arange(problems, device=points.device)[:, None] * count
     draw = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ def nearest(asked: Tensor, centroids: Tensor) -> Tensor:
     scores, ``[b, n, c]``)."""
     import torch
 
-    given = answering(centroids)
+    given = vector_operand(centroids)
     blocks = asked.split(BLOCK_ROWS, dim=1)
     return torch.cat([scores(block, given).argmax(dim=-1) for block in blocks], dim=1)
 

@@ -145,9 +145,9 @@ def _rates(
     queries = join([entry.queries for entry in drawn])
     found = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
-    refuse = open_index.refuser(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
+    hit_filter = open_index.hit_filter(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
     compare = open_index.comparer(device)
-    truth, _ = unpack(exact_search(queries, found.shape[1], chunks.blocks, refuse, compare=compare).keys)
+    truth, _ = unpack(exact_search(queries, found.shape[1], chunks.blocks, hit_filter, compare=compare).keys)
     hits = ((truth[:, :, None] == found[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
     rows, columns = np.nonzero(found >= 0)
     ids = found[rows, columns]

@@ -58,10 +58,10 @@ class NewChunks:
 
     def search(self, queries: Queries, known: Keys) -> Found:
         """The ``k`` best of ``known`` (uint64 ``[m, k]``) and the new chunks."""
-        chunks, refuse, compare = self.searched.chunks, self.searched.refuse, self.searched.compare
+        chunks, hit_filter, compare = self.searched.chunks, self.searched.hit_filter, self.searched.compare
         if self.index is None or self.width is None:
             blocks = chunks.blocks_of(self.positions)
-            return reranking.exact_search(queries, self.k, blocks, refuse, known, compare)
+            return reranking.exact_search(queries, self.k, blocks, hit_filter, known, compare)
         found = reranking.candidates(queries, self.k, self.index, self.index.clip(self.width), self.cells)
         return Found(smallest(np.concatenate((known, found.keys), axis=1), self.k), found.removed)
 

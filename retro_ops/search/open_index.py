@@ -22,7 +22,7 @@ from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import Compare, comparing, on_host
 from retro_ops.search.faiss_search import Coarse
 from retro_ops.search.ivf_parts import in_parts
-from retro_ops.search.reranking import Found, Index, Queries, Refuse
+from retro_ops.search.reranking import Found, HitFilter, Index, Queries
 
 MOST_CANDIDATES = 2**15
 """Rows that need more are searched exactly."""
@@ -38,14 +38,14 @@ def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
     return filters.Limits(parameters.max_overlap, parameters.max_shared_run, parameters.max_shared_ngrams)
 
 
-def refuser(chunks: IndexedChunks, of: filters.Limits, pad_id: int) -> Refuse | None:
+def hit_filter(chunks: IndexedChunks, of: filters.Limits, pad_id: int) -> HitFilter | None:
     """Applies the filters ``of`` to hits among ``chunks``; None if there are none."""
 
-    def refuse(queries: Queries, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def reasons(queries: Queries, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         assert queries.tokens is not None
         return filters.reasons(of, queries.tokens[rows], chunks.tokens(ids), pad_id)
 
-    return refuse if of else None
+    return reasons if of else None
 
 
 def comparer(device: Device) -> Compare:
@@ -77,8 +77,8 @@ class SearchedIndex:
         return limits(self.parameters, self.split)
 
     @cached_property
-    def refuse(self) -> Refuse | None:
-        return refuser(self.chunks, self.limits, self.pad_id)
+    def hit_filter(self) -> HitFilter | None:
+        return hit_filter(self.chunks, self.limits, self.pad_id)
 
     @cached_property
     def compare(self) -> Compare:
@@ -110,7 +110,7 @@ class SearchedIndex:
         by_codes = faiss_search.searcher(index, self.device, shard_over_gpus=False)
         lists = faiss_index.list_count(index)
         blocks = self.chunks.blocks_of(positions)
-        return Index(_in_global_ids(by_codes, ids), blocks, len(ids), lists, MOST_CANDIDATES, self.refuse)
+        return Index(_in_global_ids(by_codes, ids), blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter)
 
     def over_parts(self, files: Sequence[ListFile], positions: Sequence[int]) -> Index:
         """The same search of index files that together hold these shards, and whose lists are read as needed.
@@ -124,7 +124,7 @@ class SearchedIndex:
         ids, by_codes = self.chunks.ids_of(positions), in_parts(files, limit)
         blocks, lists = self.chunks.blocks_of(positions), len(files[0].sizes)
         coarse = _in_global_ids(by_codes, ids)
-        return Index(coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.refuse, coarse_rows=None)
+        return Index(coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter, coarse_rows=None)
 
     def _over_vectors(self, index: Any, positions: Sequence[int], lists_of: NDArray[np.int32] | None) -> Index:
         """Search of whole vectors on GPUs. ``lists_of``: the list of each vector, if ``index`` is empty."""
@@ -139,7 +139,7 @@ class SearchedIndex:
         scan = gpu_search.Scan(of, blocks, spans)
         lists = faiss_index.list_count(index)
         return Index(
-            *(scan.coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.refuse),
+            *(scan.coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter),
             nearest=scan.nearest,
             compare=self.compare,
         )

@@ -109,10 +109,10 @@ class Retriever:
         searched = self._searched
         if self._width:
             return reranking.find(queries, self._k, searched.index, self._width, self._cells, self._effort)
-        if searched.device.chosen == "cuda" and not searched.refuse:
+        if searched.device.chosen == "cuda" and not searched.hit_filter:
             return searched.index.exact(queries, self._k)
         blocks = searched.chunks.blocks
-        return reranking.exact_search(queries, self._k, blocks, searched.refuse, compare=searched.compare)
+        return reranking.exact_search(queries, self._k, blocks, searched.hit_filter, compare=searched.compare)
 
     def _search_with_following(self) -> Found:
         """Neighbours of this shard, found together with those of as many following shards as fit into the batch.

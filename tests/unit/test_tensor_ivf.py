@@ -140,7 +140,7 @@ def test_empty_clusters_are_refilled_and_every_point_is_near_a_centroid() -> Non
     places = torch.nn.functional.normalize(torch.randn((20, 16), generator=torch.Generator().manual_seed(0)), dim=1)
     points = places.half()[torch.arange(2000) % 20][None]
     centroids = kmeans.kmeans(points, 40, 10, seed=0)
-    labels = kmeans.nearest(fp16_scores.asking(points), centroids)[0]
+    labels = kmeans.nearest(fp16_scores.query_operand(points), centroids)[0]
     assert torch.linalg.norm(centroids[0, labels] - points[0].float(), dim=1).max() < 0.01
     assert torch.isfinite(centroids).all()
 
@@ -157,7 +157,7 @@ def test_a_score_is_half_the_distance_less_what_all_scores_of_a_query_share() ->
     random = torch.Generator().manual_seed(0)
     q, x = (torch.nn.functional.normalize(torch.randn((50, 384), generator=random), dim=1).half() for _ in range(2))
     expected = (q.double().square().sum(dim=1, keepdim=True) - torch.cdist(q.double(), x.double()) ** 2) / 2
-    found = fp16_scores.scores(fp16_scores.asking(q), fp16_scores.answering(x))
+    found = fp16_scores.scores(fp16_scores.query_operand(q), fp16_scores.vector_operand(x))
     assert (found.double() - expected).abs().max() < fp16_scores.ROUNDING
 
 
