@@ -63,11 +63,6 @@ class Tokenizer:
         return model_inputs.Decoding(self.backend.to_str(), bool(cleans_up))
 
 
-def absolute_name(name: str) -> str:
-    """A local folder as an absolute path; a hub name as it is."""
-    return str(Path(name).resolve()) if os.path.isdir(name) else name
-
-
 def name_digest(name: str) -> str:
     """Identifies what ``name`` stands for without loading it: the files of a local folder, else the name."""
     if not os.path.isdir(name):
