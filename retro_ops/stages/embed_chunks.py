@@ -102,9 +102,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters, models: _Models, unfinished: Unfinished) -> report.Outcome:
-    from retro_ops.tokens.encoders import sure_if_wrong
+    from retro_ops.tokens.encoders import retry_with_reference
 
-    return sure_if_wrong(STAGE, unfinished, lambda fast: _embed(job, parameters, models, unfinished, fast=fast))
+    return retry_with_reference(STAGE, unfinished, lambda fast: _embed(job, parameters, models, unfinished, fast=fast))
 
 
 def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Unfinished, *, fast: bool) -> report.Outcome:

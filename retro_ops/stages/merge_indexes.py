@@ -1,4 +1,4 @@
-"""Partial indexes -> train.index (training shards) and val.index (the same, extended by the validation shards)."""
+"""Partial indexes -> train.index (training shards) and val.index (extended by the validation shards)."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ STAGE = "merge-indexes"
 
 @dataclass(frozen=True)
 class Step:
-    """Append ``partials`` to what is there, then write the whole to ``output``."""
+    """Append ``partials`` to the index so far, and write it to ``output``."""
 
     partials: tuple[str, ...]
     output: str
@@ -37,7 +37,7 @@ class Job:
     report: str
     digest: str
     planned: bool = False
-    """Then each index lies in a folder with its report."""
+    """Whether each index lies in a folder with its report, and can be checked against it."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _planned_job(plan_uri: str) -> Job:
 
 
 def _extended(plan: Plan) -> tuple[Shard, ...]:
-    """Training shards that the base version's index holds, if it holds the first of this plan's and no others."""
+    """Training shards of the base version's index, if they are the first of this plan, so that the index can grow."""
     former = plan.base.indexed("train") if plan.base and plan.base.index else ()
     first = plan.indexed("train")[: len(former)]
     same = [shard.name for shard in former] == [shard.name for shard in first]
