@@ -31,12 +31,13 @@ def in_parts(files: Sequence[ListFile], memory_limit: int) -> Coarse:
     So the probed lists are read once for each batch of queries, not for each query.
     """
     index = files[0].empty()
-    inner: Any = faiss_index.inner_index(index)
-    project = faiss_index.projection(index)
     first_ids = np.cumsum([0, *(file.total for file in files)])[:-1].tolist()
     at_once = memory.lists_at_once(memory_limit)
 
     def search(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        # faiss frees these with ``index``, so it is the index that the search holds on to.
+        inner: Any = faiss_index.inner_index(index)
+        project = faiss_index.projection(index)
         distances = np.full((len(queries), width), np.inf, np.float32)
         ids = np.full((len(queries), width), -1, np.int64)
         query_bytes = HIT_BYTES * width + PROBE_BYTES * nprobe + NUMBER_BYTES * queries.shape[1]
