@@ -78,7 +78,7 @@ def main() -> None:
     plan = prepare(arguments.folder, arguments.model, arguments.index_type)
     chunks = chunk_reader.IndexedChunks(paths.index_shards(plan, "train"))
     where = choose("auto", "faiss")
-    index = open_index.open_index(paths.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0)
+    index = open_index.SearchedIndex(paths.index_uri(plan, "train"), chunks, where, Parameters(), "train", 0).index
     shards = [query_shard(chunks, position, with_tokens=False) for position in range(len(plan.shards))]
     each = arguments.queries // len(shards)
     queries = join([sample([shard], each, seed=1) for shard in shards])

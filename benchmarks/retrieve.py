@@ -118,7 +118,7 @@ def main() -> None:
     print(machine.describe())
     print(f"measured limits: {limits.operations / 1e12:,.1f} TFLOP/s, {limits.bytes / 1e9:,.0f} GB/s copied")
     start = time.monotonic()
-    ours = open_index.search_of(index, chunks, [0], where, None)
+    ours = open_index.SearchedIndex("", chunks, where, Parameters(), None, 0).over(index, [0])
     load_s = time.monotonic() - start
     tuning_sample, check = (sample([of_shard], of.sample, seed) for seed in (0, 1))
     queries = sample([of_shard], of.queries, seed=2)

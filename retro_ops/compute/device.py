@@ -1,6 +1,5 @@
-"""The one place where GPU or CPU is chosen, and how it is used, with the reason."""
+"""Chooses GPU or CPU, the precision on it and the number of cores, each with the reason: the only place that does."""
 
-import contextlib
 import ctypes
 import os
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.sizes import parse_bytes
 
 CHOICES = ("auto", "cpu", "cuda")
 Library = Literal["torch", "faiss"]
@@ -24,8 +22,7 @@ class Device:
 def choose(requested: str, library: Library) -> Device:
     """``cpu`` or ``cuda`` for ``library``.
 
-    Raises ConfigurationError when ``cuda`` is asked for and ``library`` sees no GPU: never a silent
-    run on the CPU.
+    ConfigurationError if ``cuda`` is requested and ``library`` sees no GPU: a run never falls back to the CPU silently.
     """
     if requested not in CHOICES:
         raise BadInputError(f"unknown device {requested!r}", f"use one of {', '.join(CHOICES)}")
@@ -37,7 +34,7 @@ def choose(requested: str, library: Library) -> Device:
             hint = "check nvidia-smi and the driver, or use --device auto or cpu"
             if library == "faiss":
                 hint = "install faiss-gpu in place of faiss-cpu and check nvidia-smi, or use --device auto or cpu"
-            raise ConfigurationError(f"--device cuda was asked for, but {library} sees no GPU", hint)
+            raise ConfigurationError(f"--device cuda was requested, but {library} sees no GPU", hint)
         return Device("cuda", "asked for")
     if count:
         return Device("cuda", f"auto: {library} sees {count} GPU{'s' if count > 1 else ''}")
@@ -53,60 +50,27 @@ class Precision:
 
 
 def precision(chosen: str) -> Precision:
-    """Of a model on the device ``chosen``. Half precision only where it is the fast one."""
+    """Precision of a model on the device ``chosen``: half precision only where it is faster."""
     if chosen == "cuda":
         return Precision("float16", "GPU: tensor cores; more digits than bfloat16 at the same rate")
     import torch
 
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     for feature in ("amx_bf16", "avx512_bf16"):
-        if able.get(feature):
+        if capabilities.get(feature):
             return Precision("bfloat16", f"CPU: has {feature}")
     return Precision("float32", "CPU: has neither amx_bf16 nor avx512_bf16, without which bfloat16 is slower")
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its container if there is one."""
+    """Cores that this process may use, by its affinity and the CPU quota of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
     return max(1, min(allowed, round(quota))) if quota else allowed
 
 
-@dataclass(frozen=True)
-class Room:
-    """Bytes that an index may take in memory, and why."""
-
-    bytes: int
-    why: str
-
-
-SHARE_FOR_AN_INDEX = 0.75
-LEAST_ROOM_BYTES = 2**26
-
-
-def room(asked: str | None, memory_budget: str) -> Room:
-    """For an index: what was ``asked`` for, else most of what this machine, or container, has."""
-    if asked:
-        return Room(parse_bytes(asked), f"--search-memory {asked}")
-    there = min(limit for limit in (_machine_memory(), _cgroup_memory()) if limit)
-    kept = max(LEAST_ROOM_BYTES, int(there * SHARE_FOR_AN_INDEX) - parse_bytes(memory_budget))
-    return Room(kept, f"three quarters of {there / 2**30:.1f} GiB, less the memory budget")
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_memory() -> int | None:
-    """Bytes that the container may use, None: any. Version 2, and version 1."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            return int(Path("/sys/fs/cgroup", name).read_text())
-    return None
-
-
 def _cgroup_quota() -> float | None:
-    """Cores' worth of time that the container may use, None: any. Version 2, and version 1."""
+    """CPU quota of the container in cores, None if it has none. Control groups of version 2, then version 1."""
     folder = Path("/sys/fs/cgroup")
     try:
         if (folder / "cpu.max").exists():
@@ -122,7 +86,7 @@ DRIVERS = ("libcuda.so.1", "libamdhip64.so")
 
 
 def _torch_gpus() -> int:
-    # Importing torch takes seconds and hundreds of MiB, and stages without a model do it for this question alone.
+    # Importing torch takes seconds and hundreds of MiB, which stages without a model would spend on this check alone.
     if "torch" not in sys.modules and not any(map(_loads, DRIVERS)):
         return 0
     import torch
@@ -141,5 +105,5 @@ def _loads(library: str) -> bool:
 def _faiss_gpus() -> int:
     import faiss
 
-    # faiss-cpu has no such function in some releases.
+    # Some releases of faiss-cpu lack this function.
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0

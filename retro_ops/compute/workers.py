@@ -1,4 +1,4 @@
-"""Work that runs beside the stage: in threads ahead of it, in processes of its own."""
+"""Runs work beside a stage: ahead of it in threads, or in processes."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 2
-"""Items that wait for each process or reader: enough that none is idle, and what waits stays small."""
+"""Items that wait for each process or reader: enough to keep it busy, few enough to hold."""
 
 _END = object()
 _function: Callable[[Any], Any]
@@ -25,9 +25,9 @@ _function: Callable[[Any], Any]
 
 @contextlib.contextmanager
 def ahead(items: Iterable[T], waiting: int = AHEAD) -> Iterator[Iterator[T]]:
-    """``items``, made in a thread while the caller works on those before; at most ``waiting`` of them wait.
+    """``items``, made in a thread while the caller works on earlier ones; at most ``waiting`` of them wait.
 
-    An exception of ``items`` is raised where the item would have come. Leaving the context ends the thread.
+    An exception of ``items`` is raised in place of the item. Leaving the context ends the thread.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(waiting)
     left = threading.Event()
@@ -45,11 +45,11 @@ def ahead(items: Iterable[T], waiting: int = AHEAD) -> Iterator[Iterator[T]]:
                 if not put((item, None)):
                     return
             put((_END, None))
-        except BaseException as error:  # The caller's to raise.
+        except BaseException as error:  # Raised in the thread of the caller.
             put((_END, error))
         finally:
             if isinstance(items, Generator):
-                items.close()  # What it holds, such as processes, ends with it.
+                items.close()  # Ends what it holds, such as processes.
 
     def taken() -> Iterator[T]:
         while True:
@@ -70,12 +70,12 @@ def ahead(items: Iterable[T], waiting: int = AHEAD) -> Iterator[Iterator[T]]:
 
 
 def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes: int) -> Iterator[R]:
-    """What the function that ``make`` gives makes of each item, in the order of ``items``.
+    """Applies the function that ``make`` returns to each item, and yields the results in the order of ``items``.
 
-    In ``processes`` of its own, each of which calls ``make`` once; in this one where there is one item only, or one
-    process. They stay for whoever asks for the same next, as the shards of a group do; one caller at a time. ``items``
-    is read no further ahead than keeps them busy, so memory is bounded. An exception is raised where the result would
-    have come.
+    It runs in ``processes`` worker processes, each of which calls ``make`` once; in this process if there is only one
+    item, or one process. The workers are kept for the next call with the same ``make``, as the shards of a group make;
+    only one caller may use them at a time. ``items`` is read no further ahead than keeps the workers busy, so memory is
+    bounded. An exception is raised in place of the result.
     """
     source = iter(items)
     first = list(itertools.islice(source, 2))
@@ -101,12 +101,12 @@ _kept: tuple[bytes, ProcessPoolExecutor] | None = None
 
 
 def _pool(make: Callable[[], Callable[[Any], Any]], processes: int) -> ProcessPoolExecutor:
-    """Processes in which ``make`` was called: those that are kept, if it was the same and none of them died."""
+    """Worker processes that have called ``make``: the kept ones, if it was the same and none of them has died."""
     global _kept
     wanted = pickle.dumps((make, processes))
     if _kept is None or _kept[0] != wanted or _is_broken(_kept[1]):
         _end_pool()
-        # Spawned, since a fork would copy locks that threads of this process hold.
+        # Spawned: a fork would copy locks that threads of this process hold.
         context = multiprocessing.get_context("spawn")
         _kept = wanted, ProcessPoolExecutor(processes, context, _begin, (make,))
     return _kept[1]
@@ -129,14 +129,14 @@ def _end_pool() -> None:
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _function
-    # The processes are what runs in parallel.
+    # The processes already run in parallel.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _function = make()
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot say so; nobody else would end this process."""
+    """Ends this process when its parent dies: a parent that was killed cannot do that itself."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()

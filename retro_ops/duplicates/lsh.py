@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops import memory
 from retro_ops.duplicates import document_pairs
 from retro_ops.duplicates.document_pairs import Pairs
 from retro_ops.duplicates.minhash import PERMUTATIONS
@@ -50,10 +51,10 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
             f"the corpus has {signed.total:,} documents, more than the limit of {document_pairs.MOST_DOCUMENTS:,}",
             "split the corpus into several datasets",
         )
-    exact, first_of_its_text = _equal(signed, budget)
+    exact, first_of_its_text = _equal(signed, memory.hashed_texts(budget))
     rows = document_pairs.rows_per_band(threshold)
     least = int(np.ceil(threshold * PERMUTATIONS - 1e-9))
-    at_once = max(LEAST_AT_ONCE, budget // 2 // PAIR_BYTES)
+    at_once = max(LEAST_AT_ONCE, memory.candidate_pairs(budget) // PAIR_BYTES)
     waiting: list[Pairs] = []
     near, compared = np.zeros(0, np.uint64), 0
 
@@ -64,11 +65,11 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
         compared += len(pairs)
         for start in range(0, len(pairs), at_once):
             part = pairs[start : start + at_once]
-            alike = part[shared(signed, part, budget // 2) >= least]
+            alike = part[shared(signed, part, memory.pair_signatures(budget)) >= least]
             if len(alike):
                 near = document_pairs.forest(document_pairs.joined([near, alike]))
 
-    for documents, keys in _bands(signed, first_of_its_text, rows, budget // 2, progress):
+    for documents, keys in _bands(signed, first_of_its_text, rows, memory.band_keys(budget), progress):
         waiting.append(document_pairs.candidates(*document_pairs.groups(keys, documents)))
         if sum(map(len, waiting)) >= at_once:
             compare()
@@ -76,10 +77,10 @@ def find(signed: SignedShards, threshold: float, budget: int, progress: Callable
     return Alike(exact, near, compared)
 
 
-def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]:
+def _equal(signed: SignedShards, most_bytes: int) -> tuple[Pairs, NDArray[np.bool_]]:
     """Pairs of equal texts, and whether each document is the first with its text; the others need no comparison."""
     pairs, first = [], np.ones(signed.total, np.bool_)
-    parts = _parts(signed.total, budget)
+    parts = _parts(signed.total, most_bytes)
     for part in range(parts):
         documents, keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
         for start, block in signed.contents():
@@ -92,15 +93,15 @@ def _equal(signed: SignedShards, budget: int) -> tuple[Pairs, NDArray[np.bool_]]
 
 
 def _bands(
-    signed: SignedShards, wanted: NDArray[np.bool_], rows: int, budget: int, progress: Callable[[int], None]
+    signed: SignedShards, wanted: NDArray[np.bool_], rows: int, most_bytes: int, progress: Callable[[int], None]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
     """(documents, their keys) for each band, for the ``wanted`` documents only.
 
     Large corpora yield a band in several parts, split by key. Several bands are read at once if they fit in ``budget``,
     since each read of a shard costs a request.
     """
-    bands, parts = PERMUTATIONS // rows, _parts(signed.total, budget)
-    read = max(1, min(bands, budget // max(1, KEY_BYTES * signed.total + 16 * rows * signed.largest)))
+    bands, parts = PERMUTATIONS // rows, _parts(signed.total, most_bytes)
+    read = max(1, min(bands, most_bytes // max(1, KEY_BYTES * signed.total + 16 * rows * signed.largest)))
     for first in range(0, bands, read):
         together = range(first, min(first + read, bands))
         for part in range(parts):
@@ -118,9 +119,9 @@ def _bands(
         progress(len(together))
 
 
-def _parts(documents: int, budget: int) -> int:
-    """Number of parts of the key space, so that the keys of one part fit in ``budget``."""
-    return max(1, -(-documents * KEY_BYTES // budget))
+def _parts(documents: int, most_bytes: int) -> int:
+    """Number of parts of the key space, so that the keys of one part fit in ``most_bytes``."""
+    return max(1, -(-documents * KEY_BYTES // most_bytes))
 
 
 def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
@@ -136,7 +137,7 @@ def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
     return rest
 
 
-def shared(signed: SignedShards, pairs: Pairs, budget: int) -> NDArray[np.uint16]:
+def shared(signed: SignedShards, pairs: Pairs, most_bytes: int) -> NDArray[np.uint16]:
     """How many of the PERMUTATIONS signature rows the two documents of each pair have in common, uint16 ``[pairs]``."""
     a, b = document_pairs.unpack(pairs)
     documents, places = np.unique(np.concatenate((a, b)), return_inverse=True)
@@ -144,7 +145,7 @@ def shared(signed: SignedShards, pairs: Pairs, budget: int) -> NDArray[np.uint16
     counts = np.zeros(len(pairs), np.uint16)
     # A block of a shard is read as a whole, and four blocks are read ahead.
     each = 4 * (len(documents) + 5 * signed.largest)
-    at_once = max(1, min(PERMUTATIONS, budget // 2 // max(1, each)))
+    at_once = max(1, min(PERMUTATIONS, most_bytes // max(1, each)))
     for first in range(0, PERMUTATIONS, at_once):
         numbers = signed.numbers_of(documents, first, min(first + at_once, PERMUTATIONS))
         for row in numbers:

@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops import memory
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.batches import Batch
 from retro_ops.duplicates import minhash
@@ -77,7 +78,9 @@ class SignatureWriter:
 
     def close(self) -> list[Written]:
         with NpyWriter(self._files["signatures"], np.uint32, (self.documents,), rows=minhash.PERMUTATIONS) as writer:
-            at_once = max(1, min(minhash.PERMUTATIONS, self._budget // 8 // max(1, 4 * self.documents)))
+            at_once = max(
+                1, min(minhash.PERMUTATIONS, memory.transposed_signatures(self._budget) // max(1, 4 * self.documents))
+            )
             for first in range(0, minhash.PERMUTATIONS, at_once):
                 writer.append(self._columns(first, min(first + at_once, minhash.PERMUTATIONS)))
             return [writer.close(), *(array.close() for array in self._arrays.values())]

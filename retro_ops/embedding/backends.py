@@ -1,4 +1,4 @@
-"""Rows of token ids -> embeddings, by the layers of a transformer: rows padded, or one after the other on GPUs."""
+"""Computes embeddings of rows of token ids with the layers of a transformer: rows padded, or packed on GPUs."""
 
 import copy
 from collections import deque
@@ -15,22 +15,22 @@ from retro_ops.embedding import bert
 from retro_ops.tokens import packing
 
 LEAST_ROW_TOKENS = 32
-"""Rows of a packed batch are at most so many that they would fill it with so few ids each."""
+"""A packed batch has at most as many rows as would fill it with this many ids each."""
 
 PACKED = "retro_packed"
 
 Vectors: TypeAlias = NDArray[np.float16]
-Way: TypeAlias = Callable[[Iterable[packing.Rows]], Iterator[Vectors]]
+Backend: TypeAlias = Callable[[Iterable[packing.Rows]], Iterator[Vectors]]
 Hidden: TypeAlias = Callable[[Any, Any, Any], Any]
 """(ids, positions within the row, starts of the rows) -> last hidden state ``[tokens, d]``, of packed rows."""
 
 
 def padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
-    """Rows of like length together, padded to the longest. One array for each of ``parts``, whose rows alone decide
-    which ones come together.
+    """Embeds rows of similar length together, padded to the longest.
 
-    On a CPU each core has batches of its own: cores that share one wait for each other at every product, and vectors
-    would depend on their number.
+    Yields an array float16 ``[n, d]`` for each of ``parts``, whose rows alone decide how they are batched. On a CPU
+    each core has batches of its own: cores that share a batch wait for each other at every product, and vectors would
+    depend on the number of cores.
     """
     import torch
 
@@ -39,7 +39,7 @@ def padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[pa
         with torch.inference_mode():
             hidden = module(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
             sums = (hidden.float() * mask[:, :, None]).sum(dim=1)
-            unit = torch.nn.functional.normalize(sums, dim=1)  # A mean points where the sum does.
+            unit = torch.nn.functional.normalize(sums, dim=1)  # The mean has the direction of the sum.
         return np.asarray(unit.half().cpu().numpy())
 
     threads = device.cores() if where == "cpu" else 1
@@ -52,8 +52,8 @@ def padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[pa
             yield vectors
 
 
-def packed(name: str, tokens: int, load: Callable[[str], Hidden]) -> tuple[str, Way]:
-    """Each GPU has a copy of the model, which ``load`` makes."""
+def packed(name: str, tokens: int, load: Callable[[str], Hidden]) -> tuple[str, Backend]:
+    """A description and a backend that packs rows without padding. ``load`` makes the copy of the model on each GPU."""
     import torch
 
     def embed(parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
@@ -71,7 +71,7 @@ def own_layers(module: Any, where: str) -> Hidden:
 
 
 def its_layers(module: Any, longest: int, where: str) -> Hidden:
-    """Those of transformers, with an attention that knows packed rows."""
+    """The layers of transformers, with an attention over packed rows. ``longest``: ids of the longest row."""
     import torch
     from transformers import AttentionInterface
 
@@ -95,8 +95,8 @@ def its_layers(module: Any, longest: int, where: str) -> Hidden:
 def _in_turn(
     replicas: Sequence[Callable[[packing.Packed], Callable[[], Vectors]]], tokens: int, parts: Iterable[packing.Rows]
 ) -> Iterator[Vectors]:
-    """Rows one after the other without padding, always in batches of one shape: each row is computed the same way
-    whatever comes with it. GPUs take turns; each has a batch to work on while the next ones are made."""
+    """Embeds rows one after the other without padding, always in batches of one shape, so that the vector of a row does
+    not depend on the others. GPUs take turns; each has a batch to work on while the next ones are made."""
     waiting: deque[Callable[[], Vectors]] = deque()
     for number, batch in enumerate(packing.pack(parts, tokens, tokens // LEAST_ROW_TOKENS)):
         waiting.append(replicas[number % len(replicas)](batch))
@@ -107,7 +107,7 @@ def _in_turn(
 
 
 def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[], Vectors]:
-    """Start on ``batch``; the function that is returned waits for its vectors."""
+    """Starts to embed ``batch``. The returned function waits for its vectors, float16 ``[rows, d]``."""
     import torch
 
     with torch.inference_mode(), torch.cuda.device(where):
@@ -116,11 +116,11 @@ def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[]
         )
         every = torch.arange(len(ids), dtype=torch.int32, device=where)
         row = torch.searchsorted(starts, every, right=True, out_int32=True) - 1
-        # Nobody reads what comes behind the last row, but it has to be somewhere.
+        # Results behind the last row are not used, but each position must be valid.
         positions = torch.where(every < starts[-1], every - starts[row], 0)
         hidden = hidden_of(ids, positions, starts)
-        # On a GPU the last bag goes on to the end of the indices, whatever the last offset says (pytorch#76885): it is
-        # never a row of ours.
+        # On a GPU the last bag extends to the end of the indices, whatever the last offset is (pytorch#76885). Its row
+        # is never used.
         means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
         unit = torch.nn.functional.normalize(means[: batch.rows].float(), dim=1).half()
         found = torch.empty(unit.shape, dtype=torch.float16, pin_memory=True)
@@ -139,8 +139,10 @@ def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[]
 def _attend_packed(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **of_batch: Any
 ) -> tuple[Any, None]:
-    """Attention within each row of a packed batch; as transformers calls it: ``[1, heads, tokens, width]`` ->
-    ``[1, tokens, heads, width]``."""
+    """Attention within each row of a packed batch, with the signature that transformers calls.
+
+    ``[1, heads, tokens, width]`` -> ``[1, tokens, heads, width]``.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     starts, longest = of_batch["cu_seq_lens_q"], of_batch["max_length_q"]

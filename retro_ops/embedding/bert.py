@@ -1,12 +1,12 @@
-"""The layers of BERT over rows of tokens one after the other, in as few passes over memory as its products allow.
+"""The layers of BERT over packed rows of tokens, in as few passes over memory as possible.
 
-At a width of some hundred a layer is as much moving as multiplying, so what can be done within a product is:
+At widths of some hundred a layer takes as long to move data as to multiply it, so products do more than multiply:
 
-- queries, keys and values come from one product;
-- the residual is added by the product that it is added to. Its bias is added by the normalisation before that, and
-  taken from the bias of the other product that reads the same: ``W (y + b) + (c - W b) = W y + c``;
+- one product computes queries, keys and values;
+- a product that is followed by a residual connection adds the residual itself. Its bias is added by the normalisation
+  before, and subtracted in the other product that reads the same input: ``W (y + b) + (c - W b) = W y + c``;
 - GELU is applied as the product is written, in its form with a tanh (D. Hendrycks, K. Gimpel, Gaussian Error Linear
-  Units, 2016, section 2), which is within 0.0005 of the other one.
+  Units, 2016, section 2), which is within 0.0005 of the exact form.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class Norm:
 
     @staticmethod
     def of(module: Any, more: Tensor | None) -> "Norm":
-        """``more`` is added to what it gives."""
+        """The layer normalisation ``module``, with ``more`` added to its output."""
         shift = module.bias.float() if more is None else module.bias.float() + more
         return Norm(module.weight, shift.to(module.weight.dtype), module.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """In place."""
+        """Normalises ``x`` half ``[tokens, d]`` in place."""
         from retro_ops.embedding import kernels
 
         return kernels.normalise(x, self.scale, self.shift, self.epsilon)
@@ -43,7 +43,7 @@ class Product:
 
     @staticmethod
     def of(modules: list[Any], added: Tensor) -> "Product":
-        """Of linear ``modules`` side by side, for inputs to which ``added`` was added."""
+        """The linear ``modules`` side by side, for inputs that include ``added``."""
         import torch
 
         weight = torch.cat([module.weight for module in modules])
@@ -72,7 +72,7 @@ class Bert:
 
     @staticmethod
     def of(module: Any) -> "Bert":
-        """Of transformers' ``BertModel``, whose tensors are used where they are."""
+        """The layers of transformers' ``BertModel``, without copying its weights."""
         layers = list(module.encoder.layer)
         biases = [layer.attention.output.dense.bias.float() for layer in layers]
         after = [*biases[1:], None]
@@ -87,8 +87,11 @@ class Bert:
         )
 
     def __call__(self, ids: Tensor, positions: Tensor, starts: Tensor) -> Tensor:
-        """Last hidden state ``[tokens, d]`` of ``ids`` ``[tokens]`` at ``positions`` within rows that begin at
-        ``starts`` (int32 ``[rows + 1]``)."""
+        """Last hidden state, half ``[tokens, d]``.
+
+        ``ids``, ``positions`` ``[tokens]``: tokens and their positions within the rows; ``starts`` int32
+        ``[rows + 1]``: where each row begins, and the end.
+        """
         import torch
 
         from retro_ops.embedding import kernels
@@ -103,7 +106,7 @@ class Bert:
 
 
 def is_bert(module: Any) -> bool:
-    """Whether ``Bert.of`` knows all that it computes."""
+    """Whether ``module`` is a BERT that ``Bert`` computes in full."""
     config = module.config
     absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
     return type(module).__name__ == "BertModel" and config.hidden_act == "gelu" and absolute and not config.is_decoder

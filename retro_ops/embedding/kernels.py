@@ -1,6 +1,6 @@
-"""What BERT's layers do besides products, in Triton: one pass over memory each. Needs a C compiler when first run.
+"""Attention and layer normalisation for BERT, in Triton: one pass over memory each.
 
-Imported only where there is a GPU.
+Needs a C compiler on the first run, and is imported only where there is a GPU.
 """
 
 import torch
@@ -8,20 +8,21 @@ import triton
 import triton.language as tl
 
 SIDE = 32
-"""Queries and keys that are multiplied at a time: rows are short, so larger squares would mostly be padding."""
+"""Queries, and keys, that are multiplied at a time: rows are short, so larger squares would mostly be padding."""
 
 NORMALISED_ROWS = 8
 
 
 def attend(qkv: torch.Tensor, starts: torch.Tensor, heads: int) -> torch.Tensor:
-    """Attention within each row. ``qkv`` half ``[tokens, 3 * d]``: queries, keys and values, head by head; rows begin
-    at ``starts`` int32 ``[rows + 1]``. Half ``[tokens, d]``; anything behind the last row.
+    """Attention within each row: half ``[tokens, d]``, undefined behind the last row.
 
-    Softmax goes on while keys come (M. Milakov, N. Gimelshein, Online normalizer calculation for softmax, 2018).
+    ``qkv`` half ``[tokens, 3 * d]``: queries, keys and values, head by head; ``starts`` int32 ``[rows + 1]``: where
+    each row begins, and the end. Softmax is computed while keys are read (M. Milakov, N. Gimelshein, Online normalizer
+    calculation for softmax, 2018).
     """
     width = qkv.shape[1] // (3 * heads)
     found = qkv.new_empty((len(qkv), heads * width))
-    # The kernel takes powers of 2 to which exp2 raises, and exp(x) = 2^(x / ln 2).
+    # The kernel computes exp2, and exp(x) = 2^(x / ln 2).
     scale = width**-0.5 * 1.4426950408889634
     _attend[(len(starts) - 1, heads)](
         qkv, found, starts, scale, heads * width, width, triton.next_power_of_2(width), SIDE, num_warps=2
@@ -30,14 +31,14 @@ def attend(qkv: torch.Tensor, starts: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def normalise(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Layer normalisation of half ``[n, d]``, in place."""
+    """Layer normalisation of ``x`` half ``[n, d]``, in place."""
     rows, width = x.shape
     grid = (triton.cdiv(rows, NORMALISED_ROWS),)
     _normalise[grid](x, scale, shift, epsilon, rows, width, triton.next_power_of_2(width), NORMALISED_ROWS, num_warps=4)
     return x
 
 
-# Triton looks annotations up as it does names, and knows its own only.
+# Triton evaluates annotations and accepts only its own types.
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     qkv, out, starts, scale, d: tl.constexpr, width: tl.constexpr, room: tl.constexpr, side: tl.constexpr

@@ -3,10 +3,30 @@
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from retro_ops.errors import BadInputError, RetroError
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
+
+T = TypeVar("T")
+
+
+class Shared(Generic[T]):
+    """A value that the shards of a group share, such as a model: made for the first shard, kept for the others.
+
+    It is kept until a shard needs the value of another key. The old value is dropped first, so that two indexes are
+    never in memory together.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[str, T] | None = None
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None
+            self._kept = key, make()
+        return self._kept[1]
 
 
 def names(text: str) -> list[str]:

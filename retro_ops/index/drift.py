@@ -1,4 +1,4 @@
-"""Whether an index that was trained on earlier chunks still fits those of today."""
+"""Measures whether an index that was trained on earlier chunks still fits the current ones."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,22 +12,23 @@ from retro_ops.index.sampling import sample_rows
 from retro_ops.storage.npy import NpyReader
 
 MOST_GROWTH = 2.0
-"""Lists go with the root of the number of chunks, so up to here there are nearly as many as auto would choose."""
+"""Growth of the corpus up to which an index is kept. `auto` makes the number of lists grow with the root of the number
+of chunks, so up to here it would choose nearly the same."""
 
 RETUNE_GROWTH = 1.1
-"""With more chunks the same width finds a smaller share of the neighbours."""
+"""Growth from which the search is tuned again: with more chunks the same width finds fewer of the neighbours."""
 
 RUN_ROWS = 64
 SAMPLED_RUNS = 256
-"""Rows are sampled in runs, since each is a request to the store: as many whatever the size of the corpus."""
+"""Rows are sampled in runs, because each run is a request to the store. Their number does not depend on the corpus."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well the codes and lists of a trained index suit ``vectors`` chunks, measured on ``sample`` of them.
+    """Fit of the codes and lists of a trained index to ``vectors`` chunks, measured on ``sample`` of them.
 
-    ``quantisation_error``: mean squared distance from what the codes say, in shares of the squared length; None if
-    faiss cannot decode them. ``imbalance``: cost of probing a list, as a multiple of that with equal lists.
+    ``quantisation_error``: mean squared distance from the decoded vectors, as a share of the squared length; None if
+    faiss cannot decode them. ``imbalance``: cost of probing a list, as a multiple of the cost with equal lists.
     """
 
     vectors: int
@@ -40,13 +41,14 @@ class Fit:
 
 
 def sample_runs(counts: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
-    """First rows of the runs to read, for each shard with ``counts`` rows: uniform over all runs."""
+    """First rows of a uniform sample of runs, for each shard; ``counts`` int64 ``[s]``: rows of the shards."""
     runs = sample_rows(-(-counts // RUN_ROWS), SAMPLED_RUNS, seed)
     return [numbers * RUN_ROWS for numbers in runs]
 
 
 def fit(trained: Any, runs: Sequence[NDArray[np.float16]], vectors: int) -> Fit:
-    """Of ``trained``, which is empty and is filled here; ``runs``, each ``[n, d]``, stand for ``vectors`` chunks."""
+    """The fit of ``trained``, an empty index that is filled here, to a sample of ``vectors`` chunks: ``runs``, each
+    ``[n, d]``."""
     sample = np.concatenate(runs)
     error = faiss_index.quantisation_error(trained, sample)
     trained.add(np.ascontiguousarray(sample, np.float32))
@@ -56,11 +58,11 @@ def fit(trained: Any, runs: Sequence[NDArray[np.float16]], vectors: int) -> Fit:
 
 
 def imbalance(numbers: NDArray[np.int64], runs: NDArray[np.int64], lists: int) -> float:
-    """Of the ``lists`` lists that a sample was drawn from: int64 ``[n]`` the list and the run of each of it.
+    """Imbalance of ``lists`` lists, from a sample: ``numbers`` and ``runs`` int64 ``[n]``, list and run of each vector.
 
-    ``lists * sum(p_i^2)``, where the chance that two of the sample lie in one list stands for the sum, as the plain
-    imbalance factor of a small sample is too high. Only two of different runs count: neighbours in a document lie
-    in one list whatever the others do.
+    It is ``lists * sum(p_i^2)``, with ``p_i`` the share of list i. The sum is estimated by the chance that two vectors
+    of the sample share a list, because the plain imbalance factor of a small sample is too high. Only pairs of
+    different runs count: vectors of one document tend to share a list in any case.
     """
     pairs = _pairs(numbers) - _pairs(runs * lists + numbers)
     among = float(len(numbers)) * (len(numbers) - 1) - _pairs(runs)
@@ -74,7 +76,7 @@ def _pairs(of: NDArray[np.int64]) -> float:
 
 
 def reason_to_retrain(then: Fit, now: Fit, most: float) -> str | None:
-    """Why the index should be trained again; None when it need not. ``most``: share by which a figure may rise."""
+    """The reason to train the index again, None if there is none. ``most``: share by which a figure may rise."""
     if now.vectors > MOST_GROWTH * then.vectors:
         return f"it was trained for {then.vectors:,} chunks, and there are {now.vectors:,}"
     if (
@@ -89,7 +91,7 @@ def reason_to_retrain(then: Fit, now: Fit, most: float) -> str | None:
 
 
 def measure(trained: Any, shards: Sequence[NpyReader], seed: int) -> Fit:
-    """Of ``trained``, which is empty and is filled with a sample of the embeddings ``shards``."""
+    """The fit of ``trained`` to the embeddings ``shards``. It is empty, and a sample of them is added to it."""
     counts = np.array([len(shard) for shard in shards], np.int64)
     firsts = sample_runs(counts, seed)
     parts = [

@@ -1,4 +1,4 @@
-"""faiss index files in the store. faiss reads and writes local files only, so S3 goes through a scratch file."""
+"""Reads and writes faiss index files in the store, by a scratch file for S3: faiss takes local files only."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ COPY_BYTES = 8 * 2**20
 
 
 def load_index(uri: str) -> Any:
-    """The index at ``uri``, in memory. Raises BadInputError when it is none."""
+    """The index at ``uri``, in memory. BadInputError if the file is not an index."""
     with tempfile.TemporaryDirectory(prefix="retro-ops-") as scratch:
         path = uri
         if split_scheme(uri)[0]:

@@ -1,4 +1,4 @@
-"""faiss indexes: made from a factory string, trained, filled, merged, searched. Metric L2."""
+"""Inspects faiss indexes: their layers, transforms, lists and codes. The metric is L2."""
 
 import re
 from collections.abc import Callable
@@ -15,14 +15,16 @@ LIST_BINS = 30
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists of an index. ``centroids`` float32 ``[lists, e]``; ``of`` int32 ``[n]``: the list of each vector;
-    ``ids`` int64 ``[n]``, ascending: their global ids. ``project``: queries float32 ``[m, d]`` -> ``[m, e]``, for an
-    index that transforms its vectors; else None."""
+    """The lists of an index, and which of them holds each vector."""
 
     centroids: NDArray[np.float32]
+    """``[lists, e]``"""
     of: NDArray[np.int32]
+    """``[n]``: the list of each vector."""
     ids: NDArray[np.int64]
+    """``[n]``, ascending: global id of each vector."""
     project: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None
+    """Queries float32 ``[m, d]`` -> ``[m, e]``; None for an index without transforms."""
 
 
 def inner_index(index: Any) -> Any:
@@ -31,7 +33,7 @@ def inner_index(index: Any) -> Any:
 
 
 def layers_of(index: Any) -> list[Any]:
-    """``index`` and what is behind its transforms, the innermost last, as their concrete classes."""
+    """``index`` and the indexes behind its transforms, the innermost last, as their concrete classes."""
     layers = [faiss.downcast_index(index)]
     while isinstance(layers[-1], faiss.IndexPreTransform):
         layers.append(faiss.downcast_index(layers[-1].index))
@@ -39,15 +41,16 @@ def layers_of(index: Any) -> list[Any]:
 
 
 def list_count(index: Any) -> int:
-    """Inverted lists; 1 for an index without any, which is searched as a whole."""
+    """Number of inverted lists; 1 for an index without lists, which is searched as a whole."""
     inner = inner_index(index)
     return int(inner.nlist) if isinstance(inner, faiss.IndexIVF) else 1
 
 
 def figures_of(sizes: NDArray[np.int64]) -> dict[str, Any]:
-    """How evenly vectors are spread over inverted lists that hold ``sizes``, int64 ``[lists]``.
+    """How evenly vectors are spread over inverted lists of ``sizes`` vectors, int64 ``[lists]``.
 
-    ``imbalance``: expected cost of probing a list, as a multiple of that with equal lists (faiss' imbalance factor).
+    ``imbalance``: expected cost of probing a list, as a multiple of the cost with equal lists (faiss' imbalance
+    factor).
     """
     if len(sizes) == 1:
         return {"lists": 1, "imbalance": 1.0, "empty_lists": 0, "largest_list": int(sizes[0])}
@@ -63,7 +66,7 @@ def figures_of(sizes: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def list_sizes(index: Any) -> NDArray[np.int64]:
-    """Vectors in each inverted list, ``[lists]``; one list for an index without any."""
+    """Vectors in each inverted list, int64 ``[lists]``; an index without lists counts as one."""
     inner: Any = inner_index(index)
     if not isinstance(inner, faiss.IndexIVF):
         return np.array([index.ntotal], np.int64)
@@ -72,7 +75,7 @@ def list_sizes(index: Any) -> NDArray[np.int64]:
 
 
 def list_numbers(index: Any) -> NDArray[np.int64]:
-    """Which list each vector of a filled index is in, ``[ntotal]``; all in list 0 where there are none."""
+    """The list of each vector of a filled index, int64 ``[ntotal]``; 0 for an index without lists."""
     inner: Any = inner_index(index)
     numbers = np.zeros(index.ntotal, np.int64)
     if isinstance(inner, faiss.IndexIVF):
@@ -83,8 +86,11 @@ def list_numbers(index: Any) -> NDArray[np.int64]:
 
 
 def lists_of(index: Any, ids: NDArray[np.int64], numbers: NDArray[np.int32] | None = None) -> Lists:
-    """Which list each vector of a filled index is in; all in one where there are none. ``ids`` ``[n]``: its global ids,
-    ascending. ``numbers`` ``[n]``: if they are known, the index need not be filled."""
+    """Lists of a filled index; an index without lists counts as one.
+
+    ``ids`` ``[n]``: global ids of its vectors, ascending. ``numbers`` ``[n]``: the list of each vector, for an index
+    that is not filled.
+    """
     inner: Any = inner_index(index)
     of = list_numbers(index).astype(np.int32) if numbers is None else numbers
     if not isinstance(inner, faiss.IndexIVF):
@@ -94,7 +100,7 @@ def lists_of(index: Any, ids: NDArray[np.int64], numbers: NDArray[np.int32] | No
 
 
 def projection(index: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Queries as the lists see them: through the transforms before the lists."""
+    """A function that applies the transforms before the lists to queries, ``[m, d]`` -> ``[m, e]``."""
     transforms = transforms_of(index)
 
     def project(queries: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -106,19 +112,19 @@ def projection(index: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32
 
 
 def set_total(index: Any, total: int) -> None:
-    """Let an index say that it holds ``total`` vectors, which were put elsewhere or behind its transforms."""
+    """Set the number of vectors of all layers, for vectors that were added behind the transforms or lie in a file."""
     for layer in layers_of(index):
         layer.ntotal = total
 
 
 def transforms_of(index: Any) -> list[Any]:
-    """Those before the lists, in order."""
+    """Transforms before the lists, in order."""
     chains = [layer.chain for layer in layers_of(index)[:-1]]
     return [faiss.downcast_VectorTransform(chain.at(i)) for chain in chains for i in range(chain.size())]
 
 
 def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None:
-    """Mean squared distance of ``vectors`` ``[n, d]`` from what their codes say, in shares of their squared length.
+    """Mean squared distance of ``vectors`` ``[n, d]`` from their decoded codes, as a share of their squared length.
 
     None for a type whose codes faiss cannot decode.
     """
@@ -133,11 +139,11 @@ def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None
 
 
 def bytes_per_vector(index: Any) -> int:
-    """Code of a vector, and its id where there are lists."""
+    """Bytes of the code of a vector, and of its id if the index has lists."""
     inner: Any = inner_index(index)
     return int(inner.code_size) + (ID_BYTES if isinstance(inner, faiss.IndexIVF) else 0)
 
 
 def faiss_message(error: RuntimeError) -> str:
-    """faiss prefixes its messages with function, file and line."""
+    """Message of a faiss ``error`` without the prefix of function, file and line."""
     return re.sub(r"^Error in .*?:\d+: ", "", str(error)).strip()

@@ -1,4 +1,4 @@
-"""Adding vectors to a trained index, and merging partial indexes."""
+"""Adds vectors to a trained index, and merges partial indexes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,7 +16,10 @@ from retro_ops.index.training import linear, on_tensor_cores
 
 
 def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None], device: Device) -> None:
-    """Add float16 ``[n, d]`` blocks in order, so that ids follow the order of rows."""
+    """Add float16 ``[n, d]`` blocks in order, so that ids follow the order of rows.
+
+    ``on_block`` is called with the number of rows added.
+    """
     if device.chosen == "cuda" and on_tensor_cores(index):
         fill_on(prepare(device), index, blocks, on_block)
         return
@@ -26,7 +29,7 @@ def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[
 
 
 def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
-    """Likewise, codes computed by torch on ``device``: those of a block while faiss adds those of the one before."""
+    """Add blocks whose codes torch computes on ``device``, while faiss adds the codes of the block before."""
     inner = inner_index(index)
 
     def add(codes: NDArray[np.uint8]) -> None:
@@ -35,18 +38,18 @@ def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_b
         on_block(len(codes))
 
     coding = coder(index, device)
-    before = None
+    previous = None
     for block in blocks:
-        coming = gpu_ivf.to_host(coding.encode(on(device, block)))
-        if before:
-            add(before())
-        before = coming
-    if before:
-        add(before())
+        current = gpu_ivf.to_host(coding.encode(on(device, block)))
+        if previous:
+            add(previous())
+        previous = current
+    if previous:
+        add(previous())
 
 
 def coder(index: Any, device: str) -> gpu_ivf.Coder:
-    """What codes vectors as ``index`` does, on ``device`` (torch's name)."""
+    """A coder on ``device`` (torch's name) with the centroids, codebooks and transforms of ``index``."""
     inner, transforms = inner_index(index), transforms_of(index)
     centroids = on(device, inner.quantizer.reconstruct_n(0, inner.nlist)[None])
     codebooks = None
@@ -57,9 +60,9 @@ def coder(index: Any, device: str) -> gpu_ivf.Coder:
 
 
 def merge(target: Any, part: Any, name: str) -> None:
-    """Append ``part`` (called ``name`` in errors) to ``target``; its ids move up by what ``target`` holds.
+    """Append ``part`` (called ``name`` in errors) to ``target``; its ids follow those of ``target``.
 
-    ``part`` is empty afterwards. Raises BadInputError when the two do not come from one trained index.
+    ``part`` is empty afterwards. BadInputError if the two do not come from one trained index.
     """
     has_lists = isinstance(inner_index(target), faiss.IndexIVF)
     try:

@@ -1,4 +1,4 @@
-"""Index types: choosing one by the number of vectors, making it, and checking what it needs."""
+"""Index types: chooses one by the number of vectors, makes it, and checks its requirements."""
 
 import math
 from typing import Any
@@ -11,18 +11,18 @@ from retro_ops.index.faiss_index import ID_BYTES, faiss_message, inner_index, li
 AUTO = "auto"
 
 FLAT_VECTORS = 20_000
-"""Up to here brute force over whole vectors costs less than lists would save."""
+"""Up to this number brute force over whole vectors is cheapest."""
 
 LEAST_POINTS_PER_LIST = 39
 """Below this faiss warns that a list is trained on too few points."""
 
 LISTS_PER_ROOT = 4
-"""Lists for each root of the number of vectors: faiss' own guidelines say 4 to 16."""
+"""The number of lists is this multiple of the root of the number of vectors: faiss' guidelines say 4 to 16."""
 
 DIMENSIONS_PER_BYTE = 6
 
 PQ_CENTROIDS = 256
-"""Of each part of a vector: together as many numbers as 256 vectors."""
+"""Centroids of each part of a vector: together they hold as many numbers as 256 vectors."""
 
 HINT_OF_TYPES = (
     "use a factory string such as Flat, IVF1024,Flat or IVF131072,PQ32; the number of PQ or OPQ divides the dimension"
@@ -32,13 +32,13 @@ HINT_OF_TYPES = (
 def choose_index_type(
     vectors: int, dimension: int, memory: int | None = None, trained_on: int | None = None
 ) -> tuple[str, str]:
-    """A factory string for so many vectors that takes ``memory`` bytes at most, and why.
+    """A factory string for an index of ``vectors`` that takes at most ``memory`` bytes, and the reason for it.
 
-    ``trained_on``: how many of them it may be trained on (None: all), which limits the number of lists.
+    ``trained_on``: vectors that it may be trained on (None: all), which limits the number of lists.
 
-    Exact distances are computed from the stored embeddings whatever the codes, so the codes only have to bring the true
-    neighbours among the candidates: about one byte for six dimensions does (docs/benchmarks.md). Where memory forbids
-    that, the next smaller number of bytes that divides the dimension. BadInputError when nothing fits.
+    Exact distances are computed from the stored embeddings, so codes only have to bring the true neighbours among the
+    candidates: about one byte for six dimensions is enough (docs/benchmarks.md). If memory forbids that, the next
+    smaller number of bytes that divides the dimension is taken. BadInputError if nothing fits.
     """
     sample = vectors if trained_on is None else min(vectors, trained_on)
     flat_fits = memory is None or vectors * dimension * 4 <= memory
@@ -72,7 +72,7 @@ def choose_index_type(
 
 
 def too_small(index: Any, vectors: int) -> str | None:
-    """Why ``vectors`` are too few to train ``index``; None when they are not."""
+    """The reason why ``vectors`` are too few to train ``index``, None if they are enough."""
     inner: Any = inner_index(index)
     lists = list_count(index)
     if lists > 1 and vectors < lists:
@@ -90,8 +90,7 @@ def too_small(index: Any, vectors: int) -> str | None:
 def make_index(index_type: str, dimension: int) -> Any:
     """An empty index from a factory string such as ``IVF1024,PQ64``.
 
-    Raises BadInputError for a string that faiss does not know, and for an index that cannot be built
-    shard by shard and merged (only IVF and flat codes can).
+    BadInputError for a string that faiss does not know.
     """
     try:
         index = faiss.index_factory(dimension, index_type, faiss.METRIC_L2)

@@ -1,7 +1,7 @@
-"""The inverted lists of an index file, read range by range: for an index that is larger than the memory it may take.
+"""Reads and merges the inverted lists of index files range by range, for indexes larger than their memory limit.
 
-faiss writes an IVF index as what was trained, then the sizes of its lists, then the lists one after the other, each its
-codes and its ids. So any list can be read from where the file lies, and a merged file can be written list by list.
+faiss writes an IVF index in this order: the trained part, the sizes of the lists, then list by list the codes and the
+ids. So any list can be read from the file where it lies, and a merged file can be written list by list.
 """
 
 import logging
@@ -16,28 +16,34 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Room
+from retro_ops import memory
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_index import ID_BYTES
+from retro_ops.memory import MemoryLimit
+from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
+from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.base import Written
 
 MARK = re.compile(rb"ilar(.{8})(.{8})(full|sprs)(.{8})", re.DOTALL)
-"""Before the sizes: number of lists, bytes of a code, sizes of all lists or (number, size) of those that hold any, and
-how many numbers follow."""
+"""Header of the sizes: number of lists, bytes of a code, sizes of all lists (``full``) or (number, size) of those that
+are not empty (``sprs``), and how many numbers follow."""
 
 FIRST_READ_BYTES = 2**20
 MOST_HEAD_BYTES = 2**32
 
 GAP_BYTES = 2**18
-"""Lists that nobody asked for are read along where they are less than this, which costs less than another request."""
+"""Smaller gaps between lists are read along, which costs less than another request."""
 
 
 @dataclass(frozen=True)
 class ListFile:
-    """``head``: what was trained. ``sizes`` int64 ``[lists]``: vectors of each. ``first``: where the lists begin."""
+    """An index file.
+
+    ``head``: the trained part; ``sizes`` int64 ``[lists]``: vectors of each list; ``first``: offset of the first list.
+    """
 
     uri: str
     head: bytes
@@ -55,7 +61,7 @@ class ListFile:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Where each list begins, and the last ends."""
+        """Offset of each list, and of the end of the last one: int64 ``[lists + 1]``."""
         return self.first + np.concatenate(([0], np.cumsum(self.sizes))) * self.vector_bytes
 
     def empty(self) -> Any:
@@ -66,7 +72,7 @@ class ListFile:
         return index
 
     def lists(self, start: int, stop: int) -> memoryview:
-        """Lists ``start:stop``, as they are stored."""
+        """The bytes of lists ``start:stop``, as they are stored."""
         first, end = int(self.offsets[start]), int(self.offsets[stop])
         return memoryview(store.at(self.uri).read_range(self.uri, first, end - first))
 
@@ -77,7 +83,7 @@ class ListFile:
         return block[at:end], np.frombuffer(block, "<i8", size, end)
 
     def runs(self, wanted: NDArray[np.int64], most_bytes: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of lists to read for those ``wanted`` (ascending): ``most_bytes`` at most, or one list."""
+        """(start, stop) of lists to read together, for the ``wanted`` ones (ascending): ``most_bytes``, or one list."""
         start = stop = -1
         for number in wanted.tolist():
             near = stop >= 0 and self.offsets[number] - self.offsets[stop] <= GAP_BYTES
@@ -91,7 +97,7 @@ class ListFile:
             yield start, stop
 
     def numbers(self, most_bytes: int) -> NDArray[np.int32]:
-        """Which list each vector is in, by its id, ``[total]``."""
+        """The list of each vector, by its id: int32 ``[total]``. Reads ``most_bytes`` at a time."""
         found = np.zeros(self.total, np.int32)
         for start, stop in self.runs(np.flatnonzero(self.sizes), most_bytes):
             block = self.lists(start, stop)
@@ -101,7 +107,7 @@ class ListFile:
 
 
 def open_lists(uri: str) -> ListFile | None:
-    """The index at ``uri``; None for a type that keeps its vectors otherwise, so that it must be loaded whole."""
+    """The index file at ``uri``; None for a type without such lists, which must be loaded whole."""
     size, wanted = store.at(uri).size(uri), FIRST_READ_BYTES
     while True:
         wanted = min(wanted, size)
@@ -117,7 +123,7 @@ def open_lists(uri: str) -> ListFile | None:
             sizes = stored if found[3] == b"full" else np.zeros(lists, np.int64)
             if found[3] == b"sprs":
                 sizes[stored[::2]] = stored[1::2]
-            # By chance the mark may be among the numbers of what was trained.
+            # The trained part may hold the mark by chance, but then the sizes do not add up to the file.
             if len(sizes) == lists and first + int(sizes.sum()) * (code_size + ID_BYTES) == size:
                 return ListFile(uri, data[: found.start()], sizes, code_size, first)
         if wanted == size or wanted >= MOST_HEAD_BYTES:
@@ -125,23 +131,32 @@ def open_lists(uri: str) -> ListFile | None:
         wanted *= 4
 
 
-def too_large(uris: Sequence[str], room: Room) -> list[ListFile] | None:
-    """The index files ``uris``, if together they are larger than ``room``, so that their lists are to be read part by
-    part; None if they fit, or are of a type that must be loaded whole. Says which."""
+def memory_limit(parameters: Parameters) -> MemoryLimit:
+    """Limit of an index in memory: ``search_memory``, or what the machine has beside ``memory_budget``."""
+    requested = parse_bytes(parameters.search_memory) if parameters.search_memory else None
+    return memory.index_limit(requested, parse_bytes(parameters.memory_budget))
+
+
+def open_if_larger_than(limit: MemoryLimit, uris: Sequence[str]) -> list[ListFile] | None:
+    """The index files ``uris``, to be read part by part, if together they are larger than ``limit``.
+
+    None if they fit, or if one is of a type that must be loaded whole; the log says which.
+    """
     size = sum(store.at(uri).size(uri) for uri in uris)
-    if size <= room.bytes:
+    if size <= limit.bytes:
         return None
-    said = f"{uris[0]}{' and others' if len(uris) > 1 else ''}: {size:,} bytes, more than {room.bytes:,} ({room.why})"
+    name = f"{uris[0]}{' and others' if len(uris) > 1 else ''}"
+    too_large = f"{name}: {size:,} bytes exceed the limit of {limit.bytes:,} ({limit.why})"
     files = [file for uri in uris if (file := open_lists(uri))]
     if len(files) < len(uris):
-        say(f"{said}, but its type must be loaded whole", logging.WARNING, event="too_large")
+        say(f"{too_large}, but this type must be loaded whole", logging.WARNING, event="too_large")
         return None
-    say(f"{said}, so it is read part by part", event="in_parts")
+    say(f"{too_large}, so it is read part by part", event="in_parts")
     return files
 
 
 def _sizes(sizes: NDArray[np.int64], code_size: int) -> bytes:
-    """As faiss writes them: all, or only those of lists that hold any if these are fewer than half."""
+    """Sizes as faiss writes them: of all lists, or only of those that are not empty, if these are at most half."""
     filled = np.flatnonzero(sizes)
     full = len(filled) > len(sizes) // 2
     numbers = sizes if full else np.stack((filled, sizes[filled]), axis=1).reshape(-1)
@@ -150,10 +165,10 @@ def _sizes(sizes: NDArray[np.int64], code_size: int) -> bytes:
 
 
 def merge(base: ListFile, parts: Sequence[ListFile], uri: str, most_bytes: int) -> Written:
-    """Write ``base`` with ``parts`` appended, list by list: the bytes that faiss writes of the same index in memory.
+    """Write ``base`` with ``parts`` appended, list by list: the same bytes as faiss writes after a merge in memory.
 
-    ``most_bytes``: read at a time, and once more while it is written. BadInputError when the parts do not come from one
-    trained index.
+    ``most_bytes`` are read at a time, and held once more while they are written. BadInputError if the parts do not come
+    from one trained index.
     """
     trained = _trained(base)
     for part in parts:

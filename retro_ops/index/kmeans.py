@@ -1,7 +1,8 @@
-"""k-means on tensor cores, by faiss' rules (``Clustering::train``): at most 256 points a centroid, random points at
-first, empty clusters refilled by splitting large ones. Several independent problems of one shape are solved at once.
+"""k-means on tensor cores, by the rules of faiss (``Clustering::train``): at most 256 points for each centroid, random
+points to begin with, empty clusters refilled by splitting large ones. Independent problems of one shape are solved
+together.
 
-Deterministic on one device: sums go over the points of a cluster in their order, never by atomic addition.
+Deterministic on one device: points of a cluster are summed in their order, never by atomic addition.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.fp16_scores import Tensor, answering, asking, scores
+from retro_ops.compute.fp16_scores import Tensor, query_operand, scores, vector_operand
 
 MOST_POINTS_PER_CENTROID = 256
 
@@ -20,12 +21,14 @@ SUM_ROWS = 2**19
 """Points summed at a time: 800 MB of float32 at d = 384."""
 
 SPLIT = 1 / 1024
-"""Halves of a split cluster lie this share of each number apart, alternately up and down."""
+"""A cluster is split by moving each number up or down by this share, in turn."""
 
 
 def kmeans(points: Tensor, count: int, iterations: int, seed: int, start: Tensor | None = None) -> Tensor:
-    """Float32 ``[b, count, d]`` centroids of each of ``b`` sets of half ``points`` ``[b, n, d]``, n >= ``count``.
-    ``start``: centroids to begin with, in place of random points."""
+    """Centroids float32 ``[b, count, d]`` of each of ``b`` sets of half ``points`` ``[b, n, d]``, n >= ``count``.
+
+    ``start``: centroids to begin with, in place of random points.
+    """
     import torch
 
     problems, rows, dimension = points.shape
@@ -38,30 +41,32 @@ def kmeans(points: Tensor, count: int, iterations: int, seed: int, start: Tensor
         first = torch.randperm(rows, generator=random)[:count]
         start = points[:, first.to(points.device)].float()
     centroids = start
-    asked = asking(points)
+    operand = query_operand(points)
     flat = points.reshape(problems * rows, dimension)
     problem = torch.arange(problems, device=points.device)[:, None] * count
     draw = np.random.default_rng(seed)
     for _ in range(iterations):
-        labels = (nearest(asked, centroids) + problem).reshape(-1)
+        labels = (nearest(operand, centroids) + problem).reshape(-1)
         sums, sizes = _sums(flat, labels, problems * count)
         centroids = (sums / sizes.clamp(min=1)[:, None]).reshape(problems, count, dimension)
         _refill(centroids, sizes.reshape(problems, count), draw)
     return centroids
 
 
-def nearest(asked: Tensor, centroids: Tensor) -> Tensor:
-    """Int64 ``[b, n]``: number of the nearest of ``centroids`` ``[b, k, d]`` to each of ``asked`` (left operands of
-    scores, ``[b, n, c]``)."""
+def nearest(operand: Tensor, centroids: Tensor) -> Tensor:
+    """Number of the nearest of ``centroids`` ``[b, k, d]`` to each point: int64 ``[b, n]``.
+
+    ``operand`` ``[b, n, c]``: left operand of the scores of the points.
+    """
     import torch
 
-    given = answering(centroids)
-    blocks = asked.split(BLOCK_ROWS, dim=1)
-    return torch.cat([scores(block, given).argmax(dim=-1) for block in blocks], dim=1)
+    right = vector_operand(centroids)
+    blocks = operand.split(BLOCK_ROWS, dim=1)
+    return torch.cat([scores(block, right).argmax(dim=-1) for block in blocks], dim=1)
 
 
 def _sums(points: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Sum float32 ``[count, d]`` and number of the points ``[n, d]`` of each label ``[n]``."""
+    """Sum (float32 ``[count, d]``) and number (int64 ``[count]``) of ``points`` ``[n, d]`` by label, ``[n]``."""
     import torch
 
     order = torch.argsort(labels, stable=True)
@@ -73,7 +78,7 @@ def _sums(points: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _refill(centroids: Tensor, sizes: Tensor, draw: np.random.Generator) -> None:
-    """Give each empty cluster half of another, drawn by size, in place."""
+    """Split another cluster, drawn by size, for each empty one; in place."""
     problems: NDArray[Any] = sizes.cpu().numpy().copy()
     signs = centroids.new_full((centroids.shape[-1],), SPLIT)
     signs[1::2] *= -1

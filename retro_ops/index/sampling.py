@@ -1,4 +1,4 @@
-"""Which vectors a faiss index is trained on."""
+"""Uniform samples of rows over many shards."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 def sample_rows(counts: NDArray[np.int64], wanted: int, seed: int) -> list[NDArray[np.int64]]:
     """A uniform sample without replacement of ``wanted`` rows over shards of ``counts`` rows.
 
-    Returns sorted row numbers for each shard. All rows when ``wanted`` is at least their number.
-    Memory is proportional to the sample: the share of each shard is drawn first (multivariate
-    hypergeometric, so the whole is exactly uniform), then the rows within it.
+    Returns row numbers (int64, ascending) for each shard: all rows if ``wanted`` is at least their number. Memory is
+    proportional to the sample: first the share of each shard is drawn (multivariate hypergeometric, so that the sample
+    is exactly uniform), then the rows within the shard.
     """
     rng = np.random.default_rng(seed)
     if wanted >= counts.sum():

@@ -1,4 +1,4 @@
-"""Training an index: by faiss, or on tensor cores where the type allows it."""
+"""Trains an index: by faiss, or on tensor cores if the type allows it."""
 
 from typing import Any
 
@@ -23,14 +23,14 @@ PCA_POINTS_PER_DIMENSION = 1000
 
 
 def training_vectors(index: Any) -> int:
-    """How many vectors training takes when the caller does not say."""
+    """Default number of training vectors."""
     lists = list_count(index)
     return lists * DEFAULT_TRAINING_VECTORS_PER_LIST if lists > 1 else WITHOUT_LISTS_TRAINING_VECTORS
 
 
 def on_tensor_cores(index: Any) -> bool:
-    """Whether core/tensor_ivf.py can train and fill it: plain lists of whole vectors or of product codes of bytes,
-    behind linear transforms that lengthen no vector, or none."""
+    """Whether ``gpu_ivf`` can train and fill ``index``: plain lists of whole vectors, or of product codes of one byte a
+    part, behind no transforms or linear ones that do not lengthen vectors."""
     inner: Any = inner_index(index)
     if type(inner) not in (faiss.IndexIVFFlat, faiss.IndexIVFPQ) or not all(map(_only_turns, transforms_of(index))):
         return False
@@ -44,7 +44,7 @@ def _only_turns(transform: Any) -> bool:
 
 
 def train(index: Any, vectors: NDArray[Any], seed: int, index_type: str, device: Device) -> None:
-    """Train in place on ``[n, d]``. The result is on the CPU and has no vectors."""
+    """Train ``index`` in place on ``vectors`` ``[n, d]``. It stays on the CPU, and holds no vectors afterwards."""
     reason = too_small(index, len(vectors))
     if device.chosen == "cuda" and reason is None and on_tensor_cores(index):
         train_on(prepare(device), index, vectors, seed)
@@ -53,13 +53,13 @@ def train(index: Any, vectors: NDArray[Any], seed: int, index_type: str, device:
 
 
 def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
-    """``index``: one for which ``on_tensor_cores`` holds. ``device``: torch's name."""
+    """Train an ``index`` for which ``on_tensor_cores`` holds, in place. ``device``: torch's name."""
     inner = inner_index(index)
     codes = isinstance(inner, faiss.IndexIVFPQ)
     iterations = inner.cp.niter, inner.pq.cp.niter if codes else 0
     points = on(device, vectors).half()
     if not bool(points.isfinite().all()):
-        raise BadInputError("there are embeddings that hold numbers which are not finite", "embed their shards again")
+        raise BadInputError("some embeddings hold numbers that are not finite", "embed their shards again")
     for transform in transforms_of(index):
         _train_transform(transform, points, seed)
         points = linear([transform], device).halves(points)
@@ -73,7 +73,7 @@ def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
 
 
 def _train_transform(transform: Any, points: Any, seed: int) -> None:
-    """In place, on half ``points`` ``[n, d_in]`` on a device."""
+    """Train a transform in place on half ``points`` ``[n, d_in]`` on a device."""
     if isinstance(transform, faiss.OPQMatrix):
         iterations = transform.niter, transform.niter_pq_0, transform.niter_pq
         most = transform.max_train_points
@@ -86,7 +86,7 @@ def _train_transform(transform: Any, points: Any, seed: int) -> None:
 
 
 def linear(transforms: list[Any], device: str) -> gpu_ivf.Linear:
-    """All in a row, as one. They are trained."""
+    """The trained ``transforms``, applied one after the other, as one."""
     matrix: NDArray[np.float64] = np.eye(transforms[0].d_in)
     bias: NDArray[np.float64] = np.zeros(transforms[0].d_in)
     for transform in transforms:
@@ -107,10 +107,10 @@ def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_t
     for clustering in _clusterings(inner):
         clustering.seed = seed
     for clustering in _clusterings(inner) + [quantiser.cp for quantiser in quantisers]:
-        # faiss warns once per subspace and iteration; the stage says it once, in its own words.
+        # faiss would warn once per subspace and iteration; the stage logs it once.
         clustering.min_points_per_centroid = 1
     if hasattr(inner, "do_polysemous_training"):
-        # It permutes the codes for a Hamming filter that nothing here uses, and costs most of the time.
+        # It permutes codes for a Hamming filter that is not used here, and takes most of the time.
         inner.do_polysemous_training = False
     if isinstance(inner, faiss.IndexIVF) and device.chosen == "cuda":
         on_gpu = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(inner.d))  # must outlive train()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from retro_ops import memory
 from retro_ops.plan.stage_graph import STAGES
 
 MIB = 2**20
@@ -176,7 +177,7 @@ def _growing(stage: str, work: Work, index: Index) -> int:
         return whole
     if stage == "retrieve-neighbours":
         row = CANDIDATES * CANDIDATE_BYTES + 8 * work.dimension
-        return whole + min(work.memory_budget // 2, work.largest_shard * row)
+        return whole + min(memory.search_batch(work.memory_budget), work.largest_shard * row)
     return 0
 
 

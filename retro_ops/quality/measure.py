@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device, Room
+from retro_ops.compute.device import Device
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
-from retro_ops.index.ivf_file import too_large
+from retro_ops.index.ivf_file import memory_limit, open_if_larger_than
 from retro_ops.index.sampling import sample_rows
+from retro_ops.memory import MemoryLimit
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.search import chunk_reader, filters, open_index, tuning
@@ -105,7 +106,7 @@ def measure(
             "last": np.sum([w["last"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
         },
         "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
-        "index": _index_figures(paths.index_uri(plan, split), drawn, open_index.room_for(plan.parameters)),
+        "index": _index_figures(paths.index_uri(plan, split), drawn, memory_limit(plan.parameters)),
     }
 
 
@@ -143,9 +144,9 @@ def _rates(
     queries = join([entry.queries for entry in drawn])
     stored = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
-    refuse = open_index.refuser(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
+    hit_filter = open_index.hit_filter(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
     compare = open_index.comparer(device)
-    truth, _ = unpack(exact_search(queries, stored.shape[1], chunks.blocks, refuse, compare=compare).keys)
+    truth, _ = unpack(exact_search(queries, stored.shape[1], chunks.blocks, hit_filter, compare=compare).keys)
     hits = ((truth[:, :, None] == stored[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
     rows, columns = np.nonzero(stored >= 0)
     ids = stored[rows, columns]
@@ -174,8 +175,8 @@ def _rates(
     return rates, longest
 
 
-def _index_figures(uri: str, drawn: Sequence[Sampled], room: Room) -> dict[str, Any]:
-    parts = too_large([uri], room)
+def _index_figures(uri: str, drawn: Sequence[Sampled], limit: MemoryLimit) -> dict[str, Any]:
+    parts = open_if_larger_than(limit, [uri])
     # A large index need not be loaded: the list sizes and the trained part suffice.
     index = parts[0].empty() if parts else load_index(uri)
     sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)

@@ -1,4 +1,4 @@
-"""The chunks of an index: their embeddings, documents and tokens, read as the search needs them."""
+"""Reads the chunks of an index (embeddings, documents and tokens) as the search needs them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -19,17 +19,17 @@ from retro_ops.storage.npy import NpyReader, open_npy
 BLOCK_ROWS = 8192
 
 KEPT_BYTES = 128 * 2**20
-"""Of blocks that lie in several files and so are slow to read, kept once they were read."""
+"""Blocks of several files are slow to read: so many bytes of them are kept."""
 
 FEW_PARTS = 4
-"""Of a block are read one after the other."""
+"""So many files of a block are read one after the other, more of them side by side."""
 
 
 class Documents:
     """Identity of the document of each chunk, uint64.
 
-    From the files that `tokenize-and-chunk` writes, so that copies are recognised in any shard. If one of the shards
-    has none (arrays from elsewhere), a document is its place: shard and number.
+    By content, from the files that `tokenize-and-chunk` writes, so that copies are recognised in any shard. If one of
+    the shards has no such file (arrays from elsewhere), by place: number of the shard, and of the document in it.
     """
 
     def __init__(self, chunks: Sequence[str], chunk2seqs: Sequence[str]) -> None:
@@ -44,7 +44,16 @@ class Documents:
 
 
 class IndexedChunks:
-    """Embeddings of the shards of an index spec, read block by block; global ids follow the order of the shards."""
+    """The chunks of the shards of an index spec, read block by block.
+
+    1. Global ids follow the order of the shards: those of shard ``i`` begin at ``offsets[i]``.
+    2. The ids are cut into blocks: BLOCK_ROWS rows of one shard, or several small shards that follow one another.
+    3. For some ids, only the blocks that hold any of them are read, and of each only the rows from the first such id
+       to the last.
+    4. The next blocks are read while the caller works on one.
+    5. A block in one file is one request. A block of several files takes one for each, so it is read whole and, up to
+       KEPT_BYTES, kept.
+    """
 
     def __init__(self, shards: Sequence[IndexShard]) -> None:
         opened = partial(open_npy, ndim=2, kind="f")
@@ -60,14 +69,14 @@ class IndexedChunks:
 
     @cached_property
     def chunks(self) -> list[NpyReader]:
-        """Their tokens, which only filters and cards read."""
+        """Tokens by shard. Opened when needed: only filters and dataset cards read them."""
         return read_ahead.side_by_side(partial(open_npy, ndim=2, kind="u"), self._chunks)
 
     def blocks(self, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
         return self.blocks_of(range(len(self.embeddings)))(wanted)
 
     def blocks_of(self, positions: Iterable[int]) -> Blocks:
-        """The blocks of some shards, ``positions`` ascending."""
+        """Blocks of the shards at ``positions`` (ascending)."""
         cuts = self._cuts(positions)
 
         def ranges(wanted: NDArray[np.int64] | None) -> Iterator[tuple[tuple[int, int], int, int]]:
@@ -80,7 +89,7 @@ class IndexedChunks:
         return lambda wanted: read_ahead.ahead(partial(self._block, *of) for of in ranges(wanted))
 
     def _cuts(self, positions: Iterable[int]) -> list[tuple[int, int]]:
-        """(first id, end) of the blocks: BLOCK_ROWS of a shard, or as many small shards that follow one another."""
+        """(first id, end) of each block: BLOCK_ROWS rows of a shard, or small shards that follow one another."""
         cuts: list[tuple[int, int]] = []
         for start, end in ((int(self.offsets[at]), int(self.offsets[at + 1])) for at in positions):
             if cuts and start < end and cuts[-1][1] == start and end - cuts[-1][0] <= BLOCK_ROWS:
@@ -90,7 +99,7 @@ class IndexedChunks:
         return cuts
 
     def ids_of(self, positions: Sequence[int]) -> NDArray[np.int64]:
-        """Global ids of the chunks of some shards."""
+        """Global ids of the chunks of the shards at ``positions``, int64."""
         return np.concatenate([np.arange(self.offsets[at], self.offsets[at + 1]) for at in positions])
 
     def tokens(self, ids: NDArray[np.int64]) -> filters.Tokens:
@@ -99,13 +108,13 @@ class IndexedChunks:
         return self._gather(ids, np.empty((len(ids), self.chunks[0].shape[1]), dtype), lambda i: self.chunks[i].rows)
 
     def owners(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Identity of the documents of the chunks ``ids`` ``[n]``, in any order."""
+        """Identity of the document of each of the chunks ``ids`` ``[n]``, in any order: uint64 ``[n]``."""
         return self._gather(ids, np.empty(len(ids), np.uint64), lambda i: partial(self.documents.rows, i))
 
     def _gather(
         self, ids: NDArray[np.int64], out: NDArray[Any], rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]
     ) -> NDArray[Any]:
-        """Rows ``ids`` into ``out``; each block is read once."""
+        """Puts the rows ``ids`` into ``out``. Each block is read once; ``rows_of``: the reader of a shard."""
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
         for _, of in _wanted(self._cuts(range(len(self.embeddings))), ascending):
@@ -115,9 +124,9 @@ class IndexedChunks:
         return out
 
     def _block(self, cut: tuple[int, int], first: int, end: int) -> Block:
-        """Rows ``first:end`` of the block ``cut``, by global id."""
+        """Chunks ``first:end`` of the block ``cut``, all by global id."""
         if np.searchsorted(self.offsets, cut[0], side="right") == np.searchsorted(self.offsets, cut[1]):
-            return self._read(first, end)  # It lies in one shard.
+            return self._read(first, end)  # A block of one shard.
         whole = self._kept.get(cut)
         if whole is None:
             whole = self._read(*cut)
@@ -132,7 +141,7 @@ class IndexedChunks:
         return Block(first, vectors, self._rows(first, end, lambda i: partial(self.documents.rows, i)))
 
     def _rows(self, first: int, end: int, rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]) -> NDArray[Any]:
-        """Rows of the chunks ``first:end``, by global id, from all shards that they lie in."""
+        """Rows of the chunks ``first:end`` (global ids), from all shards that hold them."""
         at = range(int(np.searchsorted(self.offsets, first, side="right")) - 1, int(np.searchsorted(self.offsets, end)))
 
         def part(position: int) -> NDArray[Any]:
@@ -144,10 +153,7 @@ class IndexedChunks:
 
 
 def _wanted(cuts: Sequence[tuple[int, int]], ids: NDArray[np.int64]) -> Iterator[tuple[tuple[int, int], slice]]:
-    """Of each block that holds any of the (ascending) ``ids``: which of them.
-
-    Of a block that few ask for, only the part between the first and the last of them need be read.
-    """
+    """Each block that holds any of the ``ids`` (ascending), and the slice of ``ids`` that it holds."""
     bounds = np.searchsorted(ids, np.array(cuts, np.int64).reshape(-1, 2))
     for cut, (low, high) in zip(cuts, bounds.tolist(), strict=True):
         if low < high:

@@ -3,10 +3,10 @@
 **Exact.** A float16 of absolute value up to 1 is a multiple of 2^-24, so every product of two is a multiple of 2^-48,
 and for vectors of length about 1 every partial sum stays far below 2^5: 53 bits hold all of them. So float64
 computes ``|q|^2 + |x|^2 - 2 q.x`` without any rounding, whatever the order of summation, the batch or the BLAS, and
-the result is rounded once, to float32. That is why results do not depend on how the work was cut up.
+the result is rounded once, to float32. Therefore results do not depend on how the work is divided.
 
-**Keys.** A non-negative float32 has the order of its bits, so ``bits << 32 | id`` sorts by (distance, id) as an
-integer, unique for every candidate: a plain partition or sort settles ties.
+**Keys.** Non-negative float32 numbers sort as their bits do, so ``bits << 32 | id`` sorts by (distance, id) as an
+integer, and no two candidates are equal: a plain partition or sort settles ties.
 """
 
 import os
@@ -22,17 +22,17 @@ from retro_ops.compute.fp16_scores import on
 Keys = NDArray[np.uint64]
 
 NOTHING = np.uint64(2**64 - 1)
-"""The key after all others: no candidate."""
+"""No candidate: sorts after all keys."""
 
 MAX_CHUNKS = 2**32 - 1
 """Ids have 32 bits in a key."""
 
 PAIRS_PER_STEP = 1024
-"""Pairs whose vectors are gathered at a time: few enough that they stay in the processor's cache."""
+"""Pairs whose vectors are gathered at a time, few enough to stay in the cache of the processor."""
 
 
 def squared_distances(queries: NDArray[np.float16], block: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Between all rows of ``queries`` [m, d] and of ``block`` [b, d]: float32 ``[m, b]``."""
+    """Squared distances float32 ``[m, b]`` between all rows of ``queries`` ``[m, d]`` and of ``block`` ``[b, d]``."""
     q, x = queries.astype(np.float64), block.astype(np.float64)
     distances = q @ x.T
     distances *= -2
@@ -41,51 +41,58 @@ def squared_distances(queries: NDArray[np.float16], block: NDArray[np.float16]) 
     return distances.astype(np.float32)
 
 
-def asking(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Left operand of scores, ``[n, d + 1]`` of ``[n, d]``: ``q.x - |x|^2 / 2 = (|q|^2 - |q - x|^2) / 2``."""
+def query_operand(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Left operand of scores, float32 ``[n, d + 1]``, of ``vectors`` ``[n, d]``: each vector and a 1.
+
+    The right operand is ``[x, -|x|^2 / 2]``, so that ``score = q.x - |x|^2 / 2 = (|q|^2 - |q - x|^2) / 2``.
+    """
     return np.concatenate((vectors, np.ones((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
 
 
 AtLeast = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]
-"""(left operand ``[m, d + 1]``, least ``[m]``) -> which scores are no smaller: places in the flat ``[m, b]``, int64."""
+"""(left operand ``[m, d + 1]``, least score ``[m]``) -> places (int64) in the flat ``[m, b]`` that reach it."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """Right operand of scores, of ``b`` vectors. ``longest``: the greatest length of one."""
+class VectorOperand:
+    """Right operand of the scores of ``b`` vectors, on some device. ``longest``: the greatest length of one."""
 
     longest: float
     at_least: AtLeast
 
 
-Compare = Callable[[NDArray[np.float16]], Given]
-"""Of vectors ``[b, d]``; scores are float32."""
+Compare = Callable[[NDArray[np.float16]], VectorOperand]
+"""Prepares vectors ``[b, d]`` for float32 scores."""
 
 
-def on_host(vectors: NDArray[np.float16]) -> Given:
-    """The ``Compare`` of the CPU; that of a GPU is in core/nearness.py."""
-    given = np.concatenate((vectors, np.empty((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
-    squares = _squares(given[:, :-1])
-    given[:, -1] = squares / -2
+def on_host(vectors: NDArray[np.float16]) -> VectorOperand:
+    """Scores on the CPU; ``comparing`` computes them on a GPU."""
+    operand = np.concatenate((vectors, np.empty((len(vectors), 1), np.float16)), axis=1, dtype=np.float32)
+    squares = _squares(operand[:, :-1])
+    operand[:, -1] = squares / -2
     longest = float(np.sqrt(squares.max(initial=0)))
-    return Given(longest, lambda asked, least: np.flatnonzero(asked @ given.T >= least[:, None]))
+    return VectorOperand(longest, lambda queries, least: np.flatnonzero(queries @ operand.T >= least[:, None]))
 
 
 def near_pairs(
-    asked: NDArray[np.float32], block: NDArray[np.float16], given: Given, limits: NDArray[np.float32]
+    operand: NDArray[np.float32], block: NDArray[np.float16], vectors: VectorOperand, limits: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Rows (ascending), columns and exact distances of all pairs no farther than the row's limit, float32 ``[m]``.
+    """Rows (ascending), columns and exact distances of all pairs within the row's limit, ``limits`` float32 ``[m]``.
 
-    Scores in single precision, by one product of matrices, leave few to be computed exactly. Rounding loses none: a
-    float32 sum of n products is wrong by no more than about n 2^-24 times the sum of their absolute values, in whatever
-    order (N. Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and twice that is allowed for.
-    ``given``: of ``block`` ``[b, d]``.
+    1. The limit of a row as a least score: ``distance <= limit`` if and only if ``score >= (|q|^2 - limit) / 2``.
+    2. It is lowered by the greatest possible rounding error, so no pair is lost: a float32 sum of n products is wrong
+       by no more than about n 2^-24 times the sum of their absolute values, in any order (N. Higham, Accuracy and
+       Stability of Numerical Algorithms, section 3.1), and twice that is allowed for.
+    3. One single precision matrix product gives the scores, and few pairs reach theirs.
+    4. The distances of these pairs are computed exactly, and those within the limit stay.
+
+    ``operand``: left operand ``[m, d + 1]`` of the queries; ``vectors``: right operand of ``block`` ``[b, d]``.
     """
-    queries = asked[:, :-1]
+    queries = operand[:, :-1]
     squares = _squares(queries)
-    longest = np.sqrt(squares) + given.longest
-    least = (squares - limits.astype(np.float64)) / 2 - (asked.shape[1] + 15) * 2.0**-23 * longest**2
-    near = given.at_least(asked, np.nextafter(least.astype(np.float32), np.float32(-np.inf)))
+    longest = np.sqrt(squares) + vectors.longest
+    least = (squares - limits.astype(np.float64)) / 2 - (operand.shape[1] + 15) * 2.0**-23 * longest**2
+    near = vectors.at_least(operand, np.nextafter(least.astype(np.float32), np.float32(-np.inf)))
     rows, columns = np.divmod(near, len(block))
     wanted, places = np.unique(columns, return_inverse=True)
     distances = pair_distances(queries, block[wanted].astype(np.float32), rows, places)
@@ -102,9 +109,10 @@ def _squares(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
 def pair_distances(
     queries: NDArray[np.float32], block: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Between ``queries[rows[i]]`` and ``block[columns[i]]``, which hold float16 values: float32 ``[n]``.
+    """Exact squared distances float32 ``[n]`` between ``queries[rows[i]]`` and ``block[columns[i]]``.
 
-    They are given as float32, since widening a vector costs more than its distance, and most are wanted many times.
+    The numbers are those of float16. They come as float32, since widening a vector costs more than its distance, and
+    most vectors are needed many times.
     """
     out = np.empty(len(rows), np.float32)
     threads = min(len(os.sched_getaffinity(0)), -(-len(rows) // PAIRS_PER_STEP))
@@ -129,7 +137,7 @@ def pack(distances: NDArray[np.float32], ids: NDArray[np.int64], keep: NDArray[n
 
 
 def unpack(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ids (-1 for none) and distances (infinity for none)."""
+    """Ids int64 (-1 for none) and distances float32 (infinity for none), in the shape of ``keys``."""
     none = keys == NOTHING
     ids = np.where(none, -1, (keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
     distances = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
@@ -137,7 +145,7 @@ def unpack(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 
 def smallest(keys: Keys, count: int) -> Keys:
-    """The ``count`` smallest keys of each row, in order, padded with NOTHING."""
+    """The ``count`` smallest keys of each row, in ascending order, padded with NOTHING."""
     if keys.shape[1] > count:
         keys = np.partition(keys, count - 1, axis=1)[:, :count] if count else keys[:, :0]
     keys = np.sort(keys, axis=1)
@@ -146,19 +154,19 @@ def smallest(keys: Keys, count: int) -> Keys:
 
 
 def comparing(device: str) -> Compare:
-    """Scores in float32 and their comparison on ``device`` (torch's name); see core/exact.py."""
+    """Computes scores on ``device`` (torch's name), in float32 as ``on_host`` does."""
     import torch
 
-    def of(vectors: NDArray[np.float16]) -> Given:
+    def compare(vectors: NDArray[np.float16]) -> VectorOperand:
         wide = on(device, vectors).float()
         squares = wide.double().square_().sum(dim=1)
-        given = torch.cat((wide, (squares / -2).float()[:, None]), dim=1)
+        operand = torch.cat((wide, (squares / -2).float()[:, None]), dim=1)
         longest = float(squares.max().sqrt()) if len(vectors) else 0.0
 
-        def at_least(asked: NDArray[np.float32], least: NDArray[np.float32]) -> NDArray[np.int64]:
-            near = on(device, asked) @ given.T >= on(device, least)[:, None]
+        def at_least(queries: NDArray[np.float32], least: NDArray[np.float32]) -> NDArray[np.int64]:
+            near = on(device, queries) @ operand.T >= on(device, least)[:, None]
             return np.asarray(near.flatten().nonzero()[:, 0].cpu().numpy())
 
-        return Given(longest, at_least)
+        return VectorOperand(longest, at_least)
 
-    return of
+    return compare

@@ -11,12 +11,13 @@ from retro_ops.compute.device import Device
 from retro_ops.index.faiss_index import list_count
 
 Coarse = Callable[[NDArray[np.float32], int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]
-"""(queries float32 [m, d], width, nprobe) -> (distances [m, width], ids int64 [m, width]); -1: fewer were found."""
+"""(queries float32 ``[m, d]``, width, nprobe) -> (distances float32, ids int64), both ``[m, width]``, nearest first;
+-1 where fewer than ``width`` were found."""
 
 
 def searcher(index: Any, device: Device, shard_over_gpus: bool) -> Coarse:
-    """A search function (queries, width, nprobe) over ``index`` on ``device``."""
-    has_lists = list_count(index) > 1  # asked of the index on the CPU: a GPU index has other classes
+    """Searches the codes of ``index`` on ``device``. ``shard_over_gpus``: each GPU holds a part of them, not a copy."""
+    has_lists = list_count(index) > 1  # Of the index on the CPU: a GPU index has other classes.
     if device.chosen == "cuda":
         options = faiss.GpuMultipleClonerOptions()
         options.shard = shard_over_gpus
@@ -24,12 +25,13 @@ def searcher(index: Any, device: Device, shard_over_gpus: bool) -> Coarse:
         space: Any = faiss.GpuParameterSpace()
     else:
         space = faiss.ParameterSpace()
-    state = {"nprobe": 0}
+    current_nprobe = 0
 
     def search(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if has_lists and state["nprobe"] != nprobe:
+        nonlocal current_nprobe
+        if has_lists and current_nprobe != nprobe:
             space.set_index_parameter(index, "nprobe", nprobe)
-            state["nprobe"] = nprobe
+            current_nprobe = nprobe
         distances, ids = index.search(np.ascontiguousarray(queries, np.float32), width)
         return distances, ids
 

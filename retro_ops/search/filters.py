@@ -1,8 +1,8 @@
-"""Which hits do not count as neighbours: of the same document, near-duplicates, and text that leaks into validation.
+"""Filters hits that must not become neighbours: same document, near-duplicates, and text that leaks into validation.
 
-A chunk is compared with a hit token by token; padding equals nothing. Measures of leakage are those of the RETRO paper
-(Borgeaud et al. 2021, "Improving language models by retrieving from trillions of tokens"): the longest run of tokens
-that both hold (section 2.6), and the Jaccard similarity of their sets of 13-grams (section 2.1).
+A chunk is compared with a hit token by token; padding never matches. The measures of leakage are those of the RETRO
+paper (Borgeaud et al. 2021, "Improving language models by retrieving from trillions of tokens"): the longest common run
+of tokens (section 2.6), and the Jaccard similarity of the sets of 13-grams (section 2.1).
 """
 
 from collections.abc import Callable
@@ -16,21 +16,21 @@ Tokens = NDArray[Any]
 """Unsigned ``[n, chunk_size]``, padded at the end."""
 
 REASONS = ("same_document", "near_duplicate", "shared_run", "shared_ngrams")
-"""Why a hit was removed, by code - 1; code 0: it was not."""
+"""Reasons to remove a hit; a reason code is the place here plus 1, and 0 keeps the hit."""
 
 SAME_DOCUMENT = 1
 
 NGRAM = 13
 
 PAIRS_PER_STEP = 8192
-"""Pairs compared at a time: int64 tokens, hashes and their sorted copies, some 30 MB at 64 tokens."""
+"""Pairs compared at a time: int64 tokens, hashes and their sorted copies take some 30 MB at 64 tokens."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """A hit above any of them is removed; None does not apply.
+    """A hit above any of these limits is removed; None sets no limit.
 
-    ``overlap``: share of common tokens, of the longer chunk. ``run``: tokens in the longest common run. ``ngrams``:
+    ``overlap``: common tokens as a share of the longer chunk. ``run``: tokens in the longest common run. ``ngrams``:
     Jaccard similarity of the 13-grams.
     """
 
@@ -43,7 +43,7 @@ class Limits:
 
 
 def reasons(limits: Limits, chunks: Tokens, hits: Tokens, pad_id: int) -> NDArray[np.uint8]:
-    """Why ``hits[i]`` cannot be a neighbour of ``chunks[i]``: uint8 ``[n]``, 0 where it can, the first reason else."""
+    """Code of the first reason why ``hits[i]`` cannot be a neighbour of ``chunks[i]``: uint8 ``[n]``, 0 if it can."""
     out = np.zeros(len(chunks), np.uint8)
     checks: list[tuple[float | None, Callable[[Tokens, Tokens, int], NDArray[Any]]]] = [
         (limits.overlap, overlap),
@@ -58,7 +58,7 @@ def reasons(limits: Limits, chunks: Tokens, hits: Tokens, pad_id: int) -> NDArra
 
 
 def overlap(a: Tokens, b: Tokens, pad_id: int) -> NDArray[np.float64]:
-    """Share of tokens in common, each as often as both hold it, of the longer of the two: float64 ``[n]``."""
+    """Common tokens (each as often as both chunks hold it) as a share of the longer chunk: float64 ``[n]``."""
 
     def common(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float64]:
         longer = np.maximum((x >= 0).sum(axis=1), (y >= 0).sum(axis=1))
@@ -69,10 +69,13 @@ def overlap(a: Tokens, b: Tokens, pad_id: int) -> NDArray[np.float64]:
 
 
 def longest_run(a: Tokens, b: Tokens, pad_id: int) -> NDArray[np.float64]:
-    """Tokens in the longest run that both hold in one piece: float64 ``[n]``."""
+    """Tokens in the longest common run: float64 ``[n]``.
+
+    The table of the longest common substring, one row at a time for all pairs: a run that ends at (i, j) is one token
+    longer than the run that ends at (i - 1, j - 1).
+    """
 
     def run(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float64]:
-        # The classic table, one row of it at a time for all pairs: a run ends here if one ended diagonally before.
         longest = np.zeros(len(x), np.int16)
         before = np.zeros((len(x), y.shape[1] + 1), np.int16)
         for column in range(x.shape[1]):
@@ -106,13 +109,13 @@ def _by_steps(
     out = np.zeros(len(a))
     for start in range(0, len(a), PAIRS_PER_STEP):
         step = slice(start, start + PAIRS_PER_STEP)
-        # Padding is negative, and differs between the two sides, so that it equals nothing.
+        # Padding is negative, with another number on either side, so it never matches.
         out[step] = measure(_without_padding(a[step], pad_id, -1), _without_padding(b[step], pad_id, -2))
     return out
 
 
 def _without_padding(tokens: Tokens, pad_id: int, mark: int) -> NDArray[np.int64]:
-    """The padding at the end of each row as ``mark``; the same id within the text stays."""
+    """Tokens with the padding at the end of each row replaced by ``mark``; the same id within the text stays."""
     wide = tokens.astype(np.int64)
     padding = np.logical_and.accumulate((wide == pad_id)[:, ::-1], axis=1)[:, ::-1]
     wide[padding] = mark
@@ -120,7 +123,7 @@ def _without_padding(tokens: Tokens, pad_id: int, mark: int) -> NDArray[np.int64
 
 
 def _numbered(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Distinct codes in each row: a token with the number of its occurrence. Negative entries stay."""
+    """Codes that are distinct in each row: token and number of its occurrence. Negative entries stay."""
     ordered = np.sort(tokens, axis=1)
     places = np.arange(tokens.shape[1])
     begins = np.pad(ordered[:, 1:] != ordered[:, :-1], ((0, 0), (1, 0)), constant_values=True)
@@ -129,11 +132,11 @@ def _numbered(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _distinct_ngrams(tokens: NDArray[np.int64], mark: int) -> NDArray[np.int64]:
-    """Hashes of the 13-grams of each row; ``mark`` for those with padding and for repetitions."""
+    """Hashes of the 13-grams of each row, sorted; ``mark`` for those that hold padding, and for repetitions."""
     width = tokens.shape[1] - NGRAM + 1
     codes = np.zeros((len(tokens), width), np.uint64)
     for offset in range(NGRAM):
-        # 64-bit FNV-1a, a token at a time.
+        # Like 64-bit FNV-1a, one token at a time.
         codes = (codes ^ tokens[:, offset : offset + width].astype(np.uint64)) * np.uint64(0x100000001B3)
         codes ^= codes >> np.uint64(29)
     hashes = (codes >> np.uint64(1)).astype(np.int64)
@@ -144,7 +147,10 @@ def _distinct_ngrams(tokens: NDArray[np.int64], mark: int) -> NDArray[np.int64]:
 
 
 def _in_both(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many codes of a row of ``a`` are in the same row of ``b``; no row holds a code of 0 or more twice."""
+    """Codes of each row of ``a`` that the same row of ``b`` holds, too: int64 ``[n]``.
+
+    Codes are distinct within a row; negative ones do not count.
+    """
     together = np.sort(np.concatenate((a, b), axis=1), axis=1)
     count: NDArray[np.int64] = ((together[:, 1:] == together[:, :-1]) & (together[:, 1:] >= 0)).sum(axis=1)
     return count

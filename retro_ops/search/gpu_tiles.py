@@ -1,4 +1,8 @@
-"""Vectors on one device, cut into tiles by list: the nearest of the probed lists, exactly; see core/scan.py."""
+"""Exact search of probed lists on one device, whose vectors are cut into tiles by list; see ``gpu_search``.
+
+A *tile* is TILE vectors of one list, multiplied together; a *slot* is the place of a vector in all tiles; a *group* is
+GROUP slots that follow one another in a tile.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,60 +10,64 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.fp16_scores import ROUNDING, Tensor, answering, asking, columns, on, scores
+from retro_ops.compute.fp16_scores import ROUNDING, Tensor, columns, on, query_operand, scores, vector_operand
 from retro_ops.search.exact import NOTHING, Keys, smallest
 from retro_ops.search.reranking import Blocks
 
 TILE = 64
-"""Vectors of one list that are multiplied at a time; each list is padded to whole tiles."""
+"""Vectors of one list that are multiplied together; each list is padded to whole tiles."""
 
 GROUP = 16
-"""Vectors of which the best score is kept. Those of a list lie in the order of ids, so a document's are together."""
+"""Vectors of which only the best score is kept. A list is in the order of ids, so those of a document are together."""
 
 GROUPS = TILE // GROUP
 
 FIRST_GROUPS = 16
-"""Groups whose members are looked at first: most rows need no more."""
+"""Groups of a row whose members are scored in the first round: most rows need no more."""
 
 EXACT_OF_A_GROUP = 2
-"""Members for each of these groups that are scored exactly: those with the best scores of all of other documents."""
+"""Members scored exactly for each group of a row: the best of all its members that are of other documents."""
 
 WIDEN = 4
 
 QUERY_TILES = (16, 512)
-"""Fewest and most queries that are multiplied with a tile at a time."""
+"""Fewest and most queries that are multiplied with a tile together."""
 
 ITEM_ROWS = 2**20
-"""Vectors and queries that are gathered for products at a time: 800 MB each at d = 384."""
+"""Vectors, and queries, gathered for products at a time: 800 MB each at d = 384."""
 
 GATHERED_NUMBERS = 2**30
-"""Numbers of members that are gathered at a time, half each."""
+"""Half-precision numbers of group members gathered at a time."""
 
 EXACT_NUMBERS = 2**28
-"""Numbers of vectors that are scored exactly at a time, float64 each."""
+"""Float64 numbers of vectors that are scored exactly at a time."""
 
 OWN_PAIRS = 2**20
-"""Pairs of a row and a vector of its own document at a time."""
+"""Pairs of a row and a vector of its own document that are scored exactly at a time."""
 
 NONE = 2**63 - 1
-"""The key after all others, in torch's signed integers."""
+"""No key: sorts after all others, in torch's signed integers."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Vectors on one device, list by list. ``first_tiles`` int64 ``[lists + 1]``; ``vectors`` half ``[tiles, TILE, c]``
-    (right operands of scores, minus infinity for padding); by slot ``[tiles * TILE]``: ``squares`` float64, ``ids``
-    (-1: padding), ``documents`` int64. ``largest``: the greatest square."""
+    """Vectors on one device, list by list."""
 
     vectors: Tensor
+    """Half ``[tiles, TILE, c]``: right operands of scores, of which padding has minus infinity."""
     squares: Tensor
+    """Float64 ``[slots]``: squared lengths."""
     ids: Tensor
+    """Int64 ``[slots]``, -1 for padding."""
     documents: Tensor
+    """Int64 ``[slots]``: identity of each vector's document."""
     first_tiles: Tensor
+    """Int64 ``[lists + 1]``: first tile of each list, and the end."""
     largest: float
+    """The greatest square."""
 
     def to(self, device: str) -> "Part":
-        """The same on another device; itself on its own."""
+        """A copy on another device; the same tensors on its own."""
         return Part(
             self.vectors.to(device),
             self.squares.to(device),
@@ -71,14 +79,20 @@ class Part:
 
 
 def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, blocks: Blocks, device: str) -> Part:
-    """Vectors ``ids`` ``[n]`` (ascending) in the lists ``of_vectors`` ``[n]``, read block by block."""
+    """Reads the vectors ``ids`` int64 ``[n]`` (ascending), which are in the lists ``of_vectors`` int32 ``[n]``.
+
+    1. Count the vectors of each list, and from that its first tile.
+    2. Sort by list (stable, so a list stays in the order of ids): the slot of a vector is the first slot of its list
+       plus its place in the list.
+    3. Read block by block, and write each vector to its slot. All other slots stay padding.
+    """
     import torch
 
     of = on(device, of_vectors)
     counts = torch.bincount(of, minlength=lists)
-    first_tiles = _starts(-(-counts // TILE))
+    first_tiles = _starts(-(-counts // TILE))  # [lists + 1]
     order = torch.argsort(of, stable=True)
-    listed = of[order].long()
+    listed = of[order].long()  # [n], ascending
     slots = torch.empty_like(order)
     slots[order] = first_tiles[listed] * TILE + torch.arange(len(order), device=device) - _starts(counts)[listed]
     size = int(first_tiles[-1]) * TILE
@@ -93,11 +107,11 @@ def load(of_vectors: NDArray[np.int32], ids: NDArray[np.int64], lists: int, bloc
         if vectors is None:
             dimension = block.vectors.shape[1]
             vectors = torch.zeros((size, columns(dimension)), dtype=torch.float16, device=device)
-            vectors[:, dimension] = -torch.inf
-        given = on(device, block.vectors[rows])
+            vectors[:, dimension] = -torch.inf  # The score of padding: its other numbers are zero.
+        read = on(device, block.vectors[rows])
         at = slots[low:high]
-        vectors[at] = answering(given)
-        squares[at] = given.double().square_().sum(dim=1)
+        vectors[at] = vector_operand(read)
+        squares[at] = read.double().square_().sum(dim=1)
         owners[at] = on(device, block.documents[rows].view(np.int64))
     return Part(
         vectors.reshape(-1, TILE, vectors.shape[1]), squares, numbers, owners, first_tiles, float(squares.max())
@@ -112,14 +126,27 @@ def nearest(
     k: int,
     removed: Callable[[Tensor, Tensor], None],
 ) -> Keys:
-    """Keys ``[m, k]``. ``queries`` half ``[m, d]``. ``removed`` is given rows and keys of nearer vectors of the same
-    document, some at a time."""
+    """Keys ``[m, k]`` of the nearest vectors of other documents in the probed lists, exactly.
+
+    ``queries`` half ``[m, d]``, ``documents`` int64 ``[m]``, ``probes`` int64 ``[m, p]`` (None: all lists).
+
+    1. Every vector of the probed lists gets a score in half precision, and of each GROUP of vectors the best score is
+       kept (``Best``).
+    2. Of each row that is not done, the ``wanted`` best groups are taken. No vector of another group has a score above
+       the ``bound`` of the row.
+    3. Their members are scored once more; the best of other documents are scored exactly, and the ``k`` smallest keys
+       are the neighbours so far. No vector that was left out, here or in step 2, has a score above ``limit``.
+    4. A vector as near as the last neighbour has at least the score ``least``, allowing for the rounding error of a
+       score. The row is done if ``limit`` is below it: then no vector that was left out is a neighbour.
+    5. Of a row that is done, nearer vectors of its own document go to ``removed``, as rows and keys, some at a time.
+    6. For the other rows, steps 2 to 5 are repeated with WIDEN times as many groups.
+    """
     import torch
 
-    asked = asking(queries)
+    operand = query_operand(queries)
     squares = queries.float().square().sum(dim=1)
     error = ROUNDING * max(1.0, part.largest, float(squares.max()))
-    best = Best.of(part, asked, probes)
+    best = Best.of(part, operand, probes)
     keys = torch.full((len(queries), k), NONE, device=queries.device)
     open_rows = torch.arange(len(queries), device=queries.device)
     wanted = FIRST_GROUPS
@@ -128,37 +155,39 @@ def nearest(
         proven = []
         step = _at_once(part, groups)
         for rows, of, limit in zip(open_rows.split(step), groups.split(step), bound.split(step), strict=True):
-            slots, found = _scored_members(part, asked[rows], of)
+            slots, members = _scored_members(part, operand[rows], of)
             own = (part.documents[slots] == documents[rows, None]) & (slots >= 0)
             count = min(wanted * EXACT_OF_A_GROUP, slots.shape[1])
-            values, at = found.masked_fill(own, -torch.inf).topk(count, dim=1)
-            scored = _exact(part, queries[rows], torch.where(values > -torch.inf, slots.gather(1, at), -1))
-            of_row = scored.topk(min(k, scored.shape[1]), largest=False).values.sort().values
+            values, at = members.masked_fill(own, -torch.inf).topk(count, dim=1)
+            exact = _exact(part, queries[rows], torch.where(values > -torch.inf, slots.gather(1, at), -1))
+            of_row = exact.topk(min(k, exact.shape[1]), largest=False).values.sort().values
             keys[rows, : of_row.shape[1]] = of_row
-            if count < slots.shape[1]:
+            if count < slots.shape[1]:  # Members were left out as well.
                 limit = torch.maximum(limit, values[:, -1])
-            # None of the others has a score above the limit.
-            # None has one below this that is as near as the last neighbour.
+            # The high half of a key is the distance; a row without k neighbours has no least score.
             distance = (keys[rows, -1] >> 32).int().view(torch.float32)
             least = (squares[rows] - distance.masked_fill(keys[rows, -1] == NONE, torch.inf)) / 2 - error
-            done = (limit == -torch.inf) | (limit.float() < least)
+            done = (limit == -torch.inf) | (limit.float() < least)  # At minus infinity nothing was left out.
             proven.append(done)
-            where, at = (own & (found.float() >= least[:, None]) & done[:, None]).nonzero(as_tuple=True)
+            where, at = (own & (members.float() >= least[:, None]) & done[:, None]).nonzero(as_tuple=True)
             for pairs, of_own in zip(rows[where].split(OWN_PAIRS), slots[where, at].split(OWN_PAIRS), strict=True):
-                own_of = _exact(part, queries[pairs], of_own[:, None])[:, 0]
-                nearer = own_of < keys[pairs, -1]
-                removed(pairs[nearer], own_of[nearer])
+                own_keys = _exact(part, queries[pairs], of_own[:, None])[:, 0]
+                nearer = own_keys < keys[pairs, -1]
+                removed(pairs[nearer], own_keys[nearer])
         open_rows = open_rows[~torch.cat(proven)]
         wanted *= WIDEN
     return unsigned(keys)
 
 
 def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Keys:
-    """Keys ``[m, width]`` of the nearest vectors, among which are those of the best scores."""
+    """Keys ``[m, width]`` of the nearest vectors in the ``width`` best groups, of any document.
+
+    These groups hold the ``width`` vectors with the best scores.
+    """
     import torch
 
     rows = torch.arange(len(queries), device=queries.device)
-    groups, _ = Best.of(part, asking(queries), probes).groups(rows, width)
+    groups, _ = Best.of(part, query_operand(queries), probes).groups(rows, width)
     step = _at_once(part, groups)
     found = [
         _exact(part, of_queries, _members(of)).topk(min(width, of.shape[1] * GROUP), largest=False).values
@@ -169,63 +198,76 @@ def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Ke
 
 @dataclass(frozen=True)
 class Best:
-    """Best score of each group of the probed lists. ``table`` half ``[m, groups]``, minus infinity beyond a row's end.
-    ``probes``, ``ends`` int64 ``[m, p]``: probed lists, and tiles up to the end of each. ``first_tiles``: its."""
+    """The best score of each group in the lists that a query probes, one list after the other."""
 
     table: Tensor
+    """Half ``[m, groups]``, minus infinity beyond the end of a row."""
     probes: Tensor
+    """Int64 ``[m, p]``: probed lists."""
     ends: Tensor
+    """Int64 ``[m, p]``: tiles of a row up to the end of each probed list."""
     first_tiles: Tensor
+    """Int64 ``[lists + 1]``, as in ``Part``."""
 
     @staticmethod
-    def of(part: Part, asked: Tensor, probes: Tensor | None) -> "Best":
-        """``asked``: left operands ``[m, c]``."""
+    def of(part: Part, operand: Tensor, probes: Tensor | None) -> "Best":
+        """Scores the left operands ``operand`` ``[m, c]`` with all vectors of their ``probes`` ``[m, p]``.
+
+        1. Pairs of query and list are sorted by list, and divided into query tiles of ``side`` pairs (``_seats``).
+        2. An item is a query tile with one tile of its list: ``scores`` of ``[side, c]`` and ``[TILE, c]``.
+        3. Of these, the best of each group goes to the row of the query, where the tiles of this list begin.
+        """
         import torch
 
         if probes is None:
-            return Best._of_all(part, asked)
+            return Best._of_all(part, operand)
         first_tiles = part.first_tiles
         tiles = first_tiles.diff()
-        of_pair = tiles[probes]
+        of_pair = tiles[probes]  # [m, p]
         ends = of_pair.cumsum(dim=1)
-        # One more row, for the queries that fill up a tile of queries.
-        table = asked.new_full((len(asked) + 1, max(1, int(ends[:, -1].max())), GROUPS), -torch.inf)
-        asked = torch.cat((asked, asked[:1]))
+        # One row more, for the empty seats of a query tile.
+        table = operand.new_full((len(operand) + 1, max(1, int(ends[:, -1].max())), GROUPS), -torch.inf)
+        operand = torch.cat((operand, operand[:1]))
+        # First column (in tiles) of each pair, and of an empty seat.
         columns_of = torch.cat(((ends - of_pair).reshape(-1), ends.new_zeros(1)))
         side, seats, query_tiles = _seats(probes.reshape(-1), len(tiles))
-        listed = torch.repeat_interleave(query_tiles)
+        listed = torch.repeat_interleave(query_tiles)  # List of each query tile.
         per_query_tile = tiles[listed]
-        items = torch.repeat_interleave(per_query_tile)
+        items = torch.repeat_interleave(per_query_tile)  # Query tile of each item; nth: the tile of its list.
         nth = torch.arange(len(items), device=items.device) - _starts(per_query_tile)[items]
         for item, at in zip(*(of.split(ITEM_ROWS // max(side, TILE)) for of in (items, nth)), strict=True):
-            pairs = seats[item]
+            pairs = seats[item]  # [items, side]
             rows = pairs // probes.shape[1]
-            found = scores(asked[rows], part.vectors[first_tiles[listed[item]] + at])
+            found = scores(operand[rows], part.vectors[first_tiles[listed[item]] + at])
             best = found.reshape(*found.shape[:2], GROUPS, GROUP).amax(dim=-1)
             table[rows, columns_of[pairs] + at[:, None]] = best
         return Best(table[:-1].reshape(len(table) - 1, -1), probes, ends, first_tiles)
 
     @staticmethod
-    def _of_all(part: Part, asked: Tensor) -> "Best":
-        """All tiles as one list, which needs no sorting."""
+    def _of_all(part: Part, operand: Tensor) -> "Best":
+        """Scores with all vectors, as those of one list: no sorting is needed."""
         import torch
 
         best = [
-            scores(asked, block.flatten(0, 1)).reshape(len(asked), -1, GROUP).amax(dim=-1)
-            for block in part.vectors.split(max(1, EXACT_NUMBERS // (len(asked) * TILE)))
+            scores(operand, block.flatten(0, 1)).reshape(len(operand), -1, GROUP).amax(dim=-1)
+            for block in part.vectors.split(max(1, EXACT_NUMBERS // (len(operand) * TILE)))
         ]
-        probes = torch.zeros((len(asked), 1), dtype=torch.int64, device=asked.device)
+        probes = torch.zeros((len(operand), 1), dtype=torch.int64, device=operand.device)
         first_tiles = part.first_tiles[[0, -1]]
-        return Best(torch.cat(best, dim=1), probes, first_tiles[1:].expand(len(asked), 1).contiguous(), first_tiles)
+        return Best(torch.cat(best, dim=1), probes, first_tiles[1:].expand(len(operand), 1).contiguous(), first_tiles)
 
     def groups(self, rows: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-        """The ``wanted`` best groups of ``rows`` ``[r]`` (or as many as there are; -1: none), and the score that none
-        of the others is above, ``[r]``."""
+        """The ``wanted`` best groups of each of ``rows`` ``[r]``, and a score that no other group exceeds.
+
+        Groups int64 ``[r, wanted]`` (or as many as there are), numbered through all tiles, -1 for none. Scores half
+        ``[r]``, minus infinity if there is no other group.
+        """
         import torch
 
         table = self.table if len(rows) == len(self.table) else self.table[rows]
         values, at = table.topk(min(wanted, table.shape[1]), dim=1)
         tile, ends = at // GROUPS, self.ends[rows]
+        # The place of a tile in its row -> which probed list, and the tile within it -> its number in all tiles.
         number = torch.searchsorted(ends, tile, right=True).clamp_(max=ends.shape[1] - 1)
         before = tile - torch.where(number > 0, ends.gather(1, (number - 1).clamp_(min=0)), 0)
         tile = self.first_tiles[self.probes[rows].gather(1, number)] + before
@@ -235,8 +277,12 @@ class Best:
 
 
 def _seats(lists: Tensor, count: int) -> tuple[int, Tensor, Tensor]:
-    """Pairs of query and list, sorted into tiles of ``side`` pairs of one list: ``side``, pair of each seat int64
-    ``[tiles, side]`` (``len(lists)``: nobody), and tiles of each of ``count`` lists."""
+    """Seats pairs of a query and a list in query tiles of ``side`` pairs of one list.
+
+    ``lists`` int64 ``[pairs]``: the list of each pair, of ``count`` lists. Returns ``side``, about the usual number of
+    queries of a list; the pair in each seat, int64 ``[query tiles, side]``, ``pairs`` for an empty one; and the number
+    of query tiles of each list, int64 ``[count]``.
+    """
     import torch
 
     sizes = torch.bincount(lists, minlength=count)
@@ -254,7 +300,7 @@ def _seats(lists: Tensor, count: int) -> tuple[int, Tensor, Tensor]:
 
 
 def _at_once(part: Part, groups: Tensor) -> int:
-    """Rows whose members of ``groups`` ``[m, w]`` GATHERED_NUMBERS allow at a time."""
+    """Rows of ``groups`` ``[m, w]`` whose members are gathered at a time, as GATHERED_NUMBERS allows."""
     return max(1, GATHERED_NUMBERS // int(groups.shape[1] * GROUP * part.vectors.shape[-1]))
 
 
@@ -266,19 +312,23 @@ def _members(groups: Tensor) -> Tensor:
     return torch.where(groups[:, :, None] < 0, -1, slots).flatten(1)
 
 
-def _scored_members(part: Part, asked: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Slots of the members of ``groups`` ``[m, w]`` and their scores, ``[m, w * GROUP]``; -1 and minus infinity for
-    none. Halves are gathered: a quarter of what exact distances take."""
+def _scored_members(part: Part, operand: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots of the members of ``groups`` ``[m, w]`` and their scores, both ``[m, w * GROUP]``.
+
+    -1 and minus infinity for none. Gathering halves takes a quarter of the memory of exact distances.
+    """
     import torch
 
     slots = _members(groups)
-    found = scores(asked[:, None], part.vectors.reshape(-1, part.vectors.shape[-1])[slots.clamp(min=0)])[:, 0]
+    found = scores(operand[:, None], part.vectors.reshape(-1, part.vectors.shape[-1])[slots.clamp(min=0)])[:, 0]
     return slots, found.masked_fill_(slots < 0, -torch.inf)
 
 
 def _exact(part: Part, queries: Tensor, slots: Tensor) -> Tensor:
-    """Exact keys of the vectors at ``slots`` ``[m, w]``, NONE for none; for as many rows at a time as EXACT_NUMBERS
-    allow, the queries counted."""
+    """Exact keys int64 ``[m, w]`` of the vectors at ``slots`` ``[m, w]`` for ``queries`` ``[m, d]``; NONE for slot -1.
+
+    In float64, for as many rows at a time as EXACT_NUMBERS allows (queries count as well); see ``exact``.
+    """
     import torch
 
     step = max(1, EXACT_NUMBERS // ((slots.shape[1] + 3) * part.vectors.shape[-1]))
@@ -287,7 +337,7 @@ def _exact(part: Part, queries: Tensor, slots: Tensor) -> Tensor:
         return torch.cat([_exact(part, *of) for of in some])
     there = slots.clamp(min=0)
     vectors = part.vectors.reshape(-1, part.vectors.shape[-1])[there].double()
-    # Columns beyond the dimension are multiplied with zero; padding becomes NaN there, and is masked.
+    # The columns beyond the dimension are multiplied by zero. Padding becomes NaN there, and is masked below.
     wide = torch.nn.functional.pad(queries.double(), (0, vectors.shape[-1] - queries.shape[1]))
     products = torch.bmm(vectors, wide[:, :, None])[..., 0]
     distances = (wide.square().sum(dim=1, keepdim=True) + part.squares[there] - 2 * products).float().clamp_(min=0)

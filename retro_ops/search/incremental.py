@@ -1,146 +1,147 @@
-"""Neighbours of the base version -> those of the next: old queries ask the new chunks alone.
+"""Brings the neighbours of the base version up to date: existing queries search only the new chunks.
 
-What a chunk's nearest neighbours were among the chunks that are still there, and how far away, is stored and exact. So
-only what came since can change a row, and the k best of both are the k best of all: cost grows with the change, not
-with the corpus. A row that named a chunk which went is searched anew, as nobody knows what came after its last one.
+1. The base version stores the nearest neighbours of each chunk with exact distances. Their ids are renumbered to the
+   new index spec.
+2. A row whose neighbours are all still there can only change by new chunks. The ``k`` best of its old neighbours and
+   of the new chunks are the ``k`` best of all, so the cost grows with the change, not with the corpus.
+3. A row that lost a neighbour is searched in the whole index again: the next best after its last one is unknown.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device, Room
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.index import filling, index_types
 from retro_ops.index.faiss_files import load_index
-from retro_ops.index.ivf_file import too_large
+from retro_ops.index.ivf_file import memory_limit, open_if_larger_than
 from retro_ops.plan.paths import distances_uri
 from retro_ops.search import reranking
-from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import Keys, pack, smallest
-from retro_ops.search.open_index import comparer, search_in_parts, search_of
+from retro_ops.search.jobs import PreviousNeighbours
+from retro_ops.search.open_index import SearchedIndex
 from retro_ops.search.queries import QueryShard
 from retro_ops.search.renumbering import GONE, renumber
-from retro_ops.search.reranking import Found, Index, Queries, Refuse, Width
-from retro_ops.storage.npy import open_npy
+from retro_ops.search.reranking import Found, Index, Queries, Width
+from retro_ops.storage.npy import NpyReader, open_npy
 
-Seek = Callable[[Queries], Found]
+FullSearch = Callable[[Queries], Found]
 """Search of the whole index."""
-
-
-@dataclass(frozen=True)
-class Former:
-    """Neighbours of a shard in the base version. ``counts``: chunks of each shard of the index spec that they number;
-    ``positions``: where each is in the new index spec, None for those that went.
-
-    ``trained``, ``partials``: from what an index of the new shards alone is made; in the order of the new index spec.
-    """
-
-    neighbours: str
-    counts: tuple[int, ...]
-    positions: tuple[int | None, ...]
-    trained: str
-    partials: tuple[str, ...]
 
 
 @dataclass
 class Done:
-    """Rows whose neighbours were merged with new chunks, and rows that were searched anew."""
+    """Rows whose neighbours were merged with new chunks, and rows that were searched in the whole index."""
 
     merged_rows: int = 0
     searched_rows: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
+class NewChunks:
+    """Search of the chunks that the base version did not have. ``width`` None: exactly.
+
+    They are few as a rule and then compared one by one; otherwise they are searched in an ``index`` of their own.
+    """
+
+    searched: SearchedIndex
+    positions: list[int]
+    """Places of the new shards in the index spec."""
+    index: Index | None
+    k: int
+    width: Width | None
+    cells: int
+    """Queries x candidates held at a time."""
+
+    def search(self, queries: Queries, known: Keys) -> Found:
+        """The ``k`` best of ``known`` (uint64 ``[m, k]``) and the new chunks."""
+        chunks, hit_filter, compare = self.searched.chunks, self.searched.hit_filter, self.searched.compare
+        if self.index is None or self.width is None:
+            blocks = chunks.blocks_of(self.positions)
+            return reranking.exact_search(queries, self.k, blocks, hit_filter, known, compare)
+        found = reranking.candidates(queries, self.k, self.index, self.index.clip(self.width), self.cells)
+        return Found(smallest(np.concatenate((known, found.keys), axis=1), self.k), found.removed)
+
+
+def new_chunks(
+    previous: PreviousNeighbours, searched: SearchedIndex, k: int, width: Width | None, cells: int
+) -> NewChunks:
+    """The search of the new chunks; their index, if they need one, is shared by all shards with this ``previous``."""
+    kept = frozenset(previous.positions)
+    readers = searched.chunks.embeddings
+    positions = [position for position in range(len(readers)) if position not in kept]
+    count = sum(len(readers[position]) for position in positions)
+    if width is None or count <= index_types.FLAT_VECTORS:
+        return NewChunks(searched, positions, None, k, width, cells)
+    if previous.partials not in searched.of_new_shards:
+        searched.of_new_shards[previous.partials] = _index_of(previous, searched, positions)
+    return NewChunks(searched, positions, searched.of_new_shards[previous.partials], k, width, cells)
+
+
 class Update:
-    """Brings rows of ``shard`` up to date; ``news`` is asked by those whose neighbours are all still there."""
+    """Brings the rows of a query shard up to date.
 
-    former: Former
-    shard: QueryShard
-    offsets: NDArray[np.int64]
-    news: Callable[[Queries, Keys], Found]
-    seek: Seek
-    short_rows_count: bool
-    done: Done = field(default_factory=Done)
+    BadInputError if the previous neighbours are damaged: otherwise the damage would go on as part of a sound file.
+    """
 
-    def __call__(self, start: int, stop: int) -> Found:
-        queries = self.shard.rows(start, stop)
-        neighbours = open_npy(self.former.neighbours, ndim=2, kind="i")
-        if len(neighbours) != len(self.shard):
-            raise BadInputError(
-                f"{neighbours.uri} has {len(neighbours):,} rows, the shard has {len(self.shard):,}",
-                "the base version is damaged: repair it",
-            )
-        distances = open_npy(distances_uri(neighbours.uri), ndim=2, kind="f").rows(start, stop)
-        ids = renumber(neighbours.rows(start, stop), np.array(self.former.counts, np.int64), self.offsets)
-        anew = (ids == GONE).any(axis=1) | (self.short_rows_count & (ids < 0).any(axis=1))
+    def __init__(
+        self, previous: PreviousNeighbours, shard: QueryShard, new: NewChunks, full_search: FullSearch
+    ) -> None:
+        self.done = Done()
+        self._shard, self._new, self._full_search = shard, new, full_search
+        for uri in (previous.neighbours, distances_uri(previous.neighbours)):
+            report.check_unchanged(uri)
+        self._neighbours = _of_shard(open_npy(previous.neighbours, ndim=2, kind="i"), shard)
+        self._distances = open_npy(distances_uri(previous.neighbours), ndim=2, kind="f")
+        offsets = new.searched.chunks.offsets
+        self._counts = np.array(previous.counts, np.int64)
+        self._offsets = np.array([-1 if at is None else offsets[at] for at in previous.positions], np.int64)
+
+    def search_rows(self, start: int, stop: int) -> Found:
+        queries = self._shard.rows(start, stop)
+        distances = self._distances.rows(start, stop)
+        ids = renumber(self._neighbours.rows(start, stop), self._counts, self._offsets)
         found = Found.nothing(len(queries), ids.shape[1])
-        old, lost = np.flatnonzero(~anew), np.flatnonzero(anew)
-        if len(old):
-            found.put(old, self.news(queries.take(old), pack(distances[old], ids[old], ids[old] >= 0)))
-        if len(lost):
-            found.put(lost, self.seek(queries.take(lost)))
-        self.done.merged_rows += len(old)
-        self.done.searched_rows += len(lost)
+        incomplete = self._incomplete(ids)
+        merged, searched = np.flatnonzero(~incomplete), np.flatnonzero(incomplete)
+        if len(merged):
+            known = pack(distances[merged], ids[merged], ids[merged] >= 0)
+            found.put(merged, self._new.search(queries.take(merged), known))
+        if len(searched):
+            found.put(searched, self._full_search(queries.take(searched)))
+        self.done.merged_rows += len(merged)
+        self.done.searched_rows += len(searched)
         return found
 
-
-def update(
-    former: Former,
-    shard: QueryShard,
-    chunks: IndexedChunks,
-    k: int,
-    width: Width | None,
-    cells: int,
-    device: Device,
-    refuse: Refuse | None,
-    seek: Seek,
-    room: Room,
-    loaded: dict[tuple[str, ...], Index],
-) -> Update:
-    """What is new is searched exactly if it is little or ``width`` is None, else by an index of its own. ``loaded``:
-    such indexes by what they were made from, for the next shard.
-
-    BadInputError when the former neighbours are damaged: they would go on as part of a sound file.
-    """
-    for uri in (former.neighbours, distances_uri(former.neighbours)):
-        report.check_unchanged(uri)
-    offsets = np.array([-1 if at is None else chunks.offsets[at] for at in former.positions], np.int64)
-    old = frozenset(former.positions)
-    new = [at for at in range(len(chunks.embeddings)) if at not in old]
-    count = sum(len(chunks.embeddings[at]) for at in new)
-    by_index = width is not None and count > index_types.FLAT_VECTORS
-    if not by_index or width is None:
-        compare = comparer(device)
-
-        def news(queries: Queries, known: Keys) -> Found:
-            return reranking.exact_search(queries, k, chunks.blocks_of(new), refuse, known, compare)
-    else:
-        if former.partials not in loaded:
-            loaded[former.partials] = _index_of(former, chunks, new, device, refuse, room)
-        index = loaded[former.partials]
-
-        def news(queries: Queries, known: Keys) -> Found:
-            found = reranking.candidates(queries, k, index, index.clip(width), cells)
-            return Found(smallest(np.concatenate((known, found.keys), axis=1), k), found.removed)
-
-    # An index may have missed what a short row lacks; a row that was full before stays full.
-    return Update(former, shard, offsets, news, seek, short_rows_count=by_index)
+    def _incomplete(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Rows of ``ids`` ``[m, k]`` that need a search of the whole index: bool ``[m]``."""
+        lost: NDArray[np.bool_] = (ids == GONE).any(axis=1)
+        if self._new.index is not None:
+            # An index may miss the chunks that a short row lacks. A full row stays full.
+            lost |= (ids < 0).any(axis=1)
+        return lost
 
 
-def _index_of(
-    former: Former, chunks: IndexedChunks, new: list[int], device: Device, refuse: Refuse | None, room: Room
-) -> Index:
-    """An index of the shards ``new`` alone, whose ids are those of all."""
-    if parts := too_large(former.partials, room):
-        return search_in_parts(parts, chunks, new, device, refuse, room)
-    index = load_index(former.trained)
-    for uri in former.partials:
+def _of_shard(neighbours: NpyReader, shard: QueryShard) -> NpyReader:
+    if len(neighbours) != len(shard):
+        raise BadInputError(
+            f"{neighbours.uri} has {len(neighbours):,} rows, the shard has {len(shard):,}",
+            "the base version is damaged: repair it",
+        )
+    return neighbours
+
+
+def _index_of(previous: PreviousNeighbours, searched: SearchedIndex, positions: list[int]) -> Index:
+    """An index of the shards at ``positions`` alone, in global ids."""
+    if parts := open_if_larger_than(memory_limit(searched.parameters), previous.partials):
+        return searched.over_parts(parts, positions)
+    index = load_index(previous.trained)
+    for uri in previous.partials:
         filling.merge(index, load_index(uri), uri)
-    counts = np.array([len(chunks.embeddings[at]) for at in new], np.int64)
-    if index.ntotal != counts.sum():
-        raise BadInputError(f"the partial indexes of the new shards hold {index.ntotal:,} of {counts.sum():,} chunks")
-    return search_of(index, chunks, new, device, refuse)
+    count = sum(len(searched.chunks.embeddings[position]) for position in positions)
+    if index.ntotal != count:
+        raise BadInputError(f"the partial indexes of the new shards hold {index.ntotal:,} of {count:,} chunks")
+    return searched.over(index, positions)

@@ -1,17 +1,20 @@
-"""A filled index together with the chunks it was filled from, as the search reads them; and how wide to search it."""
+"""Opens a filled index for search, together with the chunks that it was filled from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device, Room, room
+from retro_ops import memory
+from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import prepare
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
-from retro_ops.index.ivf_file import ListFile, too_large
+from retro_ops.index.ivf_file import ListFile, memory_limit, open_if_larger_than
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Split
 from retro_ops.search import faiss_search, filters, gpu_search
@@ -19,14 +22,15 @@ from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import Compare, comparing, on_host
 from retro_ops.search.faiss_search import Coarse
 from retro_ops.search.ivf_parts import in_parts
-from retro_ops.search.reranking import Index, Queries, Refuse
+from retro_ops.search.reranking import Found, HitFilter, Index, Queries
 
 MOST_CANDIDATES = 2**15
-"""More are not looked for before exact search."""
+"""Rows that need more are searched exactly."""
 
 
 def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
-    """What filters queries of ``split``: leakage concerns those of validation (or of nobody knows what)."""
+    """Filters for the queries of ``split``. Leakage matters for validation only; by hand the split is unknown (None),
+    and all filters apply."""
     if parameters.profile == "seed":
         return filters.Limits()
     if split == "train":
@@ -34,104 +38,125 @@ def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
     return filters.Limits(parameters.max_overlap, parameters.max_shared_run, parameters.max_shared_ngrams)
 
 
-def refuser(chunks: IndexedChunks, of: filters.Limits, pad_id: int) -> Refuse | None:
-    def refuse(queries: Queries, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+def hit_filter(chunks: IndexedChunks, of: filters.Limits, pad_id: int) -> HitFilter | None:
+    """Applies the filters ``of`` to hits among ``chunks``; None if there are none."""
+
+    def reasons(queries: Queries, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         assert queries.tokens is not None
         return filters.reasons(of, queries.tokens[rows], chunks.tokens(ids), pad_id)
 
-    return refuse if of else None
-
-
-def open_index(
-    uri: str, chunks: IndexedChunks, device: Device, parameters: Parameters, split: Split | None, pad_id: int
-) -> Index:
-    """The index at ``uri`` on ``device``; part by part, if it is larger than it may be in memory. BadInputError when it
-    was not filled from ``chunks``."""
-    refuse = refuser(chunks, limits(parameters, split), pad_id)
-    room, everything = room_for(parameters), range(len(chunks.embeddings))
-    parts = too_large([uri], room)
-    if parts:
-        _check_total(uri, parts[0].total, chunks)
-        return search_in_parts(parts, chunks, everything, device, refuse, room)
-    loaded = load_index(uri)
-    _check_total(uri, loaded.ntotal, chunks)
-    return search_of(loaded, chunks, everything, device, refuse)
-
-
-def room_for(parameters: Parameters) -> Room:
-    return room(parameters.search_memory, parameters.memory_budget)
-
-
-def _check_total(uri: str, total: int, chunks: IndexedChunks) -> None:
-    if total != chunks.total:
-        raise BadInputError(
-            f"{uri} holds {total:,} vectors, its index spec names {chunks.total:,}",
-            "give the index spec that the index was filled from",
-        )
-
-
-def search_in_parts(
-    files: Sequence[ListFile],
-    chunks: IndexedChunks,
-    positions: Sequence[int],
-    device: Device,
-    refuse: Refuse | None,
-    room: Room,
-) -> Index:
-    """As ``search_of``, of files whose lists are read as they are needed and that together hold what the shards at
-    ``positions`` do. On a GPU only their numbers are."""
-    if device.chosen == "cuda":
-        numbers = np.concatenate([file.numbers(room.bytes // 3) for file in files])
-        return _by_vectors(files[0].empty(), chunks, positions, device, refuse, numbers)
-    ids, by_codes = chunks.ids_of(positions), in_parts(files, room.bytes)
-    blocks, lists = chunks.blocks_of(positions), len(files[0].sizes)
-    return Index(_in_ids(by_codes, ids), blocks, len(ids), lists, MOST_CANDIDATES, refuse, coarse_rows=None)
-
-
-def search_of(
-    index: Any, chunks: IndexedChunks, positions: Sequence[int], device: Device, refuse: Refuse | None
-) -> Index:
-    """Of a faiss ``index`` that was filled from the shards at ``positions`` (ascending), in global ids. A GPU searches
-    the embeddings themselves, list by list; the CPU the codes."""
-    ids = chunks.ids_of(positions)
-    if device.chosen == "cuda" and len(ids):
-        return _by_vectors(index, chunks, positions, device, refuse, None)
-    by_codes = faiss_search.searcher(index, device, shard_over_gpus=False)
-    lists = faiss_index.list_count(index)
-    return Index(_in_ids(by_codes, ids), chunks.blocks_of(positions), len(ids), lists, MOST_CANDIDATES, refuse)
-
-
-def _by_vectors(
-    index: Any,
-    chunks: IndexedChunks,
-    positions: Sequence[int],
-    device: Device,
-    refuse: Refuse | None,
-    numbers: NDArray[np.int32] | None,
-) -> Index:
-    """On a GPU. ``numbers``: the list of each vector, if ``index`` does not hold them."""
-    import torch
-
-    blocks, ids = chunks.blocks_of(positions), chunks.ids_of(positions)
-    name = prepare(device)
-    devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
-    of = faiss_index.lists_of(index, ids, numbers)
-    capacity = min(map(gpu_search.capacity, devices))
-    made = gpu_search.Scan(of, blocks, gpu_search.spans(of, chunks.embeddings[0].shape[1], devices, capacity))
-    lists, compare = faiss_index.list_count(index), comparer(device)
-    return Index(made.coarse, blocks, len(ids), lists, MOST_CANDIDATES, refuse, made.nearest, compare=compare)
+    return reasons if of else None
 
 
 def comparer(device: Device) -> Compare:
-    """Who computes the scores of brute force on ``device``."""
+    """Computes the scores of brute force on ``device``."""
     return comparing(prepare(device)) if device.chosen == "cuda" else on_host
 
 
-def _in_ids(by_codes: Coarse, ids: NDArray[np.int64]) -> Coarse:
-    """What a search finds by row, by global id."""
+@dataclass(eq=False)
+class SearchedIndex:
+    """The index at ``uri`` and its ``chunks``, searched by the queries of one split.
 
-    def coarse(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        distances, found = by_codes(queries, width, nprobe)
-        return distances, np.where(found < 0, found, ids[found])
+    Query shards that search it one after the other share it, with what is loaded of it.
+    """
 
-    return coarse
+    uri: str
+    chunks: IndexedChunks
+    device: Device
+    parameters: Parameters
+    split: Split | None
+    """None where it is unknown, as by hand."""
+    pad_id: int
+    of_new_shards: dict[tuple[str, ...], Index] = field(default_factory=dict)
+    """Indexes of new shards alone, by their partial indexes; see ``incremental``."""
+    found_ahead: dict[str, Found] = field(default_factory=dict)
+    """Neighbours of shards that were searched together with a smaller one, by their report; see ``retrieval``."""
+
+    @cached_property
+    def limits(self) -> filters.Limits:
+        return limits(self.parameters, self.split)
+
+    @cached_property
+    def hit_filter(self) -> HitFilter | None:
+        return hit_filter(self.chunks, self.limits, self.pad_id)
+
+    @cached_property
+    def compare(self) -> Compare:
+        return comparer(self.device)
+
+    @cached_property
+    def index(self) -> Index:
+        """Opened when it is first needed: an exact search or a small refresh does without.
+
+        It is read part by part if it is larger than its limit in memory. BadInputError if it was not filled from
+        ``chunks``.
+        """
+        everything = range(len(self.chunks.embeddings))
+        if parts := open_if_larger_than(memory_limit(self.parameters), [self.uri]):
+            self._check_total(parts[0].total)
+            return self.over_parts(parts, everything)
+        loaded = load_index(self.uri)
+        self._check_total(loaded.ntotal)
+        return self.over(loaded, everything)
+
+    def over(self, index: Any, positions: Sequence[int]) -> Index:
+        """Search of a faiss ``index`` that holds the shards at ``positions`` (ascending), in global ids.
+
+        A GPU searches the embeddings themselves, list by list; a CPU the codes of the index.
+        """
+        ids = self.chunks.ids_of(positions)
+        if self.device.chosen == "cuda" and len(ids):
+            return self._over_vectors(index, positions, None)
+        by_codes = faiss_search.searcher(index, self.device, shard_over_gpus=False)
+        lists = faiss_index.list_count(index)
+        blocks = self.chunks.blocks_of(positions)
+        return Index(_in_global_ids(by_codes, ids), blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter)
+
+    def over_parts(self, files: Sequence[ListFile], positions: Sequence[int]) -> Index:
+        """The same search of index files that together hold these shards, and whose lists are read as needed.
+
+        A GPU needs only the list of each vector.
+        """
+        limit = memory_limit(self.parameters).bytes
+        if self.device.chosen == "cuda":
+            lists_of = np.concatenate([file.numbers(memory.lists_at_once(limit)) for file in files])
+            return self._over_vectors(files[0].empty(), positions, lists_of)
+        ids, by_codes = self.chunks.ids_of(positions), in_parts(files, limit)
+        blocks, lists = self.chunks.blocks_of(positions), len(files[0].sizes)
+        coarse = _in_global_ids(by_codes, ids)
+        return Index(coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter, coarse_rows=None)
+
+    def _over_vectors(self, index: Any, positions: Sequence[int], lists_of: NDArray[np.int32] | None) -> Index:
+        """Search of whole vectors on GPUs. ``lists_of``: the list of each vector, if ``index`` is empty."""
+        import torch
+
+        blocks, ids = self.chunks.blocks_of(positions), self.chunks.ids_of(positions)
+        name = prepare(self.device)
+        devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
+        of = faiss_index.lists_of(index, ids, lists_of)
+        capacity = min(map(gpu_search.capacity, devices))
+        spans = gpu_search.spans(of, self.chunks.embeddings[0].shape[1], devices, capacity)
+        scan = gpu_search.Scan(of, blocks, spans)
+        lists = faiss_index.list_count(index)
+        return Index(
+            *(scan.coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter),
+            nearest=scan.nearest,
+            compare=self.compare,
+        )
+
+    def _check_total(self, total: int) -> None:
+        if total != self.chunks.total:
+            raise BadInputError(
+                f"{self.uri} holds {total:,} vectors, its index spec names {self.chunks.total:,}",
+                "give the index spec that the index was filled from",
+            )
+
+
+def _in_global_ids(by_codes: Coarse, ids: NDArray[np.int64]) -> Coarse:
+    """``by_codes``, whose results are row numbers, with the global id of each row."""
+
+    def search(queries: NDArray[np.float32], width: int, nprobe: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        distances, rows = by_codes(queries, width, nprobe)
+        return distances, np.where(rows < 0, rows, ids[rows])
+
+    return search

@@ -1,4 +1,4 @@
-"""Query shards: their rows, and samples of them."""
+"""Query shards: opens them, reads their rows, and samples them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,25 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.errors import BadInputError
 from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.plan.specs import IndexShard
 from retro_ops.search.chunk_reader import BLOCK_ROWS, Documents, IndexedChunks
+from retro_ops.search.jobs import Job
 from retro_ops.search.reranking import Queries
 from retro_ops.storage import read_ahead
 from retro_ops.storage.npy import NpyReader, open_npy
 
 UNKNOWN_DOCUMENT = np.uint64(2**63)
-"""Identity of queries whose document nobody knows: with the row number added, equal to no other."""
+"""Base of the identity of an unknown document: with the row number added, it equals no other."""
 
 
 @dataclass(frozen=True)
 class QueryShard:
-    """Rows that ask for neighbours.
+    """Rows to find neighbours for.
 
-    ``documents``: who says to which document each row belongs, where they are shard ``position``; None: nobody knows.
-    ``tokens``: where they lie, only if a filter compares texts.
+    ``documents``: identities of the documents, which hold this shard at ``position``; None if they are unknown.
+    ``tokens``: only if a filter compares them.
     """
 
     embeddings: NpyReader
@@ -45,15 +47,38 @@ class QueryShard:
         return Queries(vectors, self.documents.rows(self.position, start, stop), tokens)
 
 
+def open_arrays(job: Job, indexed: NpyReader) -> tuple[NpyReader, NpyReader]:
+    """Embeddings and chunk2seq of the query shard of ``job``.
+
+    BadInputError unless they are of the same chunks and have the dimension of ``indexed``, embeddings of the index.
+    """
+    embeddings = open_npy(job.embeddings, ndim=2, kind="f")
+    chunk2seq = open_npy(job.chunk2seq, ndim=1, kind="iu")
+    if len(embeddings) != len(chunk2seq):
+        raise BadInputError(
+            f"{job.embeddings} has {len(embeddings):,} rows, {job.chunk2seq} has {len(chunk2seq):,}",
+            "they must come from the same chunks",
+        )
+    if embeddings.shape[1] != indexed.shape[1]:
+        raise BadInputError(
+            f"{job.embeddings} has {embeddings.shape[1]} dimensions, {job.index} has {indexed.shape[1]}",
+            "embed the queries with the model of the index",
+        )
+    return embeddings, chunk2seq
+
+
 def query_shard(chunks: IndexedChunks, position: int, with_tokens: bool) -> QueryShard:
-    """The shard at ``position`` of the index as queries."""
+    """The shard at ``position`` of the index, as queries."""
     tokens = chunks.chunks[position] if with_tokens else None
     return QueryShard(chunks.embeddings[position], chunks.documents, position, tokens)
 
 
 def other_shard(shard: IndexShard, chunks: IndexedChunks, with_tokens: bool) -> QueryShard:
-    """A shard that the index does not hold, as queries. Its documents are known only if those of the index are by
-    content: then a copy of one that is there is recognised."""
+    """A shard that the index does not hold, as queries.
+
+    Its documents are known only if documents are identified by content, here and in the index: then a copy of an
+    indexed document is recognised.
+    """
     documents = Documents([shard.chunks], [shard.chunk2seq])
     known = documents.by_content and chunks.documents.by_content
     tokens = open_npy(shard.chunks, ndim=2, kind="u") if with_tokens else None
@@ -61,7 +86,7 @@ def other_shard(shard: IndexShard, chunks: IndexedChunks, with_tokens: bool) -> 
 
 
 def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: bool) -> dict[str, QueryShard]:
-    """All that query the index of ``split``, by name and in the plan's order. ``chunks``: what that index holds."""
+    """All query shards of ``split``, by name and in the order of the plan. ``chunks``: those of the index."""
     places = {shard.name: at for at, shard in enumerate(plan.indexed(split))}
     return {
         shard.name: query_shard(chunks, places[shard.name], with_tokens)
@@ -72,26 +97,26 @@ def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: b
 
 
 def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
-    """A uniform sample without replacement over the rows of all ``shards``."""
+    """A uniform sample of ``count`` rows of all ``shards``, without replacement."""
     drawn = sample_rows(np.array([len(s) for s in shards], np.int64), count, seed)
     asked = [of for of in zip(shards, drawn, strict=True) if len(of[1])] or [(shards[0], drawn[0])]
     return join(read_ahead.side_by_side(lambda of: take(*of), asked, read_ahead.READERS))
 
 
 def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:
-    """``rows`` (ascending) of ``shard``."""
+    """Rows ``rows`` (ascending) of ``shard``."""
     parts = [shard.rows(first, end).take(local) for first, end, local in _spans(rows)]
     return join(parts or [shard.rows(0, 0)])
 
 
 def take_rows(reader: NpyReader, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """``rows`` (ascending) of an array."""
+    """Rows ``rows`` (ascending) of an array."""
     parts = [reader.rows(first, end)[local] for first, end, local in _spans(rows)]
     return np.concatenate(parts or [reader.rows(0, 0)])
 
 
 def _spans(rows: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """(first, end, rows less first) of each block that holds any of ``rows``: what of it has to be read."""
+    """(first, end, rows - first) of the range to read in each block that holds any of ``rows`` (ascending)."""
     for of in np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1):
         if len(of):
             yield int(of[0]), int(of[-1]) + 1, of - of[0]

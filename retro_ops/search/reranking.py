@@ -1,4 +1,8 @@
-"""Nearest neighbours worth training on: wide search in the index, exact distances, widening until rows are full."""
+"""Nearest neighbours of other documents: candidates of the index, exact distances, filters, and wider search.
+
+A candidate is one number (``exact.pack``): its exact distance in the high bits, its id in the low ones. So the order of
+two candidates, ties included, is that of two integers, and merging is sorting.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,11 +14,12 @@ from retro_ops.search.exact import (
     NOTHING,
     Compare,
     Keys,
-    asking,
+    VectorOperand,
     near_pairs,
     on_host,
     pack,
     pair_distances,
+    query_operand,
     smallest,
     squared_distances,
     unpack,
@@ -25,37 +30,41 @@ from retro_ops.search.filters import REASONS, SAME_DOCUMENT, Tokens
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive chunks of the index, the first with global id ``first``."""
+    """Consecutive chunks of the index: ``b`` of them, the first with global id ``first``."""
 
     first: int
     vectors: NDArray[np.float16]
+    """``[b, d]``"""
     documents: NDArray[np.uint64]
-    """Identity of each chunk's document: equal for copies of one text."""
+    """``[b]``: identity of each chunk's document, equal for copies of one text."""
 
 
 Blocks = Callable[[NDArray[np.int64] | None], Iterator[Block]]
-"""Blocks in ascending order: those that hold any of the (sorted) ids, or all of them for None."""
+"""Blocks in ascending order: those that hold any of the given ids (sorted), or all of them for None."""
 
 QUERIES_PER_STEP = 512
-"""Rows of an exact search at a time: with a block of 16,384, distances and keys take some 200 MB."""
+"""Queries of an exact search at a time: with a block of 16,384, distances and keys take some 200 MB."""
 
 FIRST_CHUNKS = 512
-"""Of an exact search, in its first block, at a time."""
+"""Chunks at a time in the first block of an exact search."""
 
 WIDEN = 4
 
-EVERYONE = np.ones(1, np.bool_)
+KEEP_ALL = np.ones(1, np.bool_)
 
 COARSE_ROWS = 4096
-"""Queries that an index in memory is asked about at a time."""
+"""Queries that an index in memory is searched for at a time."""
 
 
 @dataclass(frozen=True)
 class Width:
-    """How wide to look in the index: inverted lists probed, candidates taken."""
+    """Width of a search: lists probed in the index, and candidates taken for each query."""
 
     nprobe: int
     candidates: int
+
+    def __str__(self) -> str:
+        return f"nprobe {self.nprobe}, {self.candidates} candidates"
 
     def widened(self) -> "Width":
         return Width(self.nprobe * WIDEN, self.candidates * WIDEN)
@@ -65,7 +74,7 @@ class Width:
 class Queries:
     """``vectors`` float16 ``[m, d]``; ``documents`` uint64 ``[m]``: a hit of the same document does not count.
 
-    ``tokens`` ``[m, chunk_size]``, only where a filter compares texts.
+    ``tokens`` ``[m, chunk_size]``, only where a filter compares them.
     """
 
     vectors: NDArray[np.float16]
@@ -79,47 +88,48 @@ class Queries:
         return Queries(self.vectors[rows], self.documents[rows], None if self.tokens is None else self.tokens[rows])
 
 
-Refuse = Callable[[Queries, NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
-"""(queries, rows int64 [n], ids int64 [n]) -> why hit ``ids[i]`` of ``rows[i]`` does not count, uint8 [n]; 0: it does.
-
-See core/filters.py; a hit of the same document is never asked about."""
+HitFilter = Callable[[Queries, NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
+"""(queries, rows int64 ``[n]``, ids int64 ``[n]``) -> code of the reason to remove hit ``ids[i]`` of query ``rows[i]``,
+uint8 ``[n]``, 0 to keep it (``filters.REASONS``). It is never given hits of the same document."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What searching needs of an index. ``most_candidates``: the widest search that it can do. ``nearest``: where whole
-    vectors are searched instead of codes (core/scan.py); filters are asked on the other way all the same.
-    ``coarse_rows``: queries that ``coarse`` is asked about at a time; None: as many as there are, since each call reads
-    the index anew. ``compare``: who computes the scores of brute force."""
+    """An index and its chunks, as the search sees them."""
 
     coarse: Coarse
+    """Candidates from the codes of the index."""
     blocks: Blocks
     total: int
     lists: int
     most_candidates: int
-    refuse: Refuse | None = None
+    """Most candidates that ``coarse`` can give."""
+    hit_filter: HitFilter | None = None
     nearest: "Nearest | None" = None
+    """Search of whole vectors (``gpu_search``), used in place of ``coarse`` where there is no ``hit_filter``."""
     coarse_rows: int | None = COARSE_ROWS
+    """Queries for ``coarse`` at a time; None for all of them, where each call reads the index from the store."""
     compare: Compare = on_host
+    """Computes the scores of brute force."""
 
     def clip(self, width: Width) -> Width:
         return Width(min(width.nprobe, self.lists), min(width.candidates, self.total, self.most_candidates))
 
     def whole(self) -> "Nearest | None":
-        """Finds the nearest of the probed lists, whatever the number of candidates."""
-        return None if self.refuse else self.nearest
+        """The search of whole vectors, where it applies: it takes no number of candidates."""
+        return None if self.hit_filter else self.nearest
 
     def exact(self, queries: Queries, k: int) -> "Found":
-        """Brute force."""
+        """Brute force over all chunks."""
         whole = self.whole()
         if whole:
             return whole(queries, k, self.lists)
-        return exact_search(queries, k, self.blocks, self.refuse, compare=self.compare)
+        return exact_search(queries, k, self.blocks, self.hit_filter, compare=self.compare)
 
 
 @dataclass
 class Effort:
-    """What a search took beyond its first pass."""
+    """Work beyond the first pass: rows that were widened, in all and in each round, and rows searched exactly."""
 
     widened_rows: int = 0
     exact_rows: int = 0
@@ -128,8 +138,11 @@ class Effort:
 
 @dataclass(frozen=True)
 class Found:
-    """``keys`` uint64 ``[m, k]``, in order, NOTHING where there are no more. ``removed`` int64 ``[m, reasons]``: hits
-    nearer than the last neighbour that did not count, by reason."""
+    """Neighbours of ``m`` queries, and hits that were removed.
+
+    ``keys`` uint64 ``[m, k]``, nearest first, NOTHING where there are no more. ``removed`` int64 ``[m, reasons]``:
+    hits nearer than the last neighbour that do not count, by reason.
+    """
 
     keys: Keys
     removed: NDArray[np.int64]
@@ -137,6 +150,9 @@ class Found:
     @staticmethod
     def nothing(rows: int, k: int) -> "Found":
         return Found(np.full((rows, k), NOTHING), np.zeros((rows, len(REASONS)), np.int64))
+
+    def take(self, rows: NDArray[np.int64] | slice) -> "Found":
+        return Found(self.keys[rows], self.removed[rows])
 
     def put(self, rows: NDArray[np.int64] | slice, found: "Found") -> None:
         self.keys[rows], self.removed[rows] = found.keys, found.removed
@@ -147,35 +163,41 @@ Nearest = Callable[[Queries, int, int], Found]
 
 
 @dataclass(frozen=True)
-class Refused:
-    """Hits that do not count: row, key and reason of each."""
+class Removed:
+    """``n`` hits that do not count: row (of the query), key and reason code of each, ``[n]``."""
 
     rows: NDArray[np.int64]
     keys: Keys
     reasons: NDArray[np.uint8]
 
     @staticmethod
-    def of_same_document(rows: NDArray[np.int64], keys: Keys) -> "Refused":
-        return Refused(rows, keys, np.full(len(rows), SAME_DOCUMENT, np.uint8))
+    def of_same_document(rows: NDArray[np.int64], keys: Keys) -> "Removed":
+        return Removed(rows, keys, np.full(len(rows), SAME_DOCUMENT, np.uint8))
 
-    def nearer_than(self, best: Keys) -> "Refused":
-        """Those nearer than the last of ``best`` in their row; all of them where it is not full."""
+    def nearer_than(self, best: Keys) -> "Removed":
+        """Those nearer than the last of ``best`` ``[m, k]`` in their row; all of them where the row is short."""
         nearer = self.keys < np.ascontiguousarray(best[:, -1])[self.rows]
-        return Refused(self.rows[nearer], self.keys[nearer], self.reasons[nearer])
+        return Removed(self.rows[nearer], self.keys[nearer], self.reasons[nearer])
 
     def counts(self, rows: int) -> NDArray[np.int64]:
+        """Number of hits by row and reason: int64 ``[rows, reasons]``."""
         cells = self.rows * len(REASONS) + (self.reasons - 1)
         return np.bincount(cells, minlength=rows * len(REASONS)).reshape(rows, len(REASONS))
 
 
-NOBODY = Refused.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.uint64))
+NONE_REMOVED = Removed.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.uint64))
 
 
 def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effort: Effort) -> Found:
-    """The ``k`` nearest chunks of other documents that no filter refuses.
+    """The ``k`` nearest chunks of other documents that no filter removes.
 
-    Rows that are short are searched wider until they are full, and at last exactly, so a row stays short only if the
-    index holds no more. ``cells`` bounds rows x candidates held at a time (some 50 bytes each).
+    1. One pass with ``width``, clipped to what the index has (``candidates``).
+    2. Rows with fewer than ``k`` neighbours are searched again, each time WIDEN times as wide, until they are full or
+       the width is all that the index can do.
+    3. Rows that are still short are searched exactly. So a row stays short only if there are no more neighbours.
+
+    Where whole vectors are searched, a pass takes all chunks of the probed lists, so only nprobe widens. ``cells``
+    bounds queries x candidates held at a time (some 50 bytes each). ``effort`` is added to.
     """
     width = index.clip(width)
     if index.whole():
@@ -188,7 +210,7 @@ def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effor
         effort.by_round.append(len(short))
         found.put(short, candidates(queries.take(short), k, index, width, cells))
         short = short[_short(found.keys[short])]
-    # Nothing is left to find where every list was probed for every chunk.
+    # If every list was probed and every chunk was a candidate, an exact search would find the same.
     if len(short) and width != Width(index.lists, index.total):
         effort.exact_rows += len(short)
         found.put(short, index.exact(queries.take(short), k))
@@ -200,140 +222,36 @@ def _wider(width: Width, index: Index) -> Width:
     return Width(min(wider.nprobe, index.lists), index.total) if index.whole() else index.clip(wider)
 
 
-def exact_search(
-    queries: Queries,
-    k: int,
-    blocks: Blocks,
-    refuse: Refuse | None = None,
-    known: Keys | None = None,
-    compare: Compare = on_host,
-) -> Found:
-    """Brute force over all blocks, in one pass. ``known`` uint64 ``[m, k]``: neighbours that are known already, of
-    chunks that are in none of the blocks. ``compare``: who computes the scores."""
-    best = np.full((len(queries), k), NOTHING) if known is None else known.copy()
-    steps = [slice(start, start + QUERIES_PER_STEP) for start in range(0, len(queries), QUERIES_PER_STEP)]
-    asked = [asking(queries.vectors[step]) for step in steps]
-    refused = [NOBODY for _ in steps]
-    for block in _small_at_first(blocks(None)):
-        ids = block.first + np.arange(len(block.vectors), dtype=np.int64)
-        given = compare(block.vectors)
-        for number, step in enumerate(steps):
-            part, nearest = queries.take(step), best[step]
-            # Only what is as near as the neighbours so far can matter: after the first blocks that is little.
-            limits = unpack(nearest)[1][:, -1]
-            if np.isinf(limits).any():
-                distances = squared_distances(part.vectors, block.vectors)
-                rows, columns = np.nonzero(distances <= limits[:, None])
-                of_pairs = distances[rows, columns]
-            else:
-                rows, columns, of_pairs = near_pairs(asked[number], block.vectors, given, limits)
-            hits = pack(of_pairs, ids[columns], EVERYONE)
-            same = part.documents[rows] == block.documents[columns]
-            own = Refused.of_same_document(rows[same], hits[same])
-            counted, others = _admit(part, _by_row(rows[~same], hits[~same], len(part)), k, refuse)
-            best[step] = smallest(np.concatenate((nearest, counted), axis=1), k)
-            refused[number] = joined([refused[number], own, others]).nearer_than(best[step])
-    found = Found(best, Found.nothing(len(best), k).removed)
-    for step, of_step in zip(steps, refused, strict=True):
-        found.removed[step] = of_step.counts(len(best[step]))
-    return found
-
-
-def _small_at_first(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The first block in pieces: until rows have neighbours, every chunk is one."""
-    for number, block in enumerate(blocks):
-        size = FIRST_CHUNKS if number == 0 else max(1, len(block.vectors))
-        for start in range(0, len(block.vectors), size):
-            piece = slice(start, start + size)
-            yield Block(block.first + start, block.vectors[piece], block.documents[piece])
-
-
-def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[Keys, Refused]:
-    """Exact keys uint64 ``[m, w]`` of the candidates ``ids`` int64 ``[m, w]``, NOTHING for those of the same document,
-    which come apart.
-
-    Candidates are visited in the order in which they are stored, so each block is read once, however many rows want it.
-    """
-    flat = ids.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    order = order[np.searchsorted(flat[order], 0) :]  # Without the -1.
-    wanted = flat[order]
-    keys, wide = np.full(flat.shape, NOTHING), queries.vectors.astype(np.float32)
-    same_rows, same_keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-    for block in blocks(wanted):
-        low, high = np.searchsorted(wanted, (block.first, block.first + len(block.vectors)))
-        cells = order[low:high]
-        rows, columns = cells // ids.shape[1], wanted[low:high] - block.first
-        distances = pair_distances(wide, block.vectors.astype(np.float32), rows, columns)
-        found = pack(distances, columns + block.first, EVERYONE)
-        same = queries.documents[rows] == block.documents[columns]
-        keys[cells] = np.where(same, NOTHING, found)
-        same_rows.append(rows[same])
-        same_keys.append(found[same])
-    return keys.reshape(ids.shape), Refused.of_same_document(np.concatenate(same_rows), np.concatenate(same_keys))
+def _short(keys: Keys) -> NDArray[np.int64]:
+    """Rows of ``keys`` ``[m, k]`` with fewer than ``k`` neighbours."""
+    return np.flatnonzero((keys == NOTHING).any(axis=1))
 
 
 def candidates(queries: Queries, k: int, index: Index, width: Width, cells: int) -> Found:
-    """The ``k`` best of one look at the index; rows may stay short."""
+    """The ``k`` best of one pass over the index; rows may be short.
+
+    1. The index gives ``width.candidates`` ids for each query, by its codes (``coarse_ids``).
+    2. Their exact distances are computed, and those of the same document set aside (``rescore``).
+    3. Filters remove more of them, nearest first, until ``k`` are left (``_filtered``).
+    4. Removed hits count if they are nearer than the last neighbour.
+
+    ``cells`` bounds queries x candidates at a time.
+    """
     if whole := index.whole():
         return whole(queries, k, width.nprobe)
     found = Found.nothing(len(queries), k)
     rows = max(1, cells // max(1, width.candidates))
     for start in range(0, len(queries), rows):
         part = queries.take(slice(start, start + rows))
-        keys, same = rescore(part, coarse_ids(index, part.vectors, width), index.blocks)
-        best, refused = _admit(part, keys, k, index.refuse)
-        removed = joined([same, refused]).nearer_than(best)
+        keys, same_document = rescore(part, coarse_ids(index, part.vectors, width), index.blocks)
+        best, filtered = _filtered(part, keys, k, index.hit_filter)
+        removed = joined([same_document, filtered]).nearer_than(best)
         found.put(slice(start, start + rows), Found(best, removed.counts(len(part))))
     return found
 
 
-def _admit(queries: Queries, keys: Keys, k: int, refuse: Refuse | None) -> tuple[Keys, Refused]:
-    """The ``k`` smallest keys of each row that ``refuse`` lets pass, and those that it did not.
-
-    Nearest first, ``k`` at a time, and only rows that are not full yet, as comparing texts is the dear part.
-    """
-    if refuse is None:
-        return smallest(keys, k), NOBODY
-    ordered = np.sort(keys, axis=1)
-    best = np.full((len(keys), k), NOTHING)
-    filled = np.zeros(len(keys), np.int64)
-    refused = [NOBODY]
-    for start in range(0, ordered.shape[1], k):
-        window = ordered[:, start : start + k]
-        rows, columns = np.nonzero((window != NOTHING) & (filled < k)[:, None])
-        if not len(rows):
-            break
-        hits = window[rows, columns]
-        why = refuse(queries, rows, unpack(hits)[0])
-        refused.append(Refused(rows[why > 0], hits[why > 0], why[why > 0]))
-        rows, hits = rows[why == 0], hits[why == 0]
-        # Rows are in order, so a hit's place is its distance from the first of its row.
-        places = filled[rows] + np.arange(len(rows)) - np.searchsorted(rows, rows)
-        fits = places < k
-        best[rows[fits], places[fits]] = hits[fits]
-        filled = np.minimum(filled + np.bincount(rows, minlength=len(keys)), k)
-    return best, joined(refused)
-
-
-def _by_row(rows: NDArray[np.int64], hits: Keys, count: int) -> Keys:
-    """``hits`` of ascending ``rows``, as one row of keys each, padded with NOTHING."""
-    places = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    keys = np.full((count, int(places.max(initial=-1)) + 1), NOTHING)
-    keys[rows, places] = hits
-    return keys
-
-
-def joined(parts: list[Refused]) -> Refused:
-    return Refused(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.keys for part in parts]),
-        np.concatenate([part.reasons for part in parts]),
-    )
-
-
 def coarse_ids(index: Index, vectors: NDArray[np.float16], width: Width) -> NDArray[np.int64]:
-    """Candidates of the index, in its own order: int64 ``[m, width.candidates]``."""
+    """Candidates in the order of the index: int64 ``[m, width.candidates]``, -1 where there are no more."""
     ids = np.empty((len(vectors), width.candidates), np.int64)
     step = index.coarse_rows or max(1, len(vectors))
     for start in range(0, len(vectors), step):
@@ -342,5 +260,136 @@ def coarse_ids(index: Index, vectors: NDArray[np.float16], width: Width) -> NDAr
     return ids
 
 
-def _short(keys: Keys) -> NDArray[np.int64]:
-    return np.flatnonzero((keys == NOTHING).any(axis=1))
+def rescore(queries: Queries, ids: NDArray[np.int64], blocks: Blocks) -> tuple[Keys, Removed]:
+    """Exact keys uint64 ``[m, w]`` of the candidates ``ids`` int64 ``[m, w]``, and those of the same document.
+
+    In the keys these are NOTHING, as is -1. Candidates are visited in the order in which chunks are stored, so each
+    block is read once, however many rows want it.
+    """
+    flat = ids.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    order = order[np.searchsorted(flat[order], 0) :]  # Without -1, which sorts first.
+    wanted = flat[order]
+    keys, wide = np.full(flat.shape, NOTHING), queries.vectors.astype(np.float32)
+    same_rows, same_keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    for block in blocks(wanted):
+        low, high = np.searchsorted(wanted, (block.first, block.first + len(block.vectors)))
+        cells = order[low:high]
+        rows, columns = cells // ids.shape[1], wanted[low:high] - block.first
+        distances = pair_distances(wide, block.vectors.astype(np.float32), rows, columns)
+        found = pack(distances, columns + block.first, KEEP_ALL)
+        same = queries.documents[rows] == block.documents[columns]
+        keys[cells] = np.where(same, NOTHING, found)
+        same_rows.append(rows[same])
+        same_keys.append(found[same])
+    return keys.reshape(ids.shape), Removed.of_same_document(np.concatenate(same_rows), np.concatenate(same_keys))
+
+
+def exact_search(
+    queries: Queries,
+    k: int,
+    blocks: Blocks,
+    hit_filter: HitFilter | None = None,
+    known: Keys | None = None,
+    compare: Compare = on_host,
+) -> Found:
+    """Brute force over all blocks, each of which is read once.
+
+    1. A block is compared with all queries, QUERIES_PER_STEP of them at a time. The first block comes in small pieces,
+       because until a row has ``k`` neighbours, every chunk is one.
+    2. The limit of a row is the distance of its last neighbour so far. Once all rows of a step have a limit, single
+       precision scores find the pairs within it, and only these few are computed exactly (``near_pairs``).
+    3. Pairs of one document are set aside; the others pass the filters.
+    4. The ``k`` smallest keys of the old and the new neighbours stay.
+    5. Removed hits are kept as long as they are nearer than the last neighbour, and counted at the end.
+
+    ``known`` uint64 ``[m, k]``: neighbours among chunks that are in none of the blocks. ``compare``: computes the
+    scores.
+    """
+    best = np.full((len(queries), k), NOTHING) if known is None else known.copy()
+    steps = [slice(start, start + QUERIES_PER_STEP) for start in range(0, len(queries), QUERIES_PER_STEP)]
+    operands = [query_operand(queries.vectors[step]) for step in steps]
+    removed = [NONE_REMOVED for _ in steps]
+    for block in _small_at_first(blocks(None)):
+        vectors = compare(block.vectors)
+        for number, step in enumerate(steps):
+            part, nearest = queries.take(step), best[step]
+            rows, columns, distances = _pairs_within(part, operands[number], block, vectors, unpack(nearest)[1][:, -1])
+            hits = pack(distances, block.first + columns, KEEP_ALL)
+            same = part.documents[rows] == block.documents[columns]
+            same_document = Removed.of_same_document(rows[same], hits[same])
+            new, filtered = _filtered(part, _by_row(rows[~same], hits[~same], len(part)), k, hit_filter)
+            best[step] = smallest(np.concatenate((nearest, new), axis=1), k)
+            removed[number] = joined([removed[number], same_document, filtered]).nearer_than(best[step])
+    found = Found(best, Found.nothing(len(best), k).removed)
+    for step, of_step in zip(steps, removed, strict=True):
+        found.removed[step] = of_step.counts(len(best[step]))
+    return found
+
+
+def _pairs_within(
+    queries: Queries, operand: NDArray[np.float32], block: Block, vectors: VectorOperand, limits: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Rows (ascending), columns and exact distances of all pairs of a query and a chunk of ``block`` within ``limits``.
+
+    ``limits`` float32 ``[m]``: infinite for a row that is not full yet. ``operand``, ``vectors``: of the scores.
+    """
+    if not np.isinf(limits).any():
+        return near_pairs(operand, block.vectors, vectors, limits)
+    distances = squared_distances(queries.vectors, block.vectors)
+    rows, columns = np.nonzero(distances <= limits[:, None])
+    return rows, columns, distances[rows, columns]
+
+
+def _small_at_first(blocks: Iterator[Block]) -> Iterator[Block]:
+    """``blocks``, the first one cut into pieces of FIRST_CHUNKS."""
+    for number, block in enumerate(blocks):
+        size = FIRST_CHUNKS if number == 0 else max(1, len(block.vectors))
+        for start in range(0, len(block.vectors), size):
+            piece = slice(start, start + size)
+            yield Block(block.first + start, block.vectors[piece], block.documents[piece])
+
+
+def _filtered(queries: Queries, keys: Keys, k: int, hit_filter: HitFilter | None) -> tuple[Keys, Removed]:
+    """The ``k`` smallest keys ``[m, k]`` of each row of ``keys`` ``[m, w]`` that pass the filter, and those removed.
+
+    Comparing tokens is the expensive part, so hits are filtered nearest first, ``k`` of each row at a time, and only
+    for rows that are not full yet.
+    """
+    if hit_filter is None:
+        return smallest(keys, k), NONE_REMOVED
+    ordered = np.sort(keys, axis=1)
+    best = np.full((len(keys), k), NOTHING)
+    filled = np.zeros(len(keys), np.int64)
+    removed = [NONE_REMOVED]
+    for start in range(0, ordered.shape[1], k):
+        window = ordered[:, start : start + k]
+        rows, columns = np.nonzero((window != NOTHING) & (filled < k)[:, None])
+        if not len(rows):
+            break
+        hits = window[rows, columns]
+        reasons = hit_filter(queries, rows, unpack(hits)[0])
+        removed.append(Removed(rows[reasons > 0], hits[reasons > 0], reasons[reasons > 0]))
+        rows, hits = rows[reasons == 0], hits[reasons == 0]
+        # Rows ascend, so the place of a hit in its row is its distance from the first hit of the row.
+        places = filled[rows] + np.arange(len(rows)) - np.searchsorted(rows, rows)
+        fits = places < k
+        best[rows[fits], places[fits]] = hits[fits]
+        filled = np.minimum(filled + np.bincount(rows, minlength=len(keys)), k)
+    return best, joined(removed)
+
+
+def _by_row(rows: NDArray[np.int64], hits: Keys, count: int) -> Keys:
+    """``hits`` ``[n]`` of ascending ``rows`` ``[n]`` as an array of ``count`` rows, padded with NOTHING."""
+    places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    keys = np.full((count, int(places.max(initial=-1)) + 1), NOTHING)
+    keys[rows, places] = hits
+    return keys
+
+
+def joined(parts: list[Removed]) -> Removed:
+    return Removed(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.keys for part in parts]),
+        np.concatenate([part.reasons for part in parts]),
+    )

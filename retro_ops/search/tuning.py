@@ -1,8 +1,13 @@
-"""How wide to search for a wanted recall: measured on a sample against exact search, cheapest first.
+"""Tunes nprobe and candidates: the cheapest that reach a target recall on a sample, measured against exact search.
 
-With exact distances for every candidate, a true neighbour is found if and only if it is among the candidates. So one
-wide search for each number of lists gives the recall of every number of candidates: the ranks of the true neighbours
-decide. Widening of short rows comes on top, so the search finds as much or more.
+With exact distances for every candidate, a true neighbour is found if and only if it is among the candidates. So:
+
+1. An exact search gives the true neighbours of the sample.
+2. One wide search for each nprobe (1, 2, 4, …) gives the ranks of the true neighbours among its candidates, and with
+   them the recall of every number of candidates.
+3. Of all pairs whose recall is above the target with confidence, the cheapest is chosen.
+
+Rows that stay short are widened on top of that, so a run finds as much or more.
 """
 
 import math
@@ -23,10 +28,10 @@ MOST_CANDIDATES = 1024
 NOT_FOUND = 2**62
 
 COST_OF_A_CANDIDATE = 40
-"""Reading and scoring one stored embedding, in codes scanned in an inverted list."""
+"""Cost of reading and scoring one stored embedding, in codes scanned in an inverted list."""
 
 CONFIDENCE = 1.64
-"""Standard errors: the recall is above its bound with 95 % confidence."""
+"""In standard errors: the recall is above its lower bound with 95 % confidence."""
 
 TABLE_CANDIDATES = (4, 16, 64, 256, 1024)
 
@@ -56,7 +61,7 @@ class Trial:
 
 
 def trials(queries: Queries, truth: Keys, index: Index, fixed_nprobe: int | None = None) -> list[Trial]:
-    """One trial for 1, 2, 4, … lists (or for ``fixed_nprobe`` alone). ``truth``: keys ``[m, k]`` of exact search."""
+    """A trial for 1, 2, 4, … lists, or for ``fixed_nprobe`` alone. ``truth``: keys ``[m, k]`` of an exact search."""
     made = []
     for nprobe in [fixed_nprobe] if fixed_nprobe else _doublings(index.lists):
         width = index.clip(Width(nprobe, MOST_CANDIDATES))
@@ -69,15 +74,15 @@ def trials(queries: Queries, truth: Keys, index: Index, fixed_nprobe: int | None
 
 
 def choose(made: Sequence[Trial], target: float, index: Index, least: int) -> Choice:
-    """The cheapest width whose recall is above ``target`` with confidence; the best there is if none is.
+    """The cheapest width whose recall is above ``target`` with confidence, else the one with the best recall.
 
-    ``least``: fewest candidates that make sense.
+    ``least``: fewest candidates to consider.
     """
     return _cheapest(made, _candidate_counts(least, index.clip(Width(1, MOST_CANDIDATES)).candidates), target, index)
 
 
 def choose_nprobe(made: Sequence[Trial], candidates: int, target: float, index: Index) -> Choice:
-    """Likewise, with a number of candidates that was given."""
+    """The cheapest nprobe for a fixed number of ``candidates``, chosen in the same way."""
     return _cheapest(made, [candidates], target, index)
 
 
@@ -96,7 +101,7 @@ def _cheapest(made: Sequence[Trial], counts: Sequence[int], target: float, index
 
 
 def _ranks(candidates: NDArray[np.int64], truth: Keys) -> NDArray[np.int64]:
-    """Place of each true neighbour in its row of candidates, flat."""
+    """Place of each true neighbour in its row of candidates: int64, flat."""
     ids, _ = unpack(truth)
     ranks = []
     for row, wanted in zip(candidates, ids, strict=True):
@@ -121,13 +126,13 @@ def _candidate_counts(least: int, most: int) -> list[int]:
 
 
 def _cost(width: Width, index: Index) -> float:
-    # Where whole vectors are searched, their number is not asked.
+    # The search of whole vectors takes no number of candidates.
     candidates = 0 if index.whole() else width.candidates
     return width.nprobe * index.total / index.lists + candidates * COST_OF_A_CANDIDATE
 
 
 def lower_bound(recall: float, count: int) -> float:
-    """Wilson's lower bound of a share seen ``count`` times."""
+    """Lower bound of a share that was measured on ``count`` cases (Wilson's score interval, one-sided)."""
     if not count:
         return 1.0
     z = CONFIDENCE**2 / count
@@ -137,7 +142,7 @@ def lower_bound(recall: float, count: int) -> float:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How wide to search ``vectors`` for the recall that ``sample`` queries had; width None: exact search."""
+    """The tuned width for an index of ``vectors``, and its recall on ``sample`` queries; None: exact search."""
 
     width: Width | None
     vectors: int
@@ -147,9 +152,9 @@ class Tuned:
     target: float
     reached: bool
     searched: SearchedBy
-    """What: whole vectors in as many lists bring more neighbours than codes do."""
+    """Whole vectors find more neighbours than codes in the same lists, so a width fits only one of the two."""
     table: list[dict[str, Any]]
-    """Recall by number of lists and candidates, as measured."""
+    """Measured recall by nprobe and candidates."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -160,7 +165,7 @@ def width_from_json(entry: dict[str, Any]) -> Width | None:
 
 
 def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
-    """Measure on ``queries`` (a sample) what reaches ``target_recall``; a width that was given is only measured."""
+    """Tune on ``queries`` (a sample) for ``target_recall``; nprobe and candidates that were given are only measured."""
     k, target = parameters.num_neighbours, parameters.target_recall
     searched: SearchedBy = "vectors" if index.nearest else "codes"
     if target >= 1:
@@ -176,7 +181,7 @@ def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
         {"nprobe": trial.nprobe, **{f"recall_at_{count}": round(trial.recall(count), 4) for count in TABLE_CANDIDATES}}
         for trial in made
     ]
-    said = "" if choice.reached else "; no width of this index is sure to reach the target"
+    said = "" if choice.reached else "; no setting of this index reaches the target with confidence"
     say(
         f"recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target {target}) on "
         f"{len(queries):,} queries with nprobe {choice.width.nprobe} and {choice.width.candidates} candidates{said}"

@@ -1,4 +1,4 @@
-"""Trained index + embeddings -> filled index: of a whole spec, or of one shard (a partial index)."""
+"""Trained index + embeddings -> filled index of a whole index spec, or of one shard (a partial index)."""
 
 import time
 from argparse import ArgumentParser, Namespace
@@ -9,6 +9,7 @@ from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
+from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
@@ -21,8 +22,8 @@ PARAMETERS = ("device", "shard_index", "memory_budget")
 
 STAGE = "build-faiss-index"
 BLOCK_ROWS = 16_384
-"""Vectors added at a time. A constant and a multiple of faiss' own blocks, counted from the start of
-each shard, so that a partial index holds the same codes as one serial build on the same device."""
+"""Vectors added at a time. A constant multiple of faiss' own blocks, counted from the start of each shard, so that a
+partial index holds the same codes as one serial build on the same device."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    loaded: dict[str, Any] = {}
+    trained: Shared[Any] = Shared()
     if not arguments.plan:
-        _run(_job(arguments), parameters, loaded)
+        _run(_job(arguments), parameters, trained)
         return
     plan = read_plan(arguments.plan)
-    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
+    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, trained))
 
 
-def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:
+def _run(job: Job, parameters: Parameters, trained: Shared[Any]) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     inputs = [job.trained_index, *job.embeddings]
-    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job, parameters, loaded))
+    report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job, parameters, trained))
 
 
 def _planned_job(plan: Plan, shard: str) -> Job:
@@ -99,21 +100,17 @@ def _job(arguments: Namespace) -> Job:
     )
 
 
-def _trained(uri: str, loaded: dict[str, Any]) -> Any:
-    """The trained index, without vectors. The shards of a group share it: one fills it when the one before is saved."""
+def _load_trained(uri: str) -> Any:
+    """The trained faiss index. BadInputError if it holds vectors."""
     from retro_ops.index.faiss_files import load_index
 
-    if uri in loaded:
-        loaded[uri].reset()
-        return loaded[uri]
     index = load_index(uri)
     if index.ntotal:
         raise BadInputError(f"{uri} already holds {index.ntotal:,} vectors", "give the trained index")
-    loaded[uri] = index
     return index
 
 
-def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Outcome:
+def _work(job: Job, parameters: Parameters, trained: Shared[Any]) -> report.Outcome:
     from retro_ops.compute import device
     from retro_ops.index import filling, training
     from retro_ops.index.faiss_files import save_index
@@ -121,7 +118,8 @@ def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Ou
 
     reports = (job.trained_report, *job.embeddings_reports)
     identity = report.check_same_identity({uri: report.read(uri) for uri in reports})
-    index = _trained(job.trained_index, loaded)
+    index = trained.get(job.trained_index, lambda: _load_trained(job.trained_index))
+    index.reset()  # The shard before filled it, and is saved.
     shards = [open_npy(uri, ndim=2, kind="f") for uri in job.embeddings]
     for shard in shards:
         if shard.shape[1] != index.d:
@@ -134,11 +132,11 @@ def _work(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> report.Ou
     else:
         where = device.Device("cpu", "faiss fills this type on the CPU, where the order of ids is certain")
     total = sum(map(len, shards))
-    progress, start = Progress(STAGE, total, "vectors"), time.monotonic()
+    progress, started = Progress(STAGE, total, "vectors"), time.monotonic()
     for shard in shards:
         filling.fill(index, (block for _, block in shard.blocks(BLOCK_ROWS)), progress.advance, where)
     progress.close()
-    fill_s = time.monotonic() - start
+    fill_s = time.monotonic() - started
     if index.ntotal != total:
         raise RuntimeError(f"the index holds {index.ntotal} vectors after adding {total}")
     return report.Outcome(

@@ -1,4 +1,4 @@
-"""chunks.npy -> embeddings.npy: each chunk decoded to text and embedded by a sentence-transformer."""
+"""chunks.npy -> embeddings.npy: decodes each chunk to text and embeds it with a sentence-transformer."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
+from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
@@ -17,7 +18,6 @@ from retro_ops.progress import Progress
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.compute.device import Device
     from retro_ops.embedding.embedder import Embedder
     from retro_ops.tokens.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ BLOCK_ROWS = 1024
 run."""
 
 GPU_BLOCK_ROWS = 8192
-"""Chunks read and decoded together for a GPU, which takes them some ten times as fast; see ``embedding``."""
+"""Chunks that are read and decoded together for a GPU, which embeds them some ten times as fast."""
 
 
 @dataclass(frozen=True)
@@ -42,51 +42,32 @@ class Job:
     digest: str
 
 
+@dataclass
+class _Models:
+    """The tokenizer of the chunks and the embedding model, which the shards of a group share."""
+
+    tokenizer: "Shared[Tokenizer]" = field(default_factory=Shared)
+    embedder: "Shared[Embedder]" = field(default_factory=Shared)
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("chunks", nargs="?", help="chunks (.npy)")
     parser.add_argument("embeddings", nargs="?", help="embeddings to write (.npy)")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
+    models = _Models()
     if not arguments.plan:
-        _run(_job(arguments, parameters), parameters, _Loaded())
+        _run(_job(arguments, parameters), parameters, models)
         return
     plan = read_plan(arguments.plan)
-    loaded = _Loaded()
-    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, loaded))
+    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, models))
 
 
-@dataclass
-class _Loaded:
-    """What the shards of a group share, once the first of them needed it."""
-
-    tokenizers: "dict[str, Tokenizer]" = field(default_factory=dict)
-    where: "Device | None" = None
-    model: "Embedder | None" = None
-
-    def tokenizer(self, name: str) -> "Tokenizer":
-        from retro_ops.tokens.tokenizer import Tokenizer
-
-        if name not in self.tokenizers:
-            self.tokenizers[name] = Tokenizer(name, pad_id=0)
-        return self.tokenizers[name]
-
-    def embedder(self, parameters: Parameters) -> "tuple[Embedder, Device]":
-        """The model, made ready, and where it is."""
-        from retro_ops.compute import device
-        from retro_ops.embedding.embedder import Embedder
-
-        if self.model is None or self.where is None:
-            self.where = device.choose(parameters.device, "torch")
-            self.model = Embedder(parameters.model, self.where, parameters.batch_size)
-            self.model.prepare()
-        return self.model, self.where
-
-
-def _run(job: Job, parameters: Parameters, loaded: _Loaded) -> None:
+def _run(job: Job, parameters: Parameters, models: _Models) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     unfinished = Checkpoints(paths.unfinished_folder(job.embeddings, job.digest))
-    work = partial(_work, job, parameters, loaded, unfinished)
+    work = partial(_work, job, parameters, models, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)
 
 
@@ -120,33 +101,36 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Checkpoints) -> report.Outcome:
-    from retro_ops.tokens.encoders import sure_if_wrong
+def _work(job: Job, parameters: Parameters, models: _Models, unfinished: Checkpoints) -> report.Outcome:
+    from retro_ops.tokens.encoders import retry_with_reference
 
-    return sure_if_wrong(STAGE, unfinished, lambda fast: _embed(job, parameters, loaded, unfinished, fast=fast))
+    return retry_with_reference(STAGE, unfinished, lambda fast: _embed(job, parameters, models, unfinished, fast=fast))
 
 
-def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Checkpoints, *, fast: bool) -> report.Outcome:
+def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkpoints, *, fast: bool) -> report.Outcome:
     import numpy as np
 
-    from retro_ops.compute import device
+    from retro_ops.compute.device import cores
     from retro_ops.compute.workers import ahead, in_order
     from retro_ops.storage.npy import NpyWriter, open_npy
+    from retro_ops.tokens.tokenizer import Tokenizer
 
     chunks = open_npy(job.chunks, ndim=2, kind="u")
     of_chunks = report.read(job.chunks_report)
-    tokenizer = loaded.tokenizer(_tokenizer_name(of_chunks, parameters))
+    name = _tokenizer_name(of_chunks, parameters)
+    tokenizer = models.tokenizer.get(name, lambda: Tokenizer(name, pad_id=0))
     identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
-    embedder, where = loaded.embedder(parameters)
+    embedder = models.embedder.get(parameters.model, lambda: _open_embedder(parameters))
+    where = embedder.device
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=fast)
-    # A CPU has nothing to spare for processes beside the model, and they nothing to save.
-    rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, device.cores() - 2))
+    # On a CPU the model takes all cores, so processes beside it would save nothing.
+    rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, cores() - 2))
     with NpyWriter(job.embeddings, np.float16, (embedder.dimension,), rows=len(chunks)) as out:
         for part in unfinished.parts():
             out.append(part["embeddings"])
         progress = Progress(STAGE, len(chunks), "chunks", unfinished.end)
-        # Read, prepared and embedded while what came before is written.
+        # Blocks are read, prepared and embedded while the embeddings before them are written.
         with (
             ahead(block for _, block in chunks.blocks(rows, unfinished.end)) as blocks,
             ahead(in_order(prepare, blocks, processes)) as inputs,
@@ -168,8 +152,17 @@ def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Checkp
     )
 
 
+def _open_embedder(parameters: Parameters) -> "Embedder":
+    from retro_ops.compute.device import choose
+    from retro_ops.embedding.embedder import Embedder
+
+    embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
+    embedder.prepare()
+    return embedder
+
+
 def _tokenizer_name(of_chunks: dict[str, Any] | None, parameters: Parameters) -> str:
-    """The tokenizer asked for, unless it is the default and the chunks say which one made them."""
+    """The tokenizer in ``parameters``, unless it is the default and the report of the chunks names another."""
     recorded = (of_chunks or {}).get("details", {}).get("tokenizer")
     if recorded and parameters.tokenizer == Parameters().tokenizer:
         return str(recorded)

@@ -1,11 +1,10 @@
-"""Partial indexes -> train.index (training shards) and val.index (the same, extended by the validation shards)."""
+"""Partial indexes -> train.index (training shards) and val.index (extended by the validation shards)."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import partial
 
-from retro_ops import uris
-from retro_ops.compute.device import Room
+from retro_ops import memory, uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -24,7 +23,7 @@ STAGE = "merge-indexes"
 
 @dataclass(frozen=True)
 class Step:
-    """Append ``partials`` to what is there, then write the whole to ``output``."""
+    """Append ``partials`` to the index so far, and write it to ``output``."""
 
     partials: tuple[str, ...]
     output: str
@@ -38,7 +37,7 @@ class Job:
     report: str
     digest: str
     planned: bool = False
-    """Then each index lies in a folder with its report."""
+    """Whether each index lies in a folder with its report, and can be checked against it."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -77,7 +76,7 @@ def _planned_job(plan_uri: str) -> Job:
 
 
 def _extended(plan: Plan) -> tuple[Shard, ...]:
-    """Training shards that the base version's index holds, if it holds the first of this plan's and no others."""
+    """Training shards of the base version's index, if they are the first of this plan, so that the index can grow."""
     former = plan.base.indexed("train") if plan.base and plan.base.index else ()
     first = plan.indexed("train")[: len(former)]
     same = [shard.name for shard in former] == [shard.name for shard in first]
@@ -98,30 +97,29 @@ def _job(arguments: Namespace) -> Job:
 
 
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
-    from retro_ops.compute import device
+    from retro_ops.index import ivf_file
 
     made = read_ahead.side_by_side(report.read, job.reports)
     identity = report.check_same_identity(dict(zip(job.reports, made, strict=True)))
     if job.planned:
         used = (job.base, *(uri for step in job.steps for uri in step.partials))
         read_ahead.side_by_side(report.check_unchanged, used, read_ahead.READERS)
-    room = device.room(parameters.search_memory, parameters.memory_budget)
-    vectors, outputs = _on_disk(job, room) or _in_memory(job)
+    vectors, outputs = _on_disk(job, ivf_file.memory_limit(parameters)) or _in_memory(job)
     return report.Outcome(counts={"vectors": vectors}, outputs=outputs, identity=identity)
 
 
-def _on_disk(job: Job, room: Room) -> tuple[int, list[Written]] | None:
-    """Vectors of the last index, and what was written, list by list; None where all fits into memory."""
+def _on_disk(job: Job, limit: memory.MemoryLimit) -> tuple[int, list[Written]] | None:
+    """Merges list by list: vectors of the last index, and the files written. None if the indexes fit into memory."""
     from retro_ops.index import ivf_file
 
-    files = ivf_file.too_large([job.base, *(uri for step in job.steps for uri in step.partials)], room)
+    files = ivf_file.open_if_larger_than(limit, [job.base, *(uri for step in job.steps for uri in step.partials)])
     if files is None:
         return None
     whole, rest = files[0], files[1:]
     progress, outputs = Progress(STAGE, len(rest), "partial indexes"), []
     for step in job.steps:
         parts, rest = rest[: len(step.partials)], rest[len(step.partials) :]
-        outputs.append(ivf_file.merge(whole, parts, step.output, room.bytes // 3))
+        outputs.append(ivf_file.merge(whole, parts, step.output, memory.lists_at_once(limit.bytes)))
         progress.advance(len(parts))
         merged = ivf_file.open_lists(step.output)
         assert merged, f"{step.output} is an index of lists"

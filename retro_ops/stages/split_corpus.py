@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
+from retro_ops import memory
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes import file_list
 from retro_ops.corpus.recipes.model import Rule
@@ -44,7 +45,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     listed = source_list.from_json(store.read(arguments.sources), arguments.sources)
     recipe = parse_recipe(listed.text, listed.recipe)
     budget = getattr(arguments, "memory_budget", listed.memory_budget)
-    most_open = max(1, parse_bytes(budget) // 2 // WRITER_BYTES)
+    most_open = max(1, memory.open_parts(parse_bytes(budget)) // WRITER_BYTES)
     for name in arguments.file.split(","):
         file = listed.file(name)
         settings = {"recipe": listed.recipe, "source_folder": listed.folder, "file": name}

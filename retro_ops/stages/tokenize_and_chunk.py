@@ -1,7 +1,6 @@
-"""Documents in JSON lines -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
+"""Documents (JSON lines) -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
 
 import contextlib
-import functools
 import uuid
 from argparse import ArgumentParser, Namespace
 from functools import partial
@@ -14,6 +13,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
+from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
@@ -38,13 +38,13 @@ PARAMETERS = (
 
 STAGE = "tokenize-and-chunk"
 BATCH_BYTES = 2**21
-"""Lines tokenised at a time by a process: the encodings (some 60 times the text) stay small."""
+"""Lines that a process tokenises at a time: the encodings, some 60 times as large as the text, stay small."""
 
 BATCH_DOCUMENTS = 4096
-"""Bounds a batch of short or empty documents, whose objects cost far more than their text; bad records likewise."""
+"""Bounds a batch of short or empty documents and bad records, whose objects take far more memory than their text."""
 
 PARALLEL_BYTES = 16 * 2**20
-"""Size of a corpus from which on processes of its own, which take a second to start, save more than they cost."""
+"""Size of a corpus from which worker processes, which take a second to start, save more than they cost."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -57,27 +57,30 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
+    tokenizer: Shared[Tokenizer] = Shared()
     if not arguments.plan:
-        _run(_job(arguments, parameters), parameters)
+        _run(_job(arguments, parameters), parameters, tokenizer)
         return
     plan = read_plan(arguments.plan)
-    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters))
+    shard_groups.each(
+        STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, tokenizer)
+    )
 
 
-def _run(job: Job, parameters: Parameters) -> None:
+def _run(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]") -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     # Standard input cannot be read again.
     folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
     unfinished = Checkpoints(folder)
-    work = partial(_work, job, parameters, unfinished)
+    work = partial(_work, job, parameters, shared, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
 
 
 def _planned_job(plan: Plan, shard: str) -> Job:
     if plan.parameters.duplicates == "drop" and not plan.deduplicated:
         raise BadInputError(
-            "the plan asks for duplicates to be dropped, but nobody has looked for them yet",
-            "run `sign-documents` for each shard and `find-duplicates`, and go on with the plan that it writes: "
+            "the plan drops duplicates, but they have not been found yet",
+            "run `sign-documents` for each shard and `find-duplicates`, and continue with the plan that it writes: "
             "plan.deduplicated.json",
         )
     sources = plan.shard(shard).sources
@@ -105,13 +108,13 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     inputs = arguments.inputs or [json_lines.STDIN]
     stdin = json_lines.STDIN in inputs
     sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in json_lines.find(pattern))
-    # Standard input cannot be looked at beforehand, so such a run never counts as done.
+    # Standard input has no fingerprint beforehand, so such a run never counts as done.
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
     settings = {name: getattr(parameters, name) for name in PARAMETERS if name != "memory_budget"}
     settings["tokenizer"] = name_digest(parameters.tokenizer)
     line_bytes = digests.line_limit(parameters.memory_budget)
     cut = digests.cut_shard(parameters.max_chunks)
-    # The names too: another name for an output is another output.
+    # The names as well: an output under another name is another output.
     outputs = [arguments.chunks_out, arguments.seq2chunk_index_out, arguments.chunk2seq_index_out]
     outputs += [arguments.documents_out, arguments.quarantine_out]
     return Job(
@@ -127,20 +130,26 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, unfinished: Checkpoints) -> report.Outcome:
-    from retro_ops.tokens.encoders import sure_if_wrong
+def _work(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]", unfinished: Checkpoints) -> report.Outcome:
+    from retro_ops.tokens.encoders import retry_with_reference
+    from retro_ops.tokens.tokenizer import Tokenizer
 
-    return sure_if_wrong(STAGE, unfinished, lambda fast: _tokenise(job, parameters, unfinished, fast=fast))
+    name = parameters.tokenizer
+    tokenizer = shared.get(name, lambda: Tokenizer(name, parameters.pad_id))
+    return retry_with_reference(
+        STAGE, unfinished, lambda fast: _tokenise(job, parameters, tokenizer, unfinished, fast=fast)
+    )
 
 
-def _tokenise(job: Job, parameters: Parameters, unfinished: Checkpoints, *, fast: bool) -> report.Outcome:
+def _tokenise(
+    job: Job, parameters: Parameters, tokenizer: "Tokenizer", unfinished: Checkpoints, *, fast: bool
+) -> report.Outcome:
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
     from retro_ops.corpus.batches import batches as in_batches
     from retro_ops.tokens import chunk_batches
     from retro_ops.tokens.chunking import token_dtype
 
-    tokenizer = _tokenizer(parameters.tokenizer, parameters.pad_id)
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks
     _check_unchanged(job, unfinished)
@@ -155,7 +164,7 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Checkpoints, *, fast
             out.append(part)
         progress = Progress(STAGE, None, "documents", out.documents)
         lines = left_out.skip(json_lines.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
-        # Read and tokenised while what came before is written.
+        # Lines are read and tokenised while the chunks before them are written.
         batches = stack.enter_context(ahead(in_batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
         processes = device.cores() if json_lines.exceeds(job.sources, PARALLEL_BYTES) else 1
         made = in_order(partial(chunk_batches.maker, settings), batches, processes)
@@ -196,16 +205,9 @@ def _tokenise(job: Job, parameters: Parameters, unfinished: Checkpoints, *, fast
     )
 
 
-@functools.cache
-def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
-    """Loaded once for the shards of a group."""
-    from retro_ops.tokens.tokenizer import Tokenizer
-
-    return Tokenizer(name, pad_id)
-
-
 def _check_unchanged(job: Job, unfinished: Checkpoints) -> None:
-    """What is read must be what was planned, before and after: the output would go by the name of another content."""
+    """BadInputError if a source is not as planned. The output is named after the planned content, so this is checked
+    before and after reading."""
     if changed := json_lines.changed_source(job.planned):
         unfinished.delete()
         raise json_lines.changed_since_the_plan(changed)

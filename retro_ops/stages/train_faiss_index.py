@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retro_ops import uris
+from retro_ops import memory, uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -89,8 +89,8 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     from retro_ops.index.faiss_files import save_index
     from retro_ops.storage.npy import open_npy
 
-    if job.pinned:  # What is trained now would be another index than the one whose codes are stored.
-        raise BadInputError(f"the trained index of the base version is not there: {job.output}", "repair the dataset")
+    if job.pinned:  # A new training would not fit the codes that are stored.
+        raise BadInputError(f"the trained index of the base version is missing: {job.output}", "repair the dataset")
     shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f"), job.embeddings)
     if not sum(map(len, shards)):
         raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
@@ -100,9 +100,9 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     index_type, why = _index_type(parameters, sum(map(len, shards)), dimension)
     index = index_types.make_index(index_type, dimension)
     wanted = parameters.max_training_vectors or training.training_vectors(index)
-    ours = training.on_tensor_cores(index)
-    where = device.choose(parameters.device, "torch" if ours else "faiss")
-    half = ours and where.chosen == "cuda"  # faiss itself takes float32 alone.
+    on_tensor_cores = training.on_tensor_cores(index)
+    where = device.choose(parameters.device, "torch" if on_tensor_cores else "faiss")
+    half = on_tensor_cores and where.chosen == "cuda"  # faiss takes float32 only.
     vectors = _sample(shards, wanted, parameters, np.dtype(np.float16 if half else np.float32))
     lists = faiss_index.list_count(index)
     if len(vectors) < lists * index_types.LEAST_POINTS_PER_LIST:
@@ -114,7 +114,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
     say(f"{STAGE}: training {index_type} ({why}) on {len(vectors):,} vectors, {where.chosen} ({where.why})")
     training.train(index, vectors, parameters.seed, index_type, where)
     outputs = [save_index(index, job.output)]
-    fit = drift.measure(index, shards, parameters.seed)  # Which fills it, so it is saved by then.
+    fit = drift.measure(index, shards, parameters.seed)  # Adds vectors to the index, so it comes after saving.
     return report.Outcome(
         counts={"training_vectors": len(vectors), "vectors": sum(map(len, shards)), "lists": lists},
         outputs=outputs,
@@ -125,26 +125,26 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
 
 
 def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[str, str]:
-    """The factory string to train, and why this one."""
+    """The factory string to train, and the reason for it."""
     from retro_ops.index import index_types
 
-    asked = parameters.index_type
+    requested = parameters.index_type
     memory = parse_bytes(parameters.index_memory) if parameters.index_memory else None
     trained_on = min(vectors, parameters.max_training_vectors or vectors)
-    if asked == index_types.AUTO:
+    if requested == index_types.AUTO:
         return index_types.choose_index_type(vectors, dimension, memory, trained_on)
-    reason = index_types.too_small(index_types.make_index(asked, dimension), trained_on)
+    reason = index_types.too_small(index_types.make_index(requested, dimension), trained_on)
     if reason is None or parameters.index_too_small == "fail":
-        return asked, "as asked for"  # faiss refuses what it cannot train, and the stage says what to do.
+        return requested, "as asked for"  # If faiss cannot train it, the error says what to do.
     chosen, why = index_types.choose_index_type(vectors, dimension, memory, trained_on)
-    say(f"{STAGE}: {asked} becomes {chosen}: {reason}", logging.WARNING, event="downgraded")
-    return chosen, f"instead of {asked}, as {reason}; {why}"
+    say(f"{STAGE}: {requested} becomes {chosen}: {reason}", logging.WARNING, event="downgraded")
+    return chosen, f"instead of {requested}, as {reason}; {why}"
 
 
 def _sample(
     shards: Sequence["NpyReader"], wanted: int, parameters: Parameters, dtype: "np.dtype[Any]"
 ) -> "NDArray[Any]":
-    """A uniform sample over all shards, ``[n, d]``, read in blocks."""
+    """A uniform sample over all shards, ``[n, d]``, read in blocks. BadInputError if it exceeds the memory budget."""
     import numpy as np
 
     from retro_ops.index.sampling import sample_rows
@@ -153,7 +153,8 @@ def _sample(
     dimension = shards[0].shape[1]
     taken = min(wanted, int(counts.sum()))
     row_bytes = dimension * dtype.itemsize
-    needed, budget = taken * row_bytes, parse_bytes(parameters.memory_budget)
+    needed = taken * row_bytes
+    budget = memory.training_sample(parse_bytes(parameters.memory_budget))
     if needed > budget:
         raise BadInputError(
             f"{taken:,} training vectors of {dimension} dimensions need {needed / 2**30:.1f} GiB, "

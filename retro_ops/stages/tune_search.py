@@ -1,4 +1,4 @@
-"""Filled indexes + a sample of queries -> how wide to search for the wanted recall, measured against exact search."""
+"""Filled indexes + a sample of queries -> nprobe and candidates for the target recall, measured by exact search."""
 
 from argparse import ArgumentParser, Namespace
 from typing import Any
@@ -12,7 +12,7 @@ from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.progress import say
 
-HELP = "measure how wide to search for the wanted recall"
+HELP = "tune nprobe and candidates for the target recall"
 PARAMETERS = (
     *("num_neighbours", "profile", "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed"),
     *("max_overlap", "max_shared_run", "max_shared_ngrams"),
@@ -23,12 +23,12 @@ STAGE = "tune-search"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Only --plan: by hand, `retrieve-neighbours` measures it itself."""
+    """Only --plan: by hand, `retrieve-neighbours` tunes its search itself."""
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
-        raise BadInputError("--plan is missing", "by hand, `retrieve-neighbours` measures how wide to search itself")
+        raise BadInputError("--plan is missing", "by hand, `retrieve-neighbours` tunes its search itself")
     plan = read_plan(arguments.plan)
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     inputs = [paths.index_uri(plan, split) for split in plan.splits()]
@@ -38,7 +38,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
     if parameters.profile == "seed":
-        say(f"{STAGE}: the seed profile searches as the original did; nothing to choose")
+        say(f"{STAGE}: the seed profile searches as the original scripts did: nothing to tune")
         return report.Outcome(counts={"queries": 0}, outputs=[], details={"profile": "seed"})
     where = device.choose(parameters.device, "torch")
     tuned: dict[str, dict[str, Any]] = {split: _tune(plan, split, parameters, where) for split in plan.splits()}
@@ -47,14 +47,15 @@ def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
 
 
 def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device) -> dict[str, Any]:
-    from retro_ops.search import chunk_reader, open_index, tuning
+    from retro_ops.search.chunk_reader import IndexedChunks
+    from retro_ops.search.open_index import SearchedIndex
     from retro_ops.search.queries import query_shards, sample
+    from retro_ops.search.tuning import tune
 
-    chunks = chunk_reader.IndexedChunks(paths.index_shards(plan, split))
-    pad_id = plan.identity.pad_id
-    index = open_index.open_index(paths.index_uri(plan, split), chunks, where, parameters, split, pad_id)
-    filtered = bool(open_index.limits(parameters, split))
-    shards = query_shards(plan, split, chunks, filtered)
+    chunks = IndexedChunks(paths.index_shards(plan, split))
+    uri, pad_id = paths.index_uri(plan, split), plan.identity.pad_id
+    searched = SearchedIndex(uri, chunks, where, parameters, split, pad_id)
+    shards = query_shards(plan, split, chunks, with_tokens=bool(searched.limits))
     queries = sample(list(shards.values()), parameters.recall_sample, parameters.seed)
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")
-    return tuning.tune(queries, index, parameters).as_json()
+    return tune(queries, searched.index, parameters).as_json()

@@ -1,4 +1,4 @@
-"""Lines of a corpus -> chunks and what is kept beside them: what a process does with each batch of lines."""
+"""Turns batches of corpus lines into chunks, sidecar lines and bad records; runs in worker processes."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +16,7 @@ from retro_ops.tokens.encoders import Encoding, exact, fastest
 
 @dataclass(frozen=True)
 class Settings:
-    """How lines become chunks. ``fast``: a faster package may encode, if it proves equal."""
+    """Settings of the conversion. ``fast``: a faster package may encode, if it proves equal to tokenizers."""
 
     encoding: Encoding
     fast: bool
@@ -29,22 +29,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a batch adds to each output, numbered from 0. ``sidecar``, ``quarantine``: a line each for a document or a
-    bad record; ``bad_before``: bad records before each document, int64 ``[docs]``; ``package``: what encoded it."""
+    """The contribution of a batch to each output, numbered from 0."""
 
     chunked: Chunked
     sidecar: list[bytes]
+    """A line for each document."""
     quarantine: list[bytes]
+    """A line for each bad record."""
     bad_before: NDArray[np.int64]
+    """``[docs]``: bad records before each document."""
     package: str
+    """Package that encoded the documents."""
 
     def fitting(self, most_chunks: int) -> int:
-        """How many documents, from the first on, have no more than ``most_chunks`` chunks together."""
+        """Number of documents, from the first on, that together have at most ``most_chunks`` chunks."""
         ends = np.append(self.chunked.seq2chunk[1:], len(self.chunked.chunks))[: len(self.sidecar)]
         return int((ends <= most_chunks).sum())
 
     def cut(self, documents: int) -> "Piece":
-        """The first ``documents`` of it, fewer than there are, and the bad records before the next one."""
+        """The first ``documents`` (fewer than there are), and the bad records before the next document."""
         of = self.chunked
         end = int(of.seq2chunk[documents])
         kept = Chunked(of.chunks[:end], of.seq2chunk[:documents], of.chunk2seq[:end], of.document_ids[:end])
@@ -52,7 +55,7 @@ class Piece:
         return replace(self, chunked=kept, sidecar=self.sidecar[:documents], quarantine=bad)
 
     def part(self, first_document: int, first_chunk: int) -> Part:
-        """Of the outputs, after so many documents and chunks; lines as their bytes."""
+        """Arrays for the outputs, numbered from ``first_document`` and ``first_chunk``; lines as bytes (uint8)."""
         return {
             "chunks": self.chunked.chunks,
             "seq2chunk": self.chunked.seq2chunk + first_chunk,
@@ -64,7 +67,7 @@ class Piece:
 
 
 def maker(settings: Settings) -> Callable[[Batch], Piece]:
-    """The function that makes pieces of batches. BadInputError for a bad record, where that is to stop the stage."""
+    """The function that turns a batch into a piece. BadInputError for a bad record, if these are to fail the stage."""
     if settings.fast:
         encode, package = fastest(settings.encoding)
     else:

@@ -1,4 +1,4 @@
-"""Documents as token ids -> fixed-size chunks."""
+"""Cuts documents, as token ids, into chunks of a fixed size."""
 
 import hashlib
 import itertools
@@ -17,11 +17,11 @@ UINT16_VOCABULARY = 2**16
 
 @dataclass(frozen=True)
 class Chunked:
-    """Chunks of consecutive documents, numbered from the ``first`` ones given.
+    """Chunks of consecutive documents, both numbered from 0.
 
-    ``chunks``: token dtype ``[n, chunk_size]``; ``seq2chunk``: int64 ``[docs]``, first chunk of each
-    document; ``chunk2seq``: int32 ``[n]``, document of each chunk; ``document_ids``: uint64 ``[n]``, identity of the
-    document of each chunk, equal for copies of one text wherever they are.
+    ``chunks``: token dtype ``[n, chunk_size]``; ``seq2chunk``: int64 ``[docs]``, first chunk of each document;
+    ``chunk2seq``: int32 ``[n]``, document of each chunk; ``document_ids``: uint64 ``[n]``, identity of the document of
+    each chunk, equal for copies of one text.
     """
 
     chunks: NDArray[Any]
@@ -33,8 +33,8 @@ class Chunked:
 def token_dtype(vocabulary_size: int, requested: str) -> np.dtype[Any]:
     """uint16 where every id fits (the format of the original), else uint32.
 
-    ``requested`` is ``auto``, ``uint16`` or ``uint32``. Raises BadInputError for a vocabulary that
-    uint16 cannot hold, instead of wrapping its ids.
+    ``requested`` is ``auto``, ``uint16`` or ``uint32``. BadInputError for a vocabulary that uint16 cannot hold, instead
+    of wrapping its ids.
     """
     if requested == "auto":
         return np.dtype(np.uint16 if vocabulary_size <= UINT16_VOCABULARY else np.uint32)
@@ -49,20 +49,12 @@ def token_dtype(vocabulary_size: int, requested: str) -> np.dtype[Any]:
 
 
 def chunk_counts(lengths: Sequence[int] | NDArray[np.integer[Any]], chunk_size: int) -> NDArray[np.int64]:
-    """Chunks of each document: ``ceil(length / chunk_size)``, and one even for an empty document."""
+    """Chunks of each document: ``ceil(length / chunk_size)``, but one for an empty document."""
     return np.maximum(1, -(-np.asarray(lengths, np.int64) // chunk_size))
 
 
-def chunk_documents(
-    documents: Rows,
-    chunk_size: int,
-    pad_id: int,
-    dtype: np.dtype[Any],
-    *,
-    first_document: int = 0,
-    first_chunk: int = 0,
-) -> Chunked:
-    """Cut each document (token ids, special tokens included) into chunks; pad its last one.
+def chunk_documents(documents: Rows, chunk_size: int, pad_id: int, dtype: np.dtype[Any]) -> Chunked:
+    """Cut each document (token ids, special tokens included) into chunks, and pad the last one.
 
     A chunk never holds two documents.
     """
@@ -70,11 +62,11 @@ def chunk_documents(
     ends = np.cumsum(counts)
     starts = ends - counts
     flat = np.full((int(counts.sum()), chunk_size), pad_id, dtype)
-    # How far the ids of each document move, since those before it were padded.
+    # The padding of the documents before it moves the ids of a document by this much.
     moved = np.repeat(starts * chunk_size - documents.starts[:-1], documents.lengths)
     flat.reshape(-1)[np.arange(len(moved)) + moved] = documents.ids
-    numbers = np.arange(first_document, first_document + len(documents), dtype=np.int32)
-    return Chunked(flat, starts + first_chunk, np.repeat(numbers, counts), np.repeat(document_ids(documents), counts))
+    numbers = np.arange(len(documents), dtype=np.int32)
+    return Chunked(flat, starts, np.repeat(numbers, counts), np.repeat(document_ids(documents), counts))
 
 
 def document_ids(documents: Rows) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""Texts -> token ids: as Hugging Face tokenizers give them, by a faster package where it proves equal."""
+"""Encodes texts as Hugging Face tokenizers do, with a faster package where that proves equal."""
 
 import functools
 import importlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PACKAGES = {"WordPiece": "nanotoken", "BPE": "fastokens"}
-"""Of the extra ``fast``, by the model in ``tokenizer.json``. Both are young, so neither is taken at its word."""
+"""Packages of the extra ``fast``, by the model in ``tokenizer.json``. Both are young, so their results are compared."""
 
 DIFFICULT = (
     "",
@@ -41,29 +41,30 @@ DIFFICULT = (
     "\ud7ff\ue000\uffff\U0010ffff",
 )
 FIRST_CHARACTERS = 2**16
-"""Of the first batch of texts, compared before anything is used."""
+"""Characters of the first batch that are compared before any result is used."""
 
 SPOT_CHARACTERS = 2**11
-"""Of one text of each batch, compared throughout: some 1 % of the work that is saved."""
+"""Characters of one text of each batch that are compared: some 1 % of the work that is saved."""
 
 Encode: TypeAlias = Callable[[Sequence[str]], Rows]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A tokenizer that encodes: its ``tokenizer.json``; ``longest``: ids kept, special ones included, None: all."""
+    """A tokenizer for encoding. ``json``: its ``tokenizer.json``; ``longest``: ids to keep, special ones included, or
+    None for all."""
 
     json: str
     longest: int | None = None
 
 
 class DisagreementError(RetroError):
-    """A faster package gave other ids than Hugging Face tokenizers, after it had given the same."""
+    """A faster package gave other ids than Hugging Face tokenizers, after it had given the same before."""
 
 
 @functools.cache
 def exact(encoding: Encoding) -> Encode:
-    """Ids of each text, special tokens included. Made once: the shards of a group have one tokenizer."""
+    """The function that encodes with Hugging Face tokenizers, special tokens included. Cached in each process."""
     from tokenizers import Tokenizer
 
     tokenizer = _cut_at(Tokenizer.from_str(encoding.json), encoding.longest)
@@ -76,23 +77,23 @@ def exact(encoding: Encoding) -> Encode:
 
 
 def fastest(encoding: Encoding) -> tuple[Encode, str]:
-    """The same ids, and which package gives them or why none does.
+    """The fastest function that gives the same ids, and the package behind it or the reason why there is none.
 
-    ``encode`` raises DisagreementError once the package gives other ids.
+    The function raises DisagreementError once the package gives other ids.
     """
-    sure = exact(encoding)
+    reference = exact(encoding)
     fast, name = _package(encoding)
     if fast is None:
-        return sure, name
-    if not _same(fast, sure, DIFFICULT):
-        return sure, f"tokenizers: {name} gives other ids for difficult text"
+        return reference, name
+    if not _same(fast, reference, DIFFICULT):
+        return reference, f"tokenizers: {name} gives other ids for difficult text"
     first = True
 
     def encode(texts: Sequence[str]) -> Rows:
         nonlocal first
         found = fast(texts)
         checked = _beginnings(texts, FIRST_CHARACTERS) if first else _spot(texts)
-        if not _same(fast, sure, checked):
+        if not _same(fast, reference, checked):
             raise DisagreementError(f"{name} gives other ids than tokenizers", "uninstall it, or report the text")
         first = False
         return found
@@ -100,18 +101,18 @@ def fastest(encoding: Encoding) -> tuple[Encode, str]:
     return encode, name
 
 
-def sure_if_wrong(stage: str, unfinished: "Checkpoints", work: Callable[[bool], T]) -> T:
-    """What ``work`` gives with the faster package; once that proves wrong, all of it again without."""
+def retry_with_reference(stage: str, unfinished: "Checkpoints", work: Callable[[bool], T]) -> T:
+    """Result of ``work(True)``, with a faster package; if that proves wrong, of ``work(False)`` from the beginning."""
     try:
         return work(True)
     except DisagreementError as error:
-        say(f"{stage}: {error}; all is done again by tokenizers", logging.WARNING, event="disagreement")
+        say(f"{stage}: {error}; starting again with tokenizers", logging.WARNING, event="disagreement")
         unfinished.restart()
         return work(False)
 
 
 def _package(encoding: Encoding) -> tuple[Encode | None, str]:
-    """The package for the tokenizer and its name, or None and why not."""
+    """The function of the faster package and its name, or None and the reason."""
     kind = _kind(encoding.json)
     if kind not in PACKAGES:
         return None, f"tokenizers: no faster package for {kind}"
@@ -122,12 +123,12 @@ def _package(encoding: Encoding) -> tuple[Encode | None, str]:
         return _OPENED[package](module, encoding), f"{package} {version}"
     except ImportError:
         return None, f"tokenizers: {package} is not installed"
-    except Exception as error:  # Whatever it cannot do, the reference can.
+    except Exception as error:  # The reference can always encode.
         return None, f"tokenizers: {package} does not read this tokenizer: {error}"
 
 
 def _cut_at(tokenizer: Any, longest: int | None) -> Any:
-    """``tokenizer`` without padding, which keeps the first ``longest`` ids."""
+    """``tokenizer`` without padding, set to keep the first ``longest`` ids."""
     tokenizer.no_padding()
     if longest is None:
         tokenizer.no_truncation()
@@ -173,7 +174,7 @@ def _same(a: Encode, b: Encode, texts: Sequence[str]) -> bool:
 
 
 def _beginnings(texts: Sequence[str], characters: int) -> list[str]:
-    """The first texts, until they have ``characters``; the last one cut."""
+    """The first texts, with ``characters`` in all; the last one is cut."""
     taken: list[str] = []
     for text in texts:
         if characters <= 0:
@@ -184,7 +185,7 @@ def _beginnings(texts: Sequence[str], characters: int) -> list[str]:
 
 
 def _spot(texts: Sequence[str]) -> list[str]:
-    """A piece of one text, another one for other texts."""
+    """A piece of one of the texts, which their lengths choose."""
     if not texts:
         return []
     text = texts[sum(map(len, texts)) % len(texts)]

@@ -1,4 +1,4 @@
-"""Chunks as a model reads them. Made in processes of their own, so nothing here imports torch or transformers."""
+"""Turns chunks into inputs of a model; runs in worker processes, so it imports neither torch nor transformers."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Chunks: TypeAlias = NDArray[Any]
 
 @dataclass(frozen=True)
 class Decoding:
-    """A tokenizer that decodes: its ``tokenizer.json``, and whether spaces before punctuation go afterwards."""
+    """A tokenizer for decoding. ``cleans_up``: spaces before punctuation are removed afterwards."""
 
     json: str
     cleans_up: bool
@@ -25,7 +25,7 @@ class Decoding:
 
 @functools.cache
 def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
-    """Text of each chunk, special tokens (padding too) skipped. Made once, as ``encoders.exact`` is."""
+    """The function that decodes chunks, without special tokens and padding. Cached in each process."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(decoding.json)
@@ -39,15 +39,19 @@ def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
 
 @functools.cache
 def reencoder(decoding: Decoding, encoding: Encoding, fast: bool) -> Callable[[Chunks], packing.Rows]:
-    """Ids of the text of each chunk: what a sentence-transformer would make of it. Made once, likewise. ``fast``: by
-    what is fastest; raises DisagreementError once that proves wrong."""
+    """The function that encodes the text of each chunk as a sentence-transformer would. Cached in each process.
+
+    ``fast``: with a faster package; the function raises DisagreementError once that proves wrong.
+    """
     decode, encode = texts(decoding), fastest(encoding)[0] if fast else exact(encoding)
     return lambda chunks: encode(decode(chunks))
 
 
 def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
-    """Ids of each chunk as they are, for chunks of the model's own tokenizer: without the special ones (decoding would
-    skip them too), and between those that the tokenizer puts around a text."""
+    """The function that takes the ids of chunks as they are, for chunks of the model's own tokenizer.
+
+    Special ids are dropped, as decoding would, and the special ids that the tokenizer puts around a text are added.
+    """
     from tokenizers import Tokenizer
 
     assert encoding.longest
@@ -69,7 +73,7 @@ def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
 
 
 def clean_up(text: str) -> str:
-    """As transformers does where a tokenizer's settings say ``clean_up_tokenization_spaces``."""
+    """``text`` as transformers returns it for tokenizers with ``clean_up_tokenization_spaces``."""
     for mark in (".", "?", "!", ","):
         text = text.replace(f" {mark}", mark)
     text = text.replace(" ' ", "'")

@@ -1,4 +1,4 @@
-"""Rows of token ids of unequal length, grouped for a model: by length and padded, or one after the other."""
+"""Batches rows of token ids of unequal length: by length with padding, or packed one after the other."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ class Rows:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """Where each row begins, and the end: int64 ``[rows + 1]``."""
+        """Offset of each row, and of the end: int64 ``[rows + 1]``."""
         return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows without any padding between them, in arrays whose size is always the same.
+    """Rows without padding between them, in arrays of a fixed size.
 
-    ``ids``: int32 ``[tokens]``; ``starts``: int32 ``[most_rows + 2]``, of each row and then the end, again and again,
-    so the last row is never one of ours; ``rows``: how many are.
+    ``ids``: int32 ``[tokens]``; ``starts``: int32 ``[most_rows + 2]``, the offset of each row, then the end repeated,
+    so that the last row of the arrays is always empty; ``rows``: number of rows.
     """
 
     ids: NDArray[np.int32]
@@ -38,7 +38,7 @@ class Packed:
 
 
 def from_lists(rows: Iterable[list[int]], count: int) -> Rows:
-    """Of ``count`` lists of ids."""
+    """Rows of ``count`` lists of ids."""
     lists = list(rows)
     lengths = np.fromiter(map(len, lists), np.int32, count)
     ids = np.empty(int(lengths.sum()), np.int32)
@@ -50,11 +50,11 @@ def from_lists(rows: Iterable[list[int]], count: int) -> Rows:
 
 
 def wrap(chunks: NDArray[Any], dropped: NDArray[np.bool_], before: list[int], after: list[int], longest: int) -> Rows:
-    """The ids of each chunk ``[n, chunk_size]`` without those that are ``dropped`` (bool ``[vocabulary]``), between
-    ``before`` and ``after``, cut to ``longest`` ids in all."""
-    room = longest - len(before) - len(after)
+    """The ids of each chunk ``[n, chunk_size]`` without the ``dropped`` ones (bool ``[vocabulary]``), put between
+    ``before`` and ``after``, and cut to ``longest`` ids in all."""
+    most = longest - len(before) - len(after)
     keep = ~dropped[chunks]
-    keep &= np.cumsum(keep, axis=1) <= room
+    keep &= np.cumsum(keep, axis=1) <= most
     kept = keep.sum(axis=1, dtype=np.int32)
     lengths = kept + np.int32(len(before) + len(after))
     ids = np.empty(int(lengths.sum()), np.int32)
@@ -72,8 +72,8 @@ def wrap(chunks: NDArray[Any], dropped: NDArray[np.bool_], before: list[int], af
 
 
 def batches(lengths: NDArray[np.int32], most_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Numbers of the rows of each batch, shortest rows first: padded to its longest row (of at most ``most_tokens``
-    ids) it has no more than ``most_tokens`` ids. Depends on ``lengths`` alone."""
+    """Row numbers of each batch, shortest rows first. A batch, padded to its longest row, has at most ``most_tokens``
+    ids, as has every row. The result depends on ``lengths`` alone."""
     order = np.argsort(lengths, kind="stable")
     first = 0
     while first < len(order):
@@ -85,7 +85,7 @@ def batches(lengths: NDArray[np.int32], most_tokens: int) -> Iterator[NDArray[np
 
 
 def padded(rows: Rows, chosen: NDArray[np.int64], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and mask (1: an id, 0: padding), int64 ``[chosen, longest of them]``."""
+    """Ids and mask (1: an id, 0: padding) of the ``chosen`` rows, int64 ``[chosen, longest row]``."""
     lengths = rows.lengths[chosen]
     columns = np.arange(lengths.max())
     mask = columns < lengths[:, None]
@@ -95,8 +95,10 @@ def padded(rows: Rows, chosen: NDArray[np.int64], pad_id: int) -> tuple[NDArray[
 
 
 def pack(parts: Iterable[Rows], tokens: int, most_rows: int) -> Iterator[Packed]:
-    """All rows of ``parts``, in order, as many at a time as have no more than ``tokens`` ids and are no more than
-    ``most_rows``. No row is longer than ``tokens``."""
+    """Packs all rows of ``parts``, in order: as many at a time as have at most ``tokens`` ids, up to ``most_rows``.
+
+    No row may be longer than ``tokens``.
+    """
     waiting = Rows(np.empty(0, np.int32), np.empty(0, np.int32))
     for part in parts:
         waiting = Rows(np.concatenate((waiting.ids, part.ids)), np.concatenate((waiting.lengths, part.lengths)))

@@ -1,4 +1,4 @@
-"""Tokenizers, loaded by hub name or local folder, and what the name of a model stands for."""
+"""Loads tokenizers by hub name or local folder, and identifies the content behind the name of a model."""
 
 import hashlib
 import os
@@ -15,16 +15,16 @@ LOADING_HINT = "name a model of the hub, or a local folder (then HF_HUB_OFFLINE=
 
 
 class Tokenizer:
-    """A fast Hugging Face tokenizer with truncation and padding off.
+    """A fast Hugging Face tokenizer without truncation and padding.
 
-    ``digest`` identifies its content wherever it lies.
+    ``digest`` identifies its content, wherever it is stored.
     """
 
     def __init__(self, name: str, pad_id: int | None = None) -> None:
         from transformers import AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.set_verbosity_error()  # "sequence longer than 512" is no news here
+        transformers_logging.set_verbosity_error()  # Sequences longer than the model allows are usual here.
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
@@ -43,33 +43,28 @@ class Tokenizer:
         self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included. Uses all cores."""
+        """Token ids of each text, special tokens included, computed on all cores."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=True)]
 
     def decode(self, chunks: NDArray[Any]) -> list[str]:
-        """Text of each chunk ``[n, chunk_size]``, special tokens (padding too) skipped."""
+        """Text of each chunk ``[n, chunk_size]``, without special tokens and padding."""
         return model_inputs.texts(self.decoding)(chunks)
 
     @property
     def encoding(self) -> encoders.Encoding:
-        """What another process needs to encode as this tokenizer does."""
+        """Picklable: lets another process encode with this tokenizer."""
         return encoders.Encoding(self.backend.to_str())
 
     @property
     def decoding(self) -> model_inputs.Decoding:
-        """What another process needs to decode as this tokenizer does."""
-        # Byte pairs are never cleaned up: transformers refuses to, whatever the settings say.
+        """Picklable: lets another process decode with this tokenizer."""
+        # transformers never cleans up after BPE, whatever the settings are.
         cleans_up = self._tokenizer.clean_up_tokenization_spaces and type(self.backend.model).__name__ != "BPE"
         return model_inputs.Decoding(self.backend.to_str(), bool(cleans_up))
 
 
-def absolute_name(name: str) -> str:
-    """A local folder as an absolute path; a hub name as it is."""
-    return str(Path(name).resolve()) if os.path.isdir(name) else name
-
-
 def name_digest(name: str) -> str:
-    """Identifies what ``name`` stands for without loading it: the files of a local folder, else the name."""
+    """Identifies the model ``name`` without loading it: by the files of a local folder, else by the name."""
     if not os.path.isdir(name):
         return name
     digest = hashlib.sha256()

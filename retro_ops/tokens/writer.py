@@ -1,4 +1,4 @@
-"""The output files of a tokenised shard, written side by side."""
+"""Writes the output files of a tokenised shard side by side."""
 
 import contextlib
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class Job:
     digest: str
     line_bytes: int
     planned: tuple[Source, ...] = ()
-    """The sources as the plan found them, whose content the digest stands for."""
+    """The sources as they were planned, on whose content the digest depends."""
     without: Source | None = None
-    """Numbers of the records that are left out."""
+    """File with the numbers of the records that are left out."""
 
 
 class Outputs:
-    """The files of a shard, filled part by part. The one for bad records is made for the first of them."""
+    """The files of a shard, filled part by part. The quarantine file is made for the first bad record."""
 
     def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> None:
         from retro_ops.storage.npy import NpyWriter

@@ -11,7 +11,7 @@ import pytest
 
 from retro_ops.cli import main
 from retro_ops.compute import device
-from retro_ops.embedding.backends import Way
+from retro_ops.embedding.backends import Backend
 from retro_ops.embedding.embedder import Embedder
 from retro_ops.execution import report
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
@@ -124,12 +124,12 @@ def test_rows_of_a_long_document_are_widened_on_the_gpu(folder: Path) -> None:
 def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
     tmp_path: Path, model_dir: str, how: str, layers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways, slower = Embedder._ways, ["own layers", "packed", "padded"].index(layers)
+    ways, slower = Embedder._backends, ["own layers", "packed", "padded"].index(layers)
 
-    def others(embedder: Embedder, precision: device.Precision) -> Iterator[tuple[str, Way]]:
+    def others(embedder: Embedder, precision: device.Precision) -> Iterator[tuple[str, Backend]]:
         return itertools.islice(ways(embedder, precision), slower if embedder._where.chosen == "cuda" else 0, None)
 
-    monkeypatch.setattr(Embedder, "_ways", others)
+    monkeypatch.setattr(Embedder, "_backends", others)
     text = " ".join(f"Chapter {i} speaks of the sea, the wind and number {i * i}." for i in range(2000))
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": text}) + "\n")
     outputs = [f"--{n}={tmp_path}/{f}.npy" for n, f in (("chunks-out", "c"), ("seq2chunk-index-out", "s"))]
@@ -164,6 +164,6 @@ def test_rows_too_short_to_fill_a_batch_are_embedded_like_others(model_dir: str)
     embedder = Embedder(model_dir, device.choose("cuda", "torch"))
     embedder.prepare()
     found = np.concatenate(list(embedder.vectors([rows]))).astype(np.float32)
-    ((name, padded),) = [way for way in embedder._ways(device.precision("cuda")) if way[0] == "padded"]
+    ((name, padded),) = [way for way in embedder._backends(device.precision("cuda")) if way[0] == "padded"]
     (wanted,) = padded([rows])
     assert (found * wanted.astype(np.float32)).sum(axis=1).min() > 0.999, name

@@ -180,7 +180,7 @@ def test_nobody_goes_on_without_looking(planted: Nights, capfd: pytest.CaptureFi
     plan_uri = paths.plan_uri(planted.root, "d", "x")
     Done().stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
     for stage, shard, said in (
-        ("tokenize-and-chunk", ("--shard", "a"), "nobody has looked for them yet"),
+        ("tokenize-and-chunk", ("--shard", "a"), "they have not been found yet"),
         ("find-duplicates", (), "sign-documents of shard 'a' is not done"),
     ):
         with pytest.raises(StageFailedError):

@@ -1,4 +1,4 @@
-"""Which device a stage computes on, and how much memory an index may take there."""
+"""Which device a stage computes on."""
 
 import subprocess
 import sys
@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from retro_ops.compute import device
-from retro_ops.compute.device import Room, room
 from retro_ops.errors import ConfigurationError
 
 
@@ -29,11 +28,3 @@ def test_a_gpu_is_looked_for_only_where_there_is_a_driver() -> None:
     without = f"from retro_ops.compute import device; device.DRIVERS = ('no-such-driver.so',); {code}"
     found = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["cpu", "False"]
-
-
-def test_the_room_of_an_index() -> None:
-    assert room("3GiB", "2GiB") == Room(3 * 2**30, "--search-memory 3GiB")
-    left = room(None, "2GiB")
-    assert 0 < left.bytes < 2**50
-    assert "less the memory budget" in left.why
-    assert room(None, "900TiB").bytes > 0

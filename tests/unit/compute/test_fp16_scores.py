@@ -18,5 +18,5 @@ def test_a_score_is_half_the_distance_less_what_all_scores_of_a_query_share() ->
     random = torch.Generator().manual_seed(0)
     q, x = (torch.nn.functional.normalize(torch.randn((50, 384), generator=random), dim=1).half() for _ in range(2))
     expected = (q.double().square().sum(dim=1, keepdim=True) - torch.cdist(q.double(), x.double()) ** 2) / 2
-    found = fp16_scores.scores(fp16_scores.asking(q), fp16_scores.answering(x))
+    found = fp16_scores.scores(fp16_scores.query_operand(q), fp16_scores.vector_operand(x))
     assert (found.double() - expected).abs().max() < fp16_scores.ROUNDING

@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from vectors import unit_vectors
 
-from retro_ops.compute.device import Device, Room
+from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index, filling, ivf_file, training
+from retro_ops.memory import MemoryLimit
 from retro_ops.search import faiss_search, ivf_parts
 
 TYPES = ("IVF64,PQ8", "IVF64,Flat", "RR32,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
@@ -96,12 +97,12 @@ def test_what_is_not_of_lists_or_not_whole_is_left_to_faiss(tmp_path: Path, vect
         index.add(vectors)
         faiss.write_index(index, str(tmp_path / "other"))
         assert ivf_file.open_lists(str(tmp_path / "other")) is None
-        assert ivf_file.too_large([str(tmp_path / "other")], Room(1, "a test")) is None
+        assert ivf_file.open_if_larger_than(MemoryLimit(1, "a test"), [str(tmp_path / "other")]) is None
     _, (trained, first, *_) = build(tmp_path, "IVF64,PQ8", vectors)
     Path(first).write_bytes(Path(first).read_bytes()[:-8])
     assert ivf_file.open_lists(first) is None
-    assert ivf_file.too_large([trained], Room(2**30, "a test")) is None
-    assert ivf_file.too_large([trained], Room(1, "a test"))
+    assert ivf_file.open_if_larger_than(MemoryLimit(2**30, "a test"), [trained]) is None
+    assert ivf_file.open_if_larger_than(MemoryLimit(1, "a test"), [trained])
 
 
 def test_parts_of_another_index_are_refused(tmp_path: Path, vectors: NDArray[np.float32]) -> None:

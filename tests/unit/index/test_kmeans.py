@@ -11,7 +11,7 @@ def test_empty_clusters_are_refilled_and_every_point_is_near_a_centroid() -> Non
     places = torch.nn.functional.normalize(torch.randn((20, 16), generator=torch.Generator().manual_seed(0)), dim=1)
     points = places.half()[torch.arange(2000) % 20][None]
     centroids = kmeans.kmeans(points, 40, 10, seed=0)
-    labels = kmeans.nearest(fp16_scores.asking(points), centroids)[0]
+    labels = kmeans.nearest(fp16_scores.query_operand(points), centroids)[0]
     assert torch.linalg.norm(centroids[0, labels] - points[0].float(), dim=1).max() < 0.01
     assert torch.isfinite(centroids).all()
 

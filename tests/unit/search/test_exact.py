@@ -66,7 +66,7 @@ def test_pairs_up_to_a_limit_are_all_found_and_no_other(
     queries = vectors[rng.integers(0, rows, 20)]
     distances = exact.squared_distances(queries, vectors)
     limits = distances[np.arange(20), rng.integers(0, rows, 20)]
-    of_rows, columns, found = exact.near_pairs(exact.asking(queries), vectors, compare(vectors), limits)
+    of_rows, columns, found = exact.near_pairs(exact.query_operand(queries), vectors, compare(vectors), limits)
     expected = np.nonzero(distances <= limits[:, None])
     np.testing.assert_array_equal((of_rows, columns), expected)
     np.testing.assert_array_equal(found, distances[expected])

@@ -1,0 +1,108 @@
+"""How memory is divided: every share of it, and the reason for the share. Standard library only.
+
+Two amounts are divided:
+
+- the **memory budget** (``--memory-budget``): what a stage may take beside its model and its index;
+- the **memory limit of an index** (``--search-memory``, or what the machine has left): what an index may take itself.
+
+The shares of one step add up to no more than the whole. Every amount is in bytes. The limit on the length of a line is
+a share of the budget, too, but it decides content, so it stands with the digests: ``plan.digests.line_limit``.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SHARE_FOR_AN_INDEX = 0.75
+"""Of the memory of the machine: the rest is for the operating system, the libraries and what grows unforeseen."""
+
+LEAST_FOR_AN_INDEX = 2**26
+"""An index may always take this much, however large the budget: less would read it in tiny parts."""
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """Bytes that an index may take in memory, and the reason for the number."""
+
+    bytes: int
+    why: str
+
+
+def index_limit(requested: int | None, budget: int) -> MemoryLimit:
+    """Limit of an index: the ``requested`` one, else most of the memory of this machine or container."""
+    if requested is not None:
+        return MemoryLimit(requested, "--search-memory")
+    available = min(limit for limit in (_machine_memory(), _cgroup_memory()) if limit)
+    left = max(LEAST_FOR_AN_INDEX, int(available * SHARE_FOR_AN_INDEX) - budget)
+    return MemoryLimit(left, f"three quarters of {available / 2**30:.1f} GiB, less the memory budget")
+
+
+# Shares of the memory budget.
+
+
+def search_batch(budget: int) -> int:
+    """Half: the queries of a search and their candidates. The other half is for the blocks of embeddings that are read
+    ahead, kept, and widened to float32 while they are scored."""
+    return budget // 2
+
+
+def training_sample(budget: int) -> int:
+    """All: training reads its sample first and holds nothing else but one block."""
+    return budget
+
+
+def open_parts(budget: int) -> int:
+    """Half: the writers of all parts that `split-corpus` has open. The other half is for the lines on their way."""
+    return budget // 2
+
+
+def hashed_texts(budget: int) -> int:
+    """All: texts are grouped by hash before anything else of `find-duplicates` is in memory."""
+    return budget
+
+
+def candidate_pairs(budget: int) -> int:
+    """Half: pairs of documents that wait to be compared, beside the keys of a band or the signatures of the pairs."""
+    return budget // 2
+
+
+def band_keys(budget: int) -> int:
+    """Half: keys of the bands that are read together, beside the pairs that wait."""
+    return budget // 2
+
+
+def pair_signatures(budget: int) -> int:
+    """A quarter: numbers of the signatures that are compared at a time, beside the pairs that wait."""
+    return budget // 4
+
+
+def transposed_signatures(budget: int) -> int:
+    """An eighth: columns of the signatures of a shard that are filled in one pass over its scratch file. Fewer columns
+    at a time only cost further passes."""
+    return budget // 8
+
+
+# Shares of the memory limit of an index that is larger than it, so that its lists are read part by part.
+
+
+def lists_at_once(limit: int) -> int:
+    """A third: lists as they are read. A second third holds them once more, as faiss or the store takes them."""
+    return limit // 3
+
+
+def queries_at_once(limit: int) -> int:
+    """The last third: queries that search these lists, with their candidates."""
+    return limit // 3
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cgroup_memory() -> int | None:
+    """Memory limit of the container, None if it has none. Control groups of version 2, then version 1."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            return int(Path("/sys/fs/cgroup", name).read_text())
+    return None

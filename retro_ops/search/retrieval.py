@@ -1,0 +1,205 @@
+"""Retrieves the neighbours of one query shard (profile `default`): wide search, exact distances, widening.
+
+The search itself is in ``reranking``; here it is decided how much of a shard is searched at a time, and how:
+
+1. nprobe and candidates are those that `tune-search` measured; without it they are measured here.
+2. Rows are searched in batches, as many at a time as a share of the memory budget holds: each batch reads the
+   embeddings of its candidates, which costs nearly as much for few rows as for many.
+3. A shard that has neighbours in the base version is brought up to date (``incremental``).
+4. A shard smaller than a batch is searched together with the shards that follow it.
+5. Any other batch is searched in the whole index.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ops import memory, uris
+from retro_ops.compute.device import Device
+from retro_ops.errors import BadInputError
+from retro_ops.execution import report
+from retro_ops.plan import paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.progress import say
+from retro_ops.search import incremental, reranking
+from retro_ops.search.chunk_reader import IndexedChunks
+from retro_ops.search.exact import unpack
+from retro_ops.search.filters import REASONS
+from retro_ops.search.jobs import Job
+from retro_ops.search.open_index import SearchedIndex
+from retro_ops.search.queries import QueryShard, join, open_arrays, other_shard, query_shard, sample
+from retro_ops.search.reranking import Effort, Found, Queries
+from retro_ops.search.tuning import tune, width_from_json
+from retro_ops.sizes import parse_bytes
+from retro_ops.storage import store
+
+EXACT_CANDIDATES = 64
+"""Candidates that a row of an exact search counts for: it holds its k best, and a step of it few rows."""
+
+CANDIDATE_BYTES = 48
+"""Memory of a candidate while it is scored: id, order, key, distance, and copies on the way."""
+
+
+def searched_index(job: Job, parameters: Parameters, device: Device) -> SearchedIndex:
+    """The index of ``job``, and of all jobs that search the same."""
+    chunks = IndexedChunks(job.indexed)
+    return SearchedIndex(job.index, chunks, device, parameters, job.split, _pad_id(job, parameters))
+
+
+class Retriever:
+    """Finds the neighbours of the query shard of ``job`` in ``searched``, a batch of rows at a time.
+
+    ``batch_rows``: rows of a batch, a multiple of ``block_rows``, which is what the caller takes at a time.
+    """
+
+    def __init__(self, job: Job, searched: SearchedIndex, block_rows: int) -> None:
+        self._job, self._searched = job, searched
+        self._parameters = searched.parameters
+        self._k = self._parameters.num_neighbours
+        self._shard = open_query_shard(job, searched)
+        self.same_document = self._shard.documents is not None
+        tuned = self._tuned()
+        self.details: dict[str, Any] = {"search": tuned}
+        self._width = width_from_json(tuned)
+        if self._width and job.few:
+            # It may have been tuned for other chunks. Few rows are cheap to search, so rather too wide.
+            self._width = self._width.widened()
+        say(f"retrieve-neighbours: {self._width or 'exact search'}, {searched.device.chosen} ({searched.device.why})")
+        budget = memory.search_batch(parse_bytes(self._parameters.memory_budget))
+        self._cells = budget // CANDIDATE_BYTES
+        self.batch_rows = max(block_rows, budget // self._row_bytes() // block_rows * block_rows)
+        self._update = self._open_update()
+        self._effort, self._removed = Effort(), np.zeros(len(REASONS), np.int64)
+        self._batch_start, self._batch = 0, Found.nothing(0, self._k).keys
+
+    def search_rows(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Ids int64 and distances float32 ``[stop - start, k]`` of the neighbours of rows ``start:stop``.
+
+        Rows are asked for in order and lie in one batch, which begins with the first row that is in none yet.
+        """
+        if start >= self._batch_start + len(self._batch):
+            found = self._search_batch(start)
+            self._removed += found.removed.sum(axis=0)
+            self._batch_start, self._batch = start, found.keys
+        return unpack(self._batch[start - self._batch_start : stop - self._batch_start])
+
+    def tally(self) -> dict[str, Any]:
+        """Counts over all batches so far, as JSON whose numbers add up."""
+        return {
+            "effort": asdict(self._effort),
+            "removed": dict(zip(REASONS, self._removed.tolist(), strict=True)),
+            **({"updated": asdict(self._update.done)} if self._update else {}),
+        }
+
+    def _search_batch(self, start: int) -> Found:
+        if self._update:
+            return self._update.search_rows(start, start + self.batch_rows)
+        if start == 0 and self._job.report in self._searched.found_ahead:
+            return self._searched.found_ahead.pop(self._job.report)
+        if start == 0 and len(self._shard) < self.batch_rows:
+            return self._search_with_following()
+        return self._full_search(self._shard.rows(start, start + self.batch_rows))
+
+    def _full_search(self, queries: Queries) -> Found:
+        """Neighbours in the whole index."""
+        searched = self._searched
+        if self._width:
+            return reranking.find(queries, self._k, searched.index, self._width, self._cells, self._effort)
+        if searched.device.chosen == "cuda" and not searched.hit_filter:
+            return searched.index.exact(queries, self._k)
+        blocks = searched.chunks.blocks
+        return reranking.exact_search(queries, self._k, blocks, searched.hit_filter, compare=searched.compare)
+
+    def _search_with_following(self) -> Found:
+        """Neighbours of this shard, found together with those of as many following shards as fit into the batch.
+
+        Theirs are kept until their own jobs ask for them.
+        """
+        reports, shards, total = [self._job.report], [self._shard], len(self._shard)
+        for report_uri, shard in self._following():
+            total += len(shard)
+            if total > self.batch_rows:
+                break
+            reports.append(report_uri)
+            shards.append(shard)
+        found = self._full_search(join([shard.rows(0, len(shard)) for shard in shards]))
+        ends = list(accumulate(map(len, shards)))
+        parts = [found.take(slice(end - len(shard), end)) for shard, end in zip(shards, ends, strict=True)]
+        self._searched.found_ahead.update(zip(reports[1:], parts[1:], strict=True))
+        return parts[0]
+
+    def _following(self) -> Iterator[tuple[str, QueryShard]]:
+        """Following query shards without a report, by the URI of the report."""
+        for job in self._job.following:
+            if not store.exists(job.report):
+                try:
+                    yield job.report, open_query_shard(job, self._searched)
+                except BadInputError:
+                    continue  # Its own job raises this again.
+
+    def _open_update(self) -> incremental.Update | None:
+        previous = self._job.previous
+        if previous is None:
+            return None
+        new = incremental.new_chunks(previous, self._searched, self._k, self._width, self._cells)
+        return incremental.Update(previous, self._shard, new, self._full_search)
+
+    def _row_bytes(self) -> int:
+        """Memory of a row of a batch: its candidates, its embedding (also widened to float32) and its tokens."""
+        candidates = self._width.candidates if self._width else EXACT_CANDIDATES
+        tokens = 2 * self._shard.tokens.row_bytes if self._shard.tokens else 0
+        return candidates * CANDIDATE_BYTES + 4 * self._shard.embeddings.row_bytes + tokens
+
+    def _tuned(self) -> dict[str, Any]:
+        """nprobe and candidates as `tune-search` measured them; measured here if it did not, or for another search.
+
+        A width that was tuned on a GPU is too narrow for a CPU: as many lists give more neighbours where whole vectors
+        are searched instead of codes.
+        """
+        job, parameters = self._job, self._parameters
+        if job.tuning:
+            found = report.read(job.tuning)
+            if found is None:
+                raise BadInputError(
+                    f"{job.tuning} does not exist", "run `retro-ops tune-search` with the same plan first"
+                )
+            tuned: dict[str, Any] = found["details"][job.split]
+            by_codes = tuned.get("searched", "codes") == "codes"
+            if self._searched.device.chosen == "cuda" or by_codes or not tuned["width"]:
+                return tuned
+            say("retrieve-neighbours: the search was tuned on a GPU, so it is tuned again for this CPU")
+        queries = sample([self._shard], parameters.recall_sample, parameters.seed)
+        return tune(queries, self._searched.index, parameters).as_json()
+
+
+def open_query_shard(job: Job, searched: SearchedIndex) -> QueryShard:
+    """The query shard of ``job``, with tokens where a filter compares them.
+
+    BadInputError if its arrays do not belong together or to the index, or if a filter needs unknown tokens.
+    """
+    embeddings, _ = open_arrays(job, searched.chunks.embeddings[0])
+    filtered = bool(searched.limits)
+    if job.position is not None:
+        return query_shard(searched.chunks, job.position, filtered)
+    if job.shard:
+        return other_shard(job.shard, searched.chunks, filtered)
+    if not filtered:
+        return QueryShard(embeddings, None)
+    raise BadInputError(
+        f"{job.embeddings} is not in {job.index_spec}, so the tokens of its chunks are unknown",
+        "name its shard in the index spec, or leave out --max-overlap, --max-shared-run and --max-shared-ngrams",
+    )
+
+
+def _pad_id(job: Job, parameters: Parameters) -> int:
+    """Padding of the chunks: as in the plan, else as on the command line, else as in the report of the chunks."""
+    if job.pad_id is not None:
+        return job.pad_id
+    if parameters.pad_id is not None:
+        return parameters.pad_id
+    found = report.read(uris.beside(job.indexed[0].chunks, paths.REPORT))
+    return int(found["identity"]["pad_id"]) if found else 0
