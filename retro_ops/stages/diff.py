@@ -69,8 +69,8 @@ def _text(facts: Mapping[str, Any]) -> str:
     lines = [f"version {facts['from']} -> {facts['to']}"]
     for kind in ("added", "changed", "removed"):
         names = facts["shards"][kind]
-        lines.append(f"{len(names):,} shards {kind}" + (f": {', '.join(names)}" if names else ""))
-    lines.append(f"{facts['shards']['unchanged']:,} shards unchanged")
+        lines.append(f"shards {kind}: {len(names):,}" + (f" ({', '.join(names)})" if names else ""))
+    lines.append(f"shards unchanged: {facts['shards']['unchanged']:,}")
     for section in ("parameters", "counts", "figures"):
         lines += [f"{key}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in facts[section].items() if a != b]
     return "\n".join(lines)
