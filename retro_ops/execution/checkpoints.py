@@ -43,7 +43,7 @@ Part: TypeAlias = "Mapping[str, NDArray[Any]]"
 """Arrays for a range of rows, by name."""
 
 
-class Checkpoints:
+class Unfinished:
     """The checkpoint blocks of one output. If ``folder`` is None, nothing is stored or resumed.
 
     First take all ``parts``, then ``add`` new ones from row ``end`` on.

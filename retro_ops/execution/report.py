@@ -19,7 +19,7 @@ import retro_ops
 from retro_ops import uris
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
-from retro_ops.execution.checkpoints import Checkpoints
+from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.plan import paths
 from retro_ops.progress import say
 from retro_ops.storage import store
@@ -47,7 +47,7 @@ def run_once(
     parameters: Mapping[str, Any],
     inputs: Sequence[str],
     work: Callable[[], Outcome],
-    unfinished: Checkpoints | None = None,
+    unfinished: Unfinished | None = None,
 ) -> dict[str, Any]:
     """Do ``work`` unless the report at ``uri`` says that it was done for the same ``digest``. Returns the report.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
-from retro_ops.execution.checkpoints import Checkpoints
+from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
@@ -85,7 +85,7 @@ class _Loaded:
 
 def _run(job: Job, parameters: Parameters, loaded: _Loaded) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
-    unfinished = Checkpoints(paths.unfinished_folder(job.embeddings, job.digest))
+    unfinished = Unfinished(paths.unfinished_folder(job.embeddings, job.digest))
     work = partial(_work, job, parameters, loaded, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)
 
@@ -120,13 +120,13 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Checkpoints) -> report.Outcome:
+def _work(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished) -> report.Outcome:
     from retro_ops.tokens.encoders import sure_if_wrong
 
     return sure_if_wrong(STAGE, unfinished, lambda fast: _embed(job, parameters, loaded, unfinished, fast=fast))
 
 
-def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Checkpoints, *, fast: bool) -> report.Outcome:
+def _embed(job: Job, parameters: Parameters, loaded: _Loaded, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
     import numpy as np
 
     from retro_ops.compute import device

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from retro_ops import uris
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
-from retro_ops.execution.checkpoints import Checkpoints, Part
+from retro_ops.execution.checkpoints import Part, Unfinished
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
@@ -132,7 +132,7 @@ def _run(job: Job, parameters: Parameters, loaded: dict[str, Any]) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     for query in job.queries:
         inputs = [query.embeddings, query.chunk2seq, job.index]
-        unfinished = Checkpoints(paths.unfinished_folder(query.neighbours, query.digest))
+        unfinished = Unfinished(paths.unfinished_folder(query.neighbours, query.digest))
         work = partial(_work, job, query, parameters, loaded, unfinished)
         report.run_once(STAGE, query.report, query.digest, chosen, inputs, work, unfinished)
 
@@ -255,7 +255,7 @@ def _position(embeddings: str, shards: tuple[IndexShard, ...], by_content: bool)
 
 
 def _work(
-    job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], unfinished: Checkpoints
+    job: Job, query: Query, parameters: Parameters, loaded: dict[str, Any], unfinished: Unfinished
 ) -> report.Outcome:
     from retro_ops.compute import device
 
@@ -299,7 +299,7 @@ class Search:
 
 
 def _write(
-    query: Query, k: int, search: Search, unfinished: Checkpoints
+    query: Query, k: int, search: Search, unfinished: Unfinished
 ) -> tuple[dict[str, int], list[Written], dict[str, Any]]:
     """Counts, what was written, and the tally of all rows, those found done included."""
     import numpy as np

@@ -12,7 +12,7 @@ from retro_ops.corpus import json_lines
 from retro_ops.corpus.left_out import LeftOut
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
-from retro_ops.execution.checkpoints import Checkpoints
+from retro_ops.execution.checkpoints import Unfinished
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
@@ -68,7 +68,7 @@ def _run(job: Job, parameters: Parameters) -> None:
     chosen = {name: getattr(parameters, name) for name in PARAMETERS}
     # Standard input cannot be read again.
     folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
-    unfinished = Checkpoints(folder)
+    unfinished = Unfinished(folder)
     work = partial(_work, job, parameters, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
 
@@ -127,13 +127,13 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, unfinished: Checkpoints) -> report.Outcome:
+def _work(job: Job, parameters: Parameters, unfinished: Unfinished) -> report.Outcome:
     from retro_ops.tokens.encoders import sure_if_wrong
 
     return sure_if_wrong(STAGE, unfinished, lambda fast: _tokenise(job, parameters, unfinished, fast=fast))
 
 
-def _tokenise(job: Job, parameters: Parameters, unfinished: Checkpoints, *, fast: bool) -> report.Outcome:
+def _tokenise(job: Job, parameters: Parameters, unfinished: Unfinished, *, fast: bool) -> report.Outcome:
     from retro_ops.compute import device
     from retro_ops.compute.workers import ahead, in_order
     from retro_ops.corpus.batches import batches as in_batches
@@ -204,7 +204,7 @@ def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
     return Tokenizer(name, pad_id)
 
 
-def _check_unchanged(job: Job, unfinished: Checkpoints) -> None:
+def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
     """What is read must be what was planned, before and after: the output would go by the name of another content."""
     if changed := json_lines.changed_source(job.planned):
         unfinished.delete()

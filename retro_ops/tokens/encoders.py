@@ -15,7 +15,7 @@ from retro_ops.progress import say
 from retro_ops.tokens.packing import Rows, from_lists
 
 if TYPE_CHECKING:
-    from retro_ops.execution.checkpoints import Checkpoints
+    from retro_ops.execution.checkpoints import Unfinished
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def fastest(encoding: Encoding) -> tuple[Encode, str]:
     return encode, name
 
 
-def sure_if_wrong(stage: str, unfinished: "Checkpoints", work: Callable[[bool], T]) -> T:
+def sure_if_wrong(stage: str, unfinished: "Unfinished", work: Callable[[bool], T]) -> T:
     """What ``work`` gives with the faster package; once that proves wrong, all of it again without."""
     try:
         return work(True)
