@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--from", type=int, dest="before", help="earlier version (default: the one before --to)")
     parser.add_argument("--to", type=int, dest="after", help="later version (default: the current one)")
-    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
