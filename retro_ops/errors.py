@@ -1,12 +1,12 @@
 """Errors that a user can act on, and the exit code that tells Airflow whether to retry.
 
-The codes are those of BSD's ``sysexits.h``. Any other non-zero code (an unexpected exception, a
-kill by the kernel) may be a passing trouble, so it is retried.
+The codes are those of BSD's ``sysexits.h``. Any other non-zero code (an unexpected exception, a kill by the kernel)
+may be a temporary problem, so it is retried.
 """
 
 EXIT_OK = 0
 EXIT_USAGE = 2
-"""argparse's own code for a command line that does not parse."""
+"""The code of argparse for an invalid command line."""
 EXIT_BAD_INPUT = 65
 EXIT_TRANSIENT = 75
 EXIT_CONFIGURATION = 78
@@ -15,7 +15,7 @@ EXIT_CODES_WITHOUT_RETRY = frozenset({EXIT_USAGE, EXIT_BAD_INPUT, EXIT_CONFIGURA
 
 
 class RetroError(Exception):
-    """Base of the errors this package raises on purpose: what is wrong and what to do about it."""
+    """Base of the errors that this package raises deliberately, with a message and a hint for the user."""
 
     exit_code = 1
 
@@ -24,7 +24,7 @@ class RetroError(Exception):
 
 
 class BadInputError(RetroError):
-    """The data or the parameters are wrong: the same run would fail again."""
+    """The data or the parameters are wrong, so the same run would fail again."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -36,6 +36,6 @@ class ConfigurationError(RetroError):
 
 
 class TransientError(RetroError):
-    """Trouble outside that may pass (network, store): the same run may succeed later."""
+    """A temporary problem outside this package (network, store); the same run may succeed later."""
 
     exit_code = EXIT_TRANSIENT

@@ -1,4 +1,4 @@
-"""What a running stage says: a bar on a terminal, JSON lines a few times a minute elsewhere."""
+"""Log messages and progress of a stage: text and a bar on a terminal, JSON lines a few times a minute elsewhere."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ class _JsonLines(logging.Formatter):
 
 
 def configure_logging() -> None:
-    """Send this package's messages to stderr, for a person or (not a terminal) as JSON lines."""
+    """Send the messages of this package to stderr, as text on a terminal and as JSON lines elsewhere."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s") if sys.stderr.isatty() else _JsonLines())
     logger.handlers = [handler]
@@ -35,11 +35,15 @@ def configure_logging() -> None:
 
 
 def say(message: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Log ``message``; ``fields`` are added to its JSON line."""
     logger.log(level, message, extra={"fields": fields})
 
 
 class Progress:
-    """Counts work done. ``total`` None: unknown, so no ETA. ``found``: done by a run before this one."""
+    """Counts and reports finished work.
+
+    ``total``: None if it is unknown, which gives no ETA. ``found``: work that an earlier run has done.
+    """
 
     def __init__(self, stage: str, total: int | None, unit: str, found: int = 0) -> None:
         self._stage, self._total, self._unit = stage, total, unit

@@ -41,7 +41,7 @@ def lines(uri: str, members: str | None, max_line_bytes: int) -> Iterator[Line]:
 
 def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
     passed: list[str] = []
-    found = False
+    matched = False
     name = uri.removesuffix(".tgz") + ".tar.gz" if uri.endswith(".tgz") else uri
     with (
         _damage(uri),
@@ -54,14 +54,14 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
             if not member.isfile() or not glob.globmatch(member.name, members, flags=glob.GLOBSTAR | glob.BRACE):
                 passed = [*passed, member.name][:SHOWN_MEMBERS]
                 continue
-            found = True
+            matched = True
             content = archive.extractfile(member)
             assert content
             where = f"{uri}/{member.name}"
             with json_lines.decompressed(content, member.name) as text:
                 for number, line in enumerate(json_lines.lines_of(text, where, max_line_bytes), 1):
                     yield where, number, line
-    if not found:
+    if not matched:
         raise BadInputError(
             f"no member of {uri} matches {members!r}",
             f"correct 'members'; the archive holds {', '.join(passed) or 'no files'}",

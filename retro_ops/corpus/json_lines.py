@@ -97,16 +97,16 @@ def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     if any(character in pattern for character in MAGIC_CHARACTERS):
         magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
         folder = parent(pattern[:magic])
-        found = [uri for uri in store.at(pattern).list(folder) if _matches(uri, pattern)]
+        files = [uri for uri in store.at(pattern).list(folder) if _matches(uri, pattern)]
     elif pattern.endswith(suffixes) and store.exists(pattern):
-        found = [pattern]
+        files = [pattern]
     else:
-        found = [uri for uri in store.at(pattern).list(pattern) if uri.endswith(suffixes)]
-    if not found:
+        files = [uri for uri in store.at(pattern).list(pattern) if uri.endswith(suffixes)]
+    if not files:
         raise BadInputError(
             f"no corpus file at {pattern!r}", f"name a file, a folder or a pattern of {', '.join(suffixes)} files"
         )
-    return found
+    return files
 
 
 def changed_source(sources: Iterable[Source]) -> str | None:

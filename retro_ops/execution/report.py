@@ -108,10 +108,10 @@ def read(uri: str) -> dict[str, Any] | None:
 
     Raises BadInputError if the report is damaged.
     """
-    found = store.at(uri).read_tagged(uri)  # One request instead of ``exists`` and ``read``.
-    if found is None:
+    stored = store.at(uri).read_tagged(uri)  # One request instead of ``exists`` and ``read``.
+    if stored is None:
         return None
-    data = found[0]
+    data = stored[0]
     try:
         report = json.loads(data)
     except ValueError as error:
@@ -127,10 +127,10 @@ def read(uri: str) -> dict[str, Any] | None:
 
 def require(uri: str, what: str) -> dict[str, Any]:
     """The report at ``uri``. Raises BadInputError if it does not exist; ``what`` names the stage in the message."""
-    found = read(uri)
-    if found is None:
+    report = read(uri)
+    if report is None:
         raise BadInputError(f"{what} is not done: {uri} does not exist", "run that stage first")
-    return found
+    return report
 
 
 def check_unchanged(uri: str) -> None:
@@ -138,9 +138,9 @@ def check_unchanged(uri: str) -> None:
 
     Needed before a file is copied into another output, whose own checksum would then cover the damage.
     """
-    made = require(uris.join(parent(uri), paths.REPORT), f"the stage that writes {uri}")
+    done = require(uris.join(parent(uri), paths.REPORT), f"the stage that writes {uri}")
     name = uri.rpartition("/")[2]
-    expected = [output["sha256"] for output in made["outputs"] if output["uri"].rpartition("/")[2] == name]
+    expected = [output["sha256"] for output in done["outputs"] if output["uri"].rpartition("/")[2] == name]
     if not store.exists(uri) or expected != [store.sha256(uri)]:
         raise BadInputError(
             f"{uri} is not what its stage wrote",

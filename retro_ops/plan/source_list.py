@@ -88,11 +88,11 @@ def from_json(text: str | bytes, uri: str) -> Sources:
         if document.pop("format") != FORMAT:
             raise ValueError("unknown format")
         files = tuple(SourceFile(**file) for file in document.pop("files"))
-        found = Sources(**document | {"absent": tuple(document["absent"])}, files=files)
+        sources = Sources(**document | {"absent": tuple(document["absent"])}, files=files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{uri} is not a list of sources: {error}", "run `retro-ops list-sources` again") from error
-    check_name("dataset", found.dataset)
-    for file in found.files:
+    check_name("dataset", sources.dataset)
+    for file in sources.files:
         check_name("source file", file.name)
         check_name("digest", file.digest)
-    return found
+    return sources

@@ -83,8 +83,8 @@ def _reports(plan: Plan) -> Reports:
 
     tasks = list(stage_graph.tasks(plan, [stage.name for stage in STAGES.values() if stage.unit]))
     reports: Reports = {}
-    for (stage, _), made in zip(tasks, read_ahead.side_by_side(lambda task: read(*task), tasks), strict=True):
-        reports.setdefault(stage, []).append(made)
+    for (stage, _), done in zip(tasks, read_ahead.side_by_side(lambda task: read(*task), tasks), strict=True):
+        reports.setdefault(stage, []).append(done)
     return reports
 
 
@@ -92,15 +92,15 @@ def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
     """Counts by category and split; indexed and queried chunks are counted if not all shards are both."""
     choice = not all(shard.indexed and shard.queried for shard in plan.shards)
     rows: dict[tuple[str, Split], dict[str, Any]] = {}
-    for shard, made in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
+    for shard, done in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
         key = (category(shard.name), shard.split)
         row = rows.setdefault(key, {"category": key[0], "split": key[1], "shards": 0, **dict.fromkeys(COUNTED, 0)})
         row["shards"] += 1
         for name in COUNTED:
-            row[name] += made["counts"].get(name, 0)
+            row[name] += done["counts"].get(name, 0)
         if choice:
             for name, chosen in (("indexed_chunks", shard.indexed), ("queried_chunks", shard.queried)):
-                row[name] = row.get(name, 0) + (made["counts"]["chunks"] if chosen else 0)
+                row[name] = row.get(name, 0) + (done["counts"]["chunks"] if chosen else 0)
     return [rows[key] for key in sorted(rows)]
 
 
@@ -120,29 +120,29 @@ def _search(plan: Plan, reports: Reports) -> dict[str, dict[str, Any]]:
 def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:
     totals: dict[str, int] = {}
     queried = stage_graph.shards_of(plan, "retrieve-neighbours")
-    for shard, made in zip(queried, reports["retrieve-neighbours"], strict=True):
+    for shard, done in zip(queried, reports["retrieve-neighbours"], strict=True):
         if shard.split != split:
             continue
-        for reason, count in made["details"].get("removed", {}).items():
+        for reason, count in done["details"].get("removed", {}).items():
             totals[reason] = totals.get(reason, 0) + count
     return totals
 
 
 def _stages(reports: Reports, expected: dict[str, Any] | None) -> list[dict[str, Any]]:
     rows = []
-    for stage, made in reports.items():
+    for stage, done in reports.items():
         unit = str(STAGES[stage].unit)
-        device = (made[0]["device"] or {"chosen": "cpu"})["chosen"]
-        count, seconds = sum(m["counts"].get(unit, 0) for m in made), sum(m["seconds"] for m in made)
+        device = (done[0]["device"] or {"chosen": "cpu"})["chosen"]
+        count, seconds = sum(m["counts"].get(unit, 0) for m in done), sum(m["seconds"] for m in done)
         rows.append(
             {
                 "stage": stage,
-                "tasks": len(made),
+                "tasks": len(done),
                 "unit": unit,
                 "count": count,
                 "seconds": round(seconds, 3),
                 "rate": round(count / max(seconds, 1e-9), 3),
-                "peak_rss_bytes": max(m["peak_rss_bytes"] for m in made),
+                "peak_rss_bytes": max(m["peak_rss_bytes"] for m in done),
                 "expected_seconds": expected["seconds"][device].get(stage) if expected else None,
                 "expected_peak_rss_bytes": expected["peak_rss_bytes"].get(stage) if expected else None,
             }

@@ -31,7 +31,8 @@ Folders = Set[str]
 def validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) -> dict[str, int]:
     """Check ``specs`` and return counts of what was checked.
 
-    Logs every finding, then raises BadInputError if there are any. ``trusted`` outputs are only checked for presence.
+    Logs every finding, then raises BadInputError if there are any. Outputs in
+    ``trusted`` folders are checked only for presence and length.
     """
     findings: list[Finding] = []
     checked: dict[str, None] = {}

@@ -1,6 +1,6 @@
-"""One module a stage: a thin edge that reads, calls the core, writes, and reports last.
+"""One module per stage: it reads inputs, calls the modules that do the work, writes outputs and, last, a report.
 
-Each module has ``HELP``, ``PARAMETERS`` (the run parameters it takes as flags), ``add_arguments``
-(its paths) and ``run(arguments, parameters)``. Heavy libraries are imported inside ``run``, so that
-a stage that finds itself done costs a fraction of a second. Stages never import each other.
+Each module has ``HELP``, ``PARAMETERS`` (the run parameters that it takes as flags), ``add_arguments`` (its paths) and
+``run(arguments, parameters)``. Heavy libraries are imported inside ``run``, so that a stage whose output exists ends
+within a fraction of a second. Stages never import each other.
 """

@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--from", type=int, dest="before", help="earlier version (default: the one before --to)")
     parser.add_argument("--to", type=int, dest="after", help="later version (default: the current one)")
-    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
@@ -69,8 +69,8 @@ def _text(facts: Mapping[str, Any]) -> str:
     lines = [f"version {facts['from']} -> {facts['to']}"]
     for kind in ("added", "changed", "removed"):
         names = facts["shards"][kind]
-        lines.append(f"{len(names):,} shards {kind}" + (f": {', '.join(names)}" if names else ""))
-    lines.append(f"{facts['shards']['unchanged']:,} shards unchanged")
+        lines.append(f"shards {kind}: {len(names):,}" + (f" ({', '.join(names)})" if names else ""))
+    lines.append(f"shards unchanged: {facts['shards']['unchanged']:,}")
     for section in ("parameters", "counts", "figures"):
         lines += [f"{key}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in facts[section].items() if a != b]
     return "\n".join(lines)

@@ -85,7 +85,7 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
         "clusters": int(clusters.max(initial=-1)) + 1,
         "largest_cluster": int(np.bincount(clusters).max(initial=0)),
         "unsigned_shards": [
-            s.name for s, made in zip(plan.shards, reports, strict=True) if "damaged" in made["details"]
+            s.name for s, done in zip(plan.shards, reports, strict=True) if "damaged" in done["details"]
         ],
         "examples": examples(plan, signed, reports, documents[repeated], canonical[repeated], budget),
     }
@@ -96,12 +96,12 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
 
 def _report(plan: Plan, name: str) -> dict[str, Any]:
     """The report of the signatures of a shard. Raises BadInputError if their files were changed."""
-    made = report.require(paths.report_uri(plan, "sign-documents", name), f"sign-documents of shard {name!r}")
-    if changed := report.changed_output(made):
+    done = report.require(paths.report_uri(plan, "sign-documents", name), f"sign-documents of shard {name!r}")
+    if changed := report.changed_output(done):
         raise BadInputError(
             f"{changed} is not what its stage wrote", "delete its folder, then run sign-documents again"
         )
-    return made
+    return done
 
 
 def _without(plan: Plan, signed: "SignedShards", dropped: "NDArray[np.int64]") -> Plan:

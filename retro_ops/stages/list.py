@@ -13,7 +13,7 @@ PARAMETERS = ()
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:

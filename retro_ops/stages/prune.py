@@ -32,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="a run that wrote nothing for this long counts as finished (such as 90m, 12h, 2d; default 2d)",
     )  # fmt: skip
     parser.add_argument("--yes", action="store_true", help="remove the listed files")
-    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _seconds(text: str) -> float:

@@ -70,9 +70,9 @@ def _tokenizer_name(shards: Sequence[IndexShard], parameters: Parameters) -> str
     for shard in shards:
         folder = shard.chunks.rpartition("/")[0]
         for uri in (uris.beside(shard.chunks, paths.REPORT), uris.join(folder, paths.REPORT)):
-            found = report.read(uri)
-            if found and "tokenizer" in found["details"]:
-                return str(found["details"]["tokenizer"])
+            done = report.read(uri)
+            if done and "tokenizer" in done["details"]:
+                return str(done["details"]["tokenizer"])
     if not shards:
         raise BadInputError("the index spec has no shards", "name a dataset spec whose index spec lists shards")
     return parameters.tokenizer

@@ -20,12 +20,12 @@ PARAMETERS = ()
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plan", help="plan of a run")
-    parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", help="folder or s3:// prefix of all datasets")
     parser.add_argument("--dataset", help="name of the dataset; without --run: its published version")
     parser.add_argument("--run", help="run of the dataset, such as an Airflow run id")
     parser.add_argument("--thorough", action="store_true", help="compare checksums, which reads all files")
     parser.add_argument("--all", action="store_true", help="also list complete shards")
-    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:

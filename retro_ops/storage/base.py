@@ -95,7 +95,7 @@ class Store(Protocol):
 
 
 def hash_stream(stream: IO[bytes]) -> str:
-    """SHA-256 of ``stream``, which is closed."""
+    """SHA-256 of the rest of ``stream``, which this closes."""
     with stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 

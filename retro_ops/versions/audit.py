@@ -60,16 +60,16 @@ def _sizes(plan: Plan) -> dict[str, int]:
 def _audit(plan: Plan, stage: str, shard: str | None, sizes: Mapping[str, int], *, thorough: bool) -> TaskState:
     uri = paths.report_uri(plan, stage, shard)
     try:
-        found = report.read(uri)
+        done = report.read(uri)
     except BadInputError as error:
         return TaskState(stage, shard, "damaged", None, uri, str(error).splitlines()[0])
-    if found is None:
+    if done is None:
         return TaskState(stage, shard, "missing", None, uri, "it does not exist")
-    if lost := report.lost_output(found, sizes):
-        return TaskState(stage, shard, "damaged", found["seconds"], uri, f"{lost} is missing or truncated")
-    if thorough and (changed := report.changed_output(found)):
-        return TaskState(stage, shard, "damaged", found["seconds"], uri, f"{changed} is not what its stage wrote")
-    return TaskState(stage, shard, "done", found["seconds"], uri)
+    if lost := report.lost_output(done, sizes):
+        return TaskState(stage, shard, "damaged", done["seconds"], uri, f"{lost} is missing or truncated")
+    if thorough and (changed := report.changed_output(done)):
+        return TaskState(stage, shard, "damaged", done["seconds"], uri, f"{changed} is not what its stage wrote")
+    return TaskState(stage, shard, "done", done["seconds"], uri)
 
 
 def unusable(entries: Sequence[TaskState], published: bool) -> list[TaskState]:

@@ -62,14 +62,14 @@ class Series:
 def read(root: str, dataset: str) -> Series:
     """The published versions of a dataset; an empty series if there are none."""
     uri = paths.current_uri(root, dataset)
-    found = store.at(uri).read_tagged(uri)
-    if found is None:
+    stored = store.at(uri).read_tagged(uri)
+    if stored is None:
         return Series(uri, None, 0, {})
-    current = json.loads(found[0])
+    current = json.loads(stored[0])
     last = current.pop("last", 0)
     entries = sorted([*current.pop("history"), current], key=lambda entry: entry["version"])
     by_number = {entry["version"]: entry for entry in entries}
-    return Series(uri, found[1], current["version"], by_number, max(last, *by_number))
+    return Series(uri, stored[1], current["version"], by_number, max(last, *by_number))
 
 
 def write(series: Series) -> None:

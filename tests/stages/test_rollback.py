@@ -20,8 +20,8 @@ def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFi
     run("diff", *place(built))
     shown = capfd.readouterr().out
     assert "version 2 -> 3" in shown
-    assert "1 shards changed: d" in shown
-    assert "1 shards removed: b" in shown
+    assert "shards changed: 1 (d)" in shown
+    assert "shards removed: 1 (b)" in shown
     run("diff", *place(built), "--from", 1, "--to", 2, "--json")
     facts = json.loads(capfd.readouterr().out)
     assert facts["shards"] == {"added": ["e"], "changed": [], "removed": [], "unchanged": 4}

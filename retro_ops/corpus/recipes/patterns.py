@@ -27,8 +27,8 @@ def alternatives(pattern: str) -> list[str]:
 
 def patterns(keys: YamlMapping, key: str, faults: Faults, required: bool = False) -> tuple[Line, ...]:
     """The patterns under ``key``, each checked, with their lines."""
-    found = words(keys, key, faults, required)
-    for word in found:
+    values = words(keys, key, faults, required)
+    for word in values:
         check_pattern(word, faults)
         if (
             key == "files"
@@ -36,7 +36,7 @@ def patterns(keys: YamlMapping, key: str, faults: Faults, required: bool = False
             and not last.endswith((*SUFFIXES, "*", "}", "]"))
         ):
             faults.add(word, f"{str(word)!r} has no known format", f"the formats are {', '.join(SUFFIXES)}")
-    return tuple(Line(str(word), word.line) for word in found)
+    return tuple(Line(str(word), word.line) for word in values)
 
 
 def check_pattern(word: YamlText, faults: Faults) -> None:
@@ -50,16 +50,16 @@ def check_pattern(word: YamlText, faults: Faults) -> None:
 def words(keys: YamlMapping, key: str, faults: Faults, required: bool = True) -> list[YamlText]:
     """The values under ``key``, which holds one text or a list of texts. Bad values are recorded and left out."""
     value = keys.get(YamlText(key))
-    found = [value] if isinstance(value, YamlText) else list(value) if isinstance(value, YamlList) else []
-    for word in found:
+    values = [value] if isinstance(value, YamlText) else list(value) if isinstance(value, YamlList) else []
+    for word in values:
         if not isinstance(word, YamlText) or not word:
             faults.add(
                 word, f"{key!r} must hold plain text", "write one value per line, quoted if it contains { } [ ] : #"
             )
-    if (required or value is not None) and not found:
+    if (required or value is not None) and not values:
         faults.add(
             value if value is not None else keys,
             f"{key!r} is missing or empty",
             f"write '{key}:' with one value or a list of values",
         )
-    return [word for word in found if isinstance(word, YamlText) and word]
+    return [word for word in values if isinstance(word, YamlText) and word]

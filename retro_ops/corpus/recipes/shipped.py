@@ -18,5 +18,5 @@ def text(name: str) -> str | None:
 
 def names() -> list[str]:
     """Names of all shipped recipes, sorted."""
-    found = (entry.name for entry in resources.files(__package__).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+    files = (entry.name for entry in resources.files(__package__).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
