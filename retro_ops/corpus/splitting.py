@@ -18,7 +18,8 @@ from retro_ops.storage import s3, store
 from retro_ops.storage.base import Written
 
 WRITER_BYTES = 6 * s3.PART_BYTES
-"""Most that an open part takes: what waits, is held back and is being sent, and its compressor."""
+"""Most memory that an open part takes: the first part of its upload, the one that is being filled and those that are
+being sent (together at most five times PART_BYTES), and its compressor. True up to 42 GiB: later parts are larger."""
 
 BATCH_LINES = 1024
 
