@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from retro_ops.errors import BadInputError, ConfigurationError, TransientError
+from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 from retro_ops.storage.base import ConflictError, Stored, Writer, Written, exactly, hash_stream, missing, taken_over
 from retro_ops.storage.read_ahead import LOOKUPS, RangeStream
 from retro_ops.uris import split_scheme
@@ -28,8 +28,18 @@ MOST_BYTES = 5 * 2**40
 PARTS_IN_FLIGHT = 3
 """Parts of the first size that are sent at a time, or as many larger ones as take no more memory, but at least one."""
 
-PASSING_REFUSALS = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "ExpiredToken"})
-"""Answers of the 400s that a retry may not meet again."""
+TRANSIENT_CODES = frozenset(
+    {"RequestTimeout", "BadDigest", "IncompleteBody", "InvalidPart", "XAmzContentSHA256Mismatch", "ExpiredToken"}
+    | {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+)
+"""Refusals with a status of the 400s that a retry may not meet again."""
+
+CREDENTIAL_CODES = frozenset(
+    {"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+    | {"InvalidToken", "TokenRefreshRequired", "InvalidSecurity", "MissingSecurityHeader", "NotSignedUp"}
+    | {"CredentialsNotSupported", "MissingAuthenticationToken", "UnauthorizedAccess", "Unauthorized", "Forbidden"}
+)
+"""Refusals that concern the keys or the policy. Answers without a body (to HEAD) have only a status: 401 or 403."""
 
 
 def part_bytes(number: int) -> int:
@@ -270,24 +280,38 @@ def _s3_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except exceptions.ClientError as error:
-        status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-        code = error.response["Error"].get("Code", "")
-        if code == "NoSuchUpload":
-            raise taken_over(uri) from error
-        if status == 404:
-            raise missing(uri) from error
-        if status in (409, 412):
-            raise ConflictError(f"{uri} was changed by somebody else", "run again") from error
-        if status in (400, 401, 403) and code not in PASSING_REFUSALS:
-            raise ConfigurationError(
-                f"the store refused {uri}: {code}", "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy"
-            ) from error
-        if status == 416:
-            raise BadInputError(f"{uri} is shorter than its header says") from error
-        raise TransientError(f"the store failed on {uri}: {error}") from error
+        raise _refusal(uri, error) from error
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
         raise ConfigurationError(
             f"no credentials for {uri}", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL)"
         ) from error
+    except exceptions.ParamValidationError as error:
+        raise BadInputError(f"{uri} is not a location in S3: {error}", "write it like s3://bucket/key") from error
     except exceptions.BotoCoreError as error:
         raise TransientError(f"cannot reach the store of {uri}: {error}", "check AWS_ENDPOINT_URL") from error
+
+
+def _refusal(uri: str, error: Any) -> RetroError:
+    """The error to raise for ``error``, botocore's ClientError: an answer of the store that is not a success."""
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    code = error.response["Error"].get("Code", "")
+    answer = ": ".join(filter(None, (code or str(status), error.response["Error"].get("Message"))))
+    if code == "NoSuchUpload":
+        return taken_over(uri)
+    if status == 404:
+        return missing(uri)
+    if status in (409, 412):
+        return ConflictError(f"{uri} was changed by somebody else", "run again")
+    if status == 416:
+        return BadInputError(f"{uri} is shorter than its header says")
+    if status not in range(300, 500) or status in (408, 429) or code in TRANSIENT_CODES:
+        return TransientError(f"the store failed on {uri}: {answer}")
+    if status in (401, 403) or code in CREDENTIAL_CODES:
+        return ConfigurationError(
+            f"the store refused {uri}: {answer}",
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy (and the clock of this machine)",
+        )
+    return ConfigurationError(
+        f"the store refused {uri}: {answer}",
+        "this is not about credentials: check the bucket, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and the store's limits",
+    )
