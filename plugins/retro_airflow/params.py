@@ -1,7 +1,6 @@
 """The trigger form and the arguments of the ``plan`` stage that follow from it, in one place."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import timedelta
@@ -19,7 +18,6 @@ from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import NAME_PATTERN, plan_from_json
 from retro_ops.sizes import parse_bytes
-from retro_ops.uris import resolve
 
 PRESETS: dict[str, dict[str, str]] = {
     "tiny": {"index_type": "IVF64,Flat"},
@@ -217,10 +215,10 @@ def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
 
     if params["recipe"] or params["corpus"]:
         return bool(params["recipe"])
-    current = paths.current_uri(root, dataset)
-    if not store.exists(current):
+    series = object_store.read_series(root, dataset)
+    if not series.current:
         return False
-    uri = resolve(json.loads(store.read(current))["plan"], current)
+    uri = series.plan_uri()
     return plan_from_json(store.read(uri), uri).recipe is not None
 
 

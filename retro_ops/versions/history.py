@@ -1,77 +1,29 @@
-"""The published versions of a dataset: a series in one object, which changes by compare-and-swap alone.
-
-``current.json`` holds the fields of the current version, which is what readers need, and under ``history`` all others.
-"""
+"""The published versions of a dataset: a series in one object, which changes by compare-and-swap alone."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.plan import SPLITS, Plan
+from retro_ops.plan.series import Entry as Entry
+from retro_ops.plan.series import Series as Series
+from retro_ops.plan.series import series_from_json, series_to_json
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
 from retro_ops.uris import parent, resolve
 
-Entry = Mapping[str, Any]
-"""A version: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""
-
-
-@dataclass(frozen=True)
-class Series:
-    """``entries`` by number, ascending; ``current``: 0 when nothing was published; ``tag``: for compare-and-swap;
-    ``last``: the highest number ever given."""
-
-    uri: str
-    tag: str | None
-    current: int
-    entries: Mapping[int, Entry]
-    last: int = 0
-
-    def entry(self, number: int | None = None) -> Entry:
-        """Version ``number``, or the current one. BadInputError when there is none."""
-        wanted = self.current if number is None else number
-        if not self.entries:
-            raise BadInputError(
-                f"{self.uri} does not exist: {self.dataset!r} was never published",
-                "check --root and --dataset, or name a run",
-            )
-        if wanted not in self.entries:
-            raise BadInputError(
-                f"{self.dataset} has no version {wanted}", f"it has {', '.join(str(number) for number in self.entries)}"
-            )
-        return self.entries[wanted]
-
-    @property
-    def dataset(self) -> str:
-        return parent(self.uri).rpartition("/")[2]
-
-    def folder(self, number: int | None = None) -> str:
-        return resolve(self.entry(number)["path"], self.uri)
-
-    def plan_uri(self, number: int | None = None) -> str:
-        return resolve(self.entry(number)["plan"], self.uri)
-
 
 def read(root: str, dataset: str) -> Series:
     uri = paths.current_uri(root, dataset)
-    found = store.at(uri).read_tagged(uri)
-    if found is None:
-        return Series(uri, None, 0, {})
-    current = json.loads(found[0])
-    last = current.pop("last", 0)
-    entries = sorted([*current.pop("history"), current], key=lambda entry: entry["version"])
-    by_number = {entry["version"]: entry for entry in entries}
-    return Series(uri, found[1], current["version"], by_number, max(last, *by_number))
+    return series_from_json(store.at(uri).read_tagged(uri), uri)
 
 
 def write(series: Series) -> None:
     """ConflictError when somebody else changed it since it was read."""
-    others = [entry for number, entry in series.entries.items() if number != series.current]
-    data = json.dumps({**series.entry(), "last": series.last, "history": others}, indent=1) + "\n"
-    store.at(series.uri).write_if(series.uri, data.encode(), series.tag)
+    store.at(series.uri).write_if(series.uri, series_to_json(series).encode(), series.tag)
 
 
 def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
