@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import zstandard
 from wcmatch import glob
@@ -115,12 +115,17 @@ def changed_source(sources: Iterable[Source]) -> str | None:
     return None
 
 
-def changed_since_the_plan(changed: str) -> BadInputError:
-    """What to say of a source that is not what was planned any more."""
-    return BadInputError(
-        f"{changed} since the run was planned",
-        "start another run, or clear the task `plan` with all after it: it takes the corpus as it is now",
-    )
+def check_unchanged(sources: Iterable[Source], by: Literal["plan", "list_sources"] = "plan") -> None:
+    """BadInputError unless each of ``sources`` is as the task ``by`` found it.
+
+    To be called before a file is read and after: the folder of an output names the content that it was made from.
+    """
+    if changed := changed_source(sources):
+        done = {"plan": "the run was planned", "list_sources": "the sources were listed"}[by]
+        raise BadInputError(
+            f"{changed} since {done}",
+            f"start another run, or clear the task `{by}` with all after it: it takes the files as they are now",
+        )
 
 
 def is_much(sources: Sequence[str], much: int) -> bool:

@@ -1,20 +1,18 @@
 """An earlier version -> the current one again, by compare-and-swap on one object."""
 
 from argparse import ArgumentParser, Namespace
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.versions import history
 
 HELP = "make an earlier version the current one"
 PARAMETERS = ()
 
 STAGE = "rollback"
-LOOKUPS = 32
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -26,8 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     files = sorted(set(history.files(series.folder(arguments.to))))
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        gone = [uri for uri, there in zip(files, pool.map(store.exists, files), strict=True) if not there]
+    there = read_ahead.side_by_side(store.exists, files)
+    gone = [uri for uri, is_there in zip(files, there, strict=True) if not is_there]
     if gone:
         raise BadInputError(
             f"version {arguments.to} is not whole: {len(gone):,} of its files are gone, the first: {gone[0]}",

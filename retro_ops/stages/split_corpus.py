@@ -63,7 +63,8 @@ def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
 
 
 def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> report.Outcome:
-    _check_unchanged(file)
+    as_listed = [Source(file.uri, file.bytes, file.fingerprint)]
+    json_lines.check_unchanged(as_listed, by="list_sources")
     if isinstance(rule.category, ByPath):
         rule = replace(rule, category=file_list.resolved(rule.category, listed.folder))
     folder = listed.parts_folder(file)
@@ -81,7 +82,7 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             parts += fan.close()
         bad.check_share()
         written = bad.close()
-    _check_unchanged(file)
+    json_lines.check_unchanged(as_listed, by="list_sources")
     parts.sort(key=lambda part: part.shard)
     return report.Outcome(
         counts={
@@ -97,12 +98,3 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             "passes": -(-len(places) // most_open),
         },
     )
-
-
-def _check_unchanged(file: SourceFile) -> None:
-    """What is read must be what was listed, before and after: the parts go by the name of its content."""
-    if changed := json_lines.changed_source([Source(file.uri, file.bytes, file.fingerprint)]):
-        raise BadInputError(
-            f"{changed} since the sources were listed",
-            "start another run, or clear the task `list_sources` with all after it: it takes the files as they are now",
-        )

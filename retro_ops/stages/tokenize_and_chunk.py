@@ -205,7 +205,8 @@ def _tokenizer(name: str, pad_id: int | None) -> "Tokenizer":
 
 
 def _check_unchanged(job: Job, unfinished: Unfinished) -> None:
-    """What is read must be what was planned, before and after: the output would go by the name of another content."""
-    if changed := json_lines.changed_source(job.planned):
-        unfinished.delete()
-        raise json_lines.changed_since_the_plan(changed)
+    try:
+        json_lines.check_unchanged(job.planned)
+    except BadInputError:
+        unfinished.delete()  # Its blocks may hold the other content.
+        raise
