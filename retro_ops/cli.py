@@ -18,9 +18,9 @@ from typing import Any
 
 import retro_ops
 from retro_ops.errors import EXIT_OK, BadInputError, RetroError
-from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import configure_logging, logger, say
 
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
             command.add_argument(
                 "--shard",
-                type=shard_groups.names,
+                type=split_names,
                 metavar="A,B",
                 help="shard of the plan, or several, one after the other",
             )

@@ -15,6 +15,7 @@ from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan import paths
+from retro_ops.plan.name_lists import join_names
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import NAME_PATTERN, plan_from_json
 from retro_ops.sizes import parse_bytes
@@ -265,7 +266,7 @@ def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str |
         "output": paths.plan_uri(root, dataset, run.run_id),
         "repair": True,
         "run": params["run"],
-        "shards": ",".join(params["shards"] or []) or None,
+        "shards": join_names(params["shards"] or []) or None,
         "quick": params["quick"],
     }
 

@@ -222,6 +222,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def _locations(self) -> dict[str, str]:
         from retro_ops.plan import paths, source_list
+        from retro_ops.plan.name_lists import split_names
         from retro_ops.plan.plan import plan_from_json
         from retro_ops.storage import read_ahead, store
 
@@ -231,7 +232,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             result, markers = {"sources": given["output"]}, [given["output"]]
         elif self.stage == "split-corpus":
             listed = source_list.from_json(store.read(given["sources"]), given["sources"])
-            markers = [listed.report_uri(listed.file(name)) for name in given["file"].split(",")]
+            markers = [listed.report_uri(listed.file(name)) for name in split_names(given["file"])]
             result = {"stage": self.stage, **given, "report": markers[-1]}
         elif self.stage == "plan":
             result, markers = {"plan": given["output"]}, [given["output"]]
@@ -244,7 +245,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             if self.stage == "publish":  # Its commit is the object that it swaps.
                 markers = [paths.current_uri(plan.root, plan.dataset)]
             else:
-                shards = given["shard"].split(",") if "shard" in given else [None]
+                shards = split_names(given["shard"]) if "shard" in given else [None]
                 markers = [paths.report_uri(plan, self.stage, shard) for shard in shards]
             # Of a group the last one.
             result = {"stage": self.stage, **given, "report": markers[-1]}

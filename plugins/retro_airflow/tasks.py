@@ -14,6 +14,7 @@ from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan.name_lists import join_names, split_names
 from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
 
 MOST_NAMES = 100
@@ -64,7 +65,7 @@ def _grouped(kind: str, names: Sequence[str]) -> list[str]:
     """Those of each task, with commas between: one, or as many that follow one another as keep the tasks few."""
     tasks = min(settings.load().mapped_tasks, conf.getint("core", "max_map_length"))
     size = max(1, -(-len(names) // tasks))
-    groups = [",".join(names[first : first + size]) for first in range(0, len(names), size)]
+    groups = [join_names(names[first : first + size]) for first in range(0, len(names), size)]
     if size > 1:
         print(f"{len(names)} {kind} go to {len(groups)} tasks, {size} to each")
     return groups
@@ -72,7 +73,7 @@ def _grouped(kind: str, names: Sequence[str]) -> list[str]:
 
 def shards_in(entry: Mapping[str, str]) -> list[str]:
     """Names of the shards that a mapped task was given."""
-    return entry["shard"].split(",")
+    return split_names(entry["shard"])
 
 
 def look_for_duplicates(plan_uri: str) -> bool:

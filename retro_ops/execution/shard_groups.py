@@ -1,52 +1,53 @@
-"""Some shards of a plan, one after the other in one process, so that what they share is loaded once."""
+"""Several shards or files in one process, one after the other, so that what they share is loaded once."""
 
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from retro_ops.errors import BadInputError, RetroError
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
 
 
-def names(text: str) -> list[str]:
-    """``a,b`` -> ``["a", "b"]``: shards on a command line. No name holds a comma."""
-    return [name for name in text.split(",") if name]
-
-
 def each(stage: str, plan: Plan, shards: Sequence[str] | None, work: Callable[[str], object]) -> None:
-    """``work`` for each of ``shards``, by name and in order.
+    """``work`` for each of ``shards``, which ``plan`` must have; as ``one_by_one``."""
+    for name in shards or ():
+        plan.shard(name)
+    one_by_one(stage, "shard", shards, work)
 
-    What is wrong with one does not keep the others from being done; it is raised after them, and names all that failed.
+
+def one_by_one(stage: str, kind: str, names: Sequence[str] | None, work: Callable[[str], object]) -> None:
+    """``work`` for each of ``names``, in order. ``kind``: what they name, and the flag that does: shard or file.
+
+    A fault of one does not keep the others from being done; it is raised after them, with the names of all that failed.
     What concerns them all (a store that does not answer, no GPU) ends it at once.
     """
-    if not shards:
-        raise BadInputError(f"{stage} runs on shards", "name one or more with --shard A,B")
-    for name in shards:
-        plan.shard(name)
-    if len(shards) == 1:
-        work(shards[0])
+    if not names:
+        raise BadInputError(f"{stage} runs on {kind}s", f"name one or more with --{kind} A,B")
+    if len(names) == 1:
+        work(names[0])
         return
     failed: dict[str, Exception] = {}
-    for number, name in enumerate(shards, 1):
-        say(f"{stage}: shard {name} ({number} of {len(shards)})", event="shard", shard=name)
+    for number, name in enumerate(names, 1):
+        fields: dict[str, Any] = {kind: name}
+        say(f"{stage}: {kind} {name} ({number} of {len(names)})", event=kind, **fields)
         try:
             work(name)
         except Exception as error:
             if isinstance(error, RetroError) and not isinstance(error, BadInputError):
                 raise
-            # An error that nobody expected may be one shard's, too.
+            # An unexpected error may concern only this one, too.
             said = str(error) if isinstance(error, RetroError) else traceback.format_exc()
-            say(f"{stage}: shard {name} failed: {said}", logging.ERROR, event="shard_failed", shard=name)
+            say(f"{stage}: {kind} {name} failed: {said}", logging.ERROR, event=f"{kind}_failed", **fields)
             failed[name] = error
     if failed:
-        raise _together(stage, failed, len(shards))
+        raise _together(f"{stage}: {len(failed)} of {len(names)} {kind}s failed", kind, failed)
 
 
-def _together(stage: str, failed: dict[str, Exception], count: int) -> Exception:
-    """Bad input if all of it is, so that nobody tries again; else what may pass."""
+def _together(message: str, kind: str, failed: dict[str, Exception]) -> Exception:
+    """BadInputError if all errors are, so that Airflow does not retry; else one that it retries."""
     reasons = "; ".join(f"{name}: {str(error).partition(chr(10))[0]}" for name, error in failed.items())
-    message = f"{stage}: {len(failed)} of {count} shards failed: {reasons}"
     if all(isinstance(error, BadInputError) for error in failed.values()):
-        return BadInputError(message, "see above what to do about each; the other shards are done")
-    return RuntimeError(message)
+        return BadInputError(f"{message}: {reasons}", f"see above what to do about each; the other {kind}s are done")
+    return RuntimeError(f"{message}: {reasons}")

@@ -13,13 +13,13 @@ from functools import partial
 
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes import file_list
-from retro_ops.corpus.recipes.model import Rule
+from retro_ops.corpus.recipes.model import Recipe, Rule
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.routing import ByPath
 from retro_ops.corpus.splitting import OTHERS, REASONS, WRITER_BYTES, BadLines, Fan, Part, route
-from retro_ops.errors import BadInputError
-from retro_ops.execution import report
+from retro_ops.execution import report, shard_groups
 from retro_ops.plan import source_list
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Source
 from retro_ops.plan.source_list import SourceFile, Sources
@@ -35,7 +35,9 @@ STAGE = "split-corpus"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sources", required=True, help="list that `list-sources` wrote")
-    parser.add_argument("--file", required=True, help="name of a source file in it, or several with commas between")
+    parser.add_argument(
+        "--file", required=True, type=split_names, metavar="A,B", help="source file of the list, or several"
+    )
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
@@ -43,12 +45,17 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     recipe = parse_recipe(listed.text, listed.recipe)
     budget = getattr(arguments, "memory_budget", listed.memory_budget)
     most_open = max(1, parse_bytes(budget) // 2 // WRITER_BYTES)
-    for name in arguments.file.split(","):
-        file = listed.file(name)
-        settings = {"recipe": listed.recipe, "source_folder": listed.folder, "file": name}
-        _forget_if_damaged(listed, file)
-        work = partial(_split, listed, file, recipe.sources[file.rule], most_open)
-        report.run_once(STAGE, listed.report_uri(file), file.digest, settings, [file.uri], work)
+    for name in arguments.file:
+        listed.file(name)
+    shard_groups.one_by_one(STAGE, "file", arguments.file, partial(_run, listed, recipe, most_open))
+
+
+def _run(listed: Sources, recipe: Recipe, most_open: int, name: str) -> None:
+    file = listed.file(name)
+    settings = {"recipe": listed.recipe, "source_folder": listed.folder, "file": name}
+    _forget_if_damaged(listed, file)
+    work = partial(_split, listed, file, recipe.sources[file.rule], most_open)
+    report.run_once(STAGE, listed.report_uri(file), file.digest, settings, [file.uri], work)
 
 
 def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
