@@ -38,6 +38,8 @@ class NpyReader:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
+    header: bytes = field(default=b"", repr=False, compare=False)
+    """The first ``offset`` bytes of the file."""
     content: bytes | None = field(default=None, repr=False, compare=False)
     """All of it, header included, where it was read with that."""
 
@@ -84,7 +86,7 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
         raise BadInputError(f"{uri} is not a .npy array: {error}", "it was changed: build it again") from error
     if (fortran and len(shape) > 1) or dtype.hasobject or not shape:
         raise BadInputError(f"{uri} must be a C-ordered array of numbers, not {dtype} {shape}")
-    reader = NpyReader(uri, dtype, shape, head.tell(), data if len(data) == size else None)
+    reader = NpyReader(uri, dtype, shape, head.tell(), data[: head.tell()], data if len(data) == size else None)
     if size != reader.offset + reader.row_bytes * len(reader):
         raise BadInputError(
             f"{uri} holds {size} bytes, its header promises {reader.offset + reader.row_bytes * len(reader)}",
