@@ -19,9 +19,9 @@ from typing import Any
 
 import retro_ops
 from retro_ops.errors import EXIT_OK, BadInputError, ConfigurationError, RetroError
-from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
 from retro_ops.plan.stage_graph import CODE_VERSIONS, STAGES
 from retro_ops.progress import configure_logging, logger, say
@@ -62,7 +62,7 @@ def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
     if name in WITH_PLAN:
         command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
         command.add_argument(
-            "--shard", type=shard_groups.names, metavar="A,B", help="shard of the plan, or several, one after the other"
+            "--shard", type=split_names, metavar="A,B", help="shard of the plan, or several, one after the other"
         )
     for parameter in PARAMETERS if name == "plan" else read_by(name):
         _add_flag(command, PARAMETERS[parameter])

@@ -1,4 +1,4 @@
-"""The keys of the object store, from an Airflow connection into the environment, where boto3 looks for them."""
+"""The object store: its keys, from an Airflow connection into the environment, and what was published in it."""
 
 import os
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from airflow.sdk import BaseHook
 
 from retro_ops.errors import ConfigurationError
+from retro_ops.plan import paths
+from retro_ops.plan.series import Series, series_from_json
 
 _EXTRA = {
     "endpoint_url": "AWS_ENDPOINT_URL",
@@ -35,3 +37,11 @@ def use_connection(name: str | None) -> None:
             os.environ[variable] = str(extra[key])
         elif key == "aws_session_token":  # The worker's own belongs to other keys.
             os.environ.pop(variable, None)
+
+
+def read_series(root: str, dataset: str) -> Series:
+    """The published versions of ``dataset``."""
+    from retro_ops.storage import store
+
+    uri = paths.current_uri(root, dataset)
+    return series_from_json(store.at(uri).read_tagged(uri), uri)

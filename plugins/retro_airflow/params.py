@@ -1,7 +1,6 @@
 """The trigger form and the arguments of the ``plan`` stage that follow from it, in one place."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -15,10 +14,10 @@ from retro_airflow.deployment import check_resources
 from retro_airflow.settings import Settings, load
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan import paths
+from retro_ops.plan.name_lists import join_names
 from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.plan.plan import NAME_PATTERN, plan_from_json
 from retro_ops.sizes import parse_bytes
-from retro_ops.uris import resolve
 
 PRESETS: dict[str, dict[str, str]] = {
     "tiny": {"index_type": "IVF64,Flat"},
@@ -203,10 +202,10 @@ def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
 
     if params["recipe"] or params["corpus"]:
         return bool(params["recipe"])
-    current = paths.current_uri(root, dataset)
-    if not store.exists(current):
+    series = object_store.read_series(root, dataset)
+    if not series.current:
         return False
-    uri = resolve(json.loads(store.read(current))["plan"], current)
+    uri = series.plan_uri()
     return plan_from_json(store.read(uri), uri).recipe is not None
 
 
@@ -253,7 +252,7 @@ def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str |
         "output": paths.plan_uri(root, dataset, run.run_id),
         "repair": True,
         "run": params["run"],
-        "shards": ",".join(params["shards"] or []) or None,
+        "shards": join_names(params["shards"] or []) or None,
         "quick": params["quick"],
     }
 

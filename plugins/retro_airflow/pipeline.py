@@ -11,23 +11,28 @@ from airflow.sdk import TriggerRule, task_group
 from retro_airflow import tasks
 from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.stage_graph import STAGES
 
 
-def _label(kind: str) -> str:
-    """Of a mapped task, which has the names of some shards or files; Airflow's column for it has 250 characters."""
-    return (
-        "{% set names = task.arguments['" + kind + "'].split(',') %}"
-        "{% if names | length == 1 %}"
-        + kind
-        + " {{ names[0] | truncate(240, True) }}{% else %}"
-        + kind
-        + "s {{ names[0] | truncate(110, True) }} to {{ names[-1] | truncate(110, True) }} ({{ names | length }})"
-        "{% endif %}"
-    )
+def group_label(listed: str, kind: str) -> str:
+    """Label of a mapped task that was given the names ``listed`` of shards or files (``kind``), with commas between.
+
+    Airflow's column for it has 250 characters.
+    """
+    names = split_names(listed)
+    if len(names) == 1:
+        return f"{kind} {_cut(names[0], 240)}"
+    return f"{kind}s {_cut(names[0], 110)} to {_cut(names[-1], 110)} ({len(names)})"
 
 
-SHARD_LABEL, FILE_LABEL = _label("shard"), _label("file")
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+FILTERS = {"group_label": group_label}
+SHARD_LABEL = "{{ task.arguments['shard'] | group_label('shard') }}"
+FILE_LABEL = "{{ task.arguments['file'] | group_label('file') }}"
 
 # The gate runs even if there is no plan, and says so.
 PLANNED_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
@@ -49,6 +54,7 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
             "max_retry_delay": timedelta(minutes=10),
         },
         "render_template_as_native_obj": False,
+        "user_defined_filters": FILTERS,
         "tags": ["retro"],
     }
 

@@ -14,8 +14,8 @@ from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan.name_lists import join_names, split_names
 from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
-from retro_ops.uris import resolve
 
 MOST_NAMES = 100
 """Shards of each kind that an event names; it counts them all."""
@@ -65,7 +65,7 @@ def _grouped(kind: str, names: Sequence[str]) -> list[str]:
     """Those of each task, with commas between: one, or as many that follow one another as keep the tasks few."""
     tasks = min(settings.load().mapped_tasks, conf.getint("core", "max_map_length"))
     size = max(1, -(-len(names) // tasks))
-    groups = [",".join(names[first : first + size]) for first in range(0, len(names), size)]
+    groups = [join_names(names[first : first + size]) for first in range(0, len(names), size)]
     if size > 1:
         print(f"{len(names)} {kind} go to {len(groups)} tasks, {size} to each")
     return groups
@@ -73,7 +73,7 @@ def _grouped(kind: str, names: Sequence[str]) -> list[str]:
 
 def shards_in(entry: Mapping[str, str]) -> list[str]:
     """Names of the shards that a mapped task was given."""
-    return entry["shard"].split(",")
+    return split_names(entry["shard"])
 
 
 def look_for_duplicates(plan_uri: str) -> bool:
@@ -158,17 +158,15 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     from retro_ops.storage import store
 
     plan = read_plan(result["plan"])
-    current = paths.current_uri(plan.root, plan.dataset)
     with failures.airflow_errors():
-        newest: dict[str, Any] = json.loads(store.read(current))
-    # A version of an earlier day is there, but is not the current one.
-    ours = paths.stage_folder(plan, "publish")
-    others = (entry for entry in newest.get("history", ()) if resolve(entry["path"], current) == ours)
-    published = newest if resolve(newest["path"], current) == ours else next(others, newest)
+        series = object_store.read_series(plan.root, plan.dataset)
+        # A version of an earlier day is there, but is not the current one.
+        number = series.number_of(paths.stage_folder(plan, "publish")) or series.current
+        published = series.entry(number)
     folder = paths.dataset_folder(plan.root, plan.dataset)
     uri = folder if "://" in folder else f"file://{folder}"
     extra = {key: published[key] for key in ("version", "path", "published_at")} | published["counts"]
-    extra |= {"as_of": published.get("as_of"), "is_current": published is newest}
+    extra |= {"as_of": published.get("as_of"), "is_current": number == series.current}
     changes = paths.changes_uri(result["plan"])
     if store.exists(changes):
         found = json.loads(store.read(changes))

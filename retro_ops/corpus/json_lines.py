@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import zstandard
 from wcmatch import glob
@@ -119,12 +119,17 @@ def changed_source(sources: Iterable[Source]) -> str | None:
     return None
 
 
-def changed_since_the_plan(changed: str) -> BadInputError:
-    """The error for a source that changed after planning; ``changed`` is the message of ``changed_source``."""
-    return BadInputError(
-        f"{changed} since the run was planned",
-        "start a new run, or clear the task `plan` and all tasks after it to use the corpus as it is now",
-    )
+def check_unchanged(sources: Iterable[Source], by: Literal["plan", "list_sources"] = "plan") -> None:
+    """Raise BadInputError unless each of ``sources`` is as the task ``by`` found it.
+
+    Call it before and after a file is read: the folder of an output is named after the content it was made from.
+    """
+    if changed := changed_source(sources):
+        event = {"plan": "the run was planned", "list_sources": "the sources were listed"}[by]
+        raise BadInputError(
+            f"{changed} since {event}",
+            f"start a new run, or clear the task `{by}` and all tasks after it to use the files as they are now",
+        )
 
 
 def exceeds(sources: Sequence[str], limit: int) -> bool:

@@ -18,7 +18,8 @@ from retro_ops.storage import s3, store
 from retro_ops.storage.base import Written
 
 WRITER_BYTES = 6 * s3.PART_BYTES
-"""Most memory of an open part: its buffer, the parts that are held back or uploaded, and its compressor."""
+"""Most memory of an open part: the first part of its upload, the one being filled and those being uploaded (together at
+most five times PART_BYTES), and its compressor. True up to 42 GiB: later parts are larger."""
 
 BATCH_LINES = 1024
 

@@ -1,9 +1,9 @@
-"""Runs a stage on several shards in one process, so that shared data is loaded once."""
+"""Runs a stage on several shards or files in one process, so that shared data is loaded once."""
 
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from retro_ops.errors import BadInputError, RetroError
 from retro_ops.plan.plan import Plan
@@ -29,44 +29,46 @@ class Shared(Generic[T]):
         return self._kept[1]
 
 
-def names(text: str) -> list[str]:
-    """Split a list on the command line: ``a,b`` -> ``["a", "b"]``. Shard names contain no comma."""
-    return [name for name in text.split(",") if name]
-
-
 def each(stage: str, plan: Plan, shards: Sequence[str] | None, work: Callable[[str], object]) -> None:
-    """Call ``work`` with the name of each of ``shards``, in order.
-
-    An error in one shard does not stop the others; afterwards one error that names all failed shards is raised. An
-    error that affects all shards (an unreachable store, no GPU) is raised at once.
-    """
-    if not shards:
-        raise BadInputError(f"{stage} needs --shard", "name one or more shards: --shard A,B")
-    for name in shards:
+    """Call ``work`` with the name of each of ``shards``, which ``plan`` must have, as ``one_by_one`` does."""
+    for name in shards or ():
         plan.shard(name)
-    if len(shards) == 1:
-        work(shards[0])
+    one_by_one(stage, "shard", shards, work)
+
+
+def one_by_one(stage: str, kind: str, names: Sequence[str] | None, work: Callable[[str], object]) -> None:
+    """Call ``work`` with each of ``names``, in order. ``kind`` names them, and their flag: shard or file.
+
+    An error in one does not stop the others; afterwards one error that names all that failed is raised. An error that
+    affects all (an unreachable store, no GPU) is raised at once.
+    """
+    if not names:
+        raise BadInputError(f"{stage} needs --{kind}", f"name one or more {kind}s: --{kind} A,B")
+    if len(names) == 1:
+        work(names[0])
         return
     failed: dict[str, Exception] = {}
-    for number, name in enumerate(shards, 1):
-        say(f"{stage}: shard {name} ({number} of {len(shards)})", event="shard", shard=name)
+    for number, name in enumerate(names, 1):
+        fields: dict[str, Any] = {kind: name}
+        say(f"{stage}: {kind} {name} ({number} of {len(names)})", event=kind, **fields)
         try:
             work(name)
         except Exception as error:
             if isinstance(error, RetroError) and not isinstance(error, BadInputError):
                 raise
-            # An unexpected error may concern only this shard, too.
+            # An unexpected error may concern only this one, too.
             reason = str(error) if isinstance(error, RetroError) else traceback.format_exc()
-            say(f"{stage}: shard {name} failed: {reason}", logging.ERROR, event="shard_failed", shard=name)
+            say(f"{stage}: {kind} {name} failed: {reason}", logging.ERROR, event=f"{kind}_failed", **fields)
             failed[name] = error
     if failed:
-        raise _together(stage, failed, len(shards))
+        raise _together(f"{stage}: {len(failed)} of {len(names)} {kind}s failed", kind, failed)
 
 
-def _together(stage: str, failed: dict[str, Exception], count: int) -> Exception:
-    """One error for all ``failed`` shards: BadInputError (no retry) if all are, else an error that is retried."""
+def _together(message: str, kind: str, failed: dict[str, Exception]) -> Exception:
+    """One error for all that ``failed``: BadInputError (no retry) if all are, else an error that is retried."""
     reasons = "; ".join(f"{name}: {str(error).partition(chr(10))[0]}" for name, error in failed.items())
-    message = f"{stage}: {len(failed)} of {count} shards failed: {reasons}"
     if all(isinstance(error, BadInputError) for error in failed.values()):
-        return BadInputError(message, "see above for what to do about each; the other shards are done")
-    return RuntimeError(message)
+        return BadInputError(
+            f"{message}: {reasons}", f"see above for what to do about each; the other {kind}s are done"
+        )
+    return RuntimeError(f"{message}: {reasons}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from retro_ops.plan import paths, source_list
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.plan import plan_from_json
 from retro_ops.plan.stage_graph import STAGES
 
@@ -32,13 +33,13 @@ def locations(stage: str, arguments: Mapping[str, str], read: Callable[[str], by
         return Locations({"plan": plan_uri}, [plan_uri])
     if marker == "parts":
         listed = source_list.from_json(read(arguments["sources"]), arguments["sources"])
-        markers = [listed.report_uri(listed.file(name)) for name in arguments["file"].split(",")]
+        markers = [listed.report_uri(listed.file(name)) for name in split_names(arguments["file"])]
     else:
         plan = plan_from_json(read(arguments["plan"]), arguments["plan"])
         if marker == "current":
             markers = [paths.current_uri(plan.root, plan.dataset)]
         else:
-            shards = arguments["shard"].split(",") if "shard" in arguments else [None]
+            shards = split_names(arguments["shard"]) if "shard" in arguments else [None]
             markers = [paths.report_uri(plan, stage, shard) for shard in shards]
     return Locations({"stage": stage, **arguments, "report": markers[-1]}, markers)
 

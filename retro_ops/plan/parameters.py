@@ -55,7 +55,8 @@ class Parameter:
     kept_on_refresh: bool
     """Whether a refresh that does not set it takes the published version's value."""
     added_later: bool
-    """Whether its digest has it only where it is not the default, so that earlier outputs keep their names."""
+    """Whether plans and digests have it only where it is not the default, so that earlier ones stay as they are. True
+    for every new parameter."""
 
     @property
     def flag(self) -> str:
@@ -468,8 +469,20 @@ def read_by(stage: str) -> tuple[str, ...]:
 
 
 def set_later(chosen: Parameters, stage: str) -> Iterator[list[Any]]:
-    """Parameters that came after the digest of ``stage`` was fixed, with their values, where not the default."""
+    """[name, value] of the parameters that decide ``stage``, came after its digest was fixed, and are not the default."""
     for name, parameter in PARAMETERS.items():
-        value = getattr(chosen, name)
-        if parameter.added_later and parameter.decides == stage and value != parameter.default:
-            yield [name, value]
+        if parameter.decides == stage and parameter.added_later and not _is_default(chosen, name):
+            yield [name, getattr(chosen, name)]
+
+
+def as_written(chosen: Parameters) -> dict[str, Any]:
+    """``chosen`` as a plan holds it: without later parameters at their default, so that plans keep their bytes."""
+    return {
+        name: getattr(chosen, name)
+        for name, parameter in PARAMETERS.items()
+        if not (parameter.added_later and _is_default(chosen, name))
+    }
+
+
+def _is_default(chosen: Parameters, name: str) -> bool:
+    return bool(getattr(chosen, name) == PARAMETERS[name].default)

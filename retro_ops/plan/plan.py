@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from retro_ops.errors import BadInputError
+from retro_ops.plan import parameters
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.specs import load_json
 
@@ -228,6 +229,7 @@ def as_written(value: "Shard | BaseShard | Plan | dict[str, Any]") -> dict[str, 
 
 def plan_to_json(plan: Plan) -> str:
     document = as_written(plan)
+    document["parameters"] = parameters.as_written(plan.parameters)
     document["shards"] = [as_written(shard) for shard in document["shards"]]
     if plan.base:
         document["base"]["shards"] = [as_written(shard) for shard in document["base"]["shards"]]

@@ -9,15 +9,11 @@ from dataclasses import replace
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
-from retro_ops.execution import shard_groups
 from retro_ops.plan import source_list
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.plan import Shard, Source, Split, check_choice, check_name
 from retro_ops.planning import recipe_shards
 from retro_ops.storage import read_ahead, store
-
-
-def names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
 
 
 def of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[list[Shard], list[str]]:
@@ -80,11 +76,11 @@ def chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> lis
 def _matches(shard: Shard, patterns: str | None, otherwise: bool) -> bool:
     if patterns is None:
         return otherwise
-    return any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in shard_groups.names(patterns))
+    return any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in split_names(patterns))
 
 
 def check_patterns(shards: Sequence[Shard], patterns: str) -> None:
-    for pattern in shard_groups.names(patterns):
+    for pattern in split_names(patterns):
         if not any(fnmatch.fnmatchcase(shard.name, pattern) for shard in shards):
             some = ", ".join(shard.name for shard in shards[:10]) + (", …" if len(shards) > 10 else "")
             raise BadInputError(f"no shard matches {pattern!r}", f"the shards are {some}")

@@ -1,5 +1,6 @@
 """Checks a dataset, published or not, against its specs, reports and checksums."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import astuple
@@ -17,6 +18,8 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from retro_ops.storage.npy import NpyReader
 
 BLOCK_ROWS = 16_384
@@ -36,15 +39,35 @@ def validate(specs: Sequence[str], reports: Sequence[str], trusted: Folders) -> 
     """
     findings: list[Finding] = []
     checked: dict[str, None] = {}
+    sums = _Sums()
     totals = {"chunks": 0, "neighbour rows": 0, "files": 0}
     for uri in specs:
-        findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted))
+        findings += _guard(uri, partial(_check_spec, uri, checked, totals, trusted, sums))
     # For specs without a plan, use the reports next to the outputs, if there are any.
     beside = {uris.beside(name, paths.REPORT) for name in checked}
     known = reports or sorted(name for name in beside if store.exists(name))
-    findings += _of_each(partial(_check_checksums, required=bool(reports), trusted=trusted), known)
+    findings += _of_each(partial(_check_checksums, required=bool(reports), trusted=trusted, sums=sums), known)
     raise_findings(findings)
     return {**totals, "files": len(checked)}
+
+
+class _Sums:
+    """SHA-256 of the files that were read from start to end while they were checked, so that none is read twice."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def blocks(self, array: "NpyReader") -> "Iterator[tuple[int, NDArray[Any]]]":
+        """As ``array.blocks``; the sum is known once the last block was taken."""
+        content = hashlib.sha256(array.header)
+        for first, block in array.blocks(BLOCK_ROWS):
+            content.update(block.data)
+            yield first, block
+        self._known[store.canonical(array.uri)] = content.hexdigest()
+
+    def of(self, uri: str) -> str:
+        """Reads the file unless its sum is known."""
+        return self._known.get(store.canonical(uri)) or store.sha256(uri)
 
 
 def raise_findings(findings: Sequence[Finding]) -> None:
@@ -57,19 +80,24 @@ def raise_findings(findings: Sequence[Finding]) -> None:
         )
 
 
-def _check_spec(uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders) -> Iterator[Finding]:
+def _check_spec(
+    uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders, sums: _Sums
+) -> Iterator[Finding]:
     text = store.read(uri)
     if text.lstrip().startswith(b"["):
-        yield from _check_index_shards(index_spec_from_json(text, uri), checked, totals, trusted)
+        yield from _check_index_shards(index_spec_from_json(text, uri), checked, totals, trusted, sums)
     else:
-        yield from _check_dataset(uri, checked, totals, trusted)
+        yield from _check_dataset(uri, checked, totals, trusted, sums)
 
 
-def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders) -> Iterator[Finding]:
+def _check_dataset(
+    uri: str, checked: dict[str, None], totals: dict[str, int], trusted: Folders, sums: _Sums
+) -> Iterator[Finding]:
     spec = dataset_spec_from_json(store.read(uri), uri)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-    yield from _check_index_shards(shards, checked, totals, trusted)
-    yield from _check_other_chunks([shard for shard in spec.shards if shard.chunks not in checked], checked, trusted)
+    yield from _check_index_shards(shards, checked, totals, trusted, sums)
+    others = [shard for shard in spec.shards if shard.chunks not in checked]
+    yield from _check_other_chunks(others, checked, trusted, sums)
     counts = [size for size in read_ahead.side_by_side(_rows, [s.embeddings for s in shards]) if size is not None]
     if len(counts) != len(shards):
         return
@@ -77,18 +105,22 @@ def _check_dataset(uri: str, checked: dict[str, None], totals: dict[str, int], t
     checked[spec.faiss_index] = None
     offsets = dict(zip((store.canonical(s.chunks) for s in shards), accumulate(counts, initial=0), strict=False))
     to_check = [shard for shard in spec.shards if parent(shard.neighbours) not in trusted]
-    yield from _of_each(lambda s: _guard(s.neighbours, partial(_check_shard_neighbours, s, offsets, counts)), to_check)
+    yield from _of_each(
+        lambda s: _guard(s.neighbours, partial(_check_shard_neighbours, s, offsets, counts, sums)), to_check
+    )
     checked |= dict.fromkeys(shard.neighbours for shard in spec.shards)
     totals["neighbour rows"] += sum(
         rows or 0 for rows in read_ahead.side_by_side(_rows, [s.neighbours for s in spec.shards])
     )
 
 
-def _check_other_chunks(shards: Sequence[DatasetShard], checked: dict[str, None], trusted: Folders) -> list[Finding]:
+def _check_other_chunks(
+    shards: Sequence[DatasetShard], checked: dict[str, None], trusted: Folders, sums: _Sums
+) -> list[Finding]:
     """Check the chunks of shards that are queried but not indexed."""
     checked |= dict.fromkeys(uri for shard in shards for uri in (shard.chunks, shard.seq2chunk, shard.chunk2seq))
     to_check = [shard for shard in shards if parent(shard.chunks) not in trusted]
-    return _of_each(lambda shard: _guard(shard.chunks, partial(_check_chunks, shard)), to_check)
+    return _of_each(lambda shard: _guard(shard.chunks, partial(_check_chunks, shard, sums)), to_check)
 
 
 Checked = TypeVar("Checked")
@@ -101,19 +133,19 @@ def _of_each(check: Callable[[Checked], Iterator[Finding]], items: Sequence[Chec
 
 
 def _check_index_shards(
-    shards: Sequence[IndexShard], checked: dict[str, None], totals: dict[str, int], trusted: Folders
+    shards: Sequence[IndexShard], checked: dict[str, None], totals: dict[str, int], trusted: Folders, sums: _Sums
 ) -> Iterator[Finding]:
     new = [shard for shard in shards if shard.embeddings not in checked]
-    yield from _of_each(partial(_check_index_shard, trusted=trusted), new)
+    yield from _of_each(partial(_check_index_shard, trusted=trusted, sums=sums), new)
     totals["chunks"] += sum(rows or 0 for rows in read_ahead.side_by_side(_rows, [shard.chunks for shard in new]))
     checked |= dict.fromkeys(uri for shard in new for uri in astuple(shard))
 
 
-def _check_index_shard(shard: IndexShard, trusted: Folders) -> Iterator[Finding]:
+def _check_index_shard(shard: IndexShard, trusted: Folders, sums: _Sums) -> Iterator[Finding]:
     if parent(shard.chunks) not in trusted:
-        yield from _guard(shard.chunks, partial(_check_chunks, shard))
+        yield from _guard(shard.chunks, partial(_check_chunks, shard, sums))
     if parent(shard.embeddings) not in trusted:
-        yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard))
+        yield from _guard(shard.embeddings, partial(_check_shard_embeddings, shard, sums))
 
 
 def _guard(file: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -133,7 +165,7 @@ def _rows(uri: str) -> int | None:
         return None
 
 
-def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
+def _check_chunks(shard: IndexShard | DatasetShard, sums: _Sums) -> Iterator[Finding]:
     from retro_ops.quality import rules
     from retro_ops.storage.npy import open_npy
 
@@ -146,11 +178,11 @@ def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
         yield shard.chunk2seq, f"has {len(owners):,} rows, but there are {len(chunks):,} chunks"
         return
     previous = -1
-    for _, block in starts.blocks(BLOCK_ROWS):
+    for _, block in sums.blocks(starts):
         yield from ((shard.seq2chunk, rule) for rule in rules.check_seq2chunk(block, previous, len(chunks)))
         previous = int(block[-1])
     previous = -1
-    for first, block in owners.blocks(BLOCK_ROWS):
+    for first, block in sums.blocks(owners):
         begun = starts.rows(previous + 1, int(block[-1]) + 1)
         found = rules.check_chunk2seq(block, first, previous, begun, len(starts))
         yield from ((shard.chunk2seq, rule) for rule in found)
@@ -159,7 +191,7 @@ def _check_chunks(shard: IndexShard | DatasetShard) -> Iterator[Finding]:
         yield shard.seq2chunk, f"has {len(starts):,} documents, but chunk2seq has {previous + 1:,}"
 
 
-def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
+def _check_shard_embeddings(shard: IndexShard, sums: _Sums) -> Iterator[Finding]:
     from retro_ops.quality import rules
     from retro_ops.storage.npy import open_npy
 
@@ -169,7 +201,7 @@ def _check_shard_embeddings(shard: IndexShard) -> Iterator[Finding]:
     if len(embeddings) != _rows(shard.chunks):
         yield shard.embeddings, f"has {len(embeddings):,} rows, but {shard.chunks} has {_rows(shard.chunks) or 0:,}"
     progress = Progress(f"validate {shard.embeddings.rpartition('/')[2]}", len(embeddings), "rows")
-    for _, block in embeddings.blocks(BLOCK_ROWS):
+    for _, block in sums.blocks(embeddings):
         yield from ((shard.embeddings, rule) for rule in rules.check_embeddings(block))
         progress.advance(len(block))
 
@@ -186,7 +218,7 @@ def _check_index(uri: str, expected: int) -> Iterator[Finding]:
 
 
 def _check_shard_neighbours(
-    shard: DatasetShard, offsets: Mapping[str, int], counts: Sequence[int]
+    shard: DatasetShard, offsets: Mapping[str, int], counts: Sequence[int], sums: _Sums
 ) -> Iterator[Finding]:
     """Check the neighbours and distances of a shard.
 
@@ -205,8 +237,9 @@ def _check_shard_neighbours(
         return
     offset = offsets.get(store.canonical(shard.chunks))
     distances = _open_if_there(paths.distances_uri(shard.neighbours))
+    distance_blocks = sums.blocks(distances) if distances else iter(())
     owners, starts = open_npy(shard.chunk2seq, ndim=1, kind="i"), open_npy(shard.seq2chunk, ndim=1, kind="i")
-    for first, block in neighbours.blocks(BLOCK_ROWS):
+    for first, block in sums.blocks(neighbours):
         own_first = own_end = np.zeros(len(block), np.int64)
         if offset is not None:
             documents = owners.rows(first, first + len(block)).astype(np.int64)
@@ -218,8 +251,9 @@ def _check_shard_neighbours(
         found = rules.check_neighbours(block, sum(counts), own_first, own_end)
         yield from ((shard.neighbours, rule) for rule in found)
         if distances is not None:
-            of_block: Any = distances.rows(first, first + len(block))
-            yield from ((distances.uri, rule) for rule in rules.check_distances(of_block, block))
+            _, of_block = next(distance_blocks, (first, distances.rows(0, 0)))
+            yield from ((distances.uri, rule) for rule in rules.check_distances(of_block[: len(block)], block))
+    next(distance_blocks, None)  # Only at its end is its sum known.
 
 
 def _open_if_there(uri: str) -> "NpyReader | None":
@@ -228,7 +262,7 @@ def _open_if_there(uri: str) -> "NpyReader | None":
     return open_npy(uri, ndim=2, kind="f") if store.exists(uri) else None
 
 
-def _check_checksums(uri: str, required: bool, trusted: Folders) -> Iterator[Finding]:
+def _check_checksums(uri: str, required: bool, trusted: Folders, sums: _Sums) -> Iterator[Finding]:
     found = report.read(uri)
     if found is None:
         if required:
@@ -240,7 +274,7 @@ def _check_checksums(uri: str, required: bool, trusted: Folders) -> Iterator[Fin
         return
     for output in found["outputs"]:
         try:
-            if store.sha256(output["uri"]) != output["sha256"]:
+            if sums.of(output["uri"]) != output["sha256"]:
                 yield output["uri"], "its content is not what its stage wrote (SHA-256 differs)"
         except BadInputError:
             yield output["uri"], "does not exist"

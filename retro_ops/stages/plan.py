@@ -13,12 +13,13 @@ from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameters
 from retro_ops.plan.plan import Identity, Plan, check_name
 from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
 from retro_ops.planning.repair import plan_repair
-from retro_ops.planning.shards import check_patterns, checked_day, chosen, names, of_patterns, of_recipe
+from retro_ops.planning.shards import check_patterns, checked_day, chosen, of_patterns, of_recipe
 from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
@@ -48,7 +49,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     how.add_argument("--repair", action="store_true", help="build again what is damaged or missing of it")
     parser.add_argument("--run", help="with --repair: of this run of the dataset, instead of what is published")
     parser.add_argument(
-        "--shards", type=names, default=[], metavar="A,B", help="with --repair: build these again, whatever they hold"
+        "--shards",
+        type=split_names,
+        default=[],
+        metavar="A,B",
+        help="with --repair: build these again, whatever they hold",
     )
     parser.add_argument("--quick", action="store_true", help="with --repair: compare lengths, not checksums")
 

@@ -1,20 +1,18 @@
 """Makes an earlier version the current one again, by compare-and-swap on one object."""
 
 from argparse import ArgumentParser, Namespace
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
-from retro_ops.storage import store
+from retro_ops.storage import read_ahead, store
 from retro_ops.versions import history
 
 HELP = "make an earlier version the current one"
 PARAMETERS = ()
 
 STAGE = "rollback"
-LOOKUPS = 32
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -26,8 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     files = sorted(set(history.files(series.folder(arguments.to))))
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        missing = [uri for uri, exists in zip(files, pool.map(store.exists, files), strict=True) if not exists]
+    is_there = read_ahead.side_by_side(store.exists, files)
+    missing = [uri for uri, exists in zip(files, is_there, strict=True) if not exists]
     if missing:
         raise BadInputError(
             f"version {arguments.to} is incomplete: {len(missing):,} of its files are missing, the first: {missing[0]}",

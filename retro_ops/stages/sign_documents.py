@@ -47,7 +47,7 @@ def _run(plan: Plan, budget: int, name: str) -> None:
 
 def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
     sources = plan.shard(name).sources
-    _check_unchanged(plan, name)
+    json_lines.check_unchanged(sources)
     try:
         outcome = _sign(plan, name, [source.uri for source in sources], budget)
     except BadInputError as error:
@@ -58,7 +58,7 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
             event="damaged",
         )
         outcome = _sign(plan, name, [], budget, damaged=str(error).partition("\n")[0])
-    _check_unchanged(plan, name)
+    json_lines.check_unchanged(sources)
     return outcome
 
 
@@ -91,9 +91,3 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     }
     counts = {"documents": out.documents, "records": out.records}
     return report.Outcome(counts=counts, outputs=written, details=details)
-
-
-def _check_unchanged(plan: Plan, name: str) -> None:
-    """Raise BadInputError if a source file changed after planning. Called before and after it is read."""
-    if changed := json_lines.changed_source(plan.shard(name).sources):
-        raise json_lines.changed_since_the_plan(changed)

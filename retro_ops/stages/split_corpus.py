@@ -14,13 +14,13 @@ from functools import partial
 from retro_ops import memory
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes import file_list
-from retro_ops.corpus.recipes.model import Rule
+from retro_ops.corpus.recipes.model import Recipe, Rule
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.routing import ByPath
 from retro_ops.corpus.splitting import OTHERS, REASONS, WRITER_BYTES, BadLines, Fan, Part, route
-from retro_ops.errors import BadInputError
-from retro_ops.execution import report
+from retro_ops.execution import report, shard_groups
 from retro_ops.plan import source_list
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Source
 from retro_ops.plan.source_list import SourceFile, Sources
@@ -37,7 +37,7 @@ STAGE = "split-corpus"
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sources", required=True, help="sources.json of `list-sources`")
     parser.add_argument(
-        "--file", required=True, help="name of a source file in sources.json, or several separated by commas"
+        "--file", required=True, type=split_names, metavar="A,B", help="source file in sources.json, or several"
     )
 
 
@@ -46,12 +46,17 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     recipe = parse_recipe(listed.text, listed.recipe)
     budget = getattr(arguments, "memory_budget", listed.memory_budget)
     most_open = max(1, memory.open_parts(parse_bytes(budget)) // WRITER_BYTES)
-    for name in arguments.file.split(","):
-        file = listed.file(name)
-        settings = {"recipe": listed.recipe, "source_folder": listed.folder, "file": name}
-        _forget_if_damaged(listed, file)
-        work = partial(_split, listed, file, recipe.sources[file.rule], most_open)
-        report.run_once(STAGE, listed.report_uri(file), file.digest, settings, [file.uri], work)
+    for name in arguments.file:
+        listed.file(name)
+    shard_groups.one_by_one(STAGE, "file", arguments.file, partial(_run, listed, recipe, most_open))
+
+
+def _run(listed: Sources, recipe: Recipe, most_open: int, name: str) -> None:
+    file = listed.file(name)
+    settings = {"recipe": listed.recipe, "source_folder": listed.folder, "file": name}
+    _forget_if_damaged(listed, file)
+    work = partial(_split, listed, file, recipe.sources[file.rule], most_open)
+    report.run_once(STAGE, listed.report_uri(file), file.digest, settings, [file.uri], work)
 
 
 def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
@@ -69,7 +74,8 @@ def _forget_if_damaged(listed: Sources, file: SourceFile) -> None:
 
 
 def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> report.Outcome:
-    _check_unchanged(file)
+    as_listed = [Source(file.uri, file.bytes, file.fingerprint)]
+    json_lines.check_unchanged(as_listed, by="list_sources")
     if isinstance(rule.category, ByPath):
         rule = replace(rule, category=file_list.resolved(rule.category, listed.folder))
     folder = listed.parts_folder(file)
@@ -87,7 +93,7 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             parts += fan.close()
         bad.check_share()
         written = bad.close()
-    _check_unchanged(file)
+    json_lines.check_unchanged(as_listed, by="list_sources")
     parts.sort(key=lambda part: part.shard)
     return report.Outcome(
         counts={
@@ -103,15 +109,3 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             "passes": -(-len(places) // most_open),
         },
     )
-
-
-def _check_unchanged(file: SourceFile) -> None:
-    """Raise BadInputError if the file changed after listing; called before and after it is read.
-
-    The parts are named by the content of the file.
-    """
-    if changed := json_lines.changed_source([Source(file.uri, file.bytes, file.fingerprint)]):
-        raise BadInputError(
-            f"{changed} since the sources were listed",
-            "start a new run, or clear the task `list_sources` and all tasks after it to use the files as they are now",
-        )

@@ -206,8 +206,9 @@ def _tokenise(
 
 
 def _check_unchanged(job: Job, unfinished: Checkpoints) -> None:
-    """BadInputError if a source is not as planned. The output is named after the planned content, so this is checked
-    before and after reading."""
-    if changed := json_lines.changed_source(job.planned):
-        unfinished.delete()
-        raise json_lines.changed_since_the_plan(changed)
+    """BadInputError if a source is not as planned: the output is named after the planned content."""
+    try:
+        json_lines.check_unchanged(job.planned)
+    except BadInputError:
+        unfinished.delete()  # They may hold the other content.
+        raise

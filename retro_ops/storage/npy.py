@@ -37,6 +37,8 @@ class NpyReader:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
+    header: bytes = field(default=b"", repr=False, compare=False)
+    """The first ``offset`` bytes of the file."""
     content: bytes | None = field(default=None, repr=False, compare=False)
     """The whole file, if it was small enough to be read with the header."""
 
@@ -84,7 +86,7 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
     if (fortran and len(shape) > 1) or dtype.hasobject or not shape:
         message = f"{uri} must be a C-ordered array of numbers, but has dtype {dtype} and shape {shape}"
         raise BadInputError(message, "name an array that a stage wrote")
-    reader = NpyReader(uri, dtype, shape, head.tell(), data if len(data) == size else None)
+    reader = NpyReader(uri, dtype, shape, head.tell(), data[: head.tell()], data if len(data) == size else None)
     if size != reader.offset + reader.row_bytes * len(reader):
         raise BadInputError(
             f"{uri} has {size} bytes, but its header says {reader.offset + reader.row_bytes * len(reader)}",

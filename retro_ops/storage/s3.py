@@ -10,19 +10,45 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from retro_ops.errors import BadInputError, ConfigurationError, TransientError
+from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 from retro_ops.storage.base import ConflictError, Stored, Writer, Written, exactly, hash_stream, missing, taken_over
 from retro_ops.storage.read_ahead import LOOKUPS, RangeStream
 from retro_ops.uris import split_scheme
 
 PART_BYTES = 16 * 2**20
-"""Multipart size: S3 allows 10,000 parts, so objects up to 160 GB of unknown length."""
+"""Size of the first parts of a multipart upload. Objects of unknown length need parts that grow: see ``part_bytes``."""
+
+PARTS_OF_ONE_SIZE = 900
+
+MOST_PARTS = 10_000
+MOST_PART_BYTES = 5 * 2**30
+MOST_BYTES = 5 * 2**40
+"""Limits of S3: parts of an object, bytes of a part, bytes of an object."""
 
 PARTS_IN_FLIGHT = 3
-"""Parts uploaded in parallel; each holds PART_BYTES."""
+"""Parts of the first size that are sent at a time, or as many larger ones as take no more memory, but at least one."""
 
-PASSING_REFUSALS = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "ExpiredToken"})
-"""Error codes with a status of 4xx that may disappear in a retry."""
+TRANSIENT_CODES = frozenset(
+    {"RequestTimeout", "BadDigest", "IncompleteBody", "InvalidPart", "XAmzContentSHA256Mismatch", "ExpiredToken"}
+    | {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+)
+"""Refusals with a status of the 400s that a retry may not meet again."""
+
+CREDENTIAL_CODES = frozenset(
+    {"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+    | {"InvalidToken", "TokenRefreshRequired", "InvalidSecurity", "MissingSecurityHeader", "NotSignedUp"}
+    | {"CredentialsNotSupported", "MissingAuthenticationToken", "UnauthorizedAccess", "Unauthorized", "Forbidden"}
+)
+"""Refusals that concern the keys or the policy. Answers without a body (to HEAD) have only a status: 401 or 403."""
+
+
+def part_bytes(number: int) -> int:
+    """Size of part ``number`` (from 1) of an object of unknown length: 16 MiB, then 32, 80, 160 MiB and so on.
+
+    The first 900 parts (14 GiB) are small, so that most objects take little memory; the growth is quadratic, so that
+    10,000 parts hold more than 5 TiB and the last one is below 2 GiB.
+    """
+    return PART_BYTES * (1 + (number // PARTS_OF_ONE_SIZE) ** 2)
 
 
 class S3Store:
@@ -129,7 +155,11 @@ class S3Store:
 
 
 class _S3Writer:
-    """Multipart upload of a few parts at a time. The first is held back until ``close``, so its head can change."""
+    """Multipart upload, a few parts at a time. The first is held back until ``close``, so its head can change.
+
+    In memory are the first part, the one that is being filled, and those that are being sent: PARTS_IN_FLIGHT times
+    PART_BYTES, or one part if it is larger.
+    """
 
     def __init__(self, store: S3Store, uri: str) -> None:
         self._store = store
@@ -137,25 +167,30 @@ class _S3Writer:
         self._target = _bucket_key(uri)
         self._first: bytearray | None = None
         self._buffer = bytearray()
-        self._parts: list[dict[str, Any]] = []
-        self._next = 1
+        self._number = 1  # of the part that is being filled
+        self._sent: list[dict[str, Any]] = []
         self._upload: str | None = None
         self._bytes = 0
         self._hash: Any = hashlib.sha256()
         self._sender = ThreadPoolExecutor(PARTS_IN_FLIGHT)
-        self._sending: deque[Future[None]] = deque()
+        self._sending: deque[tuple[int, Future[None]]] = deque()  # Bytes of each part, in order.
 
     def write(self, data: bytes | memoryview) -> None:
-        self._buffer += data
-        self._bytes += len(data) if isinstance(data, bytes) else data.nbytes
+        rest = memoryview(data).cast("B")
+        self._bytes += len(rest)
+        if self._bytes > MOST_BYTES:
+            raise BadInputError(
+                f"{self._uri} would have more than {MOST_BYTES:,} bytes, the most that S3 keeps as one object",
+                "make it smaller: more and smaller shards, or an index type with shorter codes",
+            )
         if self._hash:
-            self._hash.update(data)
-        while len(self._buffer) >= PART_BYTES:
-            part, self._buffer = self._buffer[:PART_BYTES], self._buffer[PART_BYTES:]
-            if self._first is None:
-                self._first = part
-            else:
-                self._send(part)
+            self._hash.update(rest)
+        while rest:
+            room = part_bytes(self._number) - len(self._buffer)
+            self._buffer += rest[:room]
+            rest = rest[room:]
+            if len(self._buffer) == part_bytes(self._number):
+                self._next_part()
 
     def set_head(self, data: bytes) -> None:
         first = self._buffer if self._first is None else self._first
@@ -165,16 +200,15 @@ class _S3Writer:
     def close(self) -> Written:
         with _s3_errors(self._uri):
             if self._first is None:
-                _client().put_object(**self._target, Body=bytes(self._buffer))
+                _client().put_object(**self._target, Body=self._buffer)
             else:
                 if self._buffer:
-                    self._send(self._buffer)
-                self._send(self._first, number=1)
-                while self._sending:
-                    self._sending.popleft().result()
-                self._parts.sort(key=lambda part: int(part["PartNumber"]))
+                    self._send(self._number, self._buffer)
+                self._send(1, self._first)
+                self._wait_until_in_flight(0)
+                self._sent.sort(key=lambda part: int(part["PartNumber"]))
                 _client().complete_multipart_upload(
-                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
+                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": self._sent}
                 )
                 self._upload = None  # nothing left to abort
         self._sender.shutdown()
@@ -193,23 +227,30 @@ class _S3Writer:
             with _s3_errors(self._uri):
                 _client().abort_multipart_upload(**self._target, UploadId=self._upload)
 
-    def _send(self, data: bytearray, number: int | None = None) -> None:
+    def _next_part(self) -> None:
+        if self._first is None:
+            self._first = self._buffer
+        else:
+            self._send(self._number, self._buffer)
+        self._buffer = bytearray()
+        self._number += 1
+
+    def _send(self, number: int, data: bytearray) -> None:
         if self._upload is None:
             with _s3_errors(self._uri):
                 self._abort_leftovers()
                 self._upload = _client().create_multipart_upload(**self._target)["UploadId"]
-        if number is None:
-            self._next += 1
-        if len(self._sending) >= PARTS_IN_FLIGHT:
-            self._sending.popleft().result()
-        self._sending.append(self._sender.submit(self._upload_part, number or self._next, data))
+        self._wait_until_in_flight(PARTS_IN_FLIGHT * PART_BYTES - len(data))
+        self._sending.append((len(data), self._sender.submit(self._upload_part, number, data)))
+
+    def _wait_until_in_flight(self, most_bytes: int) -> None:
+        while self._sending and sum(size for size, _ in self._sending) > most_bytes:
+            self._sending.popleft()[1].result()
 
     def _upload_part(self, number: int, data: bytearray) -> None:
         with _s3_errors(self._uri):
-            tag = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=bytes(data))[
-                "ETag"
-            ]
-        self._parts.append({"PartNumber": number, "ETag": tag})
+            answer = _client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=data)
+        self._sent.append({"PartNumber": number, "ETag": answer["ETag"]})
 
     def _abort_leftovers(self) -> None:
         """Abort uploads of writers that were killed: their parts are invisible but still cost money."""
@@ -241,24 +282,38 @@ def _s3_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except exceptions.ClientError as error:
-        status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-        code = error.response["Error"].get("Code", "")
-        if code == "NoSuchUpload":
-            raise taken_over(uri) from error
-        if status == 404:
-            raise missing(uri) from error
-        if status in (409, 412):
-            raise ConflictError(f"{uri} was changed by another process", "run the command again") from error
-        if status in (400, 401, 403) and code not in PASSING_REFUSALS:
-            raise ConfigurationError(
-                f"the store refused {uri}: {code}", "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy"
-            ) from error
-        if status == 416:
-            raise BadInputError(f"{uri} is shorter than its header says") from error
-        raise TransientError(f"the store failed on {uri}: {error}") from error
+        raise _refusal(uri, error) from error
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
         raise ConfigurationError(
             f"no credentials for {uri}", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL)"
         ) from error
+    except exceptions.ParamValidationError as error:
+        raise BadInputError(f"{uri} is not a location in S3: {error}", "write it like s3://bucket/key") from error
     except exceptions.BotoCoreError as error:
         raise TransientError(f"cannot reach the store of {uri}: {error}", "check AWS_ENDPOINT_URL") from error
+
+
+def _refusal(uri: str, error: Any) -> RetroError:
+    """The error to raise for ``error``, botocore's ClientError: an answer of the store that is not a success."""
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    code = error.response["Error"].get("Code", "")
+    answer = ": ".join(filter(None, (code or str(status), error.response["Error"].get("Message"))))
+    if code == "NoSuchUpload":
+        return taken_over(uri)
+    if status == 404:
+        return missing(uri)
+    if status in (409, 412):
+        return ConflictError(f"{uri} was changed by another process", "run the command again")
+    if status == 416:
+        return BadInputError(f"{uri} is shorter than its header says")
+    if status not in range(300, 500) or status in (408, 429) or code in TRANSIENT_CODES:
+        return TransientError(f"the store failed on {uri}: {answer}")
+    if status in (401, 403) or code in CREDENTIAL_CODES:
+        return ConfigurationError(
+            f"the store refused {uri}: {answer}",
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy (and the clock of this machine)",
+        )
+    return ConfigurationError(
+        f"the store refused {uri}: {answer}",
+        "this is not about credentials: check the bucket, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and the store's limits",
+    )

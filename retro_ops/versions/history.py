@@ -1,82 +1,30 @@
-"""The published versions of a dataset, kept in one object that changes only by compare-and-swap.
-
-``current.json`` holds the fields of the current version at the top level, for readers, and all others in ``history``.
-"""
+"""Reads and writes the versions of a dataset: one object, which changes only by compare-and-swap."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.plan import SPLITS, Plan
+from retro_ops.plan.series import Entry as Entry
+from retro_ops.plan.series import Series as Series
+from retro_ops.plan.series import series_from_json, series_to_json
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
 from retro_ops.uris import parent, resolve
-
-Entry = Mapping[str, Any]
-"""One version as JSON: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""
-
-
-@dataclass(frozen=True)
-class Series:
-    """All published versions of a dataset."""
-
-    uri: str
-    """Where ``current.json`` is, or would be."""
-    tag: str | None
-    """Tag for compare-and-swap; None if ``current.json`` does not exist."""
-    current: int
-    """Number of the current version; 0 if nothing was published."""
-    entries: Mapping[int, Entry]
-    """Versions by number, ascending."""
-    last: int = 0
-    """Highest version number ever used."""
-
-    def entry(self, number: int | None = None) -> Entry:
-        """Version ``number``, or the current one. Raises BadInputError if it does not exist."""
-        wanted = self.current if number is None else number
-        if not self.entries:
-            raise BadInputError(
-                f"{self.uri} does not exist: dataset {self.dataset!r} was never published",
-                "check --root and --dataset, or give --run",
-            )
-        if wanted not in self.entries:
-            raise BadInputError(
-                f"{self.dataset} has no version {wanted}", f"its versions are {', '.join(map(str, self.entries))}"
-            )
-        return self.entries[wanted]
-
-    @property
-    def dataset(self) -> str:
-        return parent(self.uri).rpartition("/")[2]
-
-    def folder(self, number: int | None = None) -> str:
-        return resolve(self.entry(number)["path"], self.uri)
-
-    def plan_uri(self, number: int | None = None) -> str:
-        return resolve(self.entry(number)["plan"], self.uri)
 
 
 def read(root: str, dataset: str) -> Series:
     """The published versions of a dataset; an empty series if there are none."""
     uri = paths.current_uri(root, dataset)
-    stored = store.at(uri).read_tagged(uri)
-    if stored is None:
-        return Series(uri, None, 0, {})
-    current = json.loads(stored[0])
-    last = current.pop("last", 0)
-    entries = sorted([*current.pop("history"), current], key=lambda entry: entry["version"])
-    by_number = {entry["version"]: entry for entry in entries}
-    return Series(uri, stored[1], current["version"], by_number, max(last, *by_number))
+    return series_from_json(store.at(uri).read_tagged(uri), uri)
 
 
 def write(series: Series) -> None:
     """Write ``series`` back. Raises ConflictError if another process changed it since it was read."""
-    others = [entry for number, entry in series.entries.items() if number != series.current]
-    data = json.dumps({**series.entry(), "last": series.last, "history": others}, indent=1) + "\n"
-    store.at(series.uri).write_if(series.uri, data.encode(), series.tag)
+    store.at(series.uri).write_if(series.uri, series_to_json(series).encode(), series.tag)
 
 
 def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:

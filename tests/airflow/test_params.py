@@ -201,7 +201,7 @@ def publish(root: Path, **of_plan: Any) -> None:
     identity = Identity("t", 1, 0, "m", 1)
     plan = Plan("d", str(root), Parameters(), identity, (), **of_plan)
     (current.parent / "plan.json").write_text(plan_to_json(plan))
-    current.write_text('{"plan": "plan.json"}')
+    current.write_text('{"version": 1, "plan": "plan.json"}')
 
 
 def test_a_refresh_goes_by_the_recipe_of_the_version_or_of_the_form(tmp_path: Path) -> None:

@@ -243,16 +243,16 @@ def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monk
     monkeypatch.setattr(tokenize_and_chunk, "BATCH_DOCUMENTS", 1)
     monkeypatch.setattr(checkpoints, "COMMIT_BYTES", 1)
     monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0.0)
-    commit = checkpoints.Unfinished.commit_when_due
+    commit = checkpoints.Checkpoints.commit_when_due
     for ends_at in (1, 4, None):
         store.at(uri).delete(uri)
 
-        def commit_and_end(self: checkpoints.Unfinished, ends_at: int | None = ends_at) -> None:
+        def commit_and_end(self: checkpoints.Checkpoints, ends_at: int | None = ends_at) -> None:
             commit(self)
             if self.end == ends_at:
                 raise RuntimeError("the machine died")
 
-        monkeypatch.setattr(checkpoints.Unfinished, "commit_when_due", commit_and_end)
+        monkeypatch.setattr(checkpoints.Checkpoints, "commit_when_due", commit_and_end)
         if ends_at is None:
             run.stage(*arguments)
         else:

@@ -84,18 +84,18 @@ def _check_resumes(case: Case, run: Run, calm: str, stormy: str, tmp_path: Path,
     run(*case.arguments(calm))
     computed = _kill(case, stormy, tmp_path / "log")
     committed = _unfinished(stormy)
-    kept = sum(len(part[case.rows]) for part in checkpoints.Unfinished(committed[0].rpartition("/")[0]).parts())
+    kept = sum(len(part[case.rows]) for part in checkpoints.Checkpoints(committed[0].rpartition("/")[0]).parts())
     assert KILLED_AT * case.total <= kept < case.total
     assert 0 <= computed - kept <= case.block_rows, "no more than one block was lost"
 
     added = []
-    add = checkpoints.Unfinished.add
+    add = checkpoints.Checkpoints.add
 
-    def counted(unfinished: checkpoints.Unfinished, part: checkpoints.Part, end: int) -> None:
+    def counted(unfinished: checkpoints.Checkpoints, part: checkpoints.Part, end: int) -> None:
         added.append(len(part[case.rows]))
         add(unfinished, part, end)
 
-    patch.setattr(checkpoints.Unfinished, "add", counted)
+    patch.setattr(checkpoints.Checkpoints, "add", counted)
     patch.setattr(checkpoints, "COMMIT_SECONDS", 0)
     run(*case.arguments(stormy))
     assert sum(added) == case.total - kept, "nothing that was committed was computed again"
@@ -199,16 +199,16 @@ class InterruptionError(Exception):
 
 
 def _interrupt_after(count: int, patch: pytest.MonkeyPatch) -> None:
-    commit = checkpoints.Unfinished.commit_when_due
+    commit = checkpoints.Checkpoints.commit_when_due
     left = [count]
 
-    def until_then(unfinished: checkpoints.Unfinished, state: Any = None) -> None:
+    def until_then(unfinished: checkpoints.Checkpoints, state: Any = None) -> None:
         commit(unfinished, state)
         left[0] -= 1
         if not left[0]:
             raise InterruptionError
 
-    patch.setattr(checkpoints.Unfinished, "commit_when_due", until_then)
+    patch.setattr(checkpoints.Checkpoints, "commit_when_due", until_then)
 
 
 @pytest.mark.parametrize("options", [(), ("--max-chunks", 200), ("--max-bad-share", 0.01)], ids=str)

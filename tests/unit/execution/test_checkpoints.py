@@ -11,7 +11,7 @@ import pytest
 
 from retro_ops.errors import TransientError
 from retro_ops.execution import checkpoints, report
-from retro_ops.execution.checkpoints import Unfinished
+from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.storage import local, store
 
 ROWS = 10
@@ -22,17 +22,17 @@ def _every_part_is_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0)
 
 
-def _values(unfinished: Unfinished) -> list[int]:
+def _values(unfinished: Checkpoints) -> list[int]:
     return [value for part in unfinished.parts() for value in part["values"].tolist()]
 
 
-def _add(unfinished: Unfinished, end: int, **state: Any) -> None:
+def _add(unfinished: Checkpoints, end: int, **state: Any) -> None:
     unfinished.add({"values": np.arange(unfinished.end, end), "lines": np.zeros(0, np.uint8)}, end)
     unfinished.commit_when_due(state)
 
 
 def _fill(folder: Path, ends: list[int]) -> None:
-    unfinished = Unfinished(str(folder))
+    unfinished = Checkpoints(str(folder))
     _values(unfinished)
     for end in ends:
         _add(unfinished, end, seen=end)
@@ -41,20 +41,20 @@ def _fill(folder: Path, ends: list[int]) -> None:
 def test_all_blocks_are_found_in_order_with_their_state(tmp_path: Path) -> None:
     _fill(tmp_path, [3, 4, ROWS])
     assert len(list(tmp_path.iterdir())) == 3
-    again = Unfinished(str(tmp_path))
+    again = Checkpoints(str(tmp_path))
     parts = list(again.parts())
     assert [part["values"].tolist() for part in parts] == [[0, 1, 2], [3], [4, 5, 6, 7, 8, 9]]
     assert all(part["lines"].dtype == np.uint8 and not len(part["lines"]) for part in parts)
     assert (again.end, again.state, again.details()) == (ROWS, {"seen": ROWS}, {"resumed_at": ROWS})
     _add(again, ROWS + 1, seen=0)
-    assert _values(Unfinished(str(tmp_path))) == list(range(ROWS + 1))
+    assert _values(Checkpoints(str(tmp_path))) == list(range(ROWS + 1))
 
 
 def test_a_block_holds_the_parts_of_so_much_time_or_so_many_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 1000)
-    unfinished = Unfinished(str(tmp_path))
+    unfinished = Checkpoints(str(tmp_path))
     for end in (1, 2, 3):
         _add(unfinished, end)
     assert not list(tmp_path.iterdir())
@@ -62,7 +62,7 @@ def test_a_block_holds_the_parts_of_so_much_time_or_so_many_bytes(
     _add(unfinished, 4)
     unfinished._wait(0)  # It is written beside the work, as it came by bytes and not by time.
     assert [path.name for path in tmp_path.iterdir()] == ["00000.npz"]
-    assert _values(Unfinished(str(tmp_path))) == [0, 1, 2, 3]
+    assert _values(Checkpoints(str(tmp_path))) == [0, 1, 2, 3]
     monkeypatch.setattr(checkpoints, "COMMIT_SECONDS", 0)
     unfinished.commit_when_due()  # Nothing has come since.
     assert len(list(tmp_path.iterdir())) == 1
@@ -74,50 +74,50 @@ def test_whatever_byte_of_a_block_is_changed_or_missing_it_counts_no_more(tmp_pa
     whole = second.read_bytes()
     for at in range(len(whole)):
         second.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
-        assert _values(Unfinished(str(tmp_path))) == [0, 1, 2], at
+        assert _values(Checkpoints(str(tmp_path))) == [0, 1, 2], at
     for length in (0, 1, checkpoints.SEAL_BYTES, len(whole) // 2, len(whole) - 1):
         second.write_bytes(whole[:length])
-        assert _values(Unfinished(str(tmp_path))) == [0, 1, 2], length
-    again = Unfinished(str(tmp_path))
+        assert _values(Checkpoints(str(tmp_path))) == [0, 1, 2], length
+    again = Checkpoints(str(tmp_path))
     _values(again)
     _add(again, 6)
-    assert _values(Unfinished(str(tmp_path))) == list(range(ROWS)), "overwritten, and the third follows on again"
+    assert _values(Checkpoints(str(tmp_path))) == list(range(ROWS)), "overwritten, and the third follows on again"
 
 
 def test_nothing_after_a_gap_counts(tmp_path: Path) -> None:
     _fill(tmp_path, [3, 6, ROWS])
     (tmp_path / "00001.npz").unlink()
-    again = Unfinished(str(tmp_path))
+    again = Checkpoints(str(tmp_path))
     assert _values(again) == [0, 1, 2]
     assert again.details() == {"resumed_at": 3}
 
 
 def test_a_block_that_does_not_follow_on_is_passed_over_and_overwritten(tmp_path: Path) -> None:
     """Two runs at once: the first block is of the one, the second of the other."""
-    one, other = Unfinished(str(tmp_path)), Unfinished(str(tmp_path))
+    one, other = Checkpoints(str(tmp_path)), Checkpoints(str(tmp_path))
     _add(one, 4)
     _add(other, 5)
     _add(one, 8)
-    again = Unfinished(str(tmp_path))
+    again = Checkpoints(str(tmp_path))
     assert _values(again) == [0, 1, 2, 3, 4]
     _add(again, ROWS)
-    assert _values(Unfinished(str(tmp_path))) == list(range(ROWS))
+    assert _values(Checkpoints(str(tmp_path))) == list(range(ROWS))
 
 
 def test_a_block_that_goes_while_it_is_read_is_a_gap(tmp_path: Path) -> None:
     """The other of two runs is done, and deletes them."""
     _fill(tmp_path, [3, 6, ROWS])
-    again = Unfinished(str(tmp_path))
+    again = Checkpoints(str(tmp_path))
     parts = again.parts()
     next(parts)
-    Unfinished(str(tmp_path)).delete()
+    Checkpoints(str(tmp_path)).delete()
     assert not list(parts)
     assert again.end == 3
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    unfinished = Unfinished(None)
+    unfinished = Checkpoints(None)
     assert not list(unfinished.parts())
     _add(unfinished, 3)
     unfinished.delete()
@@ -129,7 +129,7 @@ def test_blocks_go_after_the_report_and_at_the_latest_with_the_next_run(tmp_path
     folder, uri = tmp_path / "x.unfinished-d", str(tmp_path / "x.report.json")
 
     def once() -> None:
-        unfinished = Unfinished(str(folder))
+        unfinished = Checkpoints(str(folder))
 
         def work() -> report.Outcome:
             _add(unfinished, 3)
@@ -158,7 +158,7 @@ def test_what_is_done_before_the_first_block_asks_the_store_for_one_list(
             return super().__getattribute__(name)
 
     monkeypatch.setattr(store, "_LOCAL", Counting())
-    unfinished = Unfinished(str(tmp_path))
+    unfinished = Checkpoints(str(tmp_path))
     _values(unfinished)
     _add(unfinished, 3)
     unfinished.delete()
@@ -179,15 +179,15 @@ def test_blocks_written_beside_the_work_count_up_to_the_first_that_is_missing(
         write(uri, buffer)
 
     monkeypatch.setattr(checkpoints, "_write_block", slowly)
-    unfinished = Unfinished(str(tmp_path))
+    unfinished = Checkpoints(str(tmp_path))
     for end in (1, 2, 3):
         _add(unfinished, end)
     while len(list(tmp_path.glob("*.npz"))) < 2:
         time.sleep(0.01)
-    assert _values(Unfinished(str(tmp_path))) == []
+    assert _values(Checkpoints(str(tmp_path))) == []
     held.set()
     unfinished._wait(0)
-    assert _values(Unfinished(str(tmp_path))) == [0, 1, 2]
+    assert _values(Checkpoints(str(tmp_path))) == [0, 1, 2]
 
 
 def test_a_block_that_could_not_be_written_does_not_fail_what_counts_without_it(
@@ -199,13 +199,13 @@ def test_a_block_that_could_not_be_written_does_not_fail_what_counts_without_it(
     def fail(uri: str, buffer: io.BytesIO) -> None:
         raise TransientError("the store is away")
 
-    unfinished = Unfinished(str(tmp_path))
+    unfinished = Checkpoints(str(tmp_path))
     _add(unfinished, 1)
     monkeypatch.setattr(checkpoints, "_write_block", fail)
     _add(unfinished, 2)
     unfinished.delete()
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
-    unfinished = Unfinished(str(tmp_path))
+    unfinished = Checkpoints(str(tmp_path))
     _add(unfinished, 1)
     with pytest.raises(TransientError, match="the store is away"):
         unfinished._wait(0)

@@ -1,0 +1,80 @@
+"""The published versions of a dataset: what ``current.json`` holds.
+
+It has the fields of the current version, which is all that most readers need, and under ``history`` the other versions.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from retro_ops.errors import BadInputError
+from retro_ops.uris import parent, resolve
+
+Entry = Mapping[str, Any]
+"""One version as JSON: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""
+
+
+@dataclass(frozen=True)
+class Series:
+    """All published versions of a dataset."""
+
+    uri: str
+    """Where ``current.json`` is, or would be."""
+    tag: str | None
+    """Tag for compare-and-swap; None if ``current.json`` does not exist."""
+    current: int
+    """Number of the current version; 0 if nothing was published."""
+    entries: Mapping[int, Entry]
+    """Versions by number, ascending."""
+    last: int = 0
+    """Highest version number ever used."""
+
+    def entry(self, number: int | None = None) -> Entry:
+        """Version ``number``, or the current one. Raises BadInputError if it does not exist."""
+        wanted = self.current if number is None else number
+        if not self.entries:
+            raise BadInputError(
+                f"{self.uri} does not exist: dataset {self.dataset!r} was never published",
+                "check --root and --dataset, or give --run",
+            )
+        if wanted not in self.entries:
+            raise BadInputError(
+                f"{self.dataset} has no version {wanted}", f"its versions are {', '.join(map(str, self.entries))}"
+            )
+        return self.entries[wanted]
+
+    @property
+    def dataset(self) -> str:
+        return parent(self.uri).rpartition("/")[2]
+
+    def folder(self, number: int | None = None) -> str:
+        return resolve(self.entry(number)["path"], self.uri)
+
+    def plan_uri(self, number: int | None = None) -> str:
+        return resolve(self.entry(number)["plan"], self.uri)
+
+    def number_of(self, folder: str) -> int | None:
+        """Number of the version in ``folder``; None if no version is there."""
+        return next((number for number in self.entries if self.folder(number) == folder), None)
+
+
+def series_from_json(found: tuple[bytes, str] | None, uri: str) -> Series:
+    """The series at ``uri``. ``found``: text and tag, as ``Store.read_tagged`` returns them; None: never published."""
+    if found is None:
+        return Series(uri, None, 0, {})
+    try:
+        current = json.loads(found[0])
+        last = current.pop("last", 0)
+        entries = sorted([*current.pop("history", ()), current], key=lambda entry: int(entry["version"]))
+        by_number = {entry["version"]: entry for entry in entries}
+        return Series(uri, found[1], current["version"], by_number, max(last, *by_number))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(
+            f"{uri} is damaged: {error!r}", "restore it from a backup; the versions themselves lie in versions/"
+        ) from error
+
+
+def series_to_json(series: Series) -> str:
+    others = [entry for number, entry in series.entries.items() if number != series.current]
+    return json.dumps({**series.entry(), "last": series.last, "history": others}, indent=1) + "\n"

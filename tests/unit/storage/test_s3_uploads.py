@@ -1,0 +1,119 @@
+"""Multipart uploads whose parts grow: the arithmetic for the largest object, and real uploads with small parts."""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+
+import pytest
+
+from retro_ops.errors import BadInputError
+from retro_ops.storage import s3 as s3_storage
+from retro_ops.storage import store
+from retro_ops.storage.s3 import MOST_BYTES, MOST_PART_BYTES, MOST_PARTS, PART_BYTES, part_bytes
+
+Writer = s3_storage._S3Writer
+
+
+def test_the_largest_object_of_s3_fits_in_its_parts() -> None:
+    sizes = [part_bytes(number) for number in range(1, MOST_PARTS + 1)]
+    assert sum(sizes) >= MOST_BYTES == 5 * 2**40
+    assert max(sizes) <= MOST_PART_BYTES
+    assert sizes == sorted(sizes), "a part that shrinks would make more of them"
+
+
+def test_small_objects_have_the_parts_that_they_had() -> None:
+    """So common objects take no more memory than before parts could grow."""
+    assert {part_bytes(number) for number in range(1, 900)} == {PART_BYTES} == {16 * 2**20}
+
+
+def held_bytes(sizes: list[int]) -> Iterator[int]:
+    """Most memory while each part is filled: it, the first one, and what the schedule lets be in flight."""
+    for size in sizes:
+        at_once = max(1, s3_storage.PARTS_IN_FLIGHT * PART_BYTES // size)
+        yield PART_BYTES + size + at_once * size
+
+
+def test_memory_is_what_split_corpus_counts_with_up_to_42_gib() -> None:
+    from retro_ops.corpus.splitting import WRITER_BYTES
+
+    sizes = [part_bytes(number) for number in range(1, MOST_PARTS + 1)]
+    ends = list(accumulate(sizes))
+    compressor = PART_BYTES
+    held = list(held_bytes(sizes))
+    assert all(of + compressor <= WRITER_BYTES for of, end in zip(held, ends, strict=True) if end <= 42 * 2**30)
+    assert max(held) < 4 * 2**30
+
+
+MIB = 2**20
+SMALLEST = 5 * MIB
+"""The least that S3, and the server of the tests, takes as a part that is not the last one."""
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 5, 10, 10, 25, 25 … MiB."""
+    monkeypatch.setattr(s3_storage, "PART_BYTES", SMALLEST)
+    monkeypatch.setattr(s3_storage, "PARTS_OF_ONE_SIZE", 2)
+
+
+def arrives_whole(bucket: str, length: int, head: bytes) -> None:
+    rng = random.Random(length)
+    content = rng.randbytes(length)
+    uri = f"{bucket}/growing/{length}-{len(head)}.bin"
+    with store.create(uri) as writer:
+        assert isinstance(writer, Writer)
+        rest = memoryview(content)
+        while rest:
+            size = rng.choice([1, 999, MIB, SMALLEST, 3 * SMALLEST + 7])
+            writer.write(rest[:size])
+            rest = rest[size:]
+            sizes = [of for of, _ in writer._sending]
+            assert sum(sizes) <= max([s3_storage.PARTS_IN_FLIGHT * SMALLEST, *sizes]), "one large part, or small ones"
+            assert len(writer._buffer) < part_bytes(writer._number)
+        if head:
+            writer.set_head(head)
+            content = head + content[len(head) :]
+        written = writer.close()
+    assert store.read(uri) == content
+    assert (written.bytes, written.sha256) == (length, hashlib.sha256(content).hexdigest())
+    ends = list(accumulate(part_bytes(number) for number in range(1, 20)))
+    parts = next(number for number, end in enumerate(ends, 1) if end >= length)
+    found = re.fullmatch(r"etag:[0-9a-f]+-(\d+):\d+", store.at(uri).fingerprint(uri))
+    # Less than a whole part is one request, without parts.
+    assert (int(found[1]) if found else 0) == (parts if length >= SMALLEST else 0)
+
+
+@pytest.mark.parametrize("length", [0, 1, SMALLEST - 1, SMALLEST, SMALLEST + 1, 15 * MIB, 25 * MIB, 77 * MIB + 1])
+def test_an_object_of_growing_parts_arrives_whole(s3: str, small_parts: None, length: int) -> None:
+    arrives_whole(s3, length, b"")
+
+
+def test_its_head_may_be_known_last(s3: str, small_parts: None) -> None:
+    arrives_whole(s3, 1000, b"known last")
+    arrives_whole(s3, 31 * MIB, b"known last")
+
+
+def test_over_tls_it_arrives_whole_too(s3_tls: str, small_parts: None) -> None:
+    """There boto3 sends checksums in trailers."""
+    arrives_whole(s3_tls, 51 * MIB, b"")
+
+
+def test_an_object_beyond_the_limit_of_s3_is_refused_before_the_store_does(
+    s3: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_storage, "MOST_BYTES", 17 * MIB)
+    uri = f"{s3}/growing/beyond.bin"
+
+    def write(length: int) -> None:
+        with store.create(uri) as writer:
+            writer.write(bytes(length - 1))
+            writer.write(b"x")
+            writer.close()
+
+    write(17 * MIB)
+    with pytest.raises(BadInputError, match=r"growing/beyond.bin would have more than 17,825,792 bytes"):
+        write(17 * MIB + 1)
+    bucket = uri.split("/")[2]
+    assert not s3_storage._client().list_multipart_uploads(Bucket=bucket, Prefix="growing/beyond").get("Uploads")
