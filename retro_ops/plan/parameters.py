@@ -469,7 +469,7 @@ def read_by(stage: str) -> tuple[str, ...]:
 
 
 def set_later(chosen: Parameters, stage: str) -> Iterator[list[Any]]:
-    """[name, value] of the parameters that decide ``stage``, came after its digest was fixed, and are not the default."""
+    """[name, value] of later parameters that decide ``stage`` and are not at their default."""
     for name, parameter in PARAMETERS.items():
         if parameter.decides == stage and parameter.added_later and not _is_default(chosen, name):
             yield [name, getattr(chosen, name)]
