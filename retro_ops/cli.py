@@ -19,12 +19,13 @@ from typing import Any
 import retro_ops
 from retro_ops.errors import EXIT_OK, BadInputError, RetroError
 from retro_ops.execution import shard_groups
-from retro_ops.execution.plan_files import read_plan
+from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import digests
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import configure_logging, logger, say
 
 STAGES = (
+    "build",
     "list-sources",
     "split-corpus",
     "plan",
@@ -51,7 +52,7 @@ STAGES = (
     "show",
 )
 STAGES_WITHOUT_PLAN = (
-    *("list-sources", "split-corpus", "plan"),
+    *("build", "list-sources", "split-corpus", "plan"),
     *("list", "diff", "rollback", "prune", "export", "status", "show"),
 )
 
@@ -188,7 +189,8 @@ def _add_flag(command: argparse.ArgumentParser, parameter: str) -> None:
 
 
 def _module(stage: str) -> ModuleType:
-    return importlib.import_module(f"retro_ops.stages.{stage.replace('-', '_')}")
+    name = "build.command" if stage == "build" else f"stages.{stage.replace('-', '_')}"
+    return importlib.import_module(f"retro_ops.{name}")
 
 
 def _parameters(arguments: argparse.Namespace) -> Parameters:
@@ -201,11 +203,8 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise BadInputError(f"{flags}: fixed by the plan", "make another plan, or leave --plan out and name the files")
     plan = read_plan(plan_uri)
-    if arguments.stage in digests.CODE_VERSIONS and (other := digests.other_code(plan)):
-        raise BadInputError(
-            f"{plan_uri} was made by another version of this package, whose {', '.join(other)} writes other bytes",
-            "make the plan again: clear the task `plan` with all after it, or run `retro-ops plan`",
-        )
+    if arguments.stage in digests.CODE_VERSIONS:
+        check_code(plan, plan_uri)
     return replace(plan.parameters, **given)
 
 
