@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/ui"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 
-from conftest import FLAGS, find_browser
+from browser import FLAGS, find_browser
 from playwright.sync_api import expect, sync_playwright
 
 TIMEOUT_MS = 120_000

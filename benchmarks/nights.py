@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
+from arrays import compare
+
 from benchmarks.whole_run import Run, StageFailedError, in_child, run, warm
 from demo.make_corpus import documents
 from retro_ops.plan import paths
-from retro_ops.storage.npy import open_npy
 from retro_ops.versions import history
 
 DATASET = "nights"
@@ -100,7 +102,7 @@ def nights(work: Path, corpus: Corpus, count: int, flags: list[object], exact: b
             print(f"{number:5} {kind:8} {'':6} {'':6} {_version(root):7}  {said}")
             continue
         scratch = _answered(in_child(partial(run, str(work / f"full-{number:02}"), DATASET, name, *flags)))
-        equal, counts = compare(refreshed, scratch)
+        equal, counts = compare(refreshed.plan, scratch.plan)
         must = [*ARRAYS, "neighbours", "distances"] if exact else ARRAYS
         lower = _recall(refreshed) < _recall(scratch) - MOST_LOSS
         wrong += lower or not all(equal[what] == 1 for what in must)
@@ -129,28 +131,6 @@ def _done(refreshed: Run) -> str:
 
 def _version(root: str) -> int:
     return history.read(root, DATASET).current
-
-
-def compare(refreshed: Run, scratch: Run) -> tuple[dict[str, float], int]:
-    """Share of equal rows for each kind of array (0 if the shapes differ), and the total number of chunks."""
-    one, other = refreshed.plan, scratch.plan
-    assert [shard.name for shard in one.shards] == [shard.name for shard in other.shards]
-    equal: dict[str, list[float]] = {}
-    chunks = 0
-    for shard in one.shards:
-        files = []
-        for plan in (one, other):
-            of_plan = paths.chunks_files(plan, shard.name)
-            of_plan["embeddings"] = paths.embeddings_uri(plan, shard.name)
-            if shard.queried:
-                of_plan["neighbours"] = paths.neighbours_uri(plan, shard.name)
-                of_plan["distances"] = paths.distances_uri(of_plan["neighbours"])
-            files.append(of_plan)
-        for what in files[0]:
-            a, b = (open_npy(of_plan[what]).rows(0, sys.maxsize) for of_plan in files)
-            equal.setdefault(what, []).append(float((a == b).mean()) if a.shape == b.shape else 0.0)
-            chunks += len(a) if what == "chunks" else 0
-    return {what: min(values) for what, values in equal.items()}, chunks
 
 
 def _shown(equal: dict[str, float], refreshed: Run, scratch: Run) -> str:

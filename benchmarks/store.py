@@ -7,6 +7,7 @@ one stream. The raw client transfers a file in memory with ten parallel requests
 import argparse
 import io
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from typing import Any
 import machine
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
+from seaweedfs import seaweedfs
+
 from retro_ops.storage import s3, store
 from retro_ops.storage.npy import NpyWriter, open_npy
-from tests.conftest import _seaweedfs
 
 ROWS = 8192
 DIMENSION = 384
@@ -54,7 +57,7 @@ def main() -> None:
     data = np.random.default_rng(0).integers(0, 2**15, (rows, DIMENSION), np.uint16).view(np.float16)
     size = data.nbytes
     print(f"{machine.describe()}; {size / 2**20:,.0f} MiB, SeaweedFS on the same machine, {of.delay} s delay")
-    with tempfile.TemporaryDirectory() as folder, _seaweedfs(Path(folder), tls=False) as server:
+    with tempfile.TemporaryDirectory() as folder, seaweedfs(Path(folder), tls=False) as server:
         os.environ.update(server.environment)
         bucket, name = server.bucket, server.bucket.removeprefix("s3://")
         client = s3._client()

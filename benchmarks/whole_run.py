@@ -1,5 +1,6 @@
-"""Runs and times all stages of a run one after the other in this process, like the DAGs but without Airflow."""
+"""The steps of `retro-ops build` in this process, each timed, with the CPU time that it took."""
 
+import argparse
 import ctypes
 import importlib
 import json
@@ -11,17 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from retro_ops.build import command
+from retro_ops.build.steps import ALL, steps
 from retro_ops.cli import main
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
-
-UNTIL_GATE = ("tokenize-and-chunk", "embed-chunks")
-FROM_INDEX = ("train-faiss-index", "build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours")
-TO_PUBLISH = ("write-specs", "describe", "validate", "publish")
-BEFORE_SHARDS = ("list-sources", "split-corpus", "plan", "sign-documents", "find-duplicates")
-IN_ORDER = (*BEFORE_SHARDS, *UNTIL_GATE, "check-drift", *FROM_INDEX, *TO_PUBLISH)
 
 NOW = multiprocessing.get_context("fork").Array(ctypes.c_char, 64)
 """Name of the stage that a child runs, for the process that kills it."""
@@ -77,53 +74,20 @@ def _cpu_seconds() -> float:
 
 
 def run(root: str, dataset: str, name: str, *flags: object) -> Run:
-    """A whole run with the flags of ``plan``; with ``--refresh`` or ``--repair`` only what is not done yet.
-
-    ``--recipe`` and ``--source-folder`` stand first: files are listed and split before the plan is made.
-    """
-    done = Run(paths.plan_uri(root, dataset, name))
-    flags = _from_recipe(done, root, dataset, name, flags)
-    incremental = "--refresh" in flags or "--repair" in flags
-    done.stage("plan", "--root", root, "--dataset", dataset, "--output", done.plan_uri, *flags)
+    """A whole run with flags of `retro-ops build`; each stage is called through the command line, here."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    command.add_arguments(parser)
+    place = ("--root", root, "--dataset", dataset, "--run", name)
+    arguments, parameters = parser.parse_known_args([*place, *map(str, flags)])
+    for flag, value in zip(parameters[::2], parameters[1::2], strict=True):
+        setattr(arguments, flag.removeprefix("--").replace("-", "_"), value)
+    request = command.request_of(arguments)
+    done = Run(request.plan_uri)
+    for step in steps(request):
+        done.plan_uri = step.arguments.get("plan", request.plan_uri)
+        done.stage(*step.command(), shards=step.shards)
     done.changes = json.loads(store.read(paths.changes_uri(done.plan_uri)))
-    if incremental and done.changes["nothing"]:
-        return done
-    if done.plan.parameters.duplicates != "keep" and not done.plan.deduplicated:
-        _stages(done, ("sign-documents",), incremental)
-        done.stage("find-duplicates", "--plan", done.plan_uri)
-        done.plan_uri = paths.next_plan_uri(done.plan_uri, "deduplicated")
-    _stages(done, UNTIL_GATE, incremental)
-    if "--refresh" in flags:
-        done.stage("check-drift", "--plan", done.plan_uri)
-        done.plan_uri = paths.next_plan_uri(done.plan_uri, "decided")
-    _stages(done, FROM_INDEX, incremental)
-    for stage in TO_PUBLISH:
-        more = ["--changed-only"] if stage == "validate" and "--refresh" in flags else []
-        done.stage(stage, "--plan", done.plan_uri, *more)
     return done
-
-
-def _from_recipe(done: Run, root: str, dataset: str, name: str, flags: tuple[object, ...]) -> tuple[object, ...]:
-    count = 4 if "--source-folder" in flags else 2
-    if flags[0] != "--recipe":
-        return flags
-    uri = paths.sources_uri(root, dataset, name)
-    done.stage("list-sources", *flags[:count], "--root", root, "--dataset", dataset, "--output", uri)
-    for file in source_list.from_json(store.read(uri), uri).files:
-        done.stage("split-corpus", "--sources", uri, "--file", file.name)
-    return ("--sources", uri, *flags[count:])
-
-
-def _stages(done: Run, stages: tuple[str, ...], incremental: bool) -> None:
-    """Run each stage with all its shards in one call, like a mapped task of the DAGs with a group of shards."""
-    plan = done.plan
-    to_do: dict[str, list[str]] = {}
-    for stage, shard in stage_graph.tasks(plan, stages):
-        if not (incremental and store.exists(paths.report_uri(plan, stage, shard))):
-            to_do.setdefault(stage, []).append(shard or "")
-    for stage, shards in to_do.items():
-        of = ["--shard", ",".join(shards)] if all(shards) else []
-        done.stage(stage, "--plan", done.plan_uri, *of, shards=len(shards))
 
 
 T = TypeVar("T")
@@ -158,7 +122,7 @@ def in_child(work: Callable[[], T], kill_after_s: float | None = None, stage: st
 
 def _has_come(stage: str) -> bool:
     now = NOW.value.decode()
-    return bool(now) and IN_ORDER.index(now) >= IN_ORDER.index(stage)
+    return bool(now) and ALL.index(now) >= ALL.index(stage)
 
 
 def _answer(work: Callable[[], Any], to: Any) -> None:

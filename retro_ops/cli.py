@@ -19,14 +19,14 @@ from typing import Any
 
 import retro_ops
 from retro_ops.errors import EXIT_OK, BadInputError, ConfigurationError, RetroError
-from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import digests
+from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
 from retro_ops.plan.stage_graph import CODE_VERSIONS, STAGES
 from retro_ops.progress import configure_logging, logger, say
 
 COMMANDS = {
+    "build": "run every stage, from a corpus or a plan to a published version",
     **{name: stage.help for name, stage in STAGES.items()},
     "list": "list the published versions of a dataset",
     "diff": "show what differs between two versions",
@@ -99,7 +99,8 @@ def _type(parameter: Parameter) -> Callable[[str], Any]:
 
 
 def _module(stage: str) -> ModuleType:
-    return importlib.import_module(f"retro_ops.stages.{stage.replace('-', '_')}")
+    name = "build.command" if stage == "build" else f"stages.{stage.replace('-', '_')}"
+    return importlib.import_module(f"retro_ops.{name}")
 
 
 def _parameters(arguments: argparse.Namespace) -> Parameters:
@@ -113,11 +114,8 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
             f"{', '.join(fixed)}: fixed by the plan", "make another plan, or leave --plan out and name the files"
         )
     plan = read_plan(plan_uri)
-    if arguments.stage in CODE_VERSIONS and (other := digests.other_code(plan)):
-        raise BadInputError(
-            f"{plan_uri} was made by another version of this package, whose {', '.join(other)} writes other bytes",
-            "make the plan again: clear the task `plan` with all after it, or run `retro-ops plan`",
-        )
+    if arguments.stage in CODE_VERSIONS:
+        check_code(plan, plan_uri)
     return replace(plan.parameters, **given)
 
 

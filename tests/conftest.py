@@ -1,29 +1,9 @@
 """Real servers and a real model for every layer of tests. What cannot start fails; nothing is skipped."""
 
-import os
-import secrets
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-
-STAGES_BIN = Path(__file__).resolve().parents[1] / ".venv/stages/bin"
-BUCKET = "test"
-START_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class S3:
-    """A SeaweedFS of this test session and the variables that lead to it."""
-
-    bucket: str
-    environment: dict[str, str]
+from seaweedfs import S3, STAGES_BIN, seaweedfs
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +15,13 @@ def model_dir() -> str:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with _seaweedfs(tmp_path_factory.mktemp("s3"), tls=False) as server:
+    with seaweedfs(tmp_path_factory.mktemp("s3"), tls=False) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def s3_tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """Over TLS boto3 sends trailing checksums, as it does to S3 itself."""
-    with _seaweedfs(tmp_path_factory.mktemp("s3tls"), tls=True) as server:
+    with seaweedfs(tmp_path_factory.mktemp("s3tls"), tls=True) as server:
         yield server
 
 
@@ -65,94 +44,3 @@ def _use(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     _client.cache_clear()
     yield server.bucket
     _client.cache_clear()
-
-
-@contextmanager
-def _seaweedfs(folder: Path, *, tls: bool) -> Iterator[S3]:
-    ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5), strict=True))
-    keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
-    options = [f"-{name}.port={port}" for name, port in ports.items()]
-    environment = {
-        **keys,
-        "AWS_ENDPOINT_URL": f"{'https' if tls else 'http'}://127.0.0.1:{ports['s3']}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    if tls:
-        certificate, key = _certificate(folder)
-        options += [f"-s3.cert.file={certificate}", f"-s3.key.file={key}"]
-        environment["AWS_CA_BUNDLE"] = str(certificate)
-    (folder / "data").mkdir()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(STAGES_BIN / "weed", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                *("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0"),
-                *("-s3.port.lance=0", f"-bucket={BUCKET}", *options),
-            ],
-            env={**os.environ, **keys},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        _wait_for_bucket(environment, process, folder / "log")
-        yield S3(f"s3://{BUCKET}", environment)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for_bucket(environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        region_name=environment["AWS_DEFAULT_REGION"],
-        verify=environment.get("AWS_CA_BUNDLE"),
-    )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
-        except (BotoCoreError, ClientError):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}")
-            time.sleep(0.3)
-        else:
-            return
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate, key
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports free now, each with the one 10,000 above it, where SeaweedFS opens gRPC."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as probe, socket.socket() as above:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            try:
-                above.bind(("127.0.0.1", port + 10_000))
-            except (OSError, OverflowError):
-                continue
-        if port not in found:
-            found.append(port)
-    return found

@@ -468,6 +468,11 @@ def read_by(stage: str) -> tuple[str, ...]:
     return tuple(name for name, parameter in PARAMETERS.items() if stage in parameter.read_by)
 
 
+def values_for(stage: str, chosen: Parameters) -> dict[str, Any]:
+    """Values of the parameters that ``stage`` reads, for its report."""
+    return {name: getattr(chosen, name) for name in read_by(stage)}
+
+
 def set_later(chosen: Parameters, stage: str) -> Iterator[list[Any]]:
     """[name, value] of later parameters that decide ``stage`` and are not at their default."""
     for name, parameter in PARAMETERS.items():

@@ -11,14 +11,11 @@ from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress
 from retro_ops.storage import store
-
-HELP = "add embeddings to a trained index, in the order of the spec"
-PARAMETERS = ("device", "shard_index", "memory_budget")
 
 STAGE = "build-faiss-index"
 BLOCK_ROWS = 16_384
@@ -60,7 +57,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _run(job: Job, parameters: Parameters, trained: Shared[Any]) -> None:
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    chosen = values_for(STAGE, parameters)
     inputs = [job.trained_index, *job.embeddings]
     report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job, parameters, trained))
 

@@ -16,9 +16,6 @@ from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 
-HELP = "decide whether the trained index of the published version still fits"
-PARAMETERS = ("max_drift", "seed")
-
 STAGE = "check-drift"
 
 

@@ -17,9 +17,6 @@ from retro_ops.quality.card_examples import draw_examples
 from retro_ops.quality.card_figures import card
 from retro_ops.storage import store
 
-HELP = "measure the neighbours and write the dataset card"
-PARAMETERS = ("device", "memory_budget", "search_memory")
-
 STAGE = "describe"
 
 

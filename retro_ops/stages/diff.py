@@ -14,9 +14,6 @@ from retro_ops.storage import store
 from retro_ops.versions import history
 from retro_ops.versions.changes import compare
 
-HELP = "show the differences between two versions"
-PARAMETERS = ()
-
 FIGURES = ("recall", "fill_rate", "near_duplicate", "leaked")
 
 

@@ -12,7 +12,7 @@ from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from retro_ops.embedding.embedder import Embedder
     from retro_ops.tokens.tokenizer import Tokenizer
 
-HELP = "embed chunks with a sentence-transformer"
-PARAMETERS = ("tokenizer", "model", "embed_input", "batch_size", "device", "memory_budget")
 
 STAGE = "embed-chunks"
 BLOCK_ROWS = 1024
@@ -65,7 +63,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _run(job: Job, parameters: Parameters, models: _Models) -> None:
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    chosen = values_for(STAGE, parameters)
     unfinished = Checkpoints(paths.unfinished_folder(job.embeddings, job.digest))
     work = partial(_work, job, parameters, models, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)

@@ -25,9 +25,6 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.uris import join, parent, resolve
 from retro_ops.versions import history
 
-HELP = "copy a published version to a folder with the original's file names"
-PARAMETERS = ()
-
 STAGE = "export"
 COPY_BYTES = 8 * 2**20
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from retro_ops.duplicates.signatures import SignedShards
 
-HELP = "find duplicate documents and list the records that each shard leaves out"
-PARAMETERS = ("memory_budget",)
 
 STAGE = "find-duplicates"
 DUPLICATES_FORMAT = 1

@@ -6,9 +6,6 @@ from argparse import ArgumentParser, Namespace
 from retro_ops.plan.parameters import Parameters
 from retro_ops.versions import history
 
-HELP = "list the published versions of a dataset"
-PARAMETERS = ()
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")

@@ -13,15 +13,12 @@ from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, source_list
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import Parameters, read_by, values_for
 from retro_ops.plan.plan import Plan, check_name
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
 from retro_ops.versions import history
-
-HELP = "check a corpus recipe and list its files"
-PARAMETERS = ("on_bad_record", "max_bad_share", "memory_budget")
 
 STAGE = "list-sources"
 LOOKUPS = 8
@@ -47,8 +44,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         if name in (None, previous.recipe):
             given_folder = given_folder or previous.source_folder
         name = name or previous.recipe
-        given = {key: getattr(arguments, key) for key in PARAMETERS if hasattr(arguments, key)}
-        kept = {key: getattr(previous.parameters, key) for key in PARAMETERS}
+        given = {key: getattr(arguments, key) for key in read_by(STAGE) if hasattr(arguments, key)}
+        kept = values_for(STAGE, previous.parameters)
         parameters = Parameters(**{**kept, **given})
     if not name:
         raise BadInputError("--recipe is missing", "name a recipe, or plan without one: `retro-ops plan --corpus …`")

@@ -9,14 +9,11 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths, stage_graph
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan, Shard
 from retro_ops.progress import Progress
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.base import Written
-
-HELP = "append partial indexes to a trained (or filled) index: equal to one serial build"
-PARAMETERS = ("memory_budget", "search_memory")
 
 STAGE = "merge-indexes"
 
@@ -49,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     job = _planned_job(arguments.plan) if arguments.plan else _job(arguments)
     inputs = [job.base, *(uri for step in job.steps for uri in step.partials)]
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    chosen = values_for(STAGE, parameters)
     report.run_once(STAGE, job.report, job.digest, chosen, inputs, lambda: _work(job, parameters))
 
 

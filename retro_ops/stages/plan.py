@@ -29,25 +29,28 @@ from retro_ops.versions.changes import since_published
 if TYPE_CHECKING:
     from retro_ops.tokens.tokenizer import Tokenizer
 
-HELP = "read the corpus, name its shards, check the parameters, and write the plan of a run"
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
+    parser.add_argument("--sources", help="files of a recipe, as `list-sources` found them, instead of a corpus")
+    parser.add_argument("--output", required=True, help="plan to write")
+    parser.add_argument("--run", help="with --repair: of this run of the dataset, instead of what is published")
+    add_choices(parser)
+
+
+def add_choices(parser: ArgumentParser) -> None:
+    """The flags that `build` has, too."""
     parser.add_argument("--corpus", help="training files: a file, a folder or a pattern; {date} stands for a day")
     parser.add_argument("--validation-corpus", help="validation files, likewise")
-    parser.add_argument("--sources", help="files of a recipe, as `list-sources` found them, instead of a corpus")
     for choice, meaning in (("indexed", "that others find"), ("queried", "that have neighbours")):
         parser.add_argument(
             f"--{choice}", metavar="A,B*", help=f"patterns of the names of the shards {meaning} (default: all)"
         )
     parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
-    parser.add_argument("--output", required=True, help="plan to write")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--refresh", action="store_true", help="start from the published version, if there is one")
     how.add_argument("--repair", action="store_true", help="build again what is damaged or missing of it")
-    parser.add_argument("--run", help="with --repair: of this run of the dataset, instead of what is published")
     parser.add_argument(
         "--shards",
         type=split_names,

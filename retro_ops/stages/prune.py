@@ -13,9 +13,6 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.versions import history
 from retro_ops.versions.unused import Unused, kept_versions, unused_folders
 
-HELP = "remove old versions and the files that only they or finished runs use"
-PARAMETERS = ()
-
 STAGE = "prune"
 UNITS = {"m": 60, "h": 3600, "d": 86_400}
 

@@ -18,9 +18,6 @@ from retro_ops.uris import parent, relative
 from retro_ops.versions import history
 from retro_ops.versions.condemned import read_condemned
 
-HELP = "make a validated version the current one of its dataset"
-PARAMETERS = ("min_recall", "min_full_rows", "max_duplicates", "max_leaked", "max_imbalance")
-
 STAGE = "publish"
 CURRENT_FORMAT = 1
 

@@ -12,7 +12,7 @@ from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import IndexShard, index_spec_from_json
 from retro_ops.search.jobs import Job, PlannedJobs
 from retro_ops.storage import store
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     from retro_ops.search.open_index import SearchedIndex
     from retro_ops.search.seed_profile import SeedIndex
 
-HELP = "retrieve the nearest chunks of other documents for each chunk"
-CONTENT = (
-    "num_neighbours",
-    "profile",
-    "nprobe",
-    "retrieval_margin",
-    "target_recall",
-    "recall_sample",
-    "max_overlap",
-    "max_shared_run",
-    "max_shared_ngrams",
-    "pad_id",
-    "seed",
-)
-PARAMETERS = (*CONTENT, "device", "shard_index", "memory_budget", "search_memory")
 
 STAGE = "retrieve-neighbours"
 BLOCK_ROWS = 4096
@@ -79,7 +64,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _run(job: Job, parameters: Parameters, indexes: _Indexes) -> None:
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    chosen = values_for(STAGE, parameters)
     inputs = [job.embeddings, job.chunk2seq, job.index]
     unfinished = Checkpoints(paths.unfinished_folder(job.neighbours, job.digest))
     work = partial(_work, job, parameters, indexes, unfinished)
@@ -104,7 +89,9 @@ def _jobs(arguments: Namespace, parameters: Parameters) -> list[Job]:
         )
     indexed = index_spec_from_json(store.read(arguments.index_spec), arguments.index_spec)
     fingerprint = store.at(arguments.index).fingerprint(arguments.index)
-    settings = [getattr(parameters, name) for name in CONTENT]
+    deciding = {name: value for name, value in values_for(STAGE, parameters).items() if PARAMETERS[name].decides}
+    # In the order of former versions, so that outputs that were made by hand keep their digest.
+    settings = [value for name, value in sorted(deciding.items(), key=lambda entry: entry[0] in ("pad_id", "seed"))]
     jobs = []
     for embedding, chunk2seq, output in zip(embeddings, chunk2seqs, outputs, strict=True):
         position = _position(embedding, indexed, by_content=parameters.profile != "seed")

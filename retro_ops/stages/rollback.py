@@ -9,9 +9,6 @@ from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.versions import history
 
-HELP = "make an earlier version the current one"
-PARAMETERS = ()
-
 STAGE = "rollback"
 
 

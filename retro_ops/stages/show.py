@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from retro_ops.storage.npy import NpyReader
     from retro_ops.tokens.tokenizer import Tokenizer
 
-HELP = "print random chunks of a dataset with their nearest neighbours as text"
-PARAMETERS = ("tokenizer", "seed")
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--spec", required=True, help="dataset spec")

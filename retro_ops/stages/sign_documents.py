@@ -16,9 +16,6 @@ from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 
-HELP = "compute document signatures of a shard for the search for duplicates"
-PARAMETERS = ("memory_budget",)
-
 STAGE = "sign-documents"
 BATCH_BYTES = 2**20
 """Bytes of lines that a process signs at a time; their n-gram strings take about 50 times as much memory."""

@@ -28,9 +28,6 @@ from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 
-HELP = "split a source file of a recipe by category and split into parts of shards"
-PARAMETERS = ("memory_budget",)
-
 STAGE = "split-corpus"
 
 

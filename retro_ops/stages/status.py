@@ -14,9 +14,6 @@ from retro_ops.storage import store
 from retro_ops.versions import audit, history
 from retro_ops.versions.audit import TaskState
 
-HELP = "show which tasks of a run or a published dataset are done, missing or damaged"
-PARAMETERS = ()
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plan", help="plan of a run")

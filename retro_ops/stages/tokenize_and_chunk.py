@@ -15,7 +15,7 @@ from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
@@ -24,17 +24,6 @@ from retro_ops.tokens.writer import Job, Outputs
 if TYPE_CHECKING:
     from retro_ops.tokens.tokenizer import Tokenizer
 
-HELP = "tokenise documents (JSON lines) and cut them into chunks"
-PARAMETERS = (
-    "tokenizer",
-    "pad_id",
-    "chunk_size",
-    "max_chunks",
-    "token_dtype",
-    "on_bad_record",
-    "max_bad_share",
-    "memory_budget",
-)
 
 STAGE = "tokenize-and-chunk"
 BATCH_BYTES = 2**21
@@ -68,7 +57,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _run(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]") -> None:
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    chosen = values_for(STAGE, parameters)
     # Standard input cannot be read again.
     folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
     unfinished = Checkpoints(folder)
@@ -110,7 +99,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in json_lines.find(pattern))
     # Standard input has no fingerprint beforehand, so such a run never counts as done.
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
-    settings = {name: getattr(parameters, name) for name in PARAMETERS if name != "memory_budget"}
+    settings = {name: value for name, value in values_for(STAGE, parameters).items() if name != "memory_budget"}
     settings["tokenizer"] = name_digest(parameters.tokenizer)
     line_bytes = digests.line_limit(parameters.memory_budget)
     cut = digests.cut_shard(parameters.max_chunks)

@@ -12,7 +12,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from retro_ops.storage.npy import NpyReader
 
-HELP = "train a faiss index on a uniform sample of the embeddings"
-CONTENT = ("index_type", "index_memory", "index_too_small", "max_training_vectors", "seed")
-PARAMETERS = (*CONTENT, "device", "memory_budget")
 
 STAGE = "train-faiss-index"
 BLOCK_ROWS = 16_384
@@ -49,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     job = _planned_job(arguments.plan) if arguments.plan else _job(arguments, parameters)
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    chosen = values_for(STAGE, parameters)
     report.run_once(STAGE, job.report, job.digest, chosen, job.embeddings, lambda: _work(job, parameters))
 
 
@@ -70,7 +67,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     if not arguments.spec or not arguments.output:
         raise BadInputError("--spec and --output are missing", "name them, or give --plan")
     embeddings = tuple(shard.embeddings for shard in index_spec_from_json(store.read(arguments.spec), arguments.spec))
-    settings = [getattr(parameters, name) for name in CONTENT]
+    settings = [value for name, value in values_for(STAGE, parameters).items() if PARAMETERS[name].decides]
     content = [store.at(uri).fingerprint(uri) for uri in embeddings]
     return Job(
         embeddings=embeddings,

@@ -8,16 +8,9 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.progress import say
-
-HELP = "tune nprobe and candidates for the target recall"
-PARAMETERS = (
-    *("num_neighbours", "profile", "nprobe", "retrieval_margin", "target_recall", "recall_sample", "seed"),
-    *("max_overlap", "max_shared_run", "max_shared_ngrams"),
-    *("device", "shard_index", "memory_budget", "search_memory"),
-)
 
 STAGE = "tune-search"
 
@@ -30,7 +23,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
         raise BadInputError("--plan is missing", "by hand, `retrieve-neighbours` tunes its search itself")
     plan = read_plan(arguments.plan)
-    chosen = {name: getattr(parameters, name) for name in PARAMETERS}
+    chosen = values_for(STAGE, parameters)
     inputs = [paths.index_uri(plan, split) for split in plan.splits()]
     uri, digest = paths.report_uri(plan, STAGE), digests.tuning_digest(plan)
     report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, parameters))

@@ -15,9 +15,6 @@ from retro_ops.progress import say
 from retro_ops.quality.checks import Folders, raise_findings, validate
 from retro_ops.storage import store
 
-HELP = "check a dataset against all rules of the file formats"
-PARAMETERS = ("memory_budget",)
-
 STAGE = "validate"
 
 

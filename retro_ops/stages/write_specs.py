@@ -18,9 +18,6 @@ from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent, relative
 
-HELP = "write the spec files that later stages and RETRO trainers read"
-PARAMETERS = ()
-
 STAGE = "write-specs"
 MANIFEST_FORMAT = 1
 

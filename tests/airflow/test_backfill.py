@@ -98,11 +98,14 @@ def without_airflow(root: Path, conf: dict[str, Any]) -> list[dict[str, Any]]:
     """The same days one after the other, without Airflow."""
     model = stage_settings()["RETRO_MODEL"]
     program = f"""
-from benchmarks.whole_run import run
+import sys
+from retro_ops.cli import main
+place = ["--root", {str(root)!r}, "--dataset", "news"]
 for day in {DAYS!r}:
-    first = ["--corpus", {conf["corpus"]!r}, "--index-type", "Flat", "--target-recall", 1,
+    first = ["--corpus", {conf["corpus"]!r}, "--index-type", "Flat", "--target-recall", "1",
              "--tokenizer", {model!r}, "--model", {model!r}, "--device", "cpu"] if day == {DAYS[0]!r} else []
-    run({str(root)!r}, "news", day, "--refresh", "--as-of", day, *first)
+    if code := main(["build", *place, "--run", day, "--refresh", "--as-of", day, *first]):
+        sys.exit(code)
 """
     python = REAL_STAGES.parent / "python"
     subprocess.run([python, "-c", program], cwd=REPOSITORY, check=True, capture_output=True)

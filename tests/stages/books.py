@@ -30,20 +30,8 @@ def plan_of(run: Run, root: str, corpus: str, tokenizer: str, model: str, *optio
 
 def build(run: Run, uri: str) -> Plan:
     """Every stage of the plan, in order."""
-    plan = read_plan(uri)
-    for stage in ("tokenize-and-chunk", "embed-chunks"):
-        for shard in plan.shards:
-            run(stage, "--plan", uri, "--shard", shard.name)
-    run("train-faiss-index", "--plan", uri)
-    for shard in plan.shards:
-        run("build-faiss-index", "--plan", uri, "--shard", shard.name)
-    run("merge-indexes", "--plan", uri)
-    run("tune-search", "--plan", uri)
-    for shard in plan.shards:
-        run("retrieve-neighbours", "--plan", uri, "--shard", shard.name)
-    for stage in ("write-specs", "describe", "validate", "publish"):
-        run(stage, "--plan", uri)
-    return plan
+    run("build", "--plan", uri)
+    return read_plan(uri)
 
 
 def arrays_of(plan: Plan) -> dict[str, np.ndarray]:

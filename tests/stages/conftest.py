@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from nightly import First, Nights
+from runs import Done, whole_run
 
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import run as whole_run
 from retro_ops.cli import main
 
 Run = Callable[..., None]

@@ -3,11 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runs import Done, call, whole_run
 from samples import write_corpus
 
-from benchmarks import whole_run as stages
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import run as whole_run
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.storage import store
@@ -74,20 +72,8 @@ class First:
 
 def planned(nights: Nights, name: str, *flags: str) -> str:
     uri = paths.plan_uri(nights.root, "d", name)
-    Done().stage("plan", "--root", nights.root, "--dataset", "d", "--output", uri, "--refresh", *flags)
+    call("plan", "--root", nights.root, "--dataset", "d", "--output", uri, "--refresh", *flags)
     return uri
-
-
-def to_the_end(plan_uri: str) -> Done:
-    """The stages of a refresh after its plan."""
-    done = Done(plan_uri)
-    stages._stages(done, stages.UNTIL_GATE, True)
-    done.stage("check-drift", "--plan", done.plan_uri)
-    done.plan_uri = paths.next_plan_uri(done.plan_uri, "decided")
-    stages._stages(done, stages.FROM_INDEX, True)
-    for stage in stages.TO_PUBLISH:
-        done.stage(stage, "--plan", done.plan_uri, *(["--changed-only"] if stage == "validate" else []))
-    return done
 
 
 def shards(nights: Nights) -> list[str]:

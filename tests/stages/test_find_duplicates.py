@@ -5,12 +5,9 @@ from typing import Any
 
 import pytest
 from nightly import EXACT, Nights
+from runs import Done, StageFailedError, call, compare, whole_run
 from samples import write_corpus
 
-from benchmarks.nights import compare
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import StageFailedError
-from benchmarks.whole_run import run as whole_run
 from retro_ops.corpus import json_lines
 from retro_ops.execution import checkpoints, report
 from retro_ops.execution.plan_files import read_plan
@@ -98,7 +95,7 @@ def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> Non
     assert card["duplicates"]["duplicates"] == 5
     assert [row["duplicates_dropped"] for row in card["contents"]] == [3, 1, 0, 1]
     assert b"<h2>Duplicates</h2>" in store.read(paths.card_uri(done.plan, "html"))
-    Done().stage("validate", "--plan", done.plan_uri)
+    call("validate", "--plan", done.plan_uri)
     assert {entry.state for entry in audit(done.plan, thorough=True)} == {"done"}
 
 
@@ -163,12 +160,12 @@ def test_repair_keeps_what_was_dropped(planted: Nights) -> None:
     assert done.calls["find-duplicates"] == 0
     assert done.calls["tokenize-and-chunk"] == 1
     assert lines_of(done) == lines_of(first)
-    Done().stage("validate", "--plan", done.plan_uri)
+    call("validate", "--plan", done.plan_uri)
 
 
 def test_prune_keeps_signatures_and_what_shards_are_without(planted: Nights) -> None:
     plan = planted.first().plan
-    Done().stage("prune", "--root", planted.root, "--dataset", "d", "--keep", 1, "--grace", "0m", "--yes")
+    call("prune", "--root", planted.root, "--dataset", "d", "--keep", 1, "--grace", "0m", "--yes")
     for shard in plan.shards:
         assert store.exists(paths.report_uri(plan, "sign-documents", shard.name))
         assert shard.without is None or store.exists(shard.without.uri)
@@ -178,13 +175,13 @@ def test_prune_keeps_signatures_and_what_shards_are_without(planted: Nights) -> 
 
 def test_nobody_goes_on_without_looking(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
     plan_uri = paths.plan_uri(planted.root, "d", "x")
-    Done().stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
+    call("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
     for stage, shard, said in (
         ("tokenize-and-chunk", ("--shard", "a"), "they have not been found yet"),
         ("find-duplicates", (), "sign-documents of shard 'a' is not done"),
     ):
         with pytest.raises(StageFailedError):
-            Done().stage(stage, "--plan", plan_uri, *shard)
+            call(stage, "--plan", plan_uri, *shard)
         assert said in capfd.readouterr().err
 
 
@@ -192,10 +189,10 @@ def searched(planted: Nights) -> Done:
     """A run that has looked for duplicates."""
     plan_uri = paths.plan_uri(planted.root, "d", "x")
     run = Done(plan_uri)
-    run.stage("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
+    call("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
     for shard in read_plan(plan_uri).shards:
-        run.stage("sign-documents", "--plan", plan_uri, "--shard", shard.name)
-    run.stage("find-duplicates", "--plan", plan_uri)
+        call("sign-documents", "--plan", plan_uri, "--shard", shard.name)
+    call("find-duplicates", "--plan", plan_uri)
     return run
 
 
@@ -205,7 +202,7 @@ def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
     assert facts_of(run)["unsigned_shards"] == ["z"]
     assert facts_of(run)["duplicates"] == 5
     with pytest.raises(StageFailedError):
-        run.stage("tokenize-and-chunk", "--plan", paths.next_plan_uri(run.plan_uri, "deduplicated"), "--shard", "z")
+        call("tokenize-and-chunk", "--plan", paths.next_plan_uri(run.plan_uri, "deduplicated"), "--shard", "z")
 
 
 def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +212,7 @@ def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pyte
     store.write(without.uri, store.read(without.uri)[:-8] + bytes(8))
     store.at(planted.root).delete(paths.report_uri(first.plan, "tokenize-and-chunk", "a"))
     with pytest.raises(StageFailedError):
-        Done().stage("tokenize-and-chunk", "--plan", first.plan_uri, "--shard", "a")
+        call("tokenize-and-chunk", "--plan", first.plan_uri, "--shard", "a")
     assert "was removed or has changed since the run was planned" in capfd.readouterr().err
 
 
@@ -236,7 +233,7 @@ def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monk
     run = searched(planted)
     run.plan_uri = paths.next_plan_uri(run.plan_uri, "deduplicated")
     arguments = ("tokenize-and-chunk", "--plan", run.plan_uri, "--shard", "a")
-    run.stage(*arguments)
+    call(*arguments)
     uri = paths.report_uri(run.plan, "tokenize-and-chunk", "a")
     undisturbed = report.require(uri, "the chunks")
     # A block for each document, and an end after the first and after the second.
@@ -254,10 +251,10 @@ def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monk
 
         monkeypatch.setattr(checkpoints.Checkpoints, "commit_when_due", commit_and_end)
         if ends_at is None:
-            run.stage(*arguments)
+            call(*arguments)
         else:
             with pytest.raises(StageFailedError):
-                run.stage(*arguments)
+                call(*arguments)
     resumed = report.require(uri, "the chunks")
     assert resumed["details"]["resumed_at"] == 4
     assert (resumed["counts"], resumed["outputs"]) == (undisturbed["counts"], undisturbed["outputs"])

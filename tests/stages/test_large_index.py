@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from nightly import Nights
+from runs import compare
 
-from benchmarks.nights import compare
 from retro_ops.index import index_types
 from retro_ops.plan import digests, paths
 from retro_ops.storage import store

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import Done, whole_run
 from samples import Run
 
-from benchmarks.massive_open_text_tree import OTHER_SETS, PILE, write
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import run as whole_run
+from demo.massive_open_text_tree import OTHER_SETS, PILE, write
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.routing import LeftOut
 from retro_ops.execution import report

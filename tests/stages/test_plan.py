@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 from nightly import Nights, planned
+from runs import StageFailedError, call
 
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import StageFailedError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.storage import store
@@ -17,20 +16,20 @@ from retro_ops.versions.audit import audit
 def test_a_file_that_changes_after_the_plan_is_not_taken_for_what_was_planned(built: Nights, capfd: Any) -> None:
     built.put("train/e")
     planned = paths.plan_uri(built.root, "d", "planned")
-    Done().stage("plan", "--root", built.root, "--dataset", "d", "--output", planned, "--refresh")
+    call("plan", "--root", built.root, "--dataset", "d", "--output", planned, "--refresh")
     path = built.folder / "train/e.jsonl"
     before = path.read_bytes()
     built.put("train/e")
     with pytest.raises(StageFailedError) as failed:
-        Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
+        call("tokenize-and-chunk", "--plan", planned, "--shard", "e")
     assert failed.value.code == 65
     assert "e.jsonl has changed since the run was planned" in capfd.readouterr().err
     path.unlink()
     with pytest.raises(StageFailedError):
-        Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
+        call("tokenize-and-chunk", "--plan", planned, "--shard", "e")
     assert not store.exists(paths.report_uri(read_plan(planned), "tokenize-and-chunk", "e"))
     path.write_bytes(before)
-    Done().stage("tokenize-and-chunk", "--plan", planned, "--shard", "e")
+    call("tokenize-and-chunk", "--plan", planned, "--shard", "e")
 
 
 def test_other_code_finds_what_was_published_and_builds_it_again(
@@ -42,7 +41,7 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
     assert built.repair().changes["nothing"]
     # Only a new run may use the new code.
     with pytest.raises(StageFailedError):
-        Done().stage("embed-chunks", "--plan", behind, "--shard", "d")
+        call("embed-chunks", "--plan", behind, "--shard", "d")
     assert "was made by another version of this package, whose retrieve-neighbours" in capfd.readouterr().err
     done = built.refresh()
     assert (done.calls["retrieve-neighbours"], done.calls["embed-chunks"]) == (4, 0)

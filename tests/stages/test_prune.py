@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 from nightly import Nights, objects, place, three_versions
+from runs import Done, StageFailedError, call, whole_run
 from samples import Run
 
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import StageFailedError
-from benchmarks.whole_run import run as whole_run
 from retro_ops import uris
 from retro_ops.execution import report
 from retro_ops.plan import paths
@@ -41,13 +39,13 @@ def test_prune_shows_and_then_removes_what_nothing_kept_uses(built: Nights, run:
     # A run that is on its way: planned, one shard embedded.
     built.put("train/g")
     ongoing = paths.plan_uri(built.root, "d", "ongoing")
-    Done().stage("plan", *place(built), "--output", ongoing, "--refresh")
+    call("plan", *place(built), "--output", ongoing, "--refresh")
     for stage in ("tokenize-and-chunk", "embed-chunks"):
-        Done().stage(stage, "--plan", ongoing, "--shard", "g")
+        call(stage, "--plan", ongoing, "--shard", "g")
     # And one that nobody will finish.
     dead = paths.plan_uri(built.root, "d", "dead")
-    Done().stage("plan", *place(built), "--output", dead, "--refresh", "--chunk-size", "32")
-    Done().stage("tokenize-and-chunk", "--plan", dead, "--shard", "f")
+    call("plan", *place(built), "--output", dead, "--refresh", "--chunk-size", "32")
+    call("tokenize-and-chunk", "--plan", dead, "--shard", "f")
     gone = paths.stage_folder(Done(dead).plan, "tokenize-and-chunk", "f")
     for path in [*Path(gone).iterdir(), *Path(dead).parent.iterdir()]:
         os.utime(path, (0, 0))
@@ -124,9 +122,9 @@ def test_a_prune_that_is_killed_leaves_all_that_is_kept(built: Nights) -> None:
         for number in built.series().entries:  # Whatever is still listed is whole, or nothing of it was touched.
             reports = [uris.join(folder, paths.REPORT) for folder in history.folders(built.series().folder(number))]
             assert all(report.read(uri) for uri in reports)
-    Done().stage("prune", *place(built), "--keep", 1, "--yes")
+    call("prune", *place(built), "--keep", 1, "--yes")
     assert set(built.series().entries) == {3}
     assert sound(built, 3)
     assert not store.exists(only_before)
     with pytest.raises(StageFailedError):
-        Done().stage("rollback", *place(built), "--to", 1)
+        call("rollback", *place(built), "--to", 1)

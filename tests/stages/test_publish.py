@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 from books import build, make_corpus, plan_of
-from nightly import Nights, damage, planned, shards, to_the_end
+from nightly import Nights, damage, planned, shards
+from runs import Done, StageFailedError, call, compare, to_the_end, whole_run
 from samples import Run
 
-from benchmarks.nights import compare
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import StageFailedError
-from benchmarks.whole_run import run as whole_run
 from retro_ops import uris
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -30,19 +27,19 @@ from retro_ops.versions.audit import audit
 def test_of_two_runs_at_once_one_publishes_and_the_other_is_told(built: Nights, capfd: Any) -> None:
     built.put("train/e")
     slow = paths.plan_uri(built.root, "d", "slow")
-    Done().stage("plan", "--root", built.root, "--dataset", "d", "--output", slow, "--refresh")
+    call("plan", "--root", built.root, "--dataset", "d", "--output", slow, "--refresh")
     built.put("train/g")
     built.refresh()
     rest = Done(slow)
     for stage, shard in stage_graph.tasks(
         rest.plan, tuple(s for s in stage_graph.stages(rest.plan) if s != "describe")
     ):
-        rest.stage(stage, "--plan", slow, *(["--shard", shard] if shard else []))
+        call(stage, "--plan", slow, *(["--shard", shard] if shard else []))
     for stage in ("describe", "validate"):
-        rest.stage(stage, "--plan", slow)
+        call(stage, "--plan", slow)
     capfd.readouterr()
     with pytest.raises(StageFailedError):
-        rest.stage("publish", "--plan", slow)
+        call("publish", "--plan", slow)
     assert "version 2 was published meanwhile" in capfd.readouterr().err
     series = built.series()
     assert (series.current, len(series.entries)) == (2, 2)
@@ -99,20 +96,20 @@ def test_publishing_an_old_run_again_changes_nothing(built: Nights) -> None:
     old = built.refresh()
     built.put("train/g")
     built.refresh()
-    Done().stage("publish", "--plan", old.plan_uri)
+    call("publish", "--plan", old.plan_uri)
     assert built.series().current == 3
 
 
 def test_an_old_run_that_is_finished_late_does_not_undo_newer_ones(built: Nights, capfd: Any) -> None:
     built.put("train/e")
     died = planned(built, "died")
-    Done().stage("tokenize-and-chunk", "--plan", died, "--shard", "e")
+    call("tokenize-and-chunk", "--plan", died, "--shard", "e")
     built.put("train/g")
     built.remove("train/b")
     built.refresh()
     capfd.readouterr()
     with pytest.raises(StageFailedError):
-        built.repair("--run", "died")
+        built.repair("--repair-run", "died")
     assert "version 2 was published meanwhile" in capfd.readouterr().err
     assert shards(built) == ["d", "e", "f", "g", "v"]
 
@@ -123,7 +120,7 @@ def test_planning_a_run_again_leaves_the_version_that_it_published(built: Nights
     before = read_plan(built.series().plan_uri())
     built.put("train/g")
     # As when the task `plan` is cleared.
-    Done().stage("plan", "--root", built.root, "--dataset", "d", "--refresh",
+    call("plan", "--root", built.root, "--dataset", "d", "--refresh",
                  "--output", paths.first_plan_uri(done.plan_uri))  # fmt: skip
     assert not store.exists(done.plan_uri)
     assert read_plan(built.series().plan_uri()) == before

@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 from nightly import EXACT, Nights
+from runs import StageFailedError, call, compare, whole_run
 
-from benchmarks.nights import compare
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import StageFailedError
-from benchmarks.whole_run import run as whole_run
 from retro_ops.execution import report
 from retro_ops.index import index_types
 from retro_ops.plan import digests, paths, stage_graph
@@ -62,7 +59,7 @@ def test_after_every_night_all_is_as_if_built_from_scratch(
             searched += made["details"].get("updated", {}).get("searched_rows", 0)
     # Or nothing was shown: rows kept what they had, and rows that lost a neighbour were searched anew.
     assert merged > searched > 0
-    Done().stage("validate", "--plan", done.plan_uri)
+    call("validate", "--plan", done.plan_uri)
 
 
 def test_only_what_changed_is_built(built: Nights) -> None:

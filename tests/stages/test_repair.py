@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nightly import Nights, damage, planned, shards, to_the_end
+from nightly import Nights, damage, planned, shards
+from runs import Done, StageFailedError, call, compare, to_the_end, whole_run
 from samples import Run
 
-from benchmarks.nights import compare
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import StageFailedError
-from benchmarks.whole_run import run as whole_run
 from retro_ops import uris
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths, stage_graph
@@ -101,7 +98,7 @@ def test_a_run_that_failed_is_finished(built: Nights) -> None:
     sound = built.repair()
     assert sound.changes["nothing"]  # What is published is whole.
     with pytest.raises(StageFailedError):
-        built.repair("--run", failed)
+        built.repair("--repair-run", failed)
     assert built.series().current == 1
 
 
@@ -158,10 +155,10 @@ def test_a_partial_index_in_the_place_of_a_damaged_one_is_checked(built: Nights,
     built.put("train/x")
     done = built.refresh()
     damage(paths.partial_index_uri(done.plan, "d"))
-    Done().stage("plan", "--root", built.root, "--dataset", "d", "--output", done.plan_uri, "--refresh")
+    call("plan", "--root", built.root, "--dataset", "d", "--output", done.plan_uri, "--refresh")
     store.at(built.root).delete(paths.report_uri(done.plan, "validate"))
     with pytest.raises(StageFailedError):
-        Done().stage("validate", "--plan", done.plan_uri, "--changed-only")
+        call("validate", "--plan", done.plan_uri, "--changed-only")
 
 
 def test_a_damaged_manifest_is_told(built: Nights, capfd: Any) -> None:

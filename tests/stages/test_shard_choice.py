@@ -8,11 +8,9 @@ import faiss
 import numpy as np
 import pytest
 from nightly import EXACT, Nights
+from runs import Done, call, compare, whole_run
 from samples import Run, write_corpus
 
-from benchmarks.nights import compare
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import run as whole_run
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -175,7 +173,7 @@ def test_after_every_night_all_is_as_if_built_from_scratch(chosen: Nights) -> No
         assert chunks > 30
         assert equal == dict.fromkeys(equal, 1.0), night
         assert done.plan.base is not None
-        Done().stage("validate", "--plan", done.plan_uri)
+        call("validate", "--plan", done.plan_uri)
         for shard in stage_graph.shards_of(done.plan, "retrieve-neighbours"):
             made = report.require(paths.report_uri(done.plan, "retrieve-neighbours", shard.name), "it")
             merged += made["details"].get("updated", {}).get("merged_rows", 0)
@@ -210,7 +208,7 @@ def test_a_choice_that_makes_no_sense_is_refused(
     uri = paths.plan_uri(chosen.root, "d", "x")
     settings = (*chosen.corpus, "--tokenizer", chosen.model, "--model", chosen.model)
     with pytest.raises(Exception, match="65"):
-        Done().stage("plan", "--root", chosen.root, "--dataset", "d", "--output", uri, *settings, *flags)
+        call("plan", "--root", chosen.root, "--dataset", "d", "--output", uri, *settings, *flags)
     assert re.search(said, capfd.readouterr().err)
     assert not store.exists(uri)
 

@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 import zstandard
 from nightly import EXACT
+from runs import Done, compare, whole_run
 from samples import Run
 
-from benchmarks.nights import compare
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import run as whole_run
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes import parser
 from retro_ops.errors import BadInputError, ConfigurationError

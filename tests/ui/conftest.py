@@ -1,25 +1,13 @@
 """A stack of its own for the browser: object store and Airflow, with the demo corpus in it."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import FLAGS, find_browser
 from demo_stack import REPOSITORY, Demo
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Quiet: without these Chromium talks to its maker's servers.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +19,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         yield demo
     finally:
         demo.script("stack.py", "down")
-
-
-def find_browser() -> str:
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.fail(f"no browser found: install one of {', '.join(BROWSERS)}, or set CHROMIUM to its path")
-    return path
 
 
 @pytest.fixture(scope="session")

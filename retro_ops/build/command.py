@@ -1,0 +1,170 @@
+"""Corpus or recipe -> published version: every stage in this process, one after the other.
+
+With ``--plan`` it goes on from a plan: whatever is done already takes seconds. It ends at the first stage that fails,
+with the exit code of that stage.
+"""
+
+import importlib
+import json
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from retro_ops.build.steps import Mode, Request, Step, flags, steps
+from retro_ops.errors import BadInputError
+from retro_ops.execution import shard_groups
+from retro_ops.execution.plan_files import check_code, read_plan
+from retro_ops.plan import paths
+from retro_ops.plan.name_lists import split_names
+from retro_ops.plan.parameters import PARAMETERS, Parameters, read_by
+from retro_ops.progress import say
+from retro_ops.stages import plan as plan_stage
+from retro_ops.storage import store
+from retro_ops.versions import history
+
+
+PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards", "quick")
+"""Arguments that only `plan` needs."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--plan", help="go on from this plan, instead of making one")
+    parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--dataset", help="name of the dataset")
+    parser.add_argument("--run", help="name of this run, whose plan is kept under it (default: the time)")
+    parser.add_argument("--recipe", help="recipe of the corpus, instead of --corpus: see `retro-ops list-sources`")
+    parser.add_argument("--source-folder", help="where the recipe's relative paths start (default: its own folder)")
+    parser.add_argument("--repair-run", metavar="RUN", help="with --repair: this run, instead of what is published")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    plan_stage.add_choices(parser)
+
+
+@dataclass
+class Summary:
+    """What was run: seconds, and shards (or calls), by stage."""
+
+    plan_uri: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """``version``, ``recall`` and ``card`` only where the run ended with a version."""
+        facts: dict[str, Any] = {
+            "plan": self.plan_uri,
+            "nothing": "publish" not in self.seconds,
+            "stages": {
+                stage: {"seconds": round(taken, 2), "shards": self.shards[stage]}
+                for stage, taken in self.seconds.items()
+            },
+        }
+        return facts if facts["nothing"] else facts | _published(self.plan_uri)
+
+
+def run(arguments: Namespace, parameters: Parameters) -> None:
+    request = request_of(arguments)
+    # A plan that is made here has all that was given.
+    changed = _given(arguments) if arguments.plan else {}
+    summary = Summary(plan_uri=request.plan_uri)
+    for step in steps(request):
+        summary.plan_uri = step.arguments.get("plan", request.plan_uri)
+        started = time.monotonic()
+        try:
+            perform(step, changed)
+        except Exception:
+            say(f"build: {step.stage} failed, see below. {_how_to_go_on(step.stage, request)}", event="stopped")
+            raise
+        summary.seconds[step.stage] = time.monotonic() - started
+        summary.shards[step.stage] = step.shards
+    facts = summary.as_json()
+    print(json.dumps(facts, indent=1) if arguments.json else _as_text(read_plan(summary.plan_uri).dataset, facts))
+
+
+def perform(step: Step, changed: Mapping[str, Any]) -> None:
+    """Run a stage in this process. ``changed``: parameters that differ from those of the plan."""
+    module = importlib.import_module(f"retro_ops.stages.{step.stage.replace('-', '_')}")
+    parser = ArgumentParser(prog=f"retro-ops {step.stage}")
+    module.add_arguments(parser)
+    parser.add_argument("--plan")
+    parser.add_argument("--shard", type=split_names)
+    own = {name: value for name, value in step.arguments.items() if name in PARAMETERS}
+    arguments = parser.parse_args(flags({name: step.arguments[name] for name in step.arguments if name not in own}))
+    vars(arguments).update(own)
+    parameters = Parameters()
+    if arguments.plan:
+        plan = read_plan(arguments.plan)
+        check_code(plan, arguments.plan)
+        parameters = plan.parameters
+    module.run(arguments, replace(parameters, **own, **changed))
+
+
+def _given(arguments: Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
+
+
+def request_of(arguments: Namespace) -> Request:
+    """What the flags of `build` ask for. BadInputError if they contradict each other."""
+    mode: Mode = "refresh" if arguments.refresh else "repair" if arguments.repair else "build"
+    if arguments.plan:
+        fixed = ("root", "dataset", "run", "recipe", "source_folder", "repair_run", *PLANNED)
+        if unused := [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]:
+            raise BadInputError(f"{', '.join(unused)}: fixed by the plan", "leave out --plan to make another one")
+        return Request(arguments.plan, mode)
+    if not (arguments.root and arguments.dataset):
+        raise BadInputError("--root or --dataset is missing", "name both, or the plan of a run with --plan")
+    root, dataset = arguments.root.rstrip("/"), arguments.dataset
+    name = arguments.run or f"build-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
+    plan_uri, place, given = paths.plan_uri(root, dataset, name), {"root": root, "dataset": dataset}, _given(arguments)
+    sources = None
+    if arguments.recipe or (mode == "refresh" and not arguments.corpus and _is_from_recipe(root, dataset)):
+        sources = {
+            **place,
+            **{key: getattr(arguments, key) for key in ("recipe", "source_folder", "refresh")},
+            **{key: value for key, value in given.items() if key in read_by("list-sources")},
+            "output": paths.sources_uri(root, dataset, name),
+        }
+    plan = {
+        **place,
+        **{key: getattr(arguments, key) for key in (*PLANNED, "refresh", "repair")},
+        **given,
+        "run": arguments.repair_run,
+        "output": plan_uri,
+    }
+    return Request(plan_uri, mode, plan, sources)
+
+
+def _is_from_recipe(root: str, dataset: str) -> bool:
+    series = history.read(root, dataset)
+    return bool(series.current and read_plan(series.plan_uri()).recipe)
+
+
+def _how_to_go_on(stage: str, request: Request) -> str:
+    if stage in ("list-sources", "split-corpus", "plan"):
+        return "Fix the cause and repeat this command."
+    command = f"retro-ops build --plan {request.plan_uri}" + ("" if request.mode == "build" else f" --{request.mode}")
+    return f"Fix the cause and go on with: {command} (if a corpus file was fixed, repeat the whole command instead)"
+
+
+def _published(plan_uri: str) -> dict[str, Any]:
+    """``version``: its number; ``recall`` by split; ``card``: its page."""
+    plan = read_plan(plan_uri)
+    series, folder = history.read(plan.root, plan.dataset), paths.stage_folder(plan, "publish")
+    quality = json.loads(store.read(paths.card_uri(plan, "json")))["quality"]
+    return {
+        "version": next(number for number in series.entries if series.folder(number) == folder),
+        "recall": {split: figures["recall"] for split, figures in quality.items()},
+        "card": paths.card_uri(plan, "html"),
+    }
+
+
+def _as_text(dataset: str, facts: Mapping[str, Any]) -> str:
+    if facts["nothing"]:
+        return f"{dataset}: nothing to do, what is published is up to date"
+    stages = facts["stages"]
+    lines = [f"{dataset}: version {facts['version']}"]
+    lines += [f"  {stage:22}{of['seconds']:10,.1f} s" for stage, of in stages.items()]
+    lines += [f"  {'all':22}{sum(of['seconds'] for of in stages.values()):10,.1f} s"]
+    lines += [f"  recall of {split}: {recall:.4f}" for split, recall in facts["recall"].items()]
+    return "\n".join([*lines, f"  card: {facts['card']}"])

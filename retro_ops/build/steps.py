@@ -1,0 +1,117 @@
+"""The steps of a whole run, in order: which stage comes next, with which arguments and on which shards."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from retro_ops.execution.plan_files import read_plan
+from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan.locations import NEXT_PLAN
+from retro_ops.plan.plan import Plan
+from retro_ops.plan.stage_graph import STAGES
+from retro_ops.storage import read_ahead, store
+
+ALL = tuple(STAGES)
+AFTER_PLAN = ALL[ALL.index("plan") + 1 :]
+"""The stages after the plan, in order."""
+
+Mode = Literal["build", "refresh", "repair"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run. All arguments are those of the stages, by the names of their flags: ``validation_corpus``.
+
+    ``plan_uri``: the plan of the run. ``plan``: arguments of `plan`, which writes it; None if it is there already.
+    ``sources``: arguments of `list-sources`, if the corpus comes from a recipe.
+    """
+
+    plan_uri: str
+    mode: Mode
+    plan: Mapping[str, Any] | None = None
+    sources: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a stage, on ``shards`` shards or source files (1 where it does not map over any)."""
+
+    stage: str
+    arguments: Mapping[str, Any]
+    shards: int = 1
+
+    def command(self) -> list[str]:
+        """The same as a command line, without the name of the program."""
+        return [self.stage, *flags(self.arguments)]
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """``{"as_of": "2026-01-02", "quick": True, "run": None}`` -> ``["--as-of", "2026-01-02", "--quick"]``."""
+    found: list[str] = []
+    for name, value in arguments.items():
+        if value is None or value is False or value == []:
+            continue
+        found.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            found.append(",".join(value) if isinstance(value, list) else str(value))
+    return found
+
+
+def steps(request: Request) -> Iterator[Step]:
+    """Each step depends on files that the one before it wrote: perform it before the next is requested.
+
+    All shards of a stage are one step, as a mapped task of the DAGs has a group of them. A refresh or repair leaves
+    out what has a report already, and ends after the plan where there is nothing to do.
+    """
+    plan_uri = request.plan_uri
+    if request.plan is not None:
+        yield from _planning(request, request.plan)
+    if request.mode != "build" and is_nothing_to_do(plan_uri):
+        return
+    for stage in AFTER_PLAN:
+        step = _step(stage, plan_uri, request.mode)
+        if step is None:
+            continue
+        yield step
+        if stage in NEXT_PLAN:
+            plan_uri = paths.next_plan_uri(plan_uri, NEXT_PLAN[stage])
+
+
+def is_nothing_to_do(plan_uri: str) -> bool:
+    """Whether the version that the plan makes is the published one."""
+    return bool(json.loads(store.read(paths.changes_uri(plan_uri)))["nothing"])
+
+
+def _planning(request: Request, arguments: Mapping[str, Any]) -> Iterator[Step]:
+    if request.sources is not None:
+        yield Step("list-sources", request.sources)
+        uri = request.sources["output"]
+        files = [file.name for file in source_list.from_json(store.read(uri), uri).files]
+        yield Step("split-corpus", {"sources": uri, "file": files}, len(files))
+        arguments = {**arguments, "sources": uri}
+    yield Step("plan", arguments)
+
+
+def _step(stage: str, plan_uri: str, mode: Mode) -> Step | None:
+    """The call of ``stage``; None where it has nothing to do in this run."""
+    plan = read_plan(plan_uri)
+    if stage in ("sign-documents", "find-duplicates") and (plan.parameters.duplicates == "keep" or plan.deduplicated):
+        return None
+    if stage == "check-drift" and mode != "refresh":
+        return None
+    arguments: dict[str, Any] = {"plan": plan_uri}
+    if STAGES[stage].maps_over == "shard":
+        shards = [shard.name for shard in stage_graph.shards_of(plan, stage)]
+        shards = shards if mode == "build" else _unfinished(plan, stage, shards)
+        return Step(stage, {**arguments, "shard": shards}, len(shards)) if shards else None
+    if STAGES[stage].folder == "index" and mode != "build" and store.exists(paths.report_uri(plan, stage)):
+        return None
+    if stage == "validate" and mode == "refresh":
+        arguments["changed_only"] = True
+    return Step(stage, arguments)
+
+
+def _unfinished(plan: Plan, stage: str, shards: list[str]) -> list[str]:
+    done = read_ahead.side_by_side(store.exists, [paths.report_uri(plan, stage, shard) for shard in shards])
+    return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
