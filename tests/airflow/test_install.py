@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,16 @@ print(json.dumps({
 }))
 """
 
+UNMET = """
+import importlib.metadata, sys
+from packaging.requirements import Requirement
+name, *extras = sys.argv[1:]
+for requirement in map(Requirement, importlib.metadata.requires(name)):
+    asked = not requirement.marker or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+    if asked and importlib.metadata.version(requirement.name) not in requirement.specifier:
+        print(requirement)
+"""
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -63,7 +74,7 @@ class Environment:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Built from a copy, as a build leaves files beside its sources."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     for name in ("retro_ops", "plugins"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
@@ -96,6 +107,22 @@ def install(folder: Path, libraries_of: Path, wheels: list[Path]) -> Environment
 def pip(*arguments: str | Path) -> None:
     done = subprocess.run([sys.executable, "-m", "pip", "-q", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_wheels_hold_their_licence(wheels: list[Path]) -> None:
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            assert [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")], wheel
+
+
+def test_pinned_libraries_meet_what_the_wheels_require(
+    of_airflow: Environment, of_stages: Environment, tmp_path: Path
+) -> None:
+    for made, asked in (
+        (of_airflow, ("retro-airflow", "docker", "kubernetes")),
+        (of_stages, ("retro-ops", "cpu", "stages", "fast", "parquet")),
+    ):
+        assert made.run(made.python, "-c", UNMET, *asked, cwd=tmp_path).stdout == ""
 
 
 def test_airflow_finds_the_dags_and_the_provider(of_airflow: Environment, tmp_path: Path) -> None:
