@@ -1,4 +1,4 @@
-"""Runs some shards of a plan one after the other in one process, so that what they share is loaded once."""
+"""Some shards of a plan, one after the other in one process, so that what they share is loaded once."""
 
 import logging
 import traceback
@@ -35,10 +35,10 @@ def names(text: str) -> list[str]:
 
 
 def each(stage: str, plan: Plan, shards: Sequence[str] | None, work: Callable[[str], object]) -> None:
-    """Runs ``work`` for each of ``shards``, by name and in order.
+    """``work`` for each of ``shards``, by name and in order.
 
-    A fault of one shard does not stop the others; after them, one error names all that failed. A fault that concerns
-    all shards (a store that does not answer, no GPU) is raised at once.
+    What is wrong with one does not keep the others from being done; it is raised after them, and names all that failed.
+    What concerns them all (a store that does not answer, no GPU) ends it at once.
     """
     if not shards:
         raise BadInputError(f"{stage} runs on shards", "name one or more with --shard A,B")
@@ -55,7 +55,7 @@ def each(stage: str, plan: Plan, shards: Sequence[str] | None, work: Callable[[s
         except Exception as error:
             if isinstance(error, RetroError) and not isinstance(error, BadInputError):
                 raise
-            # An unexpected error may also concern this shard alone.
+            # An error that nobody expected may be one shard's, too.
             said = str(error) if isinstance(error, RetroError) else traceback.format_exc()
             say(f"{stage}: shard {name} failed: {said}", logging.ERROR, event="shard_failed", shard=name)
             failed[name] = error
@@ -64,9 +64,9 @@ def each(stage: str, plan: Plan, shards: Sequence[str] | None, work: Callable[[s
 
 
 def _together(stage: str, failed: dict[str, Exception], count: int) -> Exception:
-    """One error for all: BadInputError, which is not retried, if all of them are; otherwise one that is retried."""
+    """Bad input if all of it is, so that nobody tries again; else what may pass."""
     reasons = "; ".join(f"{name}: {str(error).partition(chr(10))[0]}" for name, error in failed.items())
     message = f"{stage}: {len(failed)} of {count} shards failed: {reasons}"
     if all(isinstance(error, BadInputError) for error in failed.values()):
-        return BadInputError(message, "see the message of each shard above; the other shards are done")
+        return BadInputError(message, "see above what to do about each; the other shards are done")
     return RuntimeError(message)

@@ -13,7 +13,7 @@ from vectors import unit_vectors
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index, filling, ivf_file, training
-from retro_ops.memory import MemoryLimit, index_limit
+from retro_ops.memory import MemoryLimit
 from retro_ops.search import faiss_search, ivf_parts
 
 TYPES = ("IVF64,PQ8", "IVF64,Flat", "RR32,IVF64,PQ8", "PCAR16,IVF64,RaBitQ", "IVF2048,Flat")
@@ -111,11 +111,3 @@ def test_parts_of_another_index_are_refused(tmp_path: Path, vectors: NDArray[np.
     _, (_, other, *_) = build(tmp_path / "other", "IVF64,PQ8", vectors[::-1].copy())
     with pytest.raises(BadInputError, match="one trained index"):
         ivf_file.merge(opened(trained), [opened(other)], str(tmp_path / "merged"), 10**6)
-
-
-def test_an_index_may_take_what_was_requested_or_what_the_machine_has_left() -> None:
-    assert index_limit(3 * 2**30, 2**31) == MemoryLimit(3 * 2**30, "--search-memory")
-    left = index_limit(None, 2**31)
-    assert 0 < left.bytes < 2**50
-    assert "less the memory budget" in left.why
-    assert index_limit(None, 2**60).bytes > 0
