@@ -1,4 +1,4 @@
-"""Some shards of a plan, one after the other in one process, so that what they share is loaded once."""
+"""Runs a stage on several shards in one process, so that shared data is loaded once."""
 
 import logging
 import traceback
@@ -30,18 +30,18 @@ class Shared(Generic[T]):
 
 
 def names(text: str) -> list[str]:
-    """``a,b`` -> ``["a", "b"]``: shards on a command line. No name holds a comma."""
+    """Split a list on the command line: ``a,b`` -> ``["a", "b"]``. Shard names contain no comma."""
     return [name for name in text.split(",") if name]
 
 
 def each(stage: str, plan: Plan, shards: Sequence[str] | None, work: Callable[[str], object]) -> None:
-    """``work`` for each of ``shards``, by name and in order.
+    """Call ``work`` with the name of each of ``shards``, in order.
 
-    What is wrong with one does not keep the others from being done; it is raised after them, and names all that failed.
-    What concerns them all (a store that does not answer, no GPU) ends it at once.
+    An error in one shard does not stop the others; afterwards one error that names all failed shards is raised. An
+    error that affects all shards (an unreachable store, no GPU) is raised at once.
     """
     if not shards:
-        raise BadInputError(f"{stage} runs on shards", "name one or more with --shard A,B")
+        raise BadInputError(f"{stage} needs --shard", "name one or more shards: --shard A,B")
     for name in shards:
         plan.shard(name)
     if len(shards) == 1:
@@ -55,18 +55,18 @@ def each(stage: str, plan: Plan, shards: Sequence[str] | None, work: Callable[[s
         except Exception as error:
             if isinstance(error, RetroError) and not isinstance(error, BadInputError):
                 raise
-            # An error that nobody expected may be one shard's, too.
-            said = str(error) if isinstance(error, RetroError) else traceback.format_exc()
-            say(f"{stage}: shard {name} failed: {said}", logging.ERROR, event="shard_failed", shard=name)
+            # An unexpected error may concern only this shard, too.
+            reason = str(error) if isinstance(error, RetroError) else traceback.format_exc()
+            say(f"{stage}: shard {name} failed: {reason}", logging.ERROR, event="shard_failed", shard=name)
             failed[name] = error
     if failed:
         raise _together(stage, failed, len(shards))
 
 
 def _together(stage: str, failed: dict[str, Exception], count: int) -> Exception:
-    """Bad input if all of it is, so that nobody tries again; else what may pass."""
+    """One error for all ``failed`` shards: BadInputError (no retry) if all are, else an error that is retried."""
     reasons = "; ".join(f"{name}: {str(error).partition(chr(10))[0]}" for name, error in failed.items())
     message = f"{stage}: {len(failed)} of {count} shards failed: {reasons}"
     if all(isinstance(error, BadInputError) for error in failed.values()):
-        return BadInputError(message, "see above what to do about each; the other shards are done")
+        return BadInputError(message, "see above for what to do about each; the other shards are done")
     return RuntimeError(message)
