@@ -2,8 +2,8 @@
 
 Two amounts are divided:
 
-- the **memory budget** (``--memory-budget``): what a stage may take beside its model and its index;
-- the **memory limit of an index** (``--search-memory``, or what the machine has left): what an index may take itself.
+- the **memory budget** (``--memory-budget``) of a stage, beside its model and its index;
+- the **memory limit of an index** (``--search-memory``, else most of the memory of the machine).
 
 The shares of one step add up to no more than the whole. Every amount is in bytes. The limit on the length of a line is
 a share of the budget, too, but it decides content, so it stands with the digests: ``plan.digests.line_limit``.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHARE_FOR_AN_INDEX = 0.75
-"""Of the memory of the machine: the rest is for the operating system, the libraries and what grows unforeseen."""
+"""Share of the memory of the machine. The rest is for the operating system, the libraries and unforeseen growth."""
 
 LEAST_FOR_AN_INDEX = 2**26
 """An index may always take this much, however large the budget: less would read it in tiny parts."""

@@ -101,10 +101,10 @@ def lists_of(index: Any, ids: NDArray[np.int64], numbers: NDArray[np.int32] | No
 
 def projection(index: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """A function that applies the transforms before the lists to queries, ``[m, d]`` -> ``[m, e]``."""
-    transforms = transforms_of(index)
 
     def project(queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        for transform in transforms:
+        # faiss frees the transforms with ``index``, so it is the index that this function holds on to.
+        for transform in transforms_of(index):
             queries = transform.apply(np.ascontiguousarray(queries, np.float32))
         return queries
 

@@ -132,7 +132,7 @@ def open_lists(uri: str) -> ListFile | None:
 
 
 def memory_limit(parameters: Parameters) -> MemoryLimit:
-    """Limit of an index in memory: ``search_memory``, or what the machine has beside ``memory_budget``."""
+    """Memory limit of an index: ``search_memory``, else the memory of the machine less ``memory_budget``."""
     requested = parse_bytes(parameters.search_memory) if parameters.search_memory else None
     return memory.index_limit(requested, parse_bytes(parameters.memory_budget))
 

@@ -87,11 +87,9 @@ class Update:
     BadInputError if the previous neighbours are damaged: otherwise the damage would go on as part of a sound file.
     """
 
-    def __init__(
-        self, previous: PreviousNeighbours, shard: QueryShard, new: NewChunks, full_search: FullSearch
-    ) -> None:
+    def __init__(self, previous: PreviousNeighbours, shard: QueryShard, new: NewChunks) -> None:
         self.done = Done()
-        self._shard, self._new, self._full_search = shard, new, full_search
+        self._shard, self._new = shard, new
         for uri in (previous.neighbours, distances_uri(previous.neighbours)):
             report.check_unchanged(uri)
         self._neighbours = _of_shard(open_npy(previous.neighbours, ndim=2, kind="i"), shard)
@@ -100,7 +98,8 @@ class Update:
         self._counts = np.array(previous.counts, np.int64)
         self._offsets = np.array([-1 if at is None else offsets[at] for at in previous.positions], np.int64)
 
-    def search_rows(self, start: int, stop: int) -> Found:
+    def search_rows(self, start: int, stop: int, full_search: FullSearch) -> Found:
+        """Neighbours of rows ``start:stop``. ``full_search``: for rows that lost a neighbour."""
         queries = self._shard.rows(start, stop)
         distances = self._distances.rows(start, stop)
         ids = renumber(self._neighbours.rows(start, stop), self._counts, self._offsets)
@@ -111,7 +110,7 @@ class Update:
             known = pack(distances[merged], ids[merged], ids[merged] >= 0)
             found.put(merged, self._new.search(queries.take(merged), known))
         if len(searched):
-            found.put(searched, self._full_search(queries.take(searched)))
+            found.put(searched, full_search(queries.take(searched)))
         self.done.merged_rows += len(merged)
         self.done.searched_rows += len(searched)
         return found

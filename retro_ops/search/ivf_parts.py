@@ -22,7 +22,7 @@ NUMBER_BYTES = 8
 def in_parts(files: Sequence[ListFile], memory_limit: int) -> Coarse:
     """A search of ``files`` as of one index. Ids follow on from one file to the next.
 
-    ``memory_limit``: bytes that the search may take, beside what was trained. For as many queries at a time as fit:
+    ``memory_limit``: bytes that the search may take, beside the trained part. For as many queries at a time as fit:
 
     1. The quantizer says which lists each query probes, and how far they are.
     2. Of each file the lists that any of these queries probes are read, some at a time.

@@ -1,4 +1,4 @@
-"""Which query shard searches which index, as a plan says it: the jobs of `retrieve-neighbours`."""
+"""The jobs of `retrieve-neighbours`: which query shard searches which index, as the plan defines it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _OfSplit:
-    """What the jobs of a split have in common. ``previous``: without the neighbours of a shard."""
+    """Fields that the jobs of a split have in common. ``previous``: without the neighbours of a shard."""
 
     indexed: tuple[IndexShard, ...]
     positions: dict[str, int]
@@ -64,8 +64,10 @@ class _OfSplit:
 
 
 class PlannedJobs:
-    """The jobs of ``plan``, by shard. What those of a split have in common takes a while for a plan of thousands of
-    shards, so it is worked out once."""
+    """The jobs of ``plan``, by shard.
+
+    Fields that the jobs of a split have in common are computed once: for thousands of shards they take a while.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -112,7 +114,7 @@ class PlannedJobs:
         return _OfSplit(paths.index_shards(plan, split), positions, previous)
 
     def _previous(self, shard: Shard, of_split: PreviousNeighbours | None) -> PreviousNeighbours | None:
-        """Of a shard whose chunks are the same in the base version; None if its neighbours are up to date as well."""
+        """For a shard whose chunks are those of the base version; None if its neighbours are up to date as well."""
         former = digests.former_shard(self._plan, shard)
         up_to_date = digests.neighbours_digest(self._plan, shard)
         if not of_split or not former or former.neighbours in (None, up_to_date):

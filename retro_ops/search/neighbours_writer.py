@@ -17,7 +17,7 @@ class Search(Protocol):
     """Search for the neighbours of a query shard, of either profile."""
 
     batch_rows: int
-    """Rows that are searched at a time, ahead of those that are handed out."""
+    """Rows that are searched together, and handed out a block at a time."""
     details: dict[str, Any]
     """Settings of the search, for the report."""
     same_document: bool

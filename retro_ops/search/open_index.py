@@ -57,7 +57,7 @@ def comparer(device: Device) -> Compare:
 class SearchedIndex:
     """The index at ``uri`` and its ``chunks``, searched by the queries of one split.
 
-    Query shards that search it one after the other share it, with what is loaded of it.
+    Query shards that search it one after the other share it, and all that it has loaded.
     """
 
     uri: str

@@ -99,8 +99,8 @@ def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: b
 def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
     """A uniform sample of ``count`` rows of all ``shards``, without replacement."""
     drawn = sample_rows(np.array([len(s) for s in shards], np.int64), count, seed)
-    asked = [of for of in zip(shards, drawn, strict=True) if len(of[1])] or [(shards[0], drawn[0])]
-    return join(read_ahead.side_by_side(lambda of: take(*of), asked, read_ahead.READERS))
+    chosen = [of for of in zip(shards, drawn, strict=True) if len(of[1])] or [(shards[0], drawn[0])]
+    return join(read_ahead.side_by_side(lambda of: take(*of), chosen, read_ahead.READERS))
 
 
 def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:

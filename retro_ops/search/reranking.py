@@ -191,7 +191,7 @@ NONE_REMOVED = Removed.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.ui
 def find(queries: Queries, k: int, index: Index, width: Width, cells: int, effort: Effort) -> Found:
     """The ``k`` nearest chunks of other documents that no filter removes.
 
-    1. One pass with ``width``, clipped to what the index has (``candidates``).
+    1. One pass with ``width``, clipped to the lists and chunks of the index (``candidates``).
     2. Rows with fewer than ``k`` neighbours are searched again, each time WIDEN times as wide, until they are full or
        the width is all that the index can do.
     3. Rows that are still short are searched exactly. So a row stays short only if there are no more neighbours.

@@ -53,7 +53,7 @@ def searched_index(job: Job, parameters: Parameters, device: Device) -> Searched
 class Retriever:
     """Finds the neighbours of the query shard of ``job`` in ``searched``, a batch of rows at a time.
 
-    ``batch_rows``: rows of a batch, a multiple of ``block_rows``, which is what the caller takes at a time.
+    The caller takes ``block_rows`` rows at a time; ``batch_rows``, the rows of a batch, are a multiple of them.
     """
 
     def __init__(self, job: Job, searched: SearchedIndex, block_rows: int) -> None:
@@ -79,7 +79,8 @@ class Retriever:
     def search_rows(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 and distances float32 ``[stop - start, k]`` of the neighbours of rows ``start:stop``.
 
-        Rows are asked for in order and lie in one batch, which begins with the first row that is in none yet.
+        Call it for consecutive ranges, each of which lies in one batch. A batch begins with the first row that was not
+        searched yet.
         """
         if start >= self._batch_start + len(self._batch):
             found = self._search_batch(start)
@@ -97,7 +98,7 @@ class Retriever:
 
     def _search_batch(self, start: int) -> Found:
         if self._update:
-            return self._update.search_rows(start, start + self.batch_rows)
+            return self._update.search_rows(start, start + self.batch_rows, self._full_search)
         if start == 0 and self._job.report in self._searched.found_ahead:
             return self._searched.found_ahead.pop(self._job.report)
         if start == 0 and len(self._shard) < self.batch_rows:
@@ -146,7 +147,7 @@ class Retriever:
         if previous is None:
             return None
         new = incremental.new_chunks(previous, self._searched, self._k, self._width, self._cells)
-        return incremental.Update(previous, self._shard, new, self._full_search)
+        return incremental.Update(previous, self._shard, new)
 
     def _row_bytes(self) -> int:
         """Memory of a row of a batch: its candidates, its embedding (also widened to float32) and its tokens."""
