@@ -1,5 +1,7 @@
 """Patterns of files and of shards, as a recipe writes them."""
 
+from collections.abc import Callable
+
 import bracex
 
 from retro_ops.corpus.recipes.model import SUFFIXES, Line
@@ -25,10 +27,13 @@ def alternatives(pattern: str) -> list[str]:
     return list(found)
 
 
-def patterns(keys: Keys, key: str, faults: Faults, required: bool = False) -> tuple[Line, ...]:
+def patterns(
+    keys: Keys, key: str, faults: Faults, required: bool = False, check: Callable[[str], object] = alternatives
+) -> tuple[Line, ...]:
+    """Patterns of files, or of what ``check`` says: it raises ValueError for what is no pattern."""
     found = words(keys, key, faults, required)
     for word in found:
-        check_pattern(word, faults)
+        check_pattern(word, faults, check)
         if (
             key == "files"
             and "." in (last := word.rpartition("/")[2])
@@ -38,9 +43,9 @@ def patterns(keys: Keys, key: str, faults: Faults, required: bool = False) -> tu
     return tuple(Line(str(word), word.line) for word in found)
 
 
-def check_pattern(word: Word, faults: Faults) -> None:
+def check_pattern(word: Word, faults: Faults, check: Callable[[str], object] = alternatives) -> None:
     try:
-        alternatives(word)
+        check(word)
     except ValueError as error:
         faults.add(word, f"bad pattern {str(word)!r}: {error}", "write it like Pile/train/{00..29}.jsonl.zst")
 
