@@ -1,9 +1,9 @@
-"""Finished blocks of an output that is not finished: what a stage that was killed need not do again.
+"""Checkpoints: finished blocks of an unfinished output, so that a stage that was killed resumes after them.
 
-A block is one object, so the store commits it whole or not at all: an .npz of parts, as its stage made them one after
-the other, with the rows (or records) it covers and whatever the stage counted up to its end, and its SHA-256 behind.
-Two runs of one stage may overwrite each other's blocks. Each is right by itself and names its first row, so those that
-do not follow on are passed over, and all that is lost is time.
+A block is one object, which the store commits whole or not at all: an .npz of parts in the order in which the stage
+made them, with the rows (or records) it covers and the counts of the stage up to its end, followed by its SHA-256.
+Two runs of the same stage may overwrite each other's blocks. Each block is valid by itself and names its first row, so
+blocks that do not continue the previous one are ignored; only time is lost.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 COMMIT_SECONDS = 10.0
 COMMIT_BYTES = 12 * 2**20
-"""A block is committed after so much work or output, whichever comes first. Less than a part of the store's uploads,
-so a block is one request, and a kill leaves no upload behind that nobody sees."""
+"""A block is committed after this much time or output, whichever comes first. It is smaller than a part of an upload,
+so it takes one request, and a kill leaves no incomplete upload behind."""
 
 WRITTEN_AT_ONCE = 4
-"""Blocks that come faster than by time are written beside the work, so many at a time; a kill costs at most these and
-the one that is being filled."""
+"""Blocks that fill up before their time are written in the background, this many at once; a kill costs at most these
+and the one that is being filled."""
 
 ABOUT = "about"
 SEAL_BYTES = hashlib.sha256().digest_size
@@ -46,22 +46,22 @@ Part: TypeAlias = "Mapping[str, NDArray[Any]]"
 class Unfinished:
     """The blocks of one output. ``folder`` None: nothing is kept, so nothing is resumed.
 
-    First take all ``parts``; then ``add`` what comes after them, from row ``end`` on.
+    First take all ``parts`` to their end; then ``add`` the parts that follow, from row ``end`` on.
     """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = folder
-        self._left_behind = folder is not None  # Until somebody has looked.
+        self._left_behind = folder is not None  # Until ``parts`` has looked.
         self._number = 0
         self._writer = ThreadPoolExecutor(WRITTEN_AT_ONCE)
         self._writing: deque[Future[None]] = deque()
         self.resumed_at = self.end = 0
         self.state: dict[str, Any] = {}
-        """What was counted in the blocks that were found."""
+        """Counts of the stage up to ``end``, as the blocks that were found hold them."""
         self._begin()
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the blocks that are whole and follow one another, from row 0 on."""
+        """Parts of the intact blocks that follow one another, from row 0 on."""
         if self._folder is None:
             return
         there = set(store.at(self._folder).list(self._folder))
@@ -75,22 +75,22 @@ class Unfinished:
             self._number += 1
         self.resumed_at = self.end
         if self._number:
-            say(f"goes on at {self.end:,}, after {self._number:,} finished blocks", event="resumed", done=self.end)
+            say(f"resumes at {self.end:,}, after {self._number:,} finished blocks", event="resumed", done=self.end)
         self._begin()
 
     def details(self) -> dict[str, int]:
-        """For the report: rows or records that were found done, if any were."""
+        """For the report: rows or records that an earlier run had finished, if any."""
         return {"resumed_at": self.resumed_at} if self.resumed_at else {}
 
     def add(self, part: Part, end: int) -> None:
-        """``part`` holds what comes next, up to row ``end``."""
+        """Add the next ``part``, which ends before row ``end``."""
         if self._folder is not None:
             self._write({f"{self._parts}/{name}.npy": rows for name, rows in part.items()})
         self._parts += 1
         self.end = end
 
     def commit_when_due(self, state: Mapping[str, Any] | None = None) -> None:
-        """A block of what was added since the last one, if that is enough. ``state``: JSON, counted up to ``end``."""
+        """Commit what was added since the last block, if it is enough. ``state``: counts up to ``end``, as JSON."""
         in_time = time.monotonic() - self._began >= COMMIT_SECONDS
         if self._folder is None or not self._parts or not (in_time or self._buffer.tell() >= COMMIT_BYTES):
             return
@@ -107,29 +107,29 @@ class Unfinished:
         self._begin()
 
     def _wait(self, at_most: int) -> None:
-        """Until no more than so many blocks are being written."""
+        """Wait until at most this many blocks are being written."""
         while len(self._writing) > at_most:
             self._writing.popleft().result()
 
     def restart(self) -> None:
-        """Nothing of it is of use."""
+        """Discard all blocks and begin with row 0."""
         self.delete()
         self._number = self.resumed_at = self.end = 0
         self.state = {}
         self._begin()
 
     def delete(self) -> None:
-        """All blocks, once the output counts without them."""
+        """Delete all blocks, once the output is complete without them."""
         if self._folder is not None and self._left_behind:
             wait(self._writing)
             for failed in filter(None, (write.exception() for write in self._writing)):
-                say(f"a block that nobody needs any more was not written: {failed}", logging.WARNING, event="block")
+                say(f"a block that is no longer needed was not written: {failed}", logging.WARNING, event="block")
             self._writing.clear()
             store.at(self._folder).delete_folder(self._folder)
 
     def _begin(self) -> None:
         self._first, self._parts, self._began = self.end, 0, time.monotonic()
-        # Written as it comes: one copy in memory, not one of arrays and one of bytes.
+        # Parts are serialised as they come, so memory holds one copy of them.
         self._buffer = io.BytesIO()
 
     def _write(self, members: Part) -> None:
@@ -155,7 +155,7 @@ class _Block:
     end: int
     state: dict[str, Any]
     contents: "Mapping[str, NDArray[Any]]"
-    """Arrays by number of the part and name, in order; read when asked for."""
+    """Arrays by part number and name, in order; read on demand."""
 
     def parts(self) -> Iterator[Part]:
         names = (name for name in self.contents if name != ABOUT)
@@ -164,7 +164,7 @@ class _Block:
 
 
 def _read(uri: str) -> _Block | None:
-    """None for a block that is damaged, or gone since it was listed."""
+    """The block at ``uri``; None if it is damaged, or gone since it was listed."""
     import numpy as np
 
     try:

@@ -1,4 +1,4 @@
-"""What a stage did, in numbers. The report is written last: it is what makes the output count."""
+"""Reports of stages. A report is written last, and its existence makes the output complete."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ REPORTED_PACKAGES = ("numpy", "tokenizers", "transformers", "sentence_transforme
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage hands back for its report."""
+    """Result of a stage, for its report."""
 
     counts: Mapping[str, int]
     outputs: Sequence[Written]
@@ -46,16 +46,16 @@ def run_once(
     work: Callable[[], Outcome],
     unfinished: Unfinished | None = None,
 ) -> dict[str, Any]:
-    """Do ``work`` unless the report at ``uri`` says it was done for the same ``digest``.
+    """Do ``work`` unless the report at ``uri`` says that it was done for the same ``digest``. Returns the report.
 
-    A kill before the report is written leaves nothing that counts as done, but maybe blocks to go on from, which are
-    ``unfinished``; they are deleted after it. Returns the report.
+    A kill before the report is written leaves no complete output, but perhaps blocks to resume from (``unfinished``),
+    which are deleted after the report is written.
     """
     done = read(uri)
     if done is not None and done["digest"] == digest and lost_output(done) is None:
         say(f"{stage}: already done, see {uri}", event="already_done", report=uri)
         if unfinished:
-            unfinished.delete()  # For a run that was killed just after its report.
+            unfinished.delete()  # Of a run that was killed just after its report.
         return done
     if done is not None:
         store.at(uri).delete(uri)
@@ -75,7 +75,7 @@ def run_once(
         "details": dict(outcome.details),
         "parameters": dict(parameters),
         "inputs": list(inputs),
-        # Relative to the report, so that a dataset that is moved or copied takes its checksums along.
+        # Relative to the report, so that the checksums hold for a dataset that is moved or copied.
         "outputs": [{**asdict(written), "uri": relative(written.uri, parent(uri))} for written in outcome.outputs],
         "peak_rss_bytes": peak_rss_bytes(),
         "packages": _package_versions(),
@@ -102,7 +102,7 @@ def sealed(report: Mapping[str, Any]) -> bytes:
 
 def read(uri: str) -> dict[str, Any] | None:
     """The report at ``uri``, its outputs as absolute locations; None when the stage is not done."""
-    found = store.at(uri).read_tagged(uri)  # One request, where a look and a reading were two.
+    found = store.at(uri).read_tagged(uri)  # One request instead of two.
     if found is None:
         return None
     data = found[0]
@@ -113,7 +113,7 @@ def read(uri: str) -> dict[str, Any] | None:
     if not isinstance(report, dict) or "digest" not in report or "outputs" not in report:
         raise BadInputError(f"{uri} is not a report", "delete it, and the stage runs again")
     if sealed({key: value for key, value in report.items() if key != SEAL}) != data:
-        raise BadInputError(f"{uri} is not as its stage wrote it", "delete it, and the stage runs again")
+        raise BadInputError(f"{uri} was changed after its stage wrote it", "delete it, and the stage runs again")
     for output in report["outputs"]:
         output["uri"] = resolve(output["uri"], uri)
     return report
@@ -128,9 +128,9 @@ def require(uri: str, what: str) -> dict[str, Any]:
 
 
 def check_unchanged(uri: str) -> None:
-    """BadInputError unless ``uri`` is what its stage wrote, as the report in its folder says. Reads all of it.
+    """BadInputError unless ``uri`` has the checksum in the report in its folder. Reads the whole file.
 
-    For what goes into outputs of another name: their own checksums would vouch for damage that they took over.
+    For files that are copied into other outputs, whose own checksums would otherwise confirm the damage.
     """
     made = require(uris.join(parent(uri), paths.REPORT), f"the stage that writes {uri}")
     name = uri.rpartition("/")[2]
@@ -143,9 +143,9 @@ def check_unchanged(uri: str) -> None:
 
 
 def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
-    """The identity (tokenizer, model, …) that all ``reports`` agree on; missing reports are passed over.
+    """The identity (tokenizer, model, …) that all ``reports`` agree on; missing reports are ignored.
 
-    Raises BadInputError naming the two artefacts that do not belong together.
+    BadInputError names two artefacts that do not belong together.
     """
     agreed: dict[str, tuple[Any, str]] = {}
     for uri, report in reports.items():
@@ -161,7 +161,7 @@ def check_same_identity(reports: Mapping[str, dict[str, Any] | None]) -> dict[st
 
 def peak_rss_bytes() -> int:
     with contextlib.suppress(FileNotFoundError), open("/proc/self/status") as status:
-        # What getrusage says on Linux began with the size of the process that started this one. Not every kernel tells.
+        # On Linux getrusage starts with the size of the parent process. Some kernels do not have VmHWM.
         for line in status:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -189,6 +189,6 @@ def changed_output(report: Mapping[str, Any]) -> str | None:
 
 
 def _package_versions() -> dict[str, str]:
-    """Of those that are loaded, by themselves: who installed which file takes seconds to find out."""
+    """Versions of the loaded packages, from the modules: installed metadata takes seconds to search."""
     said = {package: getattr(sys.modules.get(package), "__version__", None) for package in REPORTED_PACKAGES}
     return {"python": sys.version.split()[0], **{package: str(of) for package, of in said.items() if of}}

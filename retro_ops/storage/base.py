@@ -11,7 +11,7 @@ from retro_ops.errors import BadInputError, TransientError
 
 
 class ConflictError(TransientError):
-    """A compare-and-swap lost: somebody else wrote the object in between."""
+    """A compare-and-swap failed: another writer changed the object in between."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Stored:
-    """An object that is there. ``modified``: seconds since 1970, by the store's clock."""
+    """An object in the store. ``modified``: seconds since 1970, by the store's clock."""
 
     uri: str
     bytes: int
@@ -38,7 +38,7 @@ class Writer(Protocol):
     def write(self, data: bytes | memoryview) -> None: ...
 
     def set_head(self, data: bytes) -> None:
-        """Replace the first bytes (at most one part) of what was written; for headers known last."""
+        """Replace the first bytes that were written (at most 16 MiB), for headers that are known last."""
 
     def close(self) -> Written: ...
 
@@ -54,7 +54,7 @@ class Store(Protocol):
     def read(self, uri: str) -> bytes: ...
 
     def head(self, uri: str, length: int) -> tuple[bytes, int]:
-        """The first ``length`` bytes, fewer if there are no more, and the length of the whole; in one request."""
+        """The first ``length`` bytes (fewer if the object is shorter) and the length of the object, in one request."""
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``start``, else BadInputError."""
@@ -63,7 +63,7 @@ class Store(Protocol):
         """Content and the tag for ``write_if``; None when there is no such object."""
 
     def write_if(self, uri: str, data: bytes, tag: str | None) -> None:
-        """Write only if the object still has ``tag`` (None: does not exist), else ConflictError."""
+        """Write only if the object still has ``tag`` (None: if it does not exist); otherwise ConflictError."""
 
     def create(self, uri: str) -> Writer: ...
 
@@ -82,13 +82,13 @@ class Store(Protocol):
         """All objects below ``folder``, sorted by URI."""
 
     def list(self, folder: str) -> builtins.list[str]:
-        """Their URIs."""
+        """URIs of all objects below ``folder``, sorted."""
 
     def fingerprint(self, uri: str) -> str:
-        """Identifies the content of the object, whatever its name and time."""
+        """Text that identifies the content of the object, independent of its name and time."""
 
     def fingerprint_of(self, written: Written) -> str:
-        """The same of what was just written, without reading it again."""
+        """Fingerprint of an object that was just written, without reading it."""
 
 
 def hash_stream(stream: IO[bytes]) -> str:
@@ -110,11 +110,11 @@ def missing(uri: str) -> BadInputError:
 
 
 def taken_over(uri: str) -> TransientError:
-    """Two runs may build the same output at once; the one that began later sweeps the other away."""
+    """For two runs that build the same output at once: the one that began later removes the work of the other."""
     return TransientError(f"another writer of {uri} took over", "run again: it may be done by then")
 
 
 def exactly(uri: str, data: bytes, length: int) -> bytes:
     if len(data) != length:
-        raise BadInputError(f"{uri} is shorter than its header says: wanted {length} bytes, got {len(data)}")
+        raise BadInputError(f"{uri} is shorter than its header says: expected {length} bytes, got {len(data)}")
     return data

@@ -63,7 +63,7 @@ class LocalStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = self.read_tagged(uri)
             if (found[1] if found else None) != tag:
-                raise ConflictError(f"{uri} was changed by somebody else", "run again")
+                raise ConflictError(f"another run changed {uri}", "run again")
             with aborted_unless_closed(self.create(uri)) as writer:
                 writer.write(data)
                 writer.close()
@@ -84,7 +84,7 @@ class LocalStore:
             Path(uri).unlink(missing_ok=True)
 
     def delete_folder(self, folder: str) -> None:
-        # Somebody may be writing into it; what stays is litter, not an error.
+        # Another process may be writing into it; files that remain do no harm.
         shutil.rmtree(folder, ignore_errors=True)
 
     def objects(self, folder: str) -> builtins.list[Stored]:

@@ -18,21 +18,21 @@ from retro_ops.storage import read_ahead, store
 from retro_ops.storage.base import Written
 
 HEADER_BYTES = 16 * 2**10
-"""Far more than the header of any array of plain numbers: a small array is read with it, and need not be asked for
-again. Thousands of them are little memory."""
+"""Read first of each array. It is far more than a header of plain numbers takes, so a small array needs one request;
+thousands of them take little memory."""
 
 
-# Python 3.11 counts how deep it is in a text that it parses once for all threads, and fails where two of them do it
-# (python/cpython#106905); headers of many arrays are read side by side.
+# Python 3.11 keeps one recursion depth of its parser for all threads and fails when two of them parse at once
+# (python/cpython#106905), and headers of many arrays are read concurrently.
 _parsing = threading.Lock()
 
 DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, TokenError, Warning)
-"""What numpy raises while it reads a header, which is text that Python parses."""
+"""Errors of numpy for a damaged header, which is text that Python parses."""
 
 
 @dataclass(frozen=True)
 class NpyReader:
-    """An array whose rows lie in the store and are read as asked for."""
+    """An array in the store whose rows are read on demand."""
 
     uri: str
     dtype: np.dtype[Any]
@@ -41,7 +41,7 @@ class NpyReader:
     header: bytes = field(default=b"", repr=False, compare=False)
     """The first ``offset`` bytes of the file."""
     content: bytes | None = field(default=None, repr=False, compare=False)
-    """All of it, header included, where it was read with that."""
+    """The whole file, if it was read together with the header."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -62,7 +62,7 @@ class NpyReader:
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
     def blocks(self, rows: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(first row, at most ``rows`` rows), in order, from row ``first`` on; read ahead of their use."""
+        """Pairs (first row, at most ``rows`` rows) in order, from row ``first`` on, read ahead of their use."""
         starts = range(first, len(self), rows)
         yield from zip(
             starts, read_ahead.ahead(partial(self.rows, start, start + rows) for start in starts), strict=True
@@ -73,7 +73,7 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
     """Read the header of ``uri`` and check its length.
 
     ``kind`` holds the accepted ``dtype.kind`` letters (``"u"``, ``"iu"``, ``"f"``).
-    Raises BadInputError for what is not a plain C-ordered array, or is truncated.
+    Raises BadInputError for a file that is truncated or not a plain C-ordered array.
     """
     data, size = store.at(uri).head(uri, HEADER_BYTES)
     head = io.BytesIO(data)
@@ -93,7 +93,7 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None) -> N
             "it was cut off or changed: build it again",
         )
     if (ndim and len(shape) != ndim) or (kind and dtype.kind not in kind):
-        raise BadInputError(f"{uri} has dtype {dtype} and shape {shape}: not what this stage reads")
+        raise BadInputError(f"{uri} has dtype {dtype} and shape {shape}, which this stage does not read")
     return reader
 
 

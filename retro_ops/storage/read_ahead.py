@@ -1,4 +1,4 @@
-"""Reads that run ahead of their use, and many small requests at a time."""
+"""Reads that run ahead of their use, and many small requests at once."""
 
 import functools
 import io
@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 from retro_ops.storage.base import Store
 
 READ_AHEAD_BYTES = 8 * 2**20
-"""Of one range."""
+"""Length of one range."""
 
 LOOKUPS = 32
-"""Small requests at a time, where many are to be made: each waits for the store most of its time."""
+"""Small requests in flight when there are many: each spends most of its time waiting for the store."""
 
 READERS = 8
-"""Files read at a time, where each is read in full: each has AHEAD blocks of its own in memory."""
+"""Files read at once when each is read in full: each has AHEAD blocks in memory."""
 
 AHEAD = 4
-"""Reads in flight: enough to hide a store's delay behind work, few enough to hold."""
+"""Reads in flight: enough to hide the latency of a store behind work, few enough to fit into memory."""
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 
 
 def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
-    """What ``reads`` give, in order; up to AHEAD of them run, or wait to be taken, while the caller works."""
+    """Results of ``reads`` in order; up to AHEAD of them run, or wait to be taken, while the caller works."""
     with ThreadPoolExecutor(AHEAD) as pool:
         running: deque[Future[T]] = deque()
         for read in reads:
@@ -39,7 +39,7 @@ def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
 
 
 def side_by_side(work: Callable[[Item], T], items: Iterable[Item], at_once: int = LOOKUPS) -> list[T]:
-    """``work`` of each of ``items``, in order."""
+    """Results of ``work`` for each of ``items``, in order; ``at_once`` threads."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(work, items))
 

@@ -52,7 +52,7 @@ def part_bytes(number: int) -> int:
 
 
 class S3Store:
-    """S3 and whatever speaks its protocol."""
+    """S3 and servers that speak its protocol."""
 
     def exists(self, uri: str) -> bool:
         return self._head(uri) is not None
@@ -77,7 +77,7 @@ class S3Store:
                     return b"", 0
                 raise
             data = bytes(response["Body"].read())
-        # "bytes 0-99/1234"; a server that gave all of it may leave it out.
+        # "bytes 0-99/1234"; a server that sent the whole object may leave it out.
         return data, int(response.get("ContentRange", f"/{len(data)}").rpartition("/")[2])
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
@@ -102,7 +102,7 @@ class S3Store:
         return _S3Writer(self, uri)
 
     def open(self, uri: str) -> IO[bytes]:
-        """It reads ranges, each with retries, so it outlives idle connections."""
+        """Sequential reader. It requests ranges, each with retries, so it survives connections that break when idle."""
         return io.BufferedReader(RangeStream(self, uri))
 
     def canonical(self, uri: str) -> str:
@@ -251,7 +251,7 @@ class _S3Writer:
         self._sent.append({"PartNumber": number, "ETag": answer["ETag"]})
 
     def _abort_leftovers(self) -> None:
-        """A writer that was killed leaves parts that nobody sees and somebody pays for."""
+        """A writer that was killed leaves parts that no listing shows and that still cost money."""
         bucket, key = self._target["Bucket"], self._target["Key"]
         for upload in _client().list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads", ()):
             if upload["Key"] == key:
@@ -301,7 +301,7 @@ def _refusal(uri: str, error: Any) -> RetroError:
     if status == 404:
         return missing(uri)
     if status in (409, 412):
-        return ConflictError(f"{uri} was changed by somebody else", "run again")
+        return ConflictError(f"another run changed {uri}", "run again")
     if status == 416:
         return BadInputError(f"{uri} is shorter than its header says")
     if status not in range(300, 500) or status in (408, 429) or code in TRANSIENT_CODES:

@@ -38,7 +38,7 @@ def write(uri: str, data: bytes) -> Written:
 
 
 def create(uri: str) -> AbstractContextManager[Writer]:
-    """A writer that is aborted unless it was closed."""
+    """A writer that is aborted if the block ends in an error."""
     return aborted_unless_closed(at(uri).create(uri))
 
 
@@ -48,7 +48,7 @@ def same_object(a: str, b: str) -> bool:
 
 
 def canonical(uri: str) -> str:
-    """The same for all URIs of one object."""
+    """One text for all URIs of the same object."""
     return at(uri).canonical(uri)
 
 
