@@ -21,6 +21,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
+from retro_ops.versions import history
 
 DAG = "retro_dataset"
 DATASET = "demo"
@@ -151,8 +152,7 @@ def main() -> None:
     root = os.environ["RETRO_ROOT"]
     plan = read_plan(paths.plan_uri(root, DATASET, run_id))
     print_figures(plan)
-    current = json.loads(store.read(paths.current_uri(root, DATASET)))
-    print(f"\nPublished as version {current['version']}. Three chunks and their nearest neighbours:")
+    print(f"\nPublished as version {history.read(root, DATASET).current}. Three chunks and their nearest neighbours:")
     show = [str(STAGES_BIN / "retro-ops"), "show", "--spec", paths.dataset_spec_uri(plan, "train"), "--rows", "3"]
     subprocess.run(show, check=True)
     card = Path(run_dir, "card.html")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from wcmatch import fnmatch
-
 from retro_ops.corpus.recipes.model import Line, Recipe
+from retro_ops.corpus.recipes.shard_patterns import matching, no_match
 from retro_ops.corpus.recipes.yaml_nodes import Faults
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan.plan import Shard, Source, Split, check_name
 from retro_ops.plan.source_list import SourceFile, Sources
+from retro_ops.planning.shard_choice import chosen
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead
 
@@ -35,7 +35,8 @@ def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
     """Shards sorted by name, training first, with their parts in the order of the source files.
 
     Logs missing categories and the documents that were left out. Raises BadInputError if a file is not split yet, if
-    two splits or sources wrote the same shard, or if no shard matches a pattern of the recipe.
+    two splits or sources wrote the same shard, if no shard matches a pattern of the recipe, or if a shard is neither
+    indexed nor queried.
     """
     reports = read_ahead.side_by_side(partial(_report, listed), listed.files)
     parts = [part for file, made in zip(listed.files, reports, strict=True) for part in _parts(listed, file, made)]
@@ -46,19 +47,9 @@ def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
     for of_shard in by_name.values():
         check_one_writer(of_shard)
     sides: dict[str, Split] = {name: of_shard[0].split for name, of_shard in by_name.items()}
-    chosen = _chosen(recipe, list(by_name))
-    found = [
-        Shard(name, sides[name], tuple(part.source for part in by_name[name]), indexed=indexed, queried=queried)
-        for name, (indexed, queried) in chosen.items()
-        if indexed or queried
-    ]
-    if unused := [name for name, choice in chosen.items() if not any(choice)]:
-        say(f"plan: leaves out {len(unused):,} shards that are neither indexed nor queried: {_few(unused)}")
-    if not any(shard.split == "train" and shard.indexed for shard in found):
-        raise BadInputError(
-            f"{recipe.uri}: no training shard is indexed, so there is nothing to search",
-            "correct 'indexed' or 'split', or see the log above for documents that were left out",
-        )
+    found = [Shard(name, sides[name], tuple(part.source for part in of)) for name, of in by_name.items()]
+    _check_patterns(recipe, list(by_name))
+    found = chosen(found, _texts(recipe.indexed), _texts(recipe.queried), where=f"{recipe.uri}: ")
     return sorted(found, key=lambda shard: (shard.split == "val", shard.name))
 
 
@@ -99,27 +90,18 @@ def check_one_writer(parts: Sequence[Part]) -> None:
             )
 
 
-def _chosen(recipe: Recipe, names: Sequence[str]) -> dict[str, tuple[bool, bool]]:
-    """Whether each shard is indexed, and whether it is queried, by name."""
+def _texts(patterns: Sequence[Line]) -> list[str] | None:
+    return [pattern.text for pattern in patterns] or None
+
+
+def _check_patterns(recipe: Recipe, names: Sequence[str]) -> None:
+    """Raise BadInputError if a pattern of the recipe matches no shard; it names the line."""
     faults = Faults(recipe.uri)
-    indexed = _matching(recipe.indexed, names, "indexed", faults)
-    queried = _matching(recipe.queried, names, "queried", faults)
+    for key, patterns in (("indexed", recipe.indexed), ("queried", recipe.queried)):
+        for pattern in patterns:
+            if not matching(pattern.text, names):
+                faults.add(pattern.line, *no_match(pattern.text, key, names))
     faults.raise_if_any()
-    return {name: (name in indexed, name in queried) for name in names}
-
-
-def _matching(patterns: Sequence[Line], names: Sequence[str], key: str, faults: Faults) -> set[str]:
-    if not patterns:
-        return set(names)
-    found: set[str] = set()
-    for pattern in patterns:
-        matching = {name for name in names if fnmatch.fnmatch(name, pattern.text, flags=fnmatch.BRACE | fnmatch.CASE)}
-        if not matching:
-            faults.add(
-                pattern.line, f"no shard matches {pattern.text!r} in {key!r}", f"the shards are {_few(sorted(names))}"
-            )
-        found |= matching
-    return found
 
 
 def _say_what_is_absent(
@@ -142,7 +124,3 @@ def _say_what_is_absent(
     if bad := sum(made["counts"]["bad_records"] for made in reports):
         said += f"; {bad:,} bad records set aside next to the parts"
     say(said, event="parts", documents=documents, left_out=left_out.total())
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f", … ({len(names):,})" if len(names) > 8 else "")

@@ -1,17 +1,14 @@
 """Turns the files of a corpus or the parts of a recipe into the shards of a plan."""
 
-import fnmatch
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.plan import source_list
-from retro_ops.plan.name_lists import split_names
-from retro_ops.plan.plan import Shard, Source, Split, check_choice, check_name
+from retro_ops.plan.plan import Shard, Source, Split, check_name
 from retro_ops.planning import recipe_shards
 from retro_ops.storage import read_ahead, store
 
@@ -55,35 +52,6 @@ def _shards(files: Sequence[json_lines.CorpusFile], split: Split) -> list[Shard]
         return Shard(check_name("shard", _shard_name(file)), split, (source,))
 
     return sorted(read_ahead.side_by_side(shard, files), key=lambda shard: shard.name)
-
-
-def chosen(shards: list[Shard], indexed: str | None, queried: str | None) -> list[Shard]:
-    """``shards``, indexed and queried by patterns of names; None leaves them as they are."""
-    chosen = [
-        replace(s, indexed=_matches(s, indexed, s.indexed), queried=_matches(s, queried, s.queried)) for s in shards
-    ]
-    idle = [shard.name for shard in chosen if not (shard.indexed or shard.queried)]
-    if idle:
-        some = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
-        raise BadInputError(
-            f"{len(idle):,} shards are neither indexed nor queried: {some}",
-            "add them to --indexed or --queried, or leave their files out of the corpus",
-        )
-    check_choice(chosen)
-    return chosen
-
-
-def _matches(shard: Shard, patterns: str | None, otherwise: bool) -> bool:
-    if patterns is None:
-        return otherwise
-    return any(fnmatch.fnmatchcase(shard.name, pattern) for pattern in split_names(patterns))
-
-
-def check_patterns(shards: Sequence[Shard], patterns: str) -> None:
-    for pattern in split_names(patterns):
-        if not any(fnmatch.fnmatchcase(shard.name, pattern) for shard in shards):
-            some = ", ".join(shard.name for shard in shards[:10]) + (", …" if len(shards) > 10 else "")
-            raise BadInputError(f"no shard matches {pattern!r}", f"the shards are {some}")
 
 
 def _shard_name(file: json_lines.CorpusFile) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.recipes.shard_patterns import split_patterns
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
@@ -19,7 +20,8 @@ from retro_ops.plan.plan import Identity, Plan, check_name
 from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
 from retro_ops.planning.repair import plan_repair
-from retro_ops.planning.shards import check_patterns, checked_day, chosen, of_patterns, of_recipe
+from retro_ops.planning.shard_choice import check_patterns, chosen
+from retro_ops.planning.shards import checked_day, of_patterns, of_recipe
 from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
@@ -112,9 +114,9 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
         where = places.get("corpus") or places["recipe"]
         say(f"plan: {where} has no {json_lines.DATE}, so the files of today are taken for {as_of}")
     # Shards may have gone since the choice was made; a pattern that somebody just wrote is the name of some.
-    for patterns in filter(None, (arguments.indexed, arguments.queried)):
-        check_patterns(shards, patterns)
-    shards = chosen(shards, choice["index_shards"], choice["query_shards"])
+    check_patterns(shards, {"indexed": arguments.indexed, "queried": arguments.queried})
+    patterns = {name: None if text is None else split_patterns(text) for name, text in choice.items()}
+    shards = chosen(shards, patterns["index_shards"], patterns["query_shards"])
     parse_bytes(parameters.memory_budget)
     for amount in (parameters.index_memory, parameters.search_memory):
         if amount:

@@ -413,14 +413,17 @@ def test_nothing_at_all_is_no_dataset(made: Corpus, caplog: pytest.LogCaptureFix
 def test_which_shards_are_indexed_and_which_are_queried(made: Corpus) -> None:
     for number in range(4):
         made.put(f"{number:02}.jsonl", LINES[:2])
-    chosen = recipe_of('"{00..03}.jsonl"', 'indexed: "*_docs"\nqueried: ["{00..01}_*", 02_docs]\n')
+    chosen = recipe_of('"{00..03}.jsonl"', 'indexed: "*_docs"\nqueried: ["{00..03}_code", "0[01]_docs", 02_docs]\n')
     made.build(chosen)
     assert {shard.name: (shard.indexed, shard.queried) for shard in made.shards()} == {
         "00_code": (False, True), "00_docs": (True, True), "01_code": (False, True), "01_docs": (True, True),
-        "02_docs": (True, True), "03_docs": (True, False),
+        "02_code": (False, True), "02_docs": (True, True), "03_code": (False, True), "03_docs": (True, False),
     }  # fmt: skip
     made.look(chosen.replace("02_docs", "02_dogs").replace("*_docs", "*_d?cs"))
-    with pytest.raises(BadInputError, match=r"recipe.yaml:6: no shard matches '02_dogs' in 'queried'"):
+    with pytest.raises(BadInputError, match=r"recipe.yaml:6: no shard matches '02_dogs', as 'queried' says"):
+        made.shards()
+    made.look(chosen.replace("{00..03}_code", "{00..02}_code"))
+    with pytest.raises(BadInputError, match=r"recipe.yaml: 1 shards are neither indexed nor queried: 03_code"):
         made.shards()
 
 

@@ -5,6 +5,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from retro_ops.corpus.recipes import shard_patterns
 from retro_ops.corpus.recipes.model import Line, Output, Recipe, Rule, format_of
 from retro_ops.corpus.recipes.patterns import check_pattern, patterns, words
 from retro_ops.corpus.recipes.yaml_nodes import Faults, Value, YamlList, YamlMapping, YamlText, load, near
@@ -43,8 +44,8 @@ def parse_recipe(text: str, uri: str) -> Recipe:
         uri,
         tuple(map(str, categories)),
         tuple(rules),
-        indexed=patterns(keys, "indexed", faults),
-        queried=patterns(keys, "queried", faults),
+        indexed=patterns(keys, "indexed", faults, check=shard_patterns.check_pattern),
+        queried=patterns(keys, "queried", faults, check=shard_patterns.check_pattern),
     )
     faults.raise_if_any()
     return recipe

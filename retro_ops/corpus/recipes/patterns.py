@@ -1,5 +1,7 @@
 """Checks and expands the patterns that a recipe uses for files and shards."""
 
+from collections.abc import Callable
+
 import bracex
 
 from retro_ops.corpus.recipes.model import SUFFIXES, Line
@@ -25,11 +27,13 @@ def alternatives(pattern: str) -> list[str]:
     return list(names)
 
 
-def patterns(keys: YamlMapping, key: str, faults: Faults, required: bool = False) -> tuple[Line, ...]:
-    """The patterns under ``key``, each checked, with their lines."""
+def patterns(
+    keys: YamlMapping, key: str, faults: Faults, required: bool = False, check: Callable[[str], object] = alternatives
+) -> tuple[Line, ...]:
+    """The patterns under ``key``, with their lines. ``check`` raises ValueError for an invalid one."""
     values = words(keys, key, faults, required)
     for word in values:
-        check_pattern(word, faults)
+        check_pattern(word, faults, check)
         if (
             key == "files"
             and "." in (last := word.rpartition("/")[2])
@@ -39,10 +43,10 @@ def patterns(keys: YamlMapping, key: str, faults: Faults, required: bool = False
     return tuple(Line(str(word), word.line) for word in values)
 
 
-def check_pattern(word: YamlText, faults: Faults) -> None:
+def check_pattern(word: YamlText, faults: Faults, check: Callable[[str], object] = alternatives) -> None:
     """Record a fault if the braces or brackets of ``word`` are invalid."""
     try:
-        alternatives(word)
+        check(word)
     except ValueError as error:
         faults.add(word, f"bad pattern {str(word)!r}: {error}", "write it like Pile/train/{00..29}.jsonl.zst")
 

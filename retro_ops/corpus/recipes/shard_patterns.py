@@ -1,0 +1,55 @@
+"""Patterns of shard names, one language for recipes, flags and forms.
+
+``*`` is any text, ``?`` a character, ``[ab]`` and ``[!ab]`` are one of, or none of, some characters; case counts.
+Braces hold a list ``{docs,code}`` or a range ``{00..08}``. Text without braces means what Python's fnmatch says, as it
+did when only that was known, so patterns in plans of earlier versions keep their meaning.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterable
+
+from retro_ops.corpus.recipes.patterns import alternatives
+
+UNCLEAR = {
+    "[^": "write [!…] to exclude characters",
+    "[[:": "write ranges such as [a-z]",
+    "\\": "shard names contain no character that needs a backslash",
+}
+"""Syntax that pattern languages understand differently, and its replacement."""
+
+
+def split_patterns(text: str) -> list[str]:
+    """``{00..08}_*,{a,b}`` -> ``["{00..08}_*", "{a,b}"]``: commas in braces and brackets belong to their pattern."""
+    found, depth = [""], 0
+    for character in text:
+        depth = max(0, depth + (character in "{[") - (character in "}]"))
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [pattern for pattern in found if pattern]
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError, with the reason, if ``pattern`` is invalid or ambiguous."""
+    for unclear, hint in UNCLEAR.items():
+        if unclear in pattern:
+            raise ValueError(f"{unclear!r} is not part of a pattern of shard names: {hint}")
+    alternatives(pattern)
+
+
+def matching(pattern: str, names: Iterable[str]) -> set[str]:
+    """The ``names`` that ``pattern`` matches."""
+    found = alternatives(pattern) if "{" in pattern else [pattern]
+    compiled = re.compile("|".join(map(fnmatch.translate, found)))
+    return {name for name in names if compiled.match(name)}
+
+
+def no_match(pattern: str, key: str, names: Iterable[str]) -> tuple[str, str]:
+    """Message and remedy for a ``pattern`` of ``key`` that matches none of ``names``."""
+    return f"no shard matches {pattern!r} in {key!r}", f"the shards are {few(sorted(names))}"
+
+
+def few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", … ({len(names):,})" if len(names) > 8 else "")

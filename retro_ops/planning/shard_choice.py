@@ -1,0 +1,52 @@
+"""Which shards are indexed, and which are queried."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from retro_ops.corpus.recipes.shard_patterns import check_pattern, few, matching, no_match, split_patterns
+from retro_ops.errors import BadInputError
+from retro_ops.plan.plan import Shard, check_choice
+
+
+def chosen(
+    shards: Sequence[Shard], indexed: Sequence[str] | None, queried: Sequence[str] | None, where: str = ""
+) -> list[Shard]:
+    """``shards``, indexed and queried if their names match one of the patterns; None leaves them as they are.
+
+    Raises BadInputError for a shard that is neither, since its documents would be missing silently, such as those of a
+    new file of a nightly corpus. ``where`` says in the error where the patterns stand.
+    """
+    names = [shard.name for shard in shards]
+    of_index, of_queries = _matching(indexed, names), _matching(queried, names)
+    found = [
+        replace(
+            shard,
+            indexed=shard.indexed if of_index is None else shard.name in of_index,
+            queried=shard.queried if of_queries is None else shard.name in of_queries,
+        )
+        for shard in shards
+    ]
+    if idle := [shard.name for shard in found if not (shard.indexed or shard.queried)]:
+        raise BadInputError(
+            f"{where}{len(idle):,} shards are neither indexed nor queried: {few(idle)}",
+            "add them to 'indexed' or 'queried', or leave their documents out of the corpus",
+        )
+    check_choice(found)
+    return found
+
+
+def _matching(patterns: Sequence[str] | None, names: Sequence[str]) -> set[str] | None:
+    return None if patterns is None else {name for pattern in patterns for name in matching(pattern, names)}
+
+
+def check_patterns(shards: Sequence[Shard], given: Mapping[str, str | None]) -> None:
+    """Raise BadInputError for an invalid pattern and for one that matches no shard. ``given``: patterns by key."""
+    names = [shard.name for shard in shards]
+    for key, patterns in given.items():
+        for pattern in split_patterns(patterns or ""):
+            try:
+                check_pattern(pattern)
+            except ValueError as error:
+                raise BadInputError(f"bad pattern {pattern!r} of {key!r}: {error}") from error
+            if not matching(pattern, names):
+                raise BadInputError(*no_match(pattern, key, names))
