@@ -64,7 +64,7 @@ def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument(
             "--shard", type=split_names, metavar="A,B", help="shard of the plan, or several, one after the other"
         )
-    for parameter in PARAMETERS if name == "plan" else read_by(name):
+    for parameter in PARAMETERS if name in ("build", "plan") else read_by(name):
         _add_flag(command, PARAMETERS[parameter])
     command.add_argument("--verbose", action="store_true", help="accepted for compatibility with the original")
 

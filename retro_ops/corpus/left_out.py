@@ -1,15 +1,11 @@
 """Skips the records of a shard that are left out as duplicates."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.plan.plan import Source
 from retro_ops.storage import store
-
-if TYPE_CHECKING:
-    pass
 
 
 class LeftOut:
