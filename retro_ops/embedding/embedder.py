@@ -97,7 +97,7 @@ class Embedder:
             why = (
                 self.how["why"]
                 if self._backend is None
-                else "the chunks were made by another tokenizer than the model's"
+                else "the chunks were made by another tokenizer than the model's own"
             )
             raise BadInputError(
                 f"--embed-input ids does not work here: {why}", "use --embed-input text, which works with any tokenizer"
