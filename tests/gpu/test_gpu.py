@@ -127,7 +127,7 @@ def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
     ways, slower = Embedder._backends, ["own layers", "packed", "padded"].index(layers)
 
     def others(embedder: Embedder, precision: device.Precision) -> Iterator[tuple[str, Backend]]:
-        return itertools.islice(ways(embedder, precision), slower if embedder._where.chosen == "cuda" else 0, None)
+        return itertools.islice(ways(embedder, precision), slower if embedder.device.chosen == "cuda" else 0, None)
 
     monkeypatch.setattr(Embedder, "_backends", others)
     text = " ".join(f"Chapter {i} speaks of the sea, the wind and number {i * i}." for i in range(2000))

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import call, compare, whole_run
 from samples import Run
 
-from benchmarks.nights import compare
-from benchmarks.whole_run import Run as Done
-from benchmarks.whole_run import run as whole_run
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list, stage_graph
@@ -166,7 +164,7 @@ def test_a_refresh_builds_the_new_shard_alone_and_equals_a_build_from_scratch(ro
         "val_v": (True, True),
     }
     assert history.read(root, "d").current == 3
-    Done().stage("validate", "--plan", done.plan_uri)
+    call("validate", "--plan", done.plan_uri)
     p = done.plan
     assert p.index_shards is not None
     assert p.query_shards is not None
@@ -190,7 +188,7 @@ def test_a_refresh_of_a_recipe_splits_only_the_file_that_changed(root: str) -> N
     assert all(name.startswith(("01_", "val_01_")) for name in (*done.changes["changed"], *done.changes["removed"]))
     assert done.changes["unchanged"] > 0
     assert history.read(root, "r").current == 2
-    Done().stage("validate", "--plan", done.plan_uri)
+    call("validate", "--plan", done.plan_uri)
 
 
 @pytest.mark.parametrize("stage", ["tokenize-and-chunk", "merge-indexes", "write-specs"])
@@ -223,8 +221,8 @@ def test_versions_are_listed_compared_gone_back_to_and_pruned(
     run("diff", *place(root, "d"))
     said = capfd.readouterr().out
     assert "version 1 -> 2" in said
-    assert "1 shards added: 03_d" in said
-    assert "1 shards changed: 01_b" in said
+    assert "shards added: 1 (03_d)" in said
+    assert "shards changed: 1 (01_b)" in said
     run("rollback", *place(root, "d"), "--to", 1)
     assert history.read(root, "d").current == 1
     run("rollback", *place(root, "d"), "--to", 2)
