@@ -76,7 +76,7 @@ class Corpus:
         self._run("split-corpus", "--sources", self.uri, "--file", names, *flags, code=code)
 
     def shards(self) -> list[Shard]:
-        return recipe_shards.shards(self.listed, parser.parse(self.listed.text, self.listed.recipe))
+        return recipe_shards.shards(self.listed, parser.parse_recipe(self.listed.text, self.listed.recipe))
 
     def build(self, recipe: str, *flags: object) -> dict[str, list[dict[str, Any]]]:
         """What each shard holds, in the order of the plan."""
