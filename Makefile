@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu lint types imports check bench storm lock clean venv dev
+.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-containers images image-gpu lint types imports check bench storm lock clean venv dev
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,6 +31,9 @@ down: ## Stop them
 
 test: dev ## All tests
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
+
+test-quick: dev ## Unit tests, but for those that take long
+	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/unit
 
 test-unit: dev ## Unit tests, and stages against a real object store
 	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) tests/stages tests/unit
