@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    if there := os.environ.get("DEMO_RUN_DIR"):  # Its owner stops it.
+    if there := os.environ.get("DEMO_RUN_DIR"):  # The caller stops it.
         yield Demo(Path(there))
         return
     demo = Demo(tmp_path_factory.mktemp("stack"))
