@@ -11,7 +11,7 @@ from samples import Run
 
 from retro_ops.compute import device
 from retro_ops.execution import report
-from retro_ops.index import faiss_index
+from retro_ops.index import faiss_index, filling, training
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 from retro_ops.search import gpu_search, open_index
 
@@ -21,7 +21,7 @@ ROWS = 3000
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "choose", lambda requested, _: device.Device(requested, "pretended"))
-    for module in (faiss_index, open_index):
+    for module in (filling, training, open_index):
         monkeypatch.setattr(module, "prepare", lambda _: "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(gpu_search, "capacity", lambda _: 10**8)
