@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-containers images image-gpu lint types imports check bench storm lock clean venv dev
+.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu lint types imports check bench storm lock clean venv dev
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -32,6 +32,7 @@ down: ## Stop them
 test: dev ## All tests
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
+.PHONY: test-quick
 test-quick: dev ## Unit tests without the slow ones
 	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/unit
 
@@ -40,7 +41,7 @@ test-quick: dev ## Unit tests without the slow ones
 COVERAGE_CORE = $(shell $(STAGES)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 MEASURED = --cov --cov-append --cov-report=term:skip-covered
 
-test-unit: dev ## Unit tests, and stages against a real object store; prints the coverage
+test-unit: dev ## Unit tests with their coverage, and tests of the stages with a real object store
 	rm -f .coverage
 	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) $(MEASURED) tests/unit
 	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) \
