@@ -32,8 +32,20 @@ down: ## Stop Airflow and the object store
 test: dev ## Run all tests
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
-test-unit: dev ## Unit tests, and tests of the stages with a real object store
-	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) tests/stages tests/unit
+.PHONY: test-quick
+test-quick: dev ## Unit tests without the slow ones
+	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/unit
+
+# From Python 3.12 on the interpreter counts lines itself. Before, a tracer adds up to half to the time of plain Python,
+# so only the unit tests are measured.
+COVERAGE_CORE = $(shell $(STAGES)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
+MEASURED = --cov --cov-append --cov-report=term:skip-covered
+
+test-unit: dev ## Unit tests with their coverage, and tests of the stages with a real object store
+	rm -f .coverage
+	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) $(MEASURED) tests/unit
+	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) \
+	  $(if $(filter sysmon,$(COVERAGE_CORE)),$(MEASURED)) tests/stages
 
 test-airflow: dev ## Tests of DAGs, operator and scheduler, including failures
 	$(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/airflow

@@ -1,7 +1,7 @@
 """Corpus or recipe -> published version: every stage in this process, one after the other.
 
-With ``--plan`` it goes on from a plan: whatever is done already takes seconds. It ends at the first stage that fails,
-with the exit code of that stage.
+With ``--plan`` it continues the run of a plan; finished work is found and takes seconds. It stops at the first stage
+that fails, with the exit code of that stage.
 """
 
 import importlib
@@ -31,20 +31,20 @@ PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--plan", help="go on from this plan, instead of making one")
+    parser.add_argument("--plan", help="continue the run of this plan, instead of planning another")
     parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", help="name of the dataset")
-    parser.add_argument("--run", help="name of this run, whose plan is kept under it (default: the time)")
+    parser.add_argument("--run", help="name of this run, for the folder of its plan (default: the current time)")
     parser.add_argument("--recipe", help="recipe of the corpus, instead of --corpus: see `retro-ops list-sources`")
     parser.add_argument("--source-folder", help="where the recipe's relative paths start (default: its own folder)")
-    parser.add_argument("--repair-run", metavar="RUN", help="with --repair: this run, instead of what is published")
+    parser.add_argument("--repair-run", metavar="RUN", help="with --repair: this run instead of the published version")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     plan_stage.add_choices(parser)
 
 
 @dataclass
 class Summary:
-    """What was run: seconds, and shards (or calls), by stage."""
+    """Seconds and number of shards (1 for a stage that runs once) by stage."""
 
     plan_uri: str
     seconds: dict[str, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Summary:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     request = request_of(arguments)
-    # A plan that is made here has all that was given.
+    # A plan that is made here holds all parameters.
     changed = _given(arguments) if arguments.plan else {}
     summary = Summary(plan_uri=request.plan_uri)
     for step in steps(request):
@@ -74,7 +74,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         try:
             perform(step, changed)
         except Exception:
-            say(f"build: {step.stage} failed, see below. {_how_to_go_on(step.stage, request)}", event="stopped")
+            say(f"build: {step.stage} failed, see below. {_how_to_continue(step.stage, request)}", event="stopped")
             raise
         summary.seconds[step.stage] = time.monotonic() - started
         summary.shards[step.stage] = step.shards
@@ -105,7 +105,7 @@ def _given(arguments: Namespace) -> dict[str, Any]:
 
 
 def request_of(arguments: Namespace) -> Request:
-    """What the flags of `build` ask for. BadInputError if they contradict each other."""
+    """The run that the flags describe. BadInputError if they contradict each other."""
     mode: Mode = "refresh" if arguments.refresh else "repair" if arguments.repair else "build"
     if arguments.plan:
         fixed = ("root", "dataset", "run", "recipe", "source_folder", "repair_run", *PLANNED)
@@ -140,11 +140,11 @@ def _is_from_recipe(root: str, dataset: str) -> bool:
     return bool(series.current and read_plan(series.plan_uri()).recipe)
 
 
-def _how_to_go_on(stage: str, request: Request) -> str:
+def _how_to_continue(stage: str, request: Request) -> str:
     if stage in ("list-sources", "split-corpus", "plan"):
         return "Fix the cause and repeat this command."
     command = f"retro-ops build --plan {request.plan_uri}" + ("" if request.mode == "build" else f" --{request.mode}")
-    return f"Fix the cause and go on with: {command} (if a corpus file was fixed, repeat the whole command instead)"
+    return f"Fix the cause and continue with: {command} (or, if you changed a corpus file, repeat this command)"
 
 
 def _published(plan_uri: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _published(plan_uri: str) -> dict[str, Any]:
 
 def _as_text(dataset: str, facts: Mapping[str, Any]) -> str:
     if facts["nothing"]:
-        return f"{dataset}: nothing to do, what is published is up to date"
+        return f"{dataset}: nothing to do, the published version is up to date"
     stages = facts["stages"]
     lines = [f"{dataset}: version {facts['version']}"]
     lines += [f"  {stage:22}{of['seconds']:10,.1f} s" for stage, of in stages.items()]

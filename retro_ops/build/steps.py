@@ -21,9 +21,9 @@ Mode = Literal["build", "refresh", "repair"]
 
 @dataclass(frozen=True)
 class Request:
-    """What to run. All arguments are those of the stages, by the names of their flags: ``validation_corpus``.
+    """A run to make. Arguments are those of the stages, under the names of their flags: ``validation_corpus``.
 
-    ``plan_uri``: the plan of the run. ``plan``: arguments of `plan`, which writes it; None if it is there already.
+    ``plan_uri``: the plan of the run. ``plan``: arguments of `plan`, which writes it; None if it exists.
     ``sources``: arguments of `list-sources`, if the corpus comes from a recipe.
     """
 
@@ -61,8 +61,8 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
 def steps(request: Request) -> Iterator[Step]:
     """Each step depends on files that the one before it wrote: perform it before the next is requested.
 
-    All shards of a stage are one step, as a mapped task of the DAGs has a group of them. A refresh or repair leaves
-    out what has a report already, and ends after the plan where there is nothing to do.
+    All shards of a stage are one step, like a group of shards in a mapped task of the DAGs. A refresh or repair skips
+    shards that have a report, and ends after the plan if nothing is to be done.
     """
     plan_uri = request.plan_uri
     if request.plan is not None:
@@ -79,7 +79,7 @@ def steps(request: Request) -> Iterator[Step]:
 
 
 def is_nothing_to_do(plan_uri: str) -> bool:
-    """Whether the version that the plan makes is the published one."""
+    """Whether the published version is the one that the plan would make."""
     return bool(json.loads(store.read(paths.changes_uri(plan_uri)))["nothing"])
 
 

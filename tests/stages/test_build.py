@@ -1,4 +1,4 @@
-"""`retro-ops build` as a command: a first version, nothing to do, a refresh, a broken shard, going on from a plan."""
+"""`retro-ops build` as a command: a first version, nothing to do, a refresh, a broken shard, continuing a plan."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def settings(corpus: Path, model: str) -> tuple[object, ...]:
     )
 
 
-def test_a_version_is_built_refreshed_and_left_alone_where_nothing_changed(
+def test_a_version_is_built_then_found_up_to_date_then_refreshed(
     tmp_path: Path, corpus: Path, texts: list[str], model_dir: str
 ) -> None:
     place = ("--root", tmp_path / "root", "--dataset", "books")
@@ -51,7 +51,7 @@ def test_a_version_is_built_refreshed_and_left_alone_where_nothing_changed(
 
     again = build(*place, "--refresh")
     assert again.returncode == 0, again.stderr
-    assert again.stdout == "books: nothing to do, what is published is up to date\n"
+    assert again.stdout == "books: nothing to do, the published version is up to date\n"
     assert history.read(str(tmp_path / "root"), "books").current == 1
 
     write_corpus(corpus / "train/c.jsonl", [text[:1500] for text in texts[11:13]])
@@ -68,7 +68,7 @@ def test_a_version_is_built_refreshed_and_left_alone_where_nothing_changed(
     assert facts["plan"] == paths.plan_uri(str(tmp_path / "root"), "books", "tonight").replace(".json", ".decided.json")
 
 
-def test_a_broken_shard_ends_the_run_with_its_exit_code_and_says_how_to_go_on(
+def test_a_broken_shard_ends_the_run_with_its_exit_code_and_says_how_to_continue(
     tmp_path: Path, corpus: Path, model_dir: str
 ) -> None:
     broken = corpus / "train/broken.jsonl"
@@ -82,14 +82,13 @@ def test_a_broken_shard_ends_the_run_with_its_exit_code_and_says_how_to_go_on(
     assert f"retro-ops build --plan {plan}" in failed.stderr
     assert "broken" in failed.stderr
     assert not Path(paths.current_uri(str(tmp_path / "root"), "books")).exists()
-    # It fails again, but goes on as soon as it may.
     assert build("--plan", plan).returncode == 65
     broken.unlink()
     done = build(*place, "--run", "second", "--json", *settings(corpus, model_dir))
     assert done.returncode == 0, done.stderr
-    last = build("--plan", json.loads(done.stdout)["plan"])
-    assert "books: version 1" in last.stdout
-    assert sum(map(float, re.findall(r"(?<!all)  +([\d.,]+) s$", last.stdout, re.MULTILINE))) < 30
+    again = build("--plan", json.loads(done.stdout)["plan"])
+    assert again.returncode == 0, again.stderr
+    assert "books: version 1" in again.stdout
 
 
 def test_flags_that_contradict_each_other_are_refused(

@@ -1,4 +1,4 @@
-"""A stack of its own for the browser: object store and Airflow, with the demo corpus in it."""
+"""A stack for the browser: of its own, with the demo in it, or the one in DEMO_RUN_DIR, where the demo has run."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    if there := os.environ.get("DEMO_RUN_DIR"):  # The caller stops it.
+        yield Demo(Path(there))
+        return
     demo = Demo(tmp_path_factory.mktemp("stack"))
     try:
         demo.script("stack.py", "up")

@@ -54,6 +54,7 @@ def recall(index: faiss.Index, vectors: NDArray[np.float16], queries: NDArray[np
     return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index_type", ["IVF32,PQ8", "OPQ8,IVF32,PQ8"])
 def test_it_fits_as_well_as_faiss_own_training(index_type: str) -> None:
     vectors, queries = clustered(8000, 2), clustered(500, 3)
@@ -68,6 +69,7 @@ def test_it_fits_as_well_as_faiss_own_training(index_type: str) -> None:
     assert found > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index_type", TYPES)
 def test_it_is_deterministic_by_seed_and_codes_depend_on_no_shard_before(index_type: str) -> None:
     vectors = clustered(2500, 4)

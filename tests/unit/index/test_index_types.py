@@ -45,6 +45,7 @@ def test_less_memory_gets_shorter_codes_until_none_fits() -> None:
         index_types.choose_index_type(10**6, 384, 100 * 10**6, trained_on=100)
 
 
+@pytest.mark.slow
 def test_an_index_takes_the_memory_it_was_chosen_for() -> None:
     index_type, why = index_types.choose_index_type(30_000, 96)
     vectors = np.asarray(unit_vectors(30_000, 96, 0), np.float32)

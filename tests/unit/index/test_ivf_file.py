@@ -1,6 +1,8 @@
 """Index files read list by list: the bytes and the results of one that is loaded whole."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,10 @@ def vectors() -> NDArray[np.float32]:
     return made
 
 
-def build(folder: Path, index_type: str, vectors: NDArray[np.float32]) -> tuple[Any, list[str]]:
+Built = tuple[Any, list[str]]
+
+
+def build(folder: Path, index_type: str, vectors: NDArray[np.float32]) -> Built:
     """The index as faiss merges it in memory, and the files of the trained and of the partial ones."""
     index = faiss.index_factory(32, index_type)
     training.train(index, vectors, 0, index_type, CPU)
@@ -45,6 +50,12 @@ def build(folder: Path, index_type: str, vectors: NDArray[np.float32]) -> tuple[
     return index, files
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, vectors: NDArray[np.float32]) -> Callable[[str], Built]:
+    """``build``, once for each index type: its files are only read."""
+    return functools.cache(lambda index_type: build(tmp_path_factory.mktemp("index"), index_type, vectors))
+
+
 def opened(uri: str) -> ivf_file.ListFile:
     found = ivf_file.open_lists(uri)
     assert found
@@ -53,9 +64,9 @@ def opened(uri: str) -> ivf_file.ListFile:
 
 @pytest.mark.parametrize("index_type", TYPES)
 def test_merged_on_disk_are_the_bytes_of_a_merge_in_memory(
-    tmp_path: Path, index_type: str, vectors: NDArray[np.float32]
+    tmp_path: Path, index_type: str, built: Callable[[str], Built]
 ) -> None:
-    whole, (trained, *parts) = build(tmp_path, index_type, vectors)
+    whole, (trained, *parts) = built(index_type)
     faiss.write_index(whole, str(tmp_path / "whole"))
     for most_bytes in (9_000, 10**9):
         ivf_file.merge(opened(trained), [opened(uri) for uri in parts], str(tmp_path / "merged"), most_bytes)
@@ -68,8 +79,10 @@ def test_merged_on_disk_are_the_bytes_of_a_merge_in_memory(
 
 
 @pytest.mark.parametrize("index_type", TYPES)
-def test_parts_find_what_the_whole_finds(tmp_path: Path, index_type: str, vectors: NDArray[np.float32]) -> None:
-    whole, (_, *parts) = build(tmp_path, index_type, vectors)
+def test_parts_find_what_the_whole_finds(
+    tmp_path: Path, index_type: str, vectors: NDArray[np.float32], built: Callable[[str], Built]
+) -> None:
+    whole, (_, *parts) = built(index_type)
     faiss.write_index(whole, str(tmp_path / "whole"))
     queries = unit_vectors(60, 32, seed=2).astype(np.float32)
     queries[:20] = vectors[100:120]
@@ -90,24 +103,28 @@ def test_parts_find_what_the_whole_finds(tmp_path: Path, index_type: str, vector
                     assert (found[row] >= 0).sum() == (ids[row] >= 0).sum()
 
 
-def test_what_is_not_of_lists_or_not_whole_is_left_to_faiss(tmp_path: Path, vectors: NDArray[np.float32]) -> None:
+def test_what_is_not_of_lists_or_not_whole_is_left_to_faiss(
+    tmp_path: Path, vectors: NDArray[np.float32], built: Callable[[str], Built]
+) -> None:
     for index_type in ("Flat", "IVF16,PQ8x4fs", "IVF16,PQ8+8"):
         index = faiss.index_factory(32, index_type)
-        index.train(vectors)
-        index.add(vectors)
+        index.train(vectors[:512])
+        index.add(vectors[:512])
         faiss.write_index(index, str(tmp_path / "other"))
         assert ivf_file.open_lists(str(tmp_path / "other")) is None
         assert ivf_file.open_if_larger_than(MemoryLimit(1, "a test"), [str(tmp_path / "other")]) is None
-    _, (trained, first, *_) = build(tmp_path, "IVF64,PQ8", vectors)
-    Path(first).write_bytes(Path(first).read_bytes()[:-8])
-    assert ivf_file.open_lists(first) is None
+    _, (trained, first, *_) = built("IVF64,PQ8")
+    cut = tmp_path / "cut"
+    cut.write_bytes(Path(first).read_bytes()[:-8])
+    assert ivf_file.open_lists(str(cut)) is None
     assert ivf_file.open_if_larger_than(MemoryLimit(2**30, "a test"), [trained]) is None
     assert ivf_file.open_if_larger_than(MemoryLimit(1, "a test"), [trained])
 
 
-def test_parts_of_another_index_are_refused(tmp_path: Path, vectors: NDArray[np.float32]) -> None:
-    (tmp_path / "other").mkdir()
-    _, (trained, *_) = build(tmp_path, "IVF64,PQ8", vectors)
-    _, (_, other, *_) = build(tmp_path / "other", "IVF64,PQ8", vectors[::-1].copy())
+def test_parts_of_another_index_are_refused(
+    tmp_path: Path, vectors: NDArray[np.float32], built: Callable[[str], Built]
+) -> None:
+    _, (trained, *_) = built("IVF64,Flat")
+    _, (_, other, *_) = build(tmp_path, "IVF64,Flat", vectors[::-1].copy())
     with pytest.raises(BadInputError, match="one trained index"):
         ivf_file.merge(opened(trained), [opened(other)], str(tmp_path / "merged"), 10**6)

@@ -4,6 +4,7 @@ from collections import Counter
 
 import faiss
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -69,6 +70,7 @@ def test_measures_of_likeness_are_their_plain_definitions(rows: int, size: int, 
         np.testing.assert_allclose(measure(a, b, PAD), [of_pair(x, y) for x, y in plain])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(
     st.integers(1, 40), st.integers(1, 5), st.integers(1, 50), st.integers(1, 90), st.integers(1, 50), st.booleans(),
