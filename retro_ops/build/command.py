@@ -15,7 +15,6 @@ from typing import Any
 
 from retro_ops.build.steps import Mode, Request, Step, flags, steps
 from retro_ops.errors import BadInputError
-from retro_ops.execution import shard_groups
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import split_names
@@ -24,7 +23,6 @@ from retro_ops.progress import say
 from retro_ops.stages import plan as plan_stage
 from retro_ops.storage import store
 from retro_ops.versions import history
-
 
 PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards", "quick")
 """Arguments that only `plan` needs."""

@@ -31,6 +31,7 @@ import sys
 from retro_ops.cli import main
 
 MODELS = {{
+    "build": ["--tokenizer", {model!r}, "--model", {model!r}],
     "tokenize-and-chunk": ["--tokenizer", {model!r}],
     "embed-chunks": ["--model", {model!r}],
     "plan": ["--tokenizer", {model!r}, "--model", {model!r}],
