@@ -581,9 +581,9 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(
 
 
 def test_two_files_that_wrote_one_shard_are_refused_by_the_plan_too() -> None:
-    def part(file: str, rule: int) -> recipe_shards.Part:
+    def part(file: str, rule: int) -> recipe_shards.RecipePart:
         source = Source(file, 1, file)
-        return recipe_shards.Part(
+        return recipe_shards.RecipePart(
             "0_docs", "train", "docs", 1, source, source_list.SourceFile(file, file, 1, file, rule, "d")
         )
 

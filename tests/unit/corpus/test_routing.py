@@ -10,10 +10,10 @@ from retro_ops.corpus.routing import (
     ByField,
     ByHash,
     ByPath,
-    Counter,
     Cut,
     Fixed,
     LeftOut,
+    ShardCounter,
     by_field,
     by_hash,
     by_path,
@@ -92,7 +92,7 @@ def test_the_share_is_about_what_was_asked_and_the_seed_changes_who() -> None:
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 100), st.sampled_from(["file", "documents", "bytes"]))
 def test_shards_are_full_before_the_next_begins(sizes: list[int], size: int, by: str) -> None:
-    counter = Counter(Cut(by, size), None)  # type: ignore[arg-type]
+    counter = ShardCounter(Cut(by, size), None)  # type: ignore[arg-type]
     numbers = [counter.next(bytes_) for bytes_ in sizes]
     assert None not in numbers
     assert numbers == sorted(numbers)  # type: ignore[type-var]
@@ -107,5 +107,5 @@ def test_shards_are_full_before_the_next_begins(sizes: list[int], size: int, by:
 
 
 def test_a_limit_takes_the_first_documents() -> None:
-    counter = Counter(Cut("documents", 2), 5)
+    counter = ShardCounter(Cut("documents", 2), 5)
     assert [counter.next(1) for _ in range(7)] == [0, 0, 1, 1, 2, None, None]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_ops.corpus.recipes import shipped
-from retro_ops.corpus.recipes.model import Line, Output, Recipe
+from retro_ops.corpus.recipes.model import Output, Recipe, RecipeLine
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
@@ -43,7 +43,7 @@ def test_a_recipe_says_what_it_says() -> None:
     found = read(GOOD)
     first, second, third = found.sources
     assert found.categories == ("docs", "code")
-    assert first.files == (Line("train/{00..02}.jsonl.zst", 3),)
+    assert first.files == (RecipeLine("train/{00..02}.jsonl.zst", 3),)
     assert first.category == ByField("meta.kind", {"D": "docs", "C": "code"})
     assert first.split == ByHash(0.25, "id", "7")
     assert first.outputs == {
@@ -59,7 +59,7 @@ def test_a_recipe_says_what_it_says() -> None:
         "val": ("val_{file}_{category}", 16400),
     }
     assert (third.category, third.split, third.text) == (Fixed("docs"), Fixed("train"), "text")
-    assert found.queried == (Line("{00..08}_*", 18), Line("val_*", 18))
+    assert found.queried == (RecipeLine("{00..08}_*", 18), RecipeLine("val_*", 18))
 
 
 def test_the_recipe_of_the_package_is_the_originals() -> None:
