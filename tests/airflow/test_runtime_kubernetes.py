@@ -576,7 +576,7 @@ def test_a_pod_that_does_not_go(cluster: Cluster, monkeypatch: pytest.MonkeyPatc
     made = runtime()
     cluster.becomes(made.submit(job()), "Failed", terminated(1))
     cluster.slow_deletes = 100
-    with pytest.raises(TransientError, match=r"does not go\n.*kubectl -n retro delete pod retro-embed-chunks"):
+    with pytest.raises(TransientError, match=r"still exists\n.*kubectl -n retro delete pod retro-embed-chunks"):
         made.submit(job())
 
 
@@ -617,10 +617,10 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path, cluster: Cluster) -> Non
         runtime().submit(job())
 
 
-def test_no_cluster_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cluster_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = {"kube_config_path": str(tmp_path / "none")}
     monkeypatch.setenv("AIRFLOW_CONN_TEST_CLUSTER", json.dumps({"conn_type": "kubernetes", "extra": extra}))
-    with pytest.raises(ConfigurationError, match=r"no Kubernetes cluster is known[\s\S]*kubernetes.connection"):
+    with pytest.raises(ConfigurationError, match=r"no Kubernetes cluster is configured[\s\S]*kubernetes.connection"):
         runtime().submit(job())
 
 

@@ -1,4 +1,4 @@
-"""Ends stages that outlived their worker and that no retry came for. Wiring only."""
+"""Ends stages that outlived their worker and that no retry took over. Wiring only."""
 
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ with DAG(
     schedule=timedelta(minutes=15),
     catchup=False,
     max_active_runs=1,
-    # It must run where the others do; a paused one would let a container burn a GPU for days.
+    # Needed wherever the other DAGs run: while it is paused, an orphaned container may hold a GPU for days.
     is_paused_upon_creation=False,
     default_args={"owner": "retro", "retries": 1},
     tags=["retro"],
