@@ -196,7 +196,7 @@ def test_only_validation_may_be_queried(chosen: Nights) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--indexed", "x*"), "no shard matches 'x\\*', as 'indexed' says"),
+        (("--indexed", "x*"), "no shard matches 'x\\*' in 'indexed'"),
         (("--indexed", "a", "--queried", "b,v"), "2 shards are neither indexed nor queried: c, w"),
         (("--indexed", "[vw]"), "no training shard is indexed"),
         (("--queried", "[abc]"), "no validation shard is queried"),

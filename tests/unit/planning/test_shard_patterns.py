@@ -97,11 +97,11 @@ def test_flags_and_recipes_choose_the_same(choose: Callable[[str], list[Shard]],
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("02_dogs", "no shard matches '02_dogs', as 'queried' says"),
-        ("{20..29}_*", "no shard matches '{20..29}_*', as 'queried' says"),
+        ("02_dogs", "no shard matches '02_dogs' in 'queried'"),
+        ("{20..29}_*", "no shard matches '{20..29}_*' in 'queried'"),
         ("{00..08_*", "{ and } do not match"),
-        ("{a}_*", "braces hold a list {a,b} or a range {00..29}"),
-        ("[^0]*", "write [!…] for all characters but some"),
+        ("{a}_*", "braces must hold a list {a,b} or a range {00..29}"),
+        ("[^0]*", "write [!…] to exclude characters"),
         ("[[:digit:]]*", "write ranges such as [a-z]"),
     ],
 )
