@@ -92,16 +92,16 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
     choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
     if arguments.refresh and series.current:
-        former = read_plan(series.plan_uri())
+        published = read_plan(series.plan_uri())
         given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
         # These suit the machines of a run, not the dataset.
         of_this_run = {name: getattr(parameters, name) for name, p in PARAMETERS.items() if not p.kept_on_refresh}
-        parameters = replace(former.parameters, **{**given, **of_this_run})
-        places = {name: place or getattr(former, name) for name, place in places.items()}
-        choice = {name: patterns or getattr(former, name) for name, patterns in choice.items()}
-        if former.recipe and not (arguments.sources or places["corpus"]):
+        parameters = replace(published.parameters, **{**given, **of_this_run})
+        places = {name: place or getattr(published, name) for name, place in places.items()}
+        choice = {name: patterns or getattr(published, name) for name, patterns in choice.items()}
+        if published.recipe and not (arguments.sources or places["corpus"]):
             raise BadInputError(
-                f"the published version was made from the recipe {former.recipe}",
+                f"the published version was made from the recipe {published.recipe}",
                 "run `retro-ops list-sources --refresh` and `split-corpus` first, and name their list with --sources",
             )
     as_of = checked_day(arguments.as_of)

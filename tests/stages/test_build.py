@@ -51,7 +51,7 @@ def test_a_version_is_built_refreshed_and_left_alone_where_nothing_changed(
 
     again = build(*place, "--refresh")
     assert again.returncode == 0, again.stderr
-    assert again.stdout == "books: nothing to do, what is published is up to date\n"
+    assert again.stdout == "books: nothing to do, the published version is up to date\n"
     assert history.read(str(tmp_path / "root"), "books").current == 1
 
     write_corpus(corpus / "train/c.jsonl", [text[:1500] for text in texts[11:13]])
@@ -68,7 +68,7 @@ def test_a_version_is_built_refreshed_and_left_alone_where_nothing_changed(
     assert facts["plan"] == paths.plan_uri(str(tmp_path / "root"), "books", "tonight").replace(".json", ".decided.json")
 
 
-def test_a_broken_shard_ends_the_run_with_its_exit_code_and_says_how_to_go_on(
+def test_a_broken_shard_ends_the_run_with_its_exit_code_and_says_how_to_continue(
     tmp_path: Path, corpus: Path, model_dir: str
 ) -> None:
     broken = corpus / "train/broken.jsonl"
