@@ -37,7 +37,7 @@ def test_values_are_compared_as_they_are_written(value: object, word: str) -> No
     assert by_field(ByField("f", {word: "docs"}), {"f": value}) == "docs"
 
 
-def test_what_is_left_out_says_why() -> None:
+def test_every_record_that_is_left_out_has_a_reason() -> None:
     rule = ByField("meta.set", {"Books3": "books3"})
     assert by_field(rule, {"meta": {"set": "ArXiv"}}) == LeftOut("meta.set: ArXiv")
     assert by_field(rule, {"meta": {}}) == by_field(rule, {"meta": {"set": None}}) == LeftOut("no meta.set")
@@ -81,7 +81,7 @@ def test_the_text_decides_where_there_is_no_id() -> None:
     assert [by_hash(rule, {}, t) for t in texts] == [by_hash(rule, {"id": t}, "") for t in texts]
 
 
-def test_the_share_is_about_what_was_asked_and_the_seed_changes_who() -> None:
+def test_the_share_is_about_the_requested_one_and_the_seed_changes_its_members() -> None:
     def chosen(seed: str) -> set[int]:
         return {n for n in range(20_000) if by_hash(ByHash(0.1, "id", seed), {"id": n}, "") == "val"}
 

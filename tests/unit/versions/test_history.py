@@ -1,4 +1,4 @@
-"""What publishing makes of the series of versions."""
+"""The series of versions after publishing."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ def read(text: str) -> Recipe:
     return parse_recipe(text, "r.yaml")
 
 
-def test_a_recipe_says_what_it_says() -> None:
+def test_a_recipe_is_parsed_with_its_lines() -> None:
     found = read(GOOD)
     first, second, third = found.sources
     assert found.categories == ("docs", "code")
@@ -141,7 +141,7 @@ WRONG: list[tuple[str, str, int, str]] = [
 
 
 @pytest.mark.parametrize(("part", "instead", "line", "said"), WRONG, ids=[f"{w[1][:30]}" for w in WRONG])
-def test_what_is_wrong_is_said_with_its_line(part: str, instead: str, line: int, said: str) -> None:
+def test_an_error_names_its_line(part: str, instead: str, line: int, said: str) -> None:
     assert part in GOOD
     with pytest.raises(BadInputError) as caught:
         read(GOOD.replace(part, instead, 1) if part != GOOD else instead)
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_with_its_line(part: str, instead: str, line: int,
     assert all("; " in fault for fault in of_line)  # What to do.
 
 
-def test_all_that_is_wrong_is_said_at_once_in_the_order_of_the_file() -> None:
+def test_all_errors_are_reported_at_once_in_the_order_of_the_file() -> None:
     text = GOOD.replace("C: code", "C: cood").replace("queried", "query").replace("val: 0.25", "val: x")
     with pytest.raises(BadInputError) as caught:
         read(text)
