@@ -61,8 +61,9 @@ def bad_lines_uri(parts: str) -> str:
 
 
 PLAN_STEPS = ("deduplicated", "selected", "decided")
-"""What a plan may become, in this order, each written beside the plan it was made from and named after it:
-`find-duplicates` says what each shard is without, the gate leaves out failed shards, `check-drift` has decided."""
+"""Steps that a plan may go through, in this order. Each writes a plan beside the previous one, named after it:
+`find-duplicates` lists the records that each shard leaves out, the gate leaves out failed shards, `check-drift` decides
+about the index."""
 
 
 def next_plan_uri(plan_location: str, step: str) -> str:

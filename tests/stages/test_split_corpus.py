@@ -79,7 +79,7 @@ class Corpus:
         return recipe_shards.shards(self.listed, parser.parse_recipe(self.listed.text, self.listed.recipe))
 
     def build(self, recipe: str, *flags: object) -> dict[str, list[dict[str, Any]]]:
-        """What each shard holds, in the order of the plan."""
+        """The content of each shard, in the order of the plan."""
         self.look(recipe)
         self.split(*flags)
         return {

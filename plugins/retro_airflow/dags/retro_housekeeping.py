@@ -9,7 +9,7 @@ from retro_airflow import tasks
 
 with DAG(
     "retro_housekeeping",
-    description="Ends stages that no task watches any more",
+    description="End stages that no task watches anymore",
     doc_md=tasks.end_orphans.__doc__,
     schedule=timedelta(minutes=15),
     catchup=False,
