@@ -1,4 +1,4 @@
-"""``retro-ops <stage>``: the entry point of every container, and of all work by hand.
+"""``retro-ops <stage>``: the entry point of every container and of work by hand.
 
 With ``--plan`` (and ``--shard``) a stage takes its inputs and outputs from the plan; without it, the flags of the
 original scripts name them. Every path is local or ``s3://``.

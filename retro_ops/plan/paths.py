@@ -73,12 +73,12 @@ def next_plan_uri(plan_location: str, step: str) -> str:
 
 
 def first_plan_uri(plan_location: str) -> str:
-    """The plan as `plan` wrote it, which knows the shards that failed later; facts about a run lie beside it."""
+    """The first plan of the run, with the shards that failed later; facts about the run lie beside it."""
     return re.sub(rf"(\.({'|'.join(PLAN_STEPS)}))+\.json$", ".json", plan_location)
 
 
 def plans_after(plan_location: str) -> list[str]:
-    """Every plan that the one at ``plan_location`` may become; the first that exists is the one to go on with."""
+    """Every plan that may follow the one at ``plan_location``; the first that exists is the current one."""
     plans = []
     for deduplicated, decided, selected in product((True, False), repeat=3):
         taken = zip(PLAN_STEPS, (deduplicated, selected, decided), strict=True)
@@ -87,7 +87,7 @@ def plans_after(plan_location: str) -> list[str]:
 
 
 def is_plan(uri: str) -> bool:
-    """Whether ``uri`` is a plan of a run: the first, or one that it became."""
+    """Whether ``uri`` is a plan of a run: the first or a later one."""
     return first_plan_uri(uri).rpartition("/")[2] == "plan.json"
 
 

@@ -54,11 +54,11 @@ def test_identity_and_content_change_folders() -> None:
 def test_a_condemned_output_goes_elsewhere_with_all_that_depends_on_it() -> None:
     plan = plan_of()
     bad = digests.embed_digest(plan, plan.shards[0])
-    mended = plan_of(condemned=(bad,))
+    repaired = plan_of(condemned=(bad,))
     for stage in ("tokenize-and-chunk",):
-        assert paths.stage_folder(mended, stage, "a") == paths.stage_folder(plan, stage, "a")
+        assert paths.stage_folder(repaired, stage, "a") == paths.stage_folder(plan, stage, "a")
     for stage in ("embed-chunks", "build-faiss-index", "retrieve-neighbours"):
-        assert paths.stage_folder(mended, stage, "a") != paths.stage_folder(plan, stage, "a")
-    assert paths.stage_folder(mended, "embed-chunks", "b") == paths.stage_folder(plan, "embed-chunks", "b")
-    again = plan_of(condemned=(bad, digests.embed_digest(mended, mended.shards[0])))
-    assert len({digests.embed_digest(p, p.shards[0]) for p in (plan, mended, again)}) == 3
+        assert paths.stage_folder(repaired, stage, "a") != paths.stage_folder(plan, stage, "a")
+    assert paths.stage_folder(repaired, "embed-chunks", "b") == paths.stage_folder(plan, "embed-chunks", "b")
+    again = plan_of(condemned=(bad, digests.embed_digest(repaired, repaired.shards[0])))
+    assert len({digests.embed_digest(p, p.shards[0]) for p in (plan, repaired, again)}) == 3
