@@ -1,7 +1,7 @@
-"""Corpus or recipe -> published version: runs every stage in turn, in this process.
+"""Corpus or recipe -> published version: every stage in this process, one after the other.
 
-With ``--plan`` it continues from a plan and reuses finished work. It stops at the first stage that fails, with the exit
-code of that stage.
+With ``--plan`` it goes on from a plan: whatever is done already takes seconds. It ends at the first stage that fails,
+with the exit code of that stage.
 """
 
 import importlib
@@ -27,31 +27,31 @@ from retro_ops.versions import history
 
 
 PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards", "quick")
-"""Arguments that only `plan` takes."""
+"""Arguments that only `plan` needs."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--plan", help="continue from this plan, instead of making one")
+    parser.add_argument("--plan", help="go on from this plan, instead of making one")
     parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", help="name of the dataset")
-    parser.add_argument("--run", help="name of this run and of its folder (default: the time)")
+    parser.add_argument("--run", help="name of this run, whose plan is kept under it (default: the time)")
     parser.add_argument("--recipe", help="recipe of the corpus, instead of --corpus: see `retro-ops list-sources`")
-    parser.add_argument("--source-folder", help="folder of the relative paths in the recipe (default: the folder of the recipe)")
-    parser.add_argument("--repair-run", metavar="RUN", help="with --repair: this run, instead of the published version")
+    parser.add_argument("--source-folder", help="where the recipe's relative paths start (default: its own folder)")
+    parser.add_argument("--repair-run", metavar="RUN", help="with --repair: this run, instead of what is published")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     plan_stage.add_choices(parser)
 
 
 @dataclass
 class Summary:
-    """The stages that were run: seconds, and number of shards (or calls), by stage."""
+    """What was run: seconds, and shards (or calls), by stage."""
 
     plan_uri: str
     seconds: dict[str, float] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """``version``, ``recall`` and ``card`` are present only if the run published a version."""
+        """``version``, ``recall`` and ``card`` only where the run ended with a version."""
         facts: dict[str, Any] = {
             "plan": self.plan_uri,
             "nothing": "publish" not in self.seconds,
@@ -65,7 +65,7 @@ class Summary:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     request = request_of(arguments)
-    # A plan that is made here contains all parameters that were given.
+    # A plan that is made here has all that was given.
     changed = _given(arguments) if arguments.plan else {}
     summary = Summary(plan_uri=request.plan_uri)
     for step in steps(request):
@@ -74,7 +74,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         try:
             perform(step, changed)
         except Exception:
-            say(f"build: {step.stage} failed, see below. {_how_to_continue(step.stage, request)}", event="stopped")
+            say(f"build: {step.stage} failed, see below. {_how_to_go_on(step.stage, request)}", event="stopped")
             raise
         summary.seconds[step.stage] = time.monotonic() - started
         summary.shards[step.stage] = step.shards
@@ -105,12 +105,12 @@ def _given(arguments: Namespace) -> dict[str, Any]:
 
 
 def request_of(arguments: Namespace) -> Request:
-    """The run that the flags of `build` request. Raises BadInputError if they contradict each other."""
+    """What the flags of `build` ask for. BadInputError if they contradict each other."""
     mode: Mode = "refresh" if arguments.refresh else "repair" if arguments.repair else "build"
     if arguments.plan:
         fixed = ("root", "dataset", "run", "recipe", "source_folder", "repair_run", *PLANNED)
         if unused := [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]:
-            raise BadInputError(f"{', '.join(unused)}: fixed by the plan", "leave out --plan to make another plan")
+            raise BadInputError(f"{', '.join(unused)}: fixed by the plan", "leave out --plan to make another one")
         return Request(arguments.plan, mode)
     if not (arguments.root and arguments.dataset):
         raise BadInputError("--root or --dataset is missing", "name both, or the plan of a run with --plan")
@@ -140,11 +140,11 @@ def _is_from_recipe(root: str, dataset: str) -> bool:
     return bool(series.current and read_plan(series.plan_uri()).recipe)
 
 
-def _how_to_continue(stage: str, request: Request) -> str:
+def _how_to_go_on(stage: str, request: Request) -> str:
     if stage in ("list-sources", "split-corpus", "plan"):
         return "Fix the cause and repeat this command."
     command = f"retro-ops build --plan {request.plan_uri}" + ("" if request.mode == "build" else f" --{request.mode}")
-    return f"Fix the cause and continue with: {command} (if a corpus file was fixed, repeat the whole command instead)"
+    return f"Fix the cause and go on with: {command} (if a corpus file was fixed, repeat the whole command instead)"
 
 
 def _published(plan_uri: str) -> dict[str, Any]:

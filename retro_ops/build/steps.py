@@ -1,4 +1,4 @@
-"""The steps of a whole run, in order: the next stage, its arguments and its shards."""
+"""The steps of a whole run, in order: which stage comes next, with which arguments and on which shards."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,10 +21,10 @@ Mode = Literal["build", "refresh", "repair"]
 
 @dataclass(frozen=True)
 class Request:
-    """A run to perform. Arguments are those of the stages, by the names of their flags: ``validation_corpus``.
+    """What to run. All arguments are those of the stages, by the names of their flags: ``validation_corpus``.
 
-    ``plan_uri``: the plan of the run. ``plan``: arguments of `plan`, which writes it; None if it exists already.
-    ``sources``: arguments of `list-sources`, if the corpus has a recipe.
+    ``plan_uri``: the plan of the run. ``plan``: arguments of `plan`, which writes it; None if it is there already.
+    ``sources``: arguments of `list-sources`, if the corpus comes from a recipe.
     """
 
     plan_uri: str
@@ -35,14 +35,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a stage, on ``shards`` shards or source files (1 if it does not map over any)."""
+    """One call of a stage, on ``shards`` shards or source files (1 where it does not map over any)."""
 
     stage: str
     arguments: Mapping[str, Any]
     shards: int = 1
 
     def command(self) -> list[str]:
-        """The step as a command line, without the name of the program."""
+        """The same as a command line, without the name of the program."""
         return [self.stage, *flags(self.arguments)]
 
 
@@ -59,10 +59,10 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def steps(request: Request) -> Iterator[Step]:
-    """The steps of a run. Perform each before requesting the next, which depends on the files that it wrote.
+    """Each step depends on files that the one before it wrote: perform it before the next is requested.
 
-    All shards of a stage are one step, like a group of shards in a mapped task of the DAGs. A refresh or repair leaves
-    out shards that already have a report, and ends after the plan if there is nothing to do.
+    All shards of a stage are one step, as a mapped task of the DAGs has a group of them. A refresh or repair leaves
+    out what has a report already, and ends after the plan where there is nothing to do.
     """
     plan_uri = request.plan_uri
     if request.plan is not None:
@@ -79,7 +79,7 @@ def steps(request: Request) -> Iterator[Step]:
 
 
 def is_nothing_to_do(plan_uri: str) -> bool:
-    """Whether the version of the plan is the published one."""
+    """Whether the version that the plan makes is the published one."""
     return bool(json.loads(store.read(paths.changes_uri(plan_uri)))["nothing"])
 
 
@@ -94,7 +94,7 @@ def _planning(request: Request, arguments: Mapping[str, Any]) -> Iterator[Step]:
 
 
 def _step(stage: str, plan_uri: str, mode: Mode) -> Step | None:
-    """The call of ``stage``; None if it has nothing to do in this run."""
+    """The call of ``stage``; None where it has nothing to do in this run."""
     plan = read_plan(plan_uri)
     if stage in ("sign-documents", "find-duplicates") and (plan.parameters.duplicates == "keep" or plan.deduplicated):
         return None
