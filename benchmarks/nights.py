@@ -37,8 +37,8 @@ CODES = "IVF16,PQ96x4"
 MOST_LOSS = 0.005
 """Tolerated difference of recall on a few hundred rows; less than this depends on the chosen nprobe."""
 
-KINDS = ("add", "change", "idle", "remove", "add", "killed", "change", "broken", "mended", "add")
-"""Ten nights, repeated three times in a month. ``mended`` repairs the file of ``broken``."""
+KINDS = ("add", "change", "idle", "remove", "add", "killed", "change", "broken", "fixed", "add")
+"""Ten nights, repeated three times in a month. ``fixed`` replaces the file of ``broken``."""
 
 
 @dataclass
@@ -75,9 +75,9 @@ class Corpus:
         elif kind == "broken":
             data = gzip.compress(b"".join(json.dumps({"text": t}).encode() + b"\n" for t in self.take(4)))
             (self.folder / "train/n_broken.jsonl.gz").write_bytes(data[: len(data) // 2])
-        elif kind == "mended":
+        elif kind == "fixed":
             self.folder.joinpath("train/n_broken.jsonl.gz").unlink()
-            self.write("train/n_mended", self.take(4))
+            self.write("train/n_fixed", self.take(4))
 
 
 def nights(work: Path, corpus: Corpus, count: int, flags: list[object], exact: bool) -> int:

@@ -78,7 +78,7 @@ PARTS = {
     "parameters.md": {"content": content_table, "other": other_table},
     "architecture.md": {"imports": imports_picture},
 }
-"""What is generated, by page and by the name in its markers."""
+"""Generated parts, by page and by the name in their markers."""
 
 
 def _row(parameter: Parameter) -> list[str]:

@@ -1,7 +1,7 @@
-"""``retro-ops <stage>``: the entry point of every container and of whoever works by hand.
+"""``retro-ops <stage>``: the entry point of every container and of work by hand.
 
-With ``--plan`` (and ``--shard``) a stage finds its inputs and outputs through the plan; without it,
-the flags of the original scripts name them. Every path is local or ``s3://``.
+With ``--plan`` (and ``--shard``) a stage takes its inputs and outputs from the plan; without it, the flags of the
+original scripts name them. Every path is local or ``s3://``.
 """
 
 import argparse
@@ -29,14 +29,14 @@ COMMANDS = {
     "build": "run every stage, from a corpus or a plan to a published version",
     **{name: stage.help for name, stage in STAGES.items()},
     "list": "list the published versions of a dataset",
-    "diff": "show what differs between two versions",
+    "diff": "show the differences between two versions",
     "rollback": "make an earlier version the current one",
     "prune": "remove old versions, and files that only they or finished runs use",
     "export": "copy a published version to a folder, under the original's file names",
-    "status": "show what of a run or a published dataset is done, missing or damaged",
-    "show": "print some chunks of a dataset with their nearest neighbours as text",
+    "status": "show which parts of a run or a published dataset are done, missing or damaged",
+    "show": "print some chunks of a dataset and their nearest neighbours as text",
 }
-"""What ``retro-ops --help`` lists: the stages in the order of a run, then commands on datasets."""
+"""All commands, in the order of ``retro-ops --help``: stages in the order of a run, then commands on datasets."""
 
 WITH_PLAN = frozenset(
     name for name, stage in STAGES.items() if stage.name not in ("list-sources", "split-corpus", "plan")
@@ -44,7 +44,7 @@ WITH_PLAN = frozenset(
 
 
 def _parser(called: str | None) -> argparse.ArgumentParser:
-    """The parser, with the arguments of the command that is ``called``: the others are only listed, not imported."""
+    """The parser, with the arguments of the command ``called``; the modules of the others are not imported."""
     parser = argparse.ArgumentParser(prog="retro-ops", description=retro_ops.__doc__)
     parser.add_argument("--version", action="version", version=f"retro-ops {retro_ops.__version__}")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="command")
@@ -60,9 +60,9 @@ def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
     command.description = module.__doc__
     module.add_arguments(command)
     if name in WITH_PLAN:
-        command.add_argument("--plan", help="plan of the run: inputs and outputs follow from it")
+        command.add_argument("--plan", help="plan of the run, which determines inputs and outputs")
         command.add_argument(
-            "--shard", type=split_names, metavar="A,B", help="shard of the plan, or several, one after the other"
+            "--shard", type=split_names, metavar="A,B", help="shard of the plan, or several to process in turn"
         )
     for parameter in PARAMETERS if name in ("build", "plan") else read_by(name):
         _add_flag(command, PARAMETERS[parameter])
@@ -70,7 +70,7 @@ def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
 
 
 def _add_flag(command: argparse.ArgumentParser, parameter: Parameter) -> None:
-    # Absent unless given, so that a flag can be told from a default.
+    # Absent unless given, to distinguish a flag from a default.
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(parameter)}
     if parameter.kind == "flag":
         command.add_argument(parameter.flag, action="store_true", **options)
@@ -111,7 +111,7 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
     fixed = [PARAMETERS[name].flag for name in sorted(given) if PARAMETERS[name].decides]
     if fixed:
         raise BadInputError(
-            f"{', '.join(fixed)}: fixed by the plan", "make another plan, or leave --plan out and name the files"
+            f"{', '.join(fixed)}: fixed by the plan", "make another plan, or name the files instead of --plan"
         )
     plan = read_plan(plan_uri)
     if arguments.stage in CODE_VERSIONS:
@@ -120,13 +120,13 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """End in order, so that unfinished uploads are aborted. Process 1 of a container has no other way to end."""
+    """Exit in order, so that unfinished uploads are aborted. Process 1 of a container has no default handler."""
     sys.exit(128 + number)
 
 
 @contextmanager
 def _missing_libraries() -> Iterator[None]:
-    """Say which extra brings a library that is not installed: retro-ops alone has none of the stages'."""
+    """Raise ConfigurationError with the extra to install for a missing library: stages need more than retro-ops."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = next((word for word in words if not word.startswith("-")), None)
     configure_logging()
     signal.signal(signal.SIGTERM, _stop)
-    # Quiet where it is safe: tokenizers would warn when a worker forks after use.
+    # Avoids a harmless warning of tokenizers when a worker forks after use.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         with _missing_libraries():

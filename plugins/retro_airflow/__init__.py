@@ -1,1 +1,1 @@
-"""The Airflow side of RETRO datasets: an operator for every stage, and the runtimes that carry it."""
+"""The Airflow side of RETRO datasets: an operator for every stage, and the runtimes that run it."""

@@ -1,4 +1,4 @@
-"""``runtime.toml``: which runtime stages run with, and what each stage may use. Read and checked in one place."""
+"""``runtime.toml``: the runtime of the stages, and the resources of each. Read and checked in one place."""
 
 import tomllib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def _size(text: str) -> str:
 
 
 Size = Annotated[str, AfterValidator(_size)]
-"""A number of bytes with its unit, such as ``8GiB``."""
+"""An amount of memory with its unit, such as ``8GiB``."""
 
 
 class _Strict(BaseModel):
@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 
 
 class Resources(_Strict):
-    """What one stage may use; None is no limit. The last three concern Kubernetes only."""
+    """Resources of a stage; None: no limit. The last three apply to Kubernetes only."""
 
     cpus: Annotated[float, Field(gt=0)] | None = None
     memory: Size | None = None
@@ -68,7 +68,7 @@ class Kubernetes(_Strict):
 
 
 class Deployment(_Strict):
-    """The whole file. ``resources`` maps a stage, or ``default``, to the entries that differ from no limit."""
+    """The whole file. ``resources`` maps a stage, or ``default``, to the entries that are set for it."""
 
     runtime: RuntimeName = "local"
     deployment: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "default"
@@ -91,11 +91,13 @@ class Deployment(_Strict):
 
 
 def load(path: Path, runtime: str | None = None) -> Deployment:
-    """The file at ``path``, with ``runtime`` in the place of its own if given."""
+    """Read the file at ``path``; ``runtime``, if given, replaces its own. Raises ConfigurationError."""
     try:
         tables = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"cannot read {path}: {error}", "correct it, or RETRO_RUNTIME_FILE") from error
+        raise ConfigurationError(
+            f"cannot read {path}: {error}", "fix it, or set RETRO_RUNTIME_FILE to another file"
+        ) from error
     if runtime is not None:
         tables["runtime"] = runtime
     try:
@@ -109,11 +111,11 @@ def load(path: Path, runtime: str | None = None) -> Deployment:
 
 
 def check_resources(tables: Mapping[str, Mapping[str, Any]], source: str) -> None:
-    """ConfigurationError that names ``source``, stage and entry, where a table of resources is wrong."""
+    """Raise ConfigurationError with ``source``, stage and entry if a table of resources is invalid."""
     for name, table in tables.items():
         if name not in (*STAGES, "default"):
             raise ConfigurationError(
-                f"{source}: resources for {name!r}, which is no stage", f"use: {', '.join(STAGES)}"
+                f"{source}: resources for {name!r}, which is no stage", f"use one of: default, {', '.join(STAGES)}"
             )
         try:
             Resources.model_validate(table)
@@ -124,4 +126,4 @@ def check_resources(tables: Mapping[str, Mapping[str, Any]], source: str) -> Non
 def _configuration_error(source: str, error: ValidationError) -> ConfigurationError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return ConfigurationError(f"{source}: {where}: {first['msg']}", f"mend `{where}` (found: {first['input']!r})")
+    return ConfigurationError(f"{source}: {where}: {first['msg']}", f"fix `{where}` (found: {first['input']!r})")

@@ -1,4 +1,4 @@
-"""From what went wrong in a stage to what Airflow should do about it: retry, or fail now."""
+"""Turns the failure of a stage into the exception that tells Airflow to retry or to fail at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ SIGKILL_EXIT = SIGNAL_EXIT_BASE + 9
 
 @contextmanager
 def airflow_errors() -> Iterator[None]:
-    """Turn the errors of ``retro_ops`` into those that Airflow tells apart."""
+    """Turn errors of ``retro_ops`` into Airflow's: AirflowFailException if a retry cannot help."""
     try:
         yield
     except RetroError as error:
@@ -26,17 +26,17 @@ def airflow_errors() -> Iterator[None]:
 def of_exit_code(stage: str, exit_code: int, last_error: str, reason: str = "") -> AirflowException:
     """The exception for a stage that ended with ``exit_code``.
 
-    ``last_error`` is what the stage said last, ``reason`` what the runtime knows beyond the code.
+    ``last_error``: the last error in the stage's log. ``reason``: anything else that the runtime knows.
     """
-    said = "".join(f": {text}" for text in (reason, last_error) if text) or "; the log above says more"
+    details = "".join(f": {text}" for text in (reason, last_error) if text) or "; see the log above"
     if exit_code in EXIT_CODES_WITHOUT_RETRY:
-        return AirflowFailException(f"{stage} failed (exit code {exit_code}, so a retry would fail again){said}")
+        return AirflowFailException(f"{stage} failed (exit code {exit_code}, so a retry would fail again){details}")
     if exit_code == SIGKILL_EXIT:
         return AirflowException(
-            f"{stage} was killed (signal 9): {reason or 'probably because memory ran out'}. A retry runs it again. "
+            f"{stage} was killed (signal 9): {reason or 'probably because memory ran out'}. A retry starts it again. "
             f"If it happens again, give it more memory (`resources` on the form or in runtime.toml), "
             f"lower batch_size, or run fewer tasks at once"
         )
     if exit_code > SIGNAL_EXIT_BASE:
-        return AirflowException(f"{stage} was ended by signal {exit_code - SIGNAL_EXIT_BASE}{said}")
-    return AirflowException(f"{stage} failed (exit code {exit_code}, a retry may succeed){said}")
+        return AirflowException(f"{stage} was ended by signal {exit_code - SIGNAL_EXIT_BASE}{details}")
+    return AirflowException(f"{stage} failed (exit code {exit_code}, a retry may succeed){details}")

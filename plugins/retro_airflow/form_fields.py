@@ -1,4 +1,4 @@
-"""The fields of the trigger forms, and what makes them."""
+"""The fields of the trigger forms."""
 
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -18,7 +18,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "choice": {"type": "string"},
     "memory": {"type": "string", "pattern": r"^\d+(\.\d+)? ?([kKMGT]i?B?|B)?$"},
 }
-"""JSON schema of a field, by the kind of its parameter."""
+"""JSON schema of a field by the kind of its parameter."""
 
 
 def recipe_fields() -> dict[str, Param]:
@@ -26,18 +26,18 @@ def recipe_fields() -> dict[str, Param]:
         "recipe": optional_text(
             None,
             "Recipe",
-            "Instead of a corpus: a file (YAML, `s3://` or a full path) that says which documents there are, what each "
-            "is, and which shards they become; or the name of one that comes with the package.",
+            "Instead of a corpus: a YAML file (`s3://` or a full path) that lists source files and defines the "
+            "category, the split and the shard of each document; or the name of a recipe of this package.",
         ),
         "source_folder": optional_text(
-            None, "Source folder", "Where the relative paths of the recipe start. Empty: in the recipe's own folder."
+            None, "Source folder", "Folder of the relative paths in the recipe. Empty: the folder of the recipe."
         ),
     }
 
 
 def dataset_fields(settings: Settings) -> dict[str, Param]:
-    """A field for each parameter that has a title, and the choice of shards, section by section."""
-    # Empty means something else for each preset.
+    """A field for each parameter with a title, and the choice of shards, section by section."""
+    # An empty index type depends on the preset.
     defaults = {"tokenizer": settings.tokenizer, "model": settings.model, "index_type": None}
     return _by_section(
         parameter_field(
@@ -49,7 +49,7 @@ def dataset_fields(settings: Settings) -> dict[str, Param]:
 
 
 def refresh_fields() -> dict[str, Param]:
-    """The same fields for a refresh, all of which may stay empty."""
+    """The fields of ``dataset_fields`` for a refresh; all of them may be empty."""
     return _by_section(
         parameter_field(parameter, None, AS_PUBLISHED if parameter.kept_on_refresh else parameter.unset or "automatic")
         for parameter in PARAMETERS.values()
@@ -64,7 +64,7 @@ def _by_section(fields: Iterable[tuple[str, Param]]) -> dict[str, Param]:
 
 
 def parameter_field(parameter: Parameter, default: Any, empty: str) -> tuple[str, Param]:
-    """Name and field of ``parameter``. ``empty``: what an empty field stands for, where ``default`` is None."""
+    """Name and field of ``parameter``. ``empty``: meaning of an empty field, if ``default`` is None."""
     schema: dict[str, Any] = dict(SCHEMAS[parameter.kind])
     bounds = {"minimum": parameter.minimum, "maximum": parameter.maximum}
     schema |= {key: value for key, value in bounds.items() if value is not None}
@@ -85,13 +85,13 @@ def shard_choice_fields() -> dict[str, Param]:
         "indexed": optional_text(
             None,
             "Indexed shards",
-            "Patterns of the names of the shards whose chunks are in the index, such as `{00..19}_*`. Empty: all.",
+            "Name patterns of the shards whose chunks are in the index, such as `{00..19}_*`. Empty: all.",
             INDEX,
         ),
         "queried": optional_text(
             None,
             "Queried shards",
-            "Patterns of the names of the shards whose chunks get neighbours, such as `{00..08}_*,val_*`. Empty: all.",
+            "Name patterns of the shards whose chunks get neighbours, such as `{00..08}_*,val_*`. Empty: all.",
             INDEX,
         ),
     }
@@ -104,14 +104,14 @@ def run_fields() -> dict[str, Param]:
             type=["null", "string"],
             enum=[None, *get_args(RuntimeName)],
             title="Runtime",
-            description_md="Where the stages of this run are run. Empty: as the deployment says (`runtime.toml`).",
+            description_md="Where the stages of this run are executed. Empty: as in `runtime.toml`.",
             section=RUN,
         ),
         "resources": Param(
             None,
             type=["null", "object"],
             title="Resources",
-            description_md="Changes to the deployment's resources, by stage or for `default`, such as "
+            description_md="Overrides of the resources in `runtime.toml`, by stage or for `default`, such as "
             '`{"embed-chunks": {"gpus": 1, "memory": "16GiB"}}`.',
             section=RUN,
         ),
@@ -119,14 +119,15 @@ def run_fields() -> dict[str, Param]:
             False,
             type="boolean",
             title="Go on without failed shards",
-            description_md="Off: a failed shard stops the run at the `gate`, which says how to mend it.",
+            description_md="Publish a version without the shards that failed. Off: a failed shard stops the run at "
+            "`gate`, whose log says how to fix it.",
             section=RUN,
         ),
     }
 
 
 def text(default: str | None, title: str, help_text: str, section: str | None = None, **schema: Any) -> Param:
-    """A text that must not be empty; without a default the form asks for one before it can be sent."""
+    """A text that must not be empty; without a default it must be filled in before the form can be sent."""
     value: dict[str, Any] = {} if default is None else {"default": default}
     return Param(
         **value, type="string", minLength=1, title=title, description_md=help_text, **_section(section), **schema
@@ -134,12 +135,12 @@ def text(default: str | None, title: str, help_text: str, section: str | None = 
 
 
 def optional_text(default: str | None, title: str, help_text: str, section: str | None = None) -> Param:
-    # Not "" for nothing: an empty string greys out the Trigger button.
+    # Empty is None, not "": an empty string disables the Trigger button.
     return Param(default, type=["null", "string"], title=title, description_md=help_text, **_section(section))
 
 
 def as_published(field: Param) -> Param:
-    """An optional field on the form of a refresh."""
+    """``field`` on the form of a refresh, where it may be empty."""
     help_text = field.schema["description_md"].partition(" Empty: ")[0]
     return Param(None, **{**field.schema, "description_md": f"{help_text} Empty: {AS_PUBLISHED}."})
 

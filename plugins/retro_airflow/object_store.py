@@ -1,4 +1,4 @@
-"""The object store: its keys, from an Airflow connection into the environment, and what was published in it."""
+"""The object store: its keys, taken from an Airflow connection, and the published versions in it."""
 
 import os
 from typing import Any
@@ -14,20 +14,21 @@ _EXTRA = {
     "region_name": "AWS_DEFAULT_REGION",
     "aws_session_token": "AWS_SESSION_TOKEN",
 }
-"""Keys of the connection's extra field, as the Amazon provider names them."""
+"""Variable for each key of the connection's extra field, as the Amazon provider names them."""
 
 
 def use_connection(name: str | None) -> None:
-    """Set this process's AWS variables from connection ``name``; None leaves the worker's own in place.
+    """Set the AWS variables of this process from connection ``name``; None keeps those of the worker.
 
-    The process is the task's own, so no other task sees them. Airflow masks the secret in its logs.
+    Each task has a process of its own, so no other task sees them. Airflow masks the secret in its logs.
+    Raises ConfigurationError if the connection has no access key.
     """
     if name is None:
         return
     connection: Any = BaseHook.get_connection(name)
     if not connection.login or not connection.password:
         raise ConfigurationError(
-            f"connection {name!r} has no access key", "give it login (access key id) and password (secret access key)"
+            f"connection {name!r} has no access key", "set its login (access key id) and password (secret access key)"
         )
     os.environ["AWS_ACCESS_KEY_ID"] = connection.login
     os.environ["AWS_SECRET_ACCESS_KEY"] = connection.password
@@ -35,7 +36,7 @@ def use_connection(name: str | None) -> None:
     for key, variable in _EXTRA.items():
         if extra.get(key):
             os.environ[variable] = str(extra[key])
-        elif key == "aws_session_token":  # The worker's own belongs to other keys.
+        elif key == "aws_session_token":  # The worker's token belongs to other keys.
             os.environ.pop(variable, None)
 
 

@@ -24,34 +24,35 @@ PRESETS: dict[str, dict[str, str]] = {
     "standard": {"index_type": "auto"},
     "original": {"index_type": "IVF131072,PQ32"},
 }
-"""What a field left empty on the form means, where it is not the default of the parameter."""
+"""Values of fields that are left empty, by preset; other fields have the default of their parameter."""
 
 _CHOICE = ("indexed", "queried")
 _HOW_IT_RUNS = ("runtime", "resources", "allow_partial")
 
 
 def form(settings: Settings) -> dict[str, Param]:
-    """Fields of the trigger form. Those without a section stay open at the top."""
+    """Fields of the trigger form. Those without a section are always open, at the top."""
     return {
         "dataset": form_fields.text(settings.dataset, "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
-        "root": form_fields.text(settings.root, "Root", "Where datasets live: a folder or `s3://bucket/prefix`."),
+        "root": form_fields.text(settings.root, "Root", "Location of all datasets: a folder or `s3://bucket/prefix`."),
         "corpus": form_fields.optional_text(
             settings.corpus,
             "Corpus",
             "Documents to train on: a folder, a glob or a prefix of `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files. "
-            "Each file becomes a shard of its own. Not asked where a recipe is named.",
+            "Each file becomes a shard. Ignored if there is a recipe.",
         ),
         "validation_corpus": form_fields.optional_text(
             settings.validation_corpus,
             "Validation corpus",
-            "Documents to validate on. They search the training chunks as well; training never sees them.",
+            "Documents to validate on. Their neighbours come from training and validation documents; those of training "
+            "documents never come from them.",
         ),
         **form_fields.recipe_fields(),
         "preset": form_fields.choice(
             "standard",
             list(PRESETS),
             "Preset",
-            "Fills in what is left empty below. "
+            "Values for fields that are left empty below. "
             + "; ".join(
                 f"**{name}**: " + ", ".join(f"{key} `{value}`" for key, value in values.items())
                 for name, values in PRESETS.items()
@@ -64,20 +65,20 @@ def form(settings: Settings) -> dict[str, Param]:
 
 
 def massive_open_text_form(settings: Settings) -> dict[str, Param]:
-    """Fields of the form of MassiveOpenText: those of a dataset, with its recipe filled in."""
+    """Fields of the form of `massive_open_text`: those of a dataset, with the recipe filled in."""
     whole = form(settings)
     return {
-        # Not the deployment's, which is another one.
+        # Not the dataset of the deployment, which is another one.
         "dataset": form_fields.text("MassiveOpenText", "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
         "root": whole["root"],
         "source_folder": form_fields.text(
-            None, "Source folder", "Where `Pile/` and `RealNews/` lie: a full path or `s3://bucket/prefix`."
+            None, "Source folder", "Folder that holds `Pile/` and `RealNews/`: a full path or `s3://bucket/prefix`."
         ),
         "recipe": form_fields.text(
             "massive_open_text",
             "Recipe",
-            "`massive_open_text` is the package's. A copy of it with changes, such as other shards to query, is named "
-            "by its full path.",
+            "`massive_open_text` is a recipe of this package. For an edited copy, such as one with other queried "
+            "shards, enter its full path.",
         ),
         "preset": form_fields.choice("original", list(PRESETS), "Preset", whole["preset"].schema["description_md"]),
         **{name: whole[name] for name in (*PARAMETERS, *_CHOICE, *_HOW_IT_RUNS) if name in whole},
@@ -85,25 +86,28 @@ def massive_open_text_form(settings: Settings) -> dict[str, Param]:
 
 
 def refresh_form(settings: Settings) -> dict[str, Param]:
-    """Fields of the form of a refresh: what is left empty is as in the published version."""
+    """Fields of the form of a refresh. Most that are left empty keep the value of the published version."""
     if settings.refresh_schedule and not (settings.root and settings.dataset):
         raise ConfigurationError(
-            "RETRO_REFRESH_SCHEDULE is set, but a scheduled run has no form to say which dataset",
+            "RETRO_REFRESH_SCHEDULE is set, but a scheduled run has no form for the dataset",
             "set RETRO_ROOT and RETRO_DATASET as well",
         )
     whole = form(settings)
     return {
         "dataset": whole["dataset"],
         "root": whole["root"],
-        # Not the deployment's: another dataset would be filled with it.
+        # Not the corpus of the deployment: another dataset would be filled with it.
         "corpus": form_fields.optional_text(
             None,
             "Corpus",
-            "As for a new dataset; `{date}` in it stands for a day, as in `s3://bucket/corpus/{date}/*.jsonl.zst`, and "
-            "a run for a day leaves later files out. Empty: where the published version has it from.",
+            "A folder, a glob or a prefix, as for a new dataset. `{date}` matches a day, as in "
+            "`s3://bucket/corpus/{date}/*.jsonl.zst`, and a run for a day leaves out files of later days. "
+            f"Empty: {form_fields.AS_PUBLISHED}.",
         ),
         "validation_corpus": form_fields.optional_text(
-            None, "Validation corpus", "Likewise. Empty: as in the published version."
+            None,
+            "Validation corpus",
+            f"A folder, a glob or a prefix, with `{{date}}` if needed. Empty: {form_fields.AS_PUBLISHED}.",
         ),
         **{name: form_fields.as_published(param) for name, param in form_fields.recipe_fields().items()},
         "as_of": Param(
@@ -111,7 +115,7 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
             type=["null", "string"],
             pattern=r"^\d{4}-\d{2}-\d{2}$",
             title="As of",
-            description_md="Leave out files of later days. Empty: the day of a scheduled run or a backfill, else none.",
+            description_md="Leave out files of later days. Empty: the day of a scheduled run or a backfill, if any.",
         ),
         **form_fields.refresh_fields(),
         **{name: whole[name] for name in _HOW_IT_RUNS},
@@ -129,26 +133,26 @@ def repair_form(settings: Settings) -> dict[str, Param]:
             type=["null", "array"],
             items={"type": "string", "pattern": f"^{NAME_PATTERN}$"},
             title="Shards",
-            description_md="Shards to build again whatever their files hold, one a line. Empty: whatever failed, is "
-            "missing or damaged.",
+            description_md="Shards to rebuild even if their files are intact, one per line. Empty: all shards that "
+            "failed or whose files are missing or damaged.",
         ),
         "run": form_fields.optional_text(
             None,
             "Run",
-            "Run id of a run that failed, such as `scheduled__2026-01-01T03:00:00+00:00`. Empty: what is published.",
+            "Run id of a failed run, such as `scheduled__2026-01-01T03:00:00+00:00`. Empty: the published version.",
         ),
         "quick": Param(
             False,
             type="boolean",
             title="Compare lengths only",
-            description_md="Off: every file is read and compared with its checksum.",
+            description_md="Check only the lengths of files. Off: read every file and compare its checksum.",
         ),
         **{name: whole[name] for name in _HOW_IT_RUNS},
     }
 
 
 def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | None]:
-    """Arguments of the ``plan`` stage for the run in ``context``; a template field calls this."""
+    """Arguments of the ``plan`` stage for the run in ``context``; called when the template field is rendered."""
     run = context["dag_run"]
     check_names(run.conf or {}, context["dag"].params)
     with failures.airflow_errors():
@@ -157,7 +161,7 @@ def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | N
 
 
 def sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
-    """Arguments of ``list-sources``; none where the form names no recipe, and the corpus is taken as it is."""
+    """Arguments of ``list-sources``; empty if the form has no recipe."""
     run, params = context["dag_run"], context["params"]
     if not params.get("recipe"):
         return {}
@@ -167,12 +171,12 @@ def sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
 
 
 def refresh_sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
-    """The same for a refresh, which goes by the published version's recipe if the form says nothing else."""
+    """Arguments of ``list-sources`` for a refresh, which uses the recipe of the form or of the published version."""
     run, params = context["dag_run"], context["params"]
     with failures.airflow_errors():
         object_store.use_connection(load().deployment.object_store.connection)
         root, dataset = _place(params)
-        if not _goes_by_recipe(params, root, dataset):
+        if not _has_recipe(params, root, dataset):
             return {}
         check_names(run.conf or {}, context["dag"].params)
         return {**_sources_arguments(params, run.run_id), "refresh": True}
@@ -184,7 +188,7 @@ def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str 
     file = params["recipe"] if "." in (params["recipe"] or "") or "/" in (params["recipe"] or "") else None
     for name, path in (("recipe", file), ("source_folder", params["source_folder"])):
         if path and "://" not in path and not path.startswith("/"):
-            raise BadInputError(f"{name} {path!r} depends on where a worker was started", "give a full path or s3://…")
+            raise BadInputError(f"{name} {path!r} is a relative path", "enter a full path or s3://…")
     given = {name: params.get(name) for name in ("on_bad_record", "max_bad_share", "memory_budget")}
     return {
         "recipe": params["recipe"],
@@ -196,8 +200,8 @@ def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str 
     }
 
 
-def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
-    """Whether a refresh does: by its own, or by that of the published version unless it names a corpus."""
+def _has_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
+    """Whether a refresh has a recipe: its own or, unless the form names a corpus, that of the published version."""
     from retro_ops.storage import store
 
     if params["recipe"] or params["corpus"]:
@@ -210,7 +214,7 @@ def _goes_by_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
 
 
 def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
-    """Arguments of ``plan`` for a refresh: only what the form says, and the day that the run is for."""
+    """Arguments of ``plan`` for a refresh: the fields that are set on the form, and the day of the run."""
     from retro_ops.storage import store
 
     run, params = context["dag_run"], context["params"]
@@ -225,13 +229,13 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             chosen = {name.replace("_", "-"): str(value) for name, value in given.items()}
             chosen |= {"corpus": params["corpus"], "validation-corpus": params["validation_corpus"]}
             chosen |= {name: params[name] for name in _CHOICE}
-        else:  # The first version: what is empty is as on the form of a new dataset.
+        else:  # The first version: empty fields have the values of the form for a new dataset.
             settings = load()
             blank = {name: param.value for name, param in form(settings).items()}
             if (root, dataset) != ((settings.root or "").rstrip("/"), settings.dataset):
                 blank |= {"corpus": None, "validation_corpus": None}
             chosen = arguments(blank | {name: value for name, value in params.items() if value is not None}, run.run_id)
-        if _goes_by_recipe(params, root, dataset):
+        if _has_recipe(params, root, dataset):
             chosen |= {"corpus": None, "validation-corpus": None}
             chosen["sources"] = paths.sources_uri(root, dataset, run.run_id)
         output = paths.plan_uri(root, dataset, run.run_id)
@@ -258,7 +262,7 @@ def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str |
 
 
 def _day(context: Context) -> str | None:
-    """The day whose files a scheduled run or a backfill is for: the last whole one of its interval."""
+    """Day of a scheduled run or a backfill: the last whole day of its interval."""
     run = context["dag_run"]
     if run.run_type not in ("scheduled", "backfill") or not run.data_interval_end:
         return None
@@ -266,15 +270,15 @@ def _day(context: Context) -> str | None:
 
 
 def _place(params: Mapping[str, Any]) -> tuple[str, str]:
-    """Root and dataset. BadInputError for a root that depends on where a worker was started."""
+    """Root and dataset. Raises BadInputError for a relative root, which depends on where a worker was started."""
     root = str(params["root"]).rstrip("/")
     if not root.startswith("/") and "://" not in root:
-        raise BadInputError(f"root {root!r} depends on where a worker was started", "give a full path or s3://…")
+        raise BadInputError(f"root {root!r} is a relative path", "enter a full path or s3://…")
     return root, str(params["dataset"])
 
 
 def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
-    """Form values -> flags of ``plan``. An empty field is the preset's, else that of ``Parameters``."""
+    """Form values -> flags of ``plan``. An empty field has the value of the preset, else that of ``Parameters``."""
     parse_bytes(params["memory_budget"])
     preset = PRESETS[params["preset"]]
     root, dataset = _place(params)
@@ -300,9 +304,9 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
 
 
 def check_names(conf: Mapping[str, Any], known: Any) -> None:
-    """Airflow accepts any key in a run's conf, so a misspelt one would be ignored in silence."""
+    """Raise AirflowFailException for an unknown key in a run's conf, which Airflow would ignore silently."""
     for name in conf:
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-            meant = f"did you mean {near[0]!r}?" if near else f"the form has: {', '.join(known)}"
-            raise AirflowFailException(f"unknown parameter {name!r}: {meant} Trigger the run again with it mended")
+            meant = f"did you mean {near[0]!r}?" if near else f"the form has: {', '.join(known)}."
+            raise AirflowFailException(f"unknown parameter {name!r}: {meant} Fix it and trigger the run again")

@@ -1,4 +1,4 @@
-"""From a plan to a published version: the tasks that every DAG of this package shares, and how they hang together."""
+"""From a plan to a published version: the tasks that all DAGs of this package share, and their dependencies."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,9 +16,9 @@ from retro_ops.plan.stage_graph import STAGES
 
 
 def group_label(listed: str, kind: str) -> str:
-    """Label of a mapped task that was given the names ``listed`` of shards or files (``kind``), with commas between.
+    """Label of a mapped task for the shards or files (``kind``) in ``listed``, which are separated by commas.
 
-    Airflow's column for it has 250 characters.
+    At most 250 characters, the width of Airflow's column.
     """
     names = split_names(listed)
     if len(names) == 1:
@@ -34,14 +34,14 @@ FILTERS = {"group_label": group_label}
 SHARD_LABEL = "{{ task.arguments['shard'] | group_label('shard') }}"
 FILE_LABEL = "{{ task.arguments['file'] | group_label('file') }}"
 
-# The gate runs even if there is no plan, and says so.
+# Empty without a plan: the gate runs even then, and reports it.
 PLANNED_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
 PLAN_URI = "{{ (ti.xcom_pull(task_ids='find_duplicates') or ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
-"""Once duplicates were looked for, if they were."""
+"""The plan of `find_duplicates`, if that task ran."""
 
 
 def dag_arguments(config: Settings) -> dict[str, Any]:
-    """What the DAGs have in common."""
+    """Arguments that all DAGs share."""
     return {
         "catchup": False,
         # The default of 16 would serialise the shards; pools and the executor's parallelism are the limits.
@@ -60,15 +60,15 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
 
 
 def _stage(name: str, config: Settings | None = None) -> dict[str, Any]:
-    """Arguments of the operator that follow from the table of stages. ``config``: where the stage may use a GPU."""
+    """Arguments of the operator that follow from the table of stages. ``config``: given if the stage may use a GPU."""
     pool = {"pool": config.gpu_pool} if config and STAGES[name].gpu else {}
     return {"task_id": name.replace("-", "_"), "stage": name, **pool}
 
 
 def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> None:
-    """What comes before the plan where a run names a recipe: its files are listed, and split into parts of shards.
+    """Add the tasks that come before the plan if a run has a recipe: list its files, and split them into shards.
 
-    ``arguments``: of ``list-sources``; where there are none, that task is skipped, and the rest of these with it.
+    ``arguments``: those of ``list-sources``. If they are empty, that task and the others added here are skipped.
     """
     list_sources = StageOperator(**_stage("list-sources"), arguments=arguments)
     list_source_files = PythonOperator(
@@ -84,7 +84,7 @@ def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> Non
 
 
 def build(plan: StageOperator, config: Settings) -> None:
-    """Every shard of the plan, from its documents on."""
+    """Add all tasks after the plan, for every shard."""
     list_shards = _listed(tasks.list_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
@@ -101,7 +101,7 @@ def build(plan: StageOperator, config: Settings) -> None:
 
 
 def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
-    """Only what is not done yet; nothing at all if the plan finds nothing to do."""
+    """Add all tasks after the plan, only for unfinished shards. If there is nothing to do, all are skipped."""
     anything_to_do = ShortCircuitOperator(
         task_id="anything_to_do", python_callable=tasks.anything_to_do, op_kwargs={"plan_uri": PLANNED_URI}
     )
@@ -119,7 +119,7 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
         config, kept, to_index.output, to_query.output
     )
-    # A list of shards may be empty, and the tasks that map over it are then skipped.
+    # A list of shards may be empty, so the tasks that map over it may be skipped.
     merge.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
     plan >> anything_to_do
     _duplicates(anything_to_do, list_shards)
@@ -130,12 +130,12 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
 
 
 def _duplicates(before: Any, list_shards: PythonOperator) -> None:
-    """Between the plan and its shards; skipped, at the cost of one small task, where duplicates are kept."""
+    """Add the tasks between the plan and its shards. If duplicates are kept, all but the first are skipped."""
     look_for_duplicates = ShortCircuitOperator(
         task_id="look_for_duplicates",
         python_callable=tasks.look_for_duplicates,
         op_kwargs={"plan_uri": PLANNED_URI},
-        # Only the next two: the shards come all the same.
+        # Skips only the next two tasks: the shards are built in any case.
         ignore_downstream_trigger_rules=False,
     )
     list_shards_to_sign = _listed(tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
@@ -155,7 +155,7 @@ def _duplicates(before: Any, list_shards: PythonOperator) -> None:
 def _shards(config: Settings) -> Any:
     @task_group(group_id="shards")
     def shards(arguments: dict[str, str]) -> None:
-        """From documents to embeddings; each shard goes its own pace."""
+        """From documents to embeddings, each shard at its own pace."""
         chunks = StageOperator(
             **_stage("tokenize-and-chunk", config),
             arguments=arguments,
@@ -165,7 +165,7 @@ def _shards(config: Settings) -> Any:
             **_stage("embed-chunks", config),
             arguments=arguments,
             map_index_template=SHARD_LABEL,
-            # Of a group, what could be tokenised is embedded; the stage names the others.
+            # In a group, the shards that could be tokenised are embedded; the stage names the others.
             trigger_rule=TriggerRule.ALL_DONE,
         )
         chunks >> embeddings
@@ -187,7 +187,7 @@ def _gate(list_shards: PythonOperator) -> PythonOperator:
 
 
 def _index_tasks(config: Settings, kept: dict[str, str], to_index: Any, to_query: Any) -> tuple[Any, ...]:
-    """From embeddings to specs, not linked yet."""
+    """The tasks from embeddings to specs, without their dependencies."""
     train = StageOperator(**_stage("train-faiss-index", config), arguments=kept)
     build_index = StageOperator.partial(**_stage("build-faiss-index", config), map_index_template=SHARD_LABEL).expand(
         arguments=to_index

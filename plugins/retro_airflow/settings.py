@@ -1,4 +1,4 @@
-"""What a deployment decides, read from the environment in one place."""
+"""Settings of a deployment, read from the environment in one place."""
 
 import os
 import shlex
@@ -18,8 +18,8 @@ RUNTIME_FILE = "runtime.toml"
 
 @dataclass(frozen=True)
 class Settings:
-    """``stage_command``: how a worker calls the stages. ``mapped_tasks``: most that a stage is mapped to; beyond it
-    each takes several shards."""
+    """``stage_command``: how a worker calls the stages. ``mapped_tasks``: most tasks that a stage is mapped to; with
+    more shards, each task takes several."""
 
     deployment: Deployment
     stage_command: tuple[str, ...]
@@ -60,10 +60,10 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def _runtime_file(configured: str | None) -> Path:
-    """The file named, else the one beside the DAG files, else the one that comes with this package.
+    """The configured file, else the one beside the DAG files, else the one of this package.
 
-    Airflow puts the folder of the DAG files on Python's path: its dags folder, or the version of a bundle that a run
-    started with.
+    Airflow adds the folder of the DAG files to Python's path: its dags folder, or the version of the bundle with which
+    the run started.
     """
     if configured:
         return Path(configured).expanduser()
@@ -73,7 +73,7 @@ def _runtime_file(configured: str | None) -> Path:
 
 def _positive(name: str, text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise ConfigurationError(f"{name} is {text!r}", "give it a number of tasks, such as 256")
+        raise ConfigurationError(f"{name} is {text!r}", "set it to a number of tasks, such as 256")
     return int(text)
 
 
@@ -81,4 +81,4 @@ def _seconds(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigurationError(f"{name} is {text!r}", "give it a number of seconds, such as 30") from None
+        raise ConfigurationError(f"{name} is {text!r}", "set it to a number of seconds, such as 30") from None

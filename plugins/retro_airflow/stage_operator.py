@@ -1,4 +1,4 @@
-"""One operator for every stage: it starts a job, watches it, and survives the death of its worker."""
+"""The operator for all stages: it starts a job, watches it, and finds it again after the death of its worker."""
 
 import dataclasses
 import hashlib
@@ -26,13 +26,12 @@ Arguments = Mapping[str, str | bool | None]
 
 
 class StageOperator(ResumableJobMixin, BaseOperator):
-    """Run ``retro-ops STAGE --flag value …`` and return where its result lies.
+    """Run ``retro-ops STAGE --flag value …`` and return the locations of its result.
 
-    ``arguments`` maps flag names without dashes to values: None leaves a flag out, True gives it
-    without a value. It may be a function of (context, jinja_env) that returns them; if there are
-    none, the task is skipped.
+    ``arguments`` maps flag names without dashes to values: None leaves a flag out, True is a flag without a value. It
+    may be a function of (context, jinja_env) that returns such a mapping. If it is empty, the task is skipped.
 
-    The returned locations follow from the plan alone; nothing that the process printed is trusted.
+    The returned locations follow from the plan alone, not from the output of the process.
     """
 
     template_fields: Sequence[str] = ("arguments", "command")
@@ -44,7 +43,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         super().__init__(**kwargs)
         self.stage = stage
         self.arguments = arguments
-        # A template field only to be seen in the UI; fields render in order, so it finds them rendered.
+        # A template field only so that the UI shows it. Fields are rendered in order, `arguments` before this one.
         self.command: str | Callable[..., str] = rendered_command
         self._handle: Handle | None = None
         self._context: Context | None = None
@@ -57,7 +56,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, str]:
         self._context = context
-        if not self.arguments:  # Said here, as whatever is raised while templates are rendered is logged as an error.
+        if not self.arguments:  # Skipped here, since Airflow logs an exception during rendering as an error.
             raise AirflowSkipException(f"This run has nothing to do for {self.stage}")
         with failures.airflow_errors():
             self.log.info("To run this by hand: %s", self._command(context))
@@ -65,7 +64,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             return self._watched(lambda: dict(self.execute_resumable(context)))
 
     def resume(self, context: Context, event: Any) -> dict[str, str]:
-        """The job that this task was deferred for has ended."""
+        """Continue after the deferral: the job has ended."""
         self._context = context
         with failures.airflow_errors():
             object_store.use_connection(settings.load().deployment.object_store.connection)
@@ -84,7 +83,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         return self._handle
 
     def get_job_status(self, external_id: Any, context: Context) -> str:
-        """State of the job that an earlier try left; ``superseded`` when it ran another command."""
+        """State of the job of an earlier try; ``superseded`` if it ran another command."""
         runtime = self._runtime(external_id)
         if external_id["name"] != self._job_name(context):
             runtime.cancel(external_id)
@@ -98,7 +97,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         return status == "succeeded"
 
     def poll_until_complete(self, external_id: Any, context: Context) -> dict[str, str]:  # type: ignore[override]
-        """Watch the job to its end. Returns the result, as the mixin takes it from here on a reconnect."""
+        """Watch the job until it ends, and return the result: after a reconnect the mixin takes it from here."""
         deployment = settings.load().deployment
         if deployment.defers(external_id["runtime"]):
             trigger = StageTrigger(external_id, deployment.model_dump(mode="json"))
@@ -114,7 +113,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._print_new_lines(external_id)
             if self._killed:
                 self._end_stage()
-                raise AirflowException(f"{self.stage} is not watched any more: Airflow ended this try")
+                raise AirflowException(f"{self.stage} is no longer watched: Airflow ended this try")
             if status.state != "running":
                 break
             if status.reason and status.reason != self._waits_for:
@@ -125,56 +124,58 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         if status.state != "succeeded":
             runtime.forget(external_id)
         if status.state == "lost":
-            raise AirflowException(f"{self.stage} was lost: {status.reason}. A retry runs it again")
+            raise AirflowException(f"{self.stage} was lost: {status.reason}. A retry starts it again")
         if status.exit_code:
             raise failures.of_exit_code(self.stage, status.exit_code, self._last_error, status.reason)
         return self.get_job_result(external_id, context)
 
     def get_job_result(self, external_id: Any, context: Context) -> dict[str, str]:
-        """Locations of the result, once the report is there; then the job is forgotten."""
+        """Locations of the result, if the report exists. Forgets the job."""
         if self._result is None:
             self._print_new_lines(external_id)
             result = self._locations()
-            # A later clear of this task must run the stage again, not find the old job succeeded.
+            # If this task is cleared later, it must run the stage again instead of finding the old job.
             context["task_state_store"].delete(self.external_id_key)
             self._runtime(external_id).forget(external_id)
             self._result = result
         return self._result
 
     def on_kill(self) -> None:
-        """Airflow ends this try. It calls this from a signal handler, or after a timeout was raised."""
+        """Airflow ends this try. Called from a signal handler, or after a timeout."""
         self._killed = True
         if not self._watching:
             self._end_stage()
-        # Else the loop that watches the stage does it: it may ask Airflow, a signal handler may not.
+        # Otherwise the loop that watches the stage ends it: unlike a signal handler, it may call Airflow.
 
     def _end_stage(self) -> None:
         if self._handle is None:
             return
-        if self._given_out_again():
-            self.log.warning("%s runs on: a newer try of this task watches it", self.stage)
+        if self._has_newer_try():
+            self.log.warning("%s continues: a newer try of this task watches it", self.stage)
             return
         self._runtime(self._handle).cancel(self._handle)
         self.log.warning("%s was cancelled", self.stage)
 
-    def _given_out_again(self) -> bool:
-        """Whether a newer try of this task is there or on its way, to which the stage belongs now.
+    def _has_newer_try(self) -> bool:
+        """Whether a newer try of this task runs or is about to, so that the stage belongs to it.
 
-        When a scheduler dies, its successor gives running tasks out again, and Airflow then ends the
-        old task processes. Their stages must live on, or each death of a scheduler would end them all.
+        When a scheduler dies, its successor schedules running tasks again, and Airflow then ends the old task
+        processes. Their stages must continue, or each death of a scheduler would end them all.
         """
         assert self._context is not None
         try:
-            # The store knows a try by its id, which is a new one for each: no answer, no longer the current try.
+            # The state is stored under the id of the current try: without it, this try is no longer the current one.
             if self._context["task_state_store"].get(self.external_id_key) is not None:
                 return False
             return task_states.is_one_of(STARTING_OR_RUNNING, self._context["ti"], _task(self._context))
         except Exception:
-            self.log.warning("Airflow does not answer, so the stage is cancelled; a retry runs it again", exc_info=True)
+            self.log.warning(
+                "Airflow does not answer, so the stage is cancelled; a retry starts it again", exc_info=True
+            )
             return False
 
     def _pause(self, seconds: float) -> None:
-        """Sleep in short naps, as a signal does not end a sleep."""
+        """Sleep in short steps, since a signal does not interrupt a sleep."""
         end = time.monotonic() + seconds
         while not self._killed and time.monotonic() < end:
             time.sleep(0.1)
@@ -183,7 +184,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         try:
             self._watching = True
             return work()
-        except KeyboardInterrupt:  # `airflow dags test` at a terminal: the stage has a session of its own.
+        except KeyboardInterrupt:  # `airflow dags test` in a terminal: the stage has a session of its own.
             self._end_stage()
             raise
         finally:
@@ -197,7 +198,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         return shlex.join(runtimes.choose(_runtime_of(context), settings.load()).command(self._stage_arguments()))
 
     def _job_name(self, context: Context) -> str:
-        """The same for every try of a task that runs the same command. Fit to be a label of DNS."""
+        """Name of the job: the same for every try of a task with the same command, and valid as a DNS label."""
         task = _task(context)
         identity = [settings.load().deployment.deployment, dataclasses.astuple(task), self._stage_arguments()]
         index = "" if task.map_index < 0 else f"-{task.map_index}"
@@ -223,7 +224,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._position = position
 
     def _locations(self) -> dict[str, str]:
-        """Locations for the next tasks, once everything that the stage should have left is there."""
+        """Locations for the next tasks. Raises AirflowException if an output of the stage is missing."""
         from retro_ops.plan.locations import locations
         from retro_ops.storage import read_ahead, store
 
@@ -234,7 +235,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         for marker, exists in zip(expected.markers, is_there, strict=True):
             if not exists:
                 raise AirflowException(
-                    f"{self.stage} ended without an error but {marker} is missing. A retry runs it again"
+                    f"{self.stage} ended without an error, but {marker} is missing. A retry starts it again"
                 )
         return expected.result
 
@@ -248,7 +249,7 @@ def rendered_command(context: Context, jinja_env: Any = None) -> str:
 
 
 def _runtime_of(context: Context) -> str:
-    """What the trigger form says, else the deployment."""
+    """The runtime of the trigger form, else that of the deployment."""
     return context["params"].get("runtime") or settings.load().deployment.runtime
 
 
@@ -264,13 +265,13 @@ def flags(arguments: Arguments) -> list[str]:
         if value is True:
             argv.append(f"--{name}")
         elif value is not None and value is not False:
-            # One word, because a value may begin with a dash.
+            # One word if the value begins with a dash.
             argv += [f"--{name}", value] if not value.startswith("-") else [f"--{name}={value}"]
     return argv
 
 
 def parse_log_line(line: str) -> tuple[int, str]:
-    """Level and text of a line of a stage's log; a line that is not the stage's JSON is shown as it is."""
+    """Level and text of a line of a stage's log; a line that is not JSON of the stage is left unchanged."""
     try:
         entry = json.loads(line)
         level = logging.getLevelNamesMapping()[str(entry["level"]).upper()]

@@ -1,4 +1,4 @@
-"""The small decisions between the stages. They read the plan and the reports, never large data."""
+"""The small tasks between the stages. They read plans and reports, never large data."""
 
 import dataclasses
 import json
@@ -18,17 +18,17 @@ from retro_ops.plan.name_lists import join_names, split_names
 from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
 
 MOST_NAMES = 100
-"""Shards of each kind that an event names; it counts them all."""
+"""Most shards of each kind that an asset event names; it counts all of them."""
 
-MOST_SAID = 20
-"""Shards that a message names."""
+MOST_SHOWN = 20
+"""Most shards that a message names."""
 
 DATASETS = AssetAlias("retro-datasets")
-"""Every published dataset becomes an asset of its own through this alias."""
+"""Through this alias every published dataset becomes an asset of its own."""
 
 
 def list_source_files(sources_uri: str) -> list[dict[str, str]]:
-    """Arguments of ``split-corpus``: an entry for each source file, or for several where there are very many."""
+    """Arguments of each task of ``split-corpus``: one source file, or a group if there are very many."""
     from retro_ops.storage import store
 
     with failures.airflow_errors():
@@ -40,12 +40,12 @@ def list_source_files(sources_uri: str) -> list[dict[str, str]]:
 
 
 def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
-    """Arguments of each task of ``stage``: one shard, or a group of shards that follow one another in the plan."""
+    """Arguments of each task of ``stage``: one shard, or a group of consecutive shards of the plan."""
     return _mapped(plan_uri, stage_graph.shards_of(read_plan(plan_uri), stage))
 
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
-    """As ``list_shards``, but only shards whose ``stage`` is still to be done: often few of many."""
+    """Arguments of each task of ``stage``, only for shards without a report of it."""
     from retro_ops.storage import read_ahead, store
 
     plan = read_plan(plan_uri)
@@ -53,7 +53,7 @@ def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     with failures.airflow_errors():
         done = read_ahead.side_by_side(store.exists, [paths.report_uri(plan, stage, shard.name) for shard in shards])
     unfinished = [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
-    print(f"{stage}: {len(unfinished)} of {len(shards)} shards are to be done")
+    print(f"{stage}: {len(unfinished)} of {len(shards)} shards remain to be done")
     return _mapped(plan_uri, unfinished)
 
 
@@ -62,28 +62,28 @@ def _mapped(plan_uri: str, shards: Sequence[Shard]) -> list[dict[str, str]]:
 
 
 def _grouped(kind: str, names: Sequence[str]) -> list[str]:
-    """Those of each task, with commas between: one, or as many that follow one another as keep the tasks few."""
+    """Names for each task, separated by commas: one, or a group if there are more names than tasks allowed."""
     tasks = min(settings.load().mapped_tasks, conf.getint("core", "max_map_length"))
     size = max(1, -(-len(names) // tasks))
     groups = [join_names(names[first : first + size]) for first in range(0, len(names), size)]
     if size > 1:
-        print(f"{len(names)} {kind} go to {len(groups)} tasks, {size} to each")
+        print(f"{len(names)} {kind} are divided among {len(groups)} tasks, {size} to each")
     return groups
 
 
 def shards_in(entry: Mapping[str, str]) -> list[str]:
-    """Names of the shards that a mapped task was given."""
+    """Names of the shards in the arguments of a mapped task."""
     return split_names(entry["shard"])
 
 
 def look_for_duplicates(plan_uri: str) -> bool:
-    """Whether somebody has to look for duplicates; if not, the two tasks that do are skipped."""
+    """Whether duplicates have to be looked for; if not, the two tasks that do so are skipped."""
     plan = read_plan(plan_uri)
     return plan.parameters.duplicates != "keep" and not plan.deduplicated
 
 
 def anything_to_do(plan_uri: str) -> bool:
-    """Whether a version would differ from the published one; if not, everything after this is skipped."""
+    """Whether the new version would differ from the published one; if not, all later tasks are skipped."""
     from retro_ops.storage import store
 
     plan = read_plan(plan_uri)
@@ -95,19 +95,19 @@ def anything_to_do(plan_uri: str) -> bool:
 
 
 def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapping[str, Any]) -> str:
-    """Location of the plan to go on with: the plan itself, or one without the shards that failed.
+    """Location of the plan for the next tasks: the plan itself, or one without the failed shards.
 
-    ``listed``: what the tasks of the shards were mapped over, so that a map index can be named.
+    ``listed``: arguments of the tasks of the shards, in the order of their map indexes.
 
-    It runs after the shards whatever became of them, and believes the reports in the store alone:
-    the list that Airflow hands a reducer leaves failed shards out and shifts the rest.
+    It runs after the shards even if some failed, and relies only on the reports in the store: the list of results that
+    Airflow passes to a task leaves out failed shards and shifts the others.
     """
     from retro_ops.storage import read_ahead, store
 
     if not plan_uri:
         raise AirflowFailException(
-            "there is no plan. Look into the log of task `plan` (or `list_sources`, `split_corpus`, where a recipe is "
-            "named), mend what it says, and clear it"
+            "there is no plan. Read the log of task `plan` (with a recipe also `list_sources` and `split_corpus`), "
+            "fix the cause, and clear the task that failed"
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
@@ -125,7 +125,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = paths.next_plan_uri(plan_uri, "selected")
         store.write(uri, plan_to_json(selected).encode())
-    print(f"Going on without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
+    print(f"Continuing without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
     return uri
 
 
@@ -138,10 +138,10 @@ def _is_enough(shards: Sequence[Shard]) -> bool:
 
 
 def end_orphans(ti: Any) -> None:
-    """Cancel the jobs of this deployment that no task watches any more.
+    """Cancel the jobs of this deployment that no task watches anymore.
 
-    A stage outlives its worker so that a retry finds it. If there is no retry (the task was marked failed while its
-    worker was dead, or the run was deleted), nobody else would end it.
+    A stage outlives its worker, so that a retry finds it. If there is no retry (the task was marked failed while its
+    worker was dead, or the run was deleted), no other task would end it.
     """
     config = settings.load()
     with failures.airflow_errors():
@@ -150,7 +150,7 @@ def end_orphans(ti: Any) -> None:
             task = Task(**handle["task"])
             if not task_states.is_one_of(STARTING_OR_RUNNING | UNDECIDED, ti, task):
                 runtime.cancel(handle)
-                print(f"Ended {handle['name']}: nobody watches it for {task} any more")
+                print(f"Cancelled {handle['name']}: no task watches it anymore (it belonged to {task})")
 
 
 def announce_dataset(context: Context, result: Any = None) -> None:
@@ -160,7 +160,7 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     plan = read_plan(result["plan"])
     with failures.airflow_errors():
         series = object_store.read_series(plan.root, plan.dataset)
-        # A version of an earlier day is there, but is not the current one.
+        # A version of an earlier day was published, but is not the current one.
         number = series.number_of(paths.stage_folder(plan, "publish")) or series.current
         published = series.entry(number)
     folder = paths.dataset_folder(plan.root, plan.dataset)
@@ -184,25 +184,27 @@ def read_plan(uri: str) -> Plan:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of them: a line that a person reads has no room for thousands."""
-    more = f" and {len(names) - MOST_SAID} more" if len(names) > MOST_SAID else ""
-    return ", ".join(names[:MOST_SAID]) + more
+    """The first MOST_SHOWN of ``names`` and the number of the others."""
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return ", ".join(names[:MOST_SHOWN]) + more
 
 
 def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) -> str:
-    """``missing``: map index of each shard that is not there."""
+    """``missing``: map index by name of each shard that is not embedded."""
     if not missing:
         return (
-            "the shards were not listed. Look into the log of the first task that failed (`list_shards`, or one before "
-            "it), mend what it says, and clear it"
+            "the shards were not listed. Read the log of the first task that failed (`list_shards` or an earlier one), "
+            "fix the cause, and clear that task"
         )
     shown = _some([f"{shard} (map index {index})" for shard, index in missing.items()])
     lines = [
         f"{len(missing)} of {total} shards are not embedded: {shown}.",
-        "  What to do: read the log of the shard's failed task in group `shards`, and mend the cause. Then",
-        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, likewise for the others "
-        "(what is done of a group is passed over);",
-        "  or, if a corpus file was mended, clear the task `plan` with its downstream tasks",
+        "  What to do: read the log of the shard's failed task in group `shards`, and fix the cause. Then",
+        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, and those of the other "
+        "missing shards (finished shards of a group are not built again);",
+        "  or, if a corpus file was fixed, clear the task `plan` with its downstream tasks",
     ]
     # One line for each step: the UI does not wrap them.
-    return "\n".join([*lines, *(["  or trigger a run with allow_partial to go on without them"] if some_kept else [])])
+    return "\n".join(
+        [*lines, *(["  or trigger a run with allow_partial to continue without them"] if some_kept else [])]
+    )

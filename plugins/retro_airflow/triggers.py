@@ -1,4 +1,4 @@
-"""Waits for a job without a worker slot (``deferrable`` in runtime.toml)."""
+"""Waits for a job without occupying a worker slot (``deferrable`` in runtime.toml)."""
 
 import asyncio
 import dataclasses
@@ -15,9 +15,9 @@ POLL_S = 10.0
 
 
 class StageTrigger(BaseTrigger):
-    """Fires with the handle once its job does not run any more.
+    """Fires with the handle when its job has ended.
 
-    ``deployment``: the task's, as JSON. The triggerer sees no DAG files, and so no runtime.toml beside them.
+    ``deployment``: that of the task, as JSON. The triggerer has no DAG files, and so no runtime.toml beside them.
     """
 
     def __init__(self, handle: Handle, deployment: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""A whole run by one command, in one process: what the DAGs do, without Airflow."""
+"""A whole run by one command, in one process: the same as the DAGs, without Airflow."""

@@ -13,6 +13,7 @@ import zstandard
 from wcmatch import glob
 
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.json_lines import SourceLine
 from retro_ops.corpus.recipes.model import format_of
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.storage import store
@@ -21,14 +22,12 @@ SHOWN_MEMBERS = 10
 PARQUET_ROWS = 512
 """Rows converted to lines at a time."""
 
-Line = tuple[str, int, bytes | None]
-"""(file, or ``archive.tar.gz/member``; line number from 1; line without its line end, None if it is too long)"""
 
-
-def lines(uri: str, members: str | None, max_line_bytes: int) -> Iterator[Line]:
+def lines(uri: str, members: str | None, max_line_bytes: int) -> Iterator[SourceLine]:
     """Stream the lines of a file, which is opened and decompressed once.
 
-    ``members``: pattern of the files to read if ``uri`` is an archive.
+    The source of a line is ``uri``, or ``archive.tar.gz/member``. ``members``: pattern of the files to read if ``uri``
+    is an archive.
     """
     kind = format_of(uri)
     if kind == "tar":
@@ -39,7 +38,7 @@ def lines(uri: str, members: str | None, max_line_bytes: int) -> Iterator[Line]:
         yield from json_lines.lines([uri], max_line_bytes)
 
 
-def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[Line]:
+def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine]:
     passed: list[str] = []
     matched = False
     name = uri.removesuffix(".tgz") + ".tar.gz" if uri.endswith(".tgz") else uri
@@ -77,7 +76,7 @@ def _damage(uri: str) -> Iterator[None]:
         raise BadInputError(f"{uri} cannot be read: {error}", "the file is damaged: download it again") from error
 
 
-def _parquet(uri: str, max_line_bytes: int) -> Iterator[Line]:
+def _parquet(uri: str, max_line_bytes: int) -> Iterator[SourceLine]:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError as error:

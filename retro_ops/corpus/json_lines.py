@@ -137,11 +137,11 @@ def exceeds(sources: Sequence[str], limit: int) -> bool:
     return STDIN in sources or sum(store.at(uri).size(uri) for uri in sources) >= limit
 
 
-Line = tuple[str, int, bytes | None]
+SourceLine = tuple[str, int, bytes | None]
 """(source, line number from 1, line without its line end, None if it is too long)"""
 
 
-def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[Line]:
+def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[SourceLine]:
     """Stream the lines of all sources in order, skipping the ``first`` ones.
 
     A line longer than ``max_line_bytes`` is None.

@@ -28,7 +28,7 @@ class LeftOut:
         # Number of kept records before each record that is left out.
         self._kept_before = self._records - np.arange(len(self._records))
 
-    def skip(self, lines: Iterator[json_lines.Line], first: int) -> Iterator[json_lines.Line]:
+    def skip(self, lines: Iterator[json_lines.SourceLine], first: int) -> Iterator[json_lines.SourceLine]:
         """``lines`` without the records that are left out; the first line is record ``first``."""
         at = int(self._records.searchsorted(first))
         for record, line in enumerate(lines, first):

@@ -122,7 +122,7 @@ def place(
     return side if isinstance(side, LeftOut) else (side, kind)  # type: ignore[return-value]
 
 
-class Counter:
+class ShardCounter:
     """Numbers the shards of one split and category in one file from 0; each is filled before the next begins."""
 
     def __init__(self, cut: Cut, max_documents: int | None) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from retro_ops.compute.workers import ahead
 from retro_ops.corpus import json_lines, routing
-from retro_ops.corpus.archives import Line, lines
+from retro_ops.corpus.archives import lines
+from retro_ops.corpus.json_lines import SourceLine
 from retro_ops.corpus.recipes import file_list
 from retro_ops.corpus.recipes.model import Rule
 from retro_ops.corpus.routing import LeftOut, Place
@@ -58,8 +59,8 @@ def route(file: SourceFile, rule: Rule, listed: Sources, fan: "Fan", bad: "BadLi
     progress.close()
 
 
-def _batches(of: Iterator[Line]) -> Iterator[list[Line]]:
-    batch: list[Line] = []
+def _batches(of: Iterator[SourceLine]) -> Iterator[list[SourceLine]]:
+    batch: list[SourceLine] = []
     size = 0
     for line in of:
         batch.append(line)
@@ -84,7 +85,7 @@ def _part_line(document: json_lines.Document, line: bytes | None, text_key: str)
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardPart:
     """The documents that a source file contributes to a shard. ``fingerprint`` identifies the content in a plan."""
 
     shard: str
@@ -105,9 +106,9 @@ class Fan:
     def __init__(self, file: SourceFile, rule: Rule, folder: str, places: Sequence[Place]) -> None:
         self._file, self._rule, self._folder = file, rule, folder
         outputs = {place: rule.outputs[place[0]] for place in places}
-        self._counters = {place: routing.Counter(out.cut, out.max_documents) for place, out in outputs.items()}
+        self._counters = {place: routing.ShardCounter(out.cut, out.max_documents) for place, out in outputs.items()}
         self._open: dict[Place, _OpenPart] = {}
-        self._done: list[Part] = []
+        self._done: list[ShardPart] = []
 
     def add(self, place: Place, line: bytes) -> LeftOut | None:
         """Write a line, or return the reason for leaving it out. Splits and categories of another pass are ignored."""
@@ -126,7 +127,7 @@ class Fan:
         part.append(line)
         return None
 
-    def close(self) -> list[Part]:
+    def close(self) -> list[ShardPart]:
         while self._open:
             self._done.append(self._open.pop(next(iter(self._open))).close())
         return self._done
@@ -147,10 +148,10 @@ class _OpenPart:
         self._lines.append(line)
         self._documents += 1
 
-    def close(self) -> Part:
+    def close(self) -> ShardPart:
         written = self._lines.close()
         fingerprint = store.at(written.uri).fingerprint_of(written)
-        return Part(self._shard, *self._place, self._documents, written, fingerprint)
+        return ShardPart(self._shard, *self._place, self._documents, written, fingerprint)
 
     def abort(self) -> None:
         self._writer.abort()

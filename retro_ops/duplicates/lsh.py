@@ -138,7 +138,7 @@ def _not_united(pairs: Pairs, near: Pairs) -> Pairs:
 
 
 def shared(signed: SignedShards, pairs: Pairs, most_bytes: int) -> NDArray[np.uint16]:
-    """How many of the PERMUTATIONS signature rows the two documents of each pair have in common, uint16 ``[pairs]``."""
+    """Number of PERMUTATIONS signature rows that the two documents of each pair share, uint16 ``[pairs]``."""
     a, b = document_pairs.unpack(pairs)
     documents, places = np.unique(np.concatenate((a, b)), return_inverse=True)
     left, right = places[: len(a)], places[len(a) :]

@@ -119,7 +119,7 @@ def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[]
         # Results behind the last row are not used, but each position must be valid.
         positions = torch.where(every < starts[-1], every - starts[row], 0)
         hidden = hidden_of(ids, positions, starts)
-        # On a GPU the last bag extends to the end of the indices, whatever the last offset is (pytorch#76885). Its row
+        # On a GPU the last bag extends to the end of the indices, even beyond the last offset (pytorch#76885). Its row
         # is never used.
         means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
         unit = torch.nn.functional.normalize(means[: batch.rows].float(), dim=1).half()

@@ -35,7 +35,7 @@ class Linear:
         return vectors.float() @ self.matrix + self.bias
 
     def halves(self, vectors: Tensor) -> Tensor:
-        """The same, as half and in blocks."""
+        """Float16 ``[n, e]`` of ``[n, d]``, computed in blocks."""
         import torch
 
         return torch.cat([self(block).half() for block in vectors.split(APPLY_ROWS)])

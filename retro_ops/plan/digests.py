@@ -1,7 +1,7 @@
-"""Digests: which inputs, parameters and code versions decide the output of each stage.
+"""Digests: which inputs, parameters and code versions determine the output of each stage.
 
-They are the only statement of that: paths follow from them, and a refresh compares them to find what it may use again.
-A new parameter needs no line here: ``set_later`` adds it to the digest of the stage that it decides.
+They are the only place for it: paths follow from them, and a refresh compares them to find the outputs to reuse.
+A new parameter needs no line here: ``set_later`` adds it to the digest of the first stage that it changes.
 """
 
 import functools
@@ -29,27 +29,27 @@ def digest(*parts: Any) -> str:
 MAX_LINE_BYTES = 8 * 2**20
 
 BUDGET_SHARE_OF_A_LINE = 256
-"""A document of 1/256 of the budget costs about half of it while it is tokenised."""
+"""Tokenising a document of 1/256 of the budget takes about half of the budget."""
 
 
 def code_version(plan: Plan, stage: str) -> int:
-    """Of ``stage`` when ``plan`` was made, so that what was published is found after the code has moved on."""
+    """Code version of ``stage`` when ``plan`` was made, so that older versions are found by newer code."""
     return (plan.code_versions or CODE_VERSIONS).get(stage, CODE_VERSIONS[stage])
 
 
 def other_code(plan: Plan) -> list[str]:
-    """Stages that would write other bytes now than when ``plan`` was made."""
+    """Stages whose output would have other bytes than when ``plan`` was made."""
     return [stage for stage in CODE_VERSIONS if code_version(plan, stage) != CODE_VERSIONS[stage]]
 
 
 def line_limit(memory_budget: str) -> int:
-    """Longest line that is a document; longer ones are bad records. So a small budget decides content,
-    and the limit belongs to the digest; budgets of 2 GiB and more all give the same."""
+    """Largest length of a line in bytes; longer lines are bad records. A small budget therefore changes the content, so
+    the limit is part of the digest; it is the same for all budgets of 2 GiB and more."""
     return min(MAX_LINE_BYTES, parse_bytes(memory_budget) // BUDGET_SHARE_OF_A_LINE)
 
 
 def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concatenate[Plan, P], str]:
-    """Decorates a digest: it is computed once for a plan, and replaced while its output is known to be damaged."""
+    """Decorator of a digest: computed once for each plan, and replaced if its output is known to be damaged."""
 
     @functools.wraps(digest_of)
     def digest_of_output(plan: Plan, /, *arguments: P.args, **none: P.kwargs) -> str:
@@ -89,7 +89,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
 
 
 def cut_shard(max_chunks: int | None) -> list[str]:
-    """What a limit adds to a digest: since version 3 the bad records of a shard that was cut end where it was cut."""
+    """Entry of a digest for ``max_chunks``: since version 3 the bad records of a cut shard end at the cut."""
     return [] if max_chunks is None else ["bad records up to the cut"]
 
 
@@ -105,7 +105,7 @@ def embed_digest(plan: Plan, shard: Shard) -> str:
 
 
 def embed_input(of: str) -> list[str]:
-    """What the parameter adds to a digest: nothing where it is the default, which came before it."""
+    """Entry of a digest for ``embed_input``; none for the default, which is older than the parameter."""
     return [] if of == Parameters().embed_input else [of]
 
 
@@ -129,7 +129,7 @@ def partial_index_digest(plan: Plan, shard: Shard) -> str:
 
 @_output
 def index_digest(plan: Plan, split: Split) -> str:
-    """Of what an index holds; it is no folder."""
+    """Digest of the content of an index; no folder is named after it."""
     return digest(
         code_version(plan, "merge-indexes"),
         train_digest(plan),
@@ -139,7 +139,7 @@ def index_digest(plan: Plan, split: Split) -> str:
 
 @_output
 def merge_digest(plan: Plan) -> str:
-    # The partial indexes as well, which follow from the same, unless one was found damaged.
+    # Includes the partial indexes: they follow from the same inputs, unless one was found damaged.
     return digest(
         [index_digest(plan, split) for split in plan.splits()],
         [partial_index_digest(plan, shard) for shard in plan.shards if shard.indexed],
@@ -163,21 +163,21 @@ def tuning_digest(plan: Plan) -> str:
 
 @_output
 def neighbours_digest(plan: Plan, shard: Shard) -> str:
-    former = former_shard(plan, shard)
-    start = former.neighbours if former else None
+    base = base_shard(plan, shard)
+    start = base.neighbours if base else None
     if start and index_is_the_same(plan, shard.split):
         return start
     p = plan.parameters
     return digest(
         code_version(plan, "retrieve-neighbours"),
-        # The name, since the neighbours of a shard depend on its place in the index.
+        # With the name, since the neighbours of a shard depend on its place in the index.
         [shard.name, embed_digest(plan, shard)],
         index_digest(plan, shard.split),
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin],
-        # How wide to search is measured over all shards.
+        # nprobe and candidates are measured over all shards.
         tuning_digest(plan),
         *([start] if start else []),
-        # Which depends on whether it is there at all.
+        # Its place in the index includes whether it has one.
         *([] if shard.indexed else ["not indexed"]),
     )
 
@@ -198,27 +198,27 @@ def version_digest(plan: Plan) -> str:
     )
 
 
-def former_shard(plan: Plan, shard: Shard) -> BaseShard | None:
-    """The shard as the base version has it, if its embeddings are the same."""
-    former = plan.base.by_name.get(shard.name) if plan.base else None
-    same = former and (former.split, former.embeddings) == (shard.split, embed_digest(plan, shard))
-    return former if same else None
+def base_shard(plan: Plan, shard: Shard) -> BaseShard | None:
+    """The shard in the base version, if its split and embeddings are the same."""
+    base = plan.base.by_name.get(shard.name) if plan.base else None
+    same = base and (base.split, base.embeddings) == (shard.split, embed_digest(plan, shard))
+    return base if same else None
 
 
-def former_indexed(plan: Plan, shard: Shard) -> bool:
-    """Whether the base version's index holds the same chunks under the name of ``shard``."""
-    former = former_shard(plan, shard)
-    return former is not None and former.indexed
+def is_in_base_index(plan: Plan, shard: Shard) -> bool:
+    """Whether the index of the base version holds the same chunks for ``shard``."""
+    base = base_shard(plan, shard)
+    return base is not None and base.indexed
 
 
 def index_is_the_same(plan: Plan, split: Split) -> bool:
-    """Whether the chunks that queries of ``split`` search are those of the base version, under the same ids."""
+    """Whether queries of ``split`` search the same chunks as in the base version, with the same ids."""
     assert plan.base
     key = ("index_is_the_same", split)
     if key not in plan.memo:
-        former = [(shard.name, shard.embeddings) for shard in plan.base.indexed(split)]
-        now = [(shard.name, embed_digest(plan, shard)) for shard in plan.indexed(split)]
-        plan.memo[key] = "yes" if former == now else ""
+        base = [(shard.name, shard.embeddings) for shard in plan.base.indexed(split)]
+        current = [(shard.name, embed_digest(plan, shard)) for shard in plan.indexed(split)]
+        plan.memo[key] = "yes" if base == current else ""
     return bool(plan.memo[key])
 
 
@@ -237,15 +237,15 @@ _OF_THE_INDEX: dict[str, Callable[[Plan], str]] = {
 
 
 def output_digest(plan: Plan, stage: str, shard: str | None = None) -> str:
-    """Digest in the name of the output folder of ``stage``; the stages that map over shards need ``shard``."""
+    """Digest in the name of the output folder of ``stage``. Stages that map over shards need ``shard``."""
     if stage in _OF_A_SHARD:
         if shard is None:
-            raise BadInputError(f"{stage} runs on one shard", "name it with --shard")
+            raise BadInputError(f"{stage} needs a shard", "name it with --shard")
         of_plan = plan.shard(shard)
         if not runs_on(stage, of_plan):
             raise BadInputError(
                 f"{stage} does not run on shard {shard!r}, which is not {'queried' if of_plan.indexed else 'indexed'}",
-                "run it on the others, or make a new plan with another choice of shards",
+                "run it on other shards, or make a new plan with another choice of shards",
             )
         return _OF_A_SHARD[stage](plan, of_plan)
     if stage in _OF_THE_INDEX:

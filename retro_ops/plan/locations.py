@@ -1,6 +1,6 @@
-"""What a task of a stage hands to the next one, and the objects that exist if and only if it is done.
+"""Locations that a task passes to the next tasks, and the objects that exist if and only if its stage is done.
 
-Both follow from the stage's arguments and the plan alone, so nothing that a stage prints has to be trusted.
+Both follow from the arguments of the stage and the plan alone, not from the output of its process.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,19 +12,19 @@ from retro_ops.plan.plan import plan_from_json
 from retro_ops.plan.stage_graph import STAGES
 
 NEXT_PLAN = {"find-duplicates": "deduplicated", "check-drift": "decided"}
-"""Step of the plan that a stage hands on."""
+"""Step of the plan that a stage writes for the next stages."""
 
 
 @dataclass(frozen=True)
 class Locations:
     result: dict[str, str]
-    """For the tasks that follow; the report of a group of shards is that of its last."""
+    """Passed to the next tasks; the report of a group of shards is that of its last shard."""
     markers: list[str]
-    """Objects that the stage leaves when it is done."""
+    """Objects that exist if and only if the stage is done."""
 
 
 def locations(stage: str, arguments: Mapping[str, str], read: Callable[[str], bytes]) -> Locations:
-    """Locations of the task that runs ``stage`` with ``arguments`` (flags without dashes). ``read``: of the store."""
+    """Locations of the task that runs ``stage`` with ``arguments`` (flags without dashes). ``read`` reads an object."""
     marker = STAGES[stage].marker
     if marker == "output":
         return Locations({_kind_of_output(stage): arguments["output"]}, [arguments["output"]])

@@ -1,10 +1,10 @@
-"""Lists of names in one text, as command lines and the arguments of mapped tasks hold them: ``a,b``."""
+"""Lists of names as one text, ``a,b``: the form in command lines and arguments of mapped tasks."""
 
 from collections.abc import Sequence
 
 
 def split_names(text: str) -> list[str]:
-    """``a,b`` -> ``["a", "b"]``. Names of shards and files hold no comma, and an empty one names nothing."""
+    """``a,b`` -> ``["a", "b"]``. Names of shards and files contain no comma. Empty names are left out."""
     return [name for name in text.split(",") if name]
 
 

@@ -46,7 +46,7 @@ class Parameter:
     read_by: tuple[str, ...]
     """Stages that take it as a flag."""
     unset: str
-    """What no value stands for, where the default is None."""
+    """Meaning of no value, if the default is None."""
     choices: tuple[str, ...]
     minimum: float | None
     maximum: float | None

@@ -61,8 +61,9 @@ def bad_lines_uri(parts: str) -> str:
 
 
 PLAN_STEPS = ("deduplicated", "selected", "decided")
-"""What a plan may become, in this order, each written beside the plan it was made from and named after it:
-`find-duplicates` says what each shard is without, the gate leaves out failed shards, `check-drift` has decided."""
+"""Steps that a plan may go through, in this order. Each writes a plan beside the previous one, named after it:
+`find-duplicates` lists the records that each shard leaves out, the gate leaves out failed shards, `check-drift` decides
+about the index."""
 
 
 def next_plan_uri(plan_location: str, step: str) -> str:
@@ -72,12 +73,12 @@ def next_plan_uri(plan_location: str, step: str) -> str:
 
 
 def first_plan_uri(plan_location: str) -> str:
-    """The plan as `plan` wrote it, which knows the shards that failed later; facts about a run lie beside it."""
+    """The first plan of the run, with the shards that failed later; facts about the run lie beside it."""
     return re.sub(rf"(\.({'|'.join(PLAN_STEPS)}))+\.json$", ".json", plan_location)
 
 
 def plans_after(plan_location: str) -> list[str]:
-    """Every plan that the one at ``plan_location`` may become; the first that exists is the one to go on with."""
+    """Every plan that may follow the one at ``plan_location``; the first that exists is the current one."""
     plans = []
     for deduplicated, decided, selected in product((True, False), repeat=3):
         taken = zip(PLAN_STEPS, (deduplicated, selected, decided), strict=True)
@@ -86,7 +87,7 @@ def plans_after(plan_location: str) -> list[str]:
 
 
 def is_plan(uri: str) -> bool:
-    """Whether ``uri`` is a plan of a run: the first, or one that it became."""
+    """Whether ``uri`` is a plan of a run: the first or a later one."""
     return first_plan_uri(uri).rpartition("/")[2] == "plan.json"
 
 

@@ -112,7 +112,7 @@ class Plan:
     identity: Identity
     shards: tuple[Shard, ...]
     skipped: tuple[str, ...] = ()
-    """Names of failed shards that the run goes on without."""
+    """Names of failed shards that the run leaves out."""
     corpus: str | None = None
     """Path or pattern of the training corpus; None if the run uses a recipe."""
     validation_corpus: str | None = None

@@ -1,6 +1,6 @@
 """The published versions of a dataset: what ``current.json`` holds.
 
-It has the fields of the current version, which is all that most readers need, and under ``history`` the other versions.
+It has the fields of the current version, which are enough for most readers, and the other versions under ``history``.
 """
 
 import json
@@ -20,7 +20,7 @@ class Series:
     """All published versions of a dataset."""
 
     uri: str
-    """Where ``current.json`` is, or would be."""
+    """Location of ``current.json``, even if it does not exist."""
     tag: str | None
     """Tag for compare-and-swap; None if ``current.json`` does not exist."""
     current: int
@@ -55,7 +55,7 @@ class Series:
         return resolve(self.entry(number)["plan"], self.uri)
 
     def number_of(self, folder: str) -> int | None:
-        """Number of the version in ``folder``; None if no version is there."""
+        """Number of the version in ``folder``; None if there is none."""
         return next((number for number in self.entries if self.folder(number) == folder), None)
 
 

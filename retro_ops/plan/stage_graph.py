@@ -11,8 +11,8 @@ from typing import Literal
 from retro_ops.plan.plan import Plan, Shard
 
 Marker = Literal["output", "parts", "next plan", "report", "current"]
-"""What exists if and only if a stage is done: the file named by ``--output``; a report beside the parts of a source
-file; the plan that it hands on; its report; the object that names the published version."""
+"""The object that exists if and only if a stage is done: the file named by ``--output``; a report beside the parts of a
+source file; the plan for the next stages; its report; the object that names the published version."""
 
 Folder = Literal["corpus", "shards", "index", "versions"]
 
@@ -23,22 +23,22 @@ class Stage:
     help: str
     marker: Marker = "report"
     maps_over: Literal["file", "shard"] | None = None
-    """What a task of it handles one of, or a group of; None: it runs once."""
+    """A task handles one of these, or a group; None: the stage runs once."""
     folder: Folder | None = None
     """Folder of the dataset that holds its outputs; None: they lie beside the plan."""
     code_version: int | None = None
-    """In its digest; raised by one whenever it would write other bytes for the same input and parameters, or other
+    """Part of its digest; raised by one whenever it would write other bytes for the same input and parameters, or other
     checkpoints. None: it has no output of its own."""
     in_version: bool = True
     """Whether a published version contains its output."""
     unit: str | None = None
-    """Key of its report's counts that its rate is given in; None: the card does not list it."""
+    """Key of the counts in its report that is the unit of its rate; None: the card does not list it."""
     gpu: bool = False
-    """Whether it uses a GPU, and so waits for a slot of the GPU pool."""
+    """Whether it uses a GPU and so needs a slot of the GPU pool."""
     base_memory_mib: int | None = None
-    """Peak memory without what grows with the data: Python, libraries, model, blocks. None: not estimated."""
+    """Peak memory that does not grow with the data: Python, libraries, model, blocks. None: not estimated."""
     start_s: float = 0.1
-    """Seconds to load tokenizer, model, fonts."""
+    """Seconds to load tokenizer, model and fonts."""
 
 
 STAGES: dict[str, Stage] = {
@@ -46,7 +46,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             "list-sources",
-            "check a corpus recipe and list the files that it names",
+            "check a corpus recipe and list its source files",
             marker="output",
             in_version=False,
         ),
@@ -127,7 +127,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "merge-indexes",
-            "append partial indexes to a trained (or filled) index: equal to one serial build",
+            "append partial indexes to a trained (or filled) index: the same bytes as one serial build",
             folder="index",
             code_version=1,
             unit="vectors",
@@ -181,14 +181,14 @@ STAGES: dict[str, Stage] = {
         ),
     )
 }
-"""Every stage by name, in the order in which a run has them."""
+"""Every stage by name, in the order of a run."""
 
 CODE_VERSIONS = {
     stage.name: stage.code_version
     for stage in STAGES.values()
     if stage.code_version is not None and stage.folder != "corpus"
 }
-"""Of the stages after the plan, as plans and manifests record them."""
+"""Code versions of the stages after the plan, as plans and manifests record them."""
 
 SHARD_STAGES = tuple(stage.name for stage in STAGES.values() if stage.maps_over == "shard" and stage.in_version)
 """Stages that map over shards and whose outputs a version contains."""
@@ -207,7 +207,7 @@ def shards_of(plan: Plan, stage: str) -> list[Shard]:
 
 
 def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """(stage, shard) of every task of ``stages``, in order; shard None where a stage runs once."""
+    """(stage, shard) of every task of ``stages``, in order; shard is None if a stage runs once."""
     for stage in stages:
         over_shards = STAGES[stage].maps_over == "shard"
         for shard in [shard.name for shard in shards_of(plan, stage)] if over_shards else [None]:

@@ -86,7 +86,7 @@ def _neighbours_digest(plan: Plan) -> str:
 def _differences(plan: Plan, manifest: Mapping[str, Any], digest_of: Callable[[Plan], Any]) -> list[str]:
     """Parameters, parts of the identity and stages that make ``digest_of`` differ from what it was for ``manifest``.
 
-    Whatever is in a digest counts, so no second list can miss a parameter.
+    It compares digests, so there is no second list that could miss a parameter.
     """
     current = Plan("probe", "probe", plan.parameters, plan.identity, (PROBE,))
     known = {name: value for name, value in manifest["parameters"].items() if name in PARAMETERS}

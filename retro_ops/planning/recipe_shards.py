@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from retro_ops.corpus.recipes.model import Line, Recipe
+from retro_ops.corpus.recipes.model import Recipe, RecipeLine
 from retro_ops.corpus.recipes.shard_patterns import matching, no_match
 from retro_ops.corpus.recipes.yaml_nodes import Faults
 from retro_ops.errors import BadInputError
@@ -20,7 +20,7 @@ from retro_ops.storage import read_ahead
 
 
 @dataclass(frozen=True)
-class Part:
+class RecipePart:
     """The documents that a source file contributes to a shard."""
 
     shard: str
@@ -41,7 +41,7 @@ def shards(listed: Sources, recipe: Recipe) -> list[Shard]:
     reports = read_ahead.side_by_side(partial(_report, listed), listed.files)
     parts = [part for file, made in zip(listed.files, reports, strict=True) for part in _parts(listed, file, made)]
     _say_what_is_absent(listed, recipe, parts, reports)
-    by_name: dict[str, list[Part]] = {}
+    by_name: dict[str, list[RecipePart]] = {}
     for part in parts:
         by_name.setdefault(check_name("shard", part.shard), []).append(part)
     for of_shard in by_name.values():
@@ -64,9 +64,9 @@ def _report(listed: Sources, file: SourceFile) -> dict[str, Any]:
     return made
 
 
-def _parts(listed: Sources, file: SourceFile, made: dict[str, Any]) -> list[Part]:
+def _parts(listed: Sources, file: SourceFile, made: dict[str, Any]) -> list[RecipePart]:
     return [
-        Part(
+        RecipePart(
             part["shard"],
             part["split"],
             part["category"],
@@ -78,7 +78,7 @@ def _parts(listed: Sources, file: SourceFile, made: dict[str, Any]) -> list[Part
     ]
 
 
-def check_one_writer(parts: Sequence[Part]) -> None:
+def check_one_writer(parts: Sequence[RecipePart]) -> None:
     """Raise BadInputError if the parts of a shard differ in split, category or source."""
     first = parts[0]
     for part in parts[1:]:
@@ -90,7 +90,7 @@ def check_one_writer(parts: Sequence[Part]) -> None:
             )
 
 
-def _texts(patterns: Sequence[Line]) -> list[str] | None:
+def _texts(patterns: Sequence[RecipeLine]) -> list[str] | None:
     return [pattern.text for pattern in patterns] or None
 
 
@@ -105,7 +105,7 @@ def _check_patterns(recipe: Recipe, names: Sequence[str]) -> None:
 
 
 def _say_what_is_absent(
-    listed: Sources, recipe: Recipe, parts: Sequence[Part], reports: Sequence[dict[str, Any]]
+    listed: Sources, recipe: Recipe, parts: Sequence[RecipePart], reports: Sequence[dict[str, Any]]
 ) -> None:
     for message in listed.absent:
         say(f"plan: {message}", logging.WARNING, event="absent")

@@ -1,4 +1,4 @@
-"""Which shards are indexed, and which are queried."""
+"""Chooses the shards that are indexed and the shards that are queried."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +11,10 @@ from retro_ops.plan.plan import Shard, check_choice
 def chosen(
     shards: Sequence[Shard], indexed: Sequence[str] | None, queried: Sequence[str] | None, where: str = ""
 ) -> list[Shard]:
-    """``shards``, indexed and queried if their names match one of the patterns; None leaves them as they are.
+    """``shards``, each indexed or queried if its name matches one of the patterns; None leaves them unchanged.
 
-    Raises BadInputError for a shard that is neither, since its documents would be missing silently, such as those of a
-    new file of a nightly corpus. ``where`` says in the error where the patterns stand.
+    Raises BadInputError for a shard that is neither: otherwise the documents of a new file, for example, would be
+    missing silently. ``where``: prefix of the error, with the location of the patterns.
     """
     names = [shard.name for shard in shards]
     of_index, of_queries = _matching(indexed, names), _matching(queried, names)

@@ -58,7 +58,7 @@ class _Sums:
         self._known: dict[str, str] = {}
 
     def blocks(self, array: "NpyReader") -> "Iterator[tuple[int, NDArray[Any]]]":
-        """As ``array.blocks``; the sum is known once the last block was taken."""
+        """Blocks of ``array.blocks``; the sum is known after the last block."""
         content = hashlib.sha256(array.header)
         for first, block in array.blocks(BLOCK_ROWS):
             content.update(block.data)

@@ -2,7 +2,7 @@
 
 **Exact.** A float16 of absolute value up to 1 is a multiple of 2^-24, so every product of two is a multiple of 2^-48,
 and for vectors of length about 1 every partial sum stays far below 2^5: 53 bits hold all of them. So float64
-computes ``|q|^2 + |x|^2 - 2 q.x`` without any rounding, whatever the order of summation, the batch or the BLAS, and
+computes ``|q|^2 + |x|^2 - 2 q.x`` without any rounding, for any order of summation, any batch and any BLAS, and
 the result is rounded once, to float32. Therefore results do not depend on how the work is divided.
 
 **Keys.** Non-negative float32 numbers sort as their bits do, so ``bits << 32 | id`` sorts by (distance, id) as an

@@ -102,7 +102,7 @@ class PlannedJobs:
         previous = None
         if plan.base:
             numbered = plan.base.indexed(split)
-            kept = {shard.name: positions[shard.name] for shard in current if digests.former_indexed(plan, shard)}
+            kept = {shard.name: positions[shard.name] for shard in current if digests.is_in_base_index(plan, shard)}
             new = (shard.name for shard in current if shard.name not in kept)
             previous = PreviousNeighbours(
                 neighbours="",
@@ -114,9 +114,9 @@ class PlannedJobs:
         return _OfSplit(paths.index_shards(plan, split), positions, previous)
 
     def _previous(self, shard: Shard, of_split: PreviousNeighbours | None) -> PreviousNeighbours | None:
-        """For a shard whose chunks are those of the base version; None if its neighbours are up to date as well."""
-        former = digests.former_shard(self._plan, shard)
+        """Previous neighbours of a shard with the chunks of the base version; None if they are up to date."""
+        base = digests.base_shard(self._plan, shard)
         up_to_date = digests.neighbours_digest(self._plan, shard)
-        if not of_split or not former or former.neighbours in (None, up_to_date):
+        if not of_split or not base or base.neighbours in (None, up_to_date):
             return None
-        return replace(of_split, neighbours=paths.base_neighbours_uri(self._plan, former))
+        return replace(of_split, neighbours=paths.base_neighbours_uri(self._plan, base))

@@ -113,7 +113,7 @@ class SearchedIndex:
         return Index(_in_global_ids(by_codes, ids), blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter)
 
     def over_parts(self, files: Sequence[ListFile], positions: Sequence[int]) -> Index:
-        """The same search of index files that together hold these shards, and whose lists are read as needed.
+        """This search with index files that together hold the shards, and whose lists are read as needed.
 
         A GPU needs only the list of each vector.
         """

@@ -175,7 +175,7 @@ class Removed:
         return Removed(rows, keys, np.full(len(rows), SAME_DOCUMENT, np.uint8))
 
     def nearer_than(self, best: Keys) -> "Removed":
-        """Those nearer than the last of ``best`` ``[m, k]`` in their row; all of them where the row is short."""
+        """Candidates nearer than the last of ``best`` ``[m, k]`` in their row; all of them if the row is short."""
         nearer = self.keys < np.ascontiguousarray(best[:, -1])[self.rows]
         return Removed(self.rows[nearer], self.keys[nearer], self.reasons[nearer])
 

@@ -74,10 +74,10 @@ def _planned_job(plan_uri: str) -> Job:
 
 def _extended(plan: Plan) -> tuple[Shard, ...]:
     """Training shards of the base version's index, if they are the first of this plan, so that the index can grow."""
-    former = plan.base.indexed("train") if plan.base and plan.base.index else ()
-    first = plan.indexed("train")[: len(former)]
-    same = [shard.name for shard in former] == [shard.name for shard in first]
-    return first if same and all(digests.former_shard(plan, s) for s in first) else ()
+    previous = plan.base.indexed("train") if plan.base and plan.base.index else ()
+    first = plan.indexed("train")[: len(previous)]
+    same = [shard.name for shard in previous] == [shard.name for shard in first]
+    return first if same and all(digests.base_shard(plan, s) for s in first) else ()
 
 
 def _job(arguments: Namespace) -> Job:

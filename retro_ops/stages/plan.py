@@ -1,7 +1,7 @@
-"""Corpus -> plan.json: which shards, from which files, made with which tokenizer and model.
+"""Corpus -> plan.json: the shards, their files, and the tokenizer and model of a run.
 
-``--refresh`` starts from the published version: what is not said is as it was there, and what did not change is used
-again. ``--repair`` takes the corpus as that version (or a run) knew it, and leaves out of use what is damaged.
+``--refresh`` starts from the published version: it keeps the values of flags that are not given, and reuses the outputs
+of unchanged shards. ``--repair`` plans with the corpus of that version (or of a run), without its damaged outputs.
 """
 
 import json
@@ -35,30 +35,28 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--sources", help="files of a recipe, as `list-sources` found them, instead of a corpus")
+    parser.add_argument("--sources", help="list of source files that `list-sources` wrote, instead of a corpus")
     parser.add_argument("--output", required=True, help="plan to write")
-    parser.add_argument("--run", help="with --repair: of this run of the dataset, instead of what is published")
+    parser.add_argument("--run", help="with --repair: this run, instead of the published version")
     add_choices(parser)
 
 
 def add_choices(parser: ArgumentParser) -> None:
-    """The flags that `build` has, too."""
-    parser.add_argument("--corpus", help="training files: a file, a folder or a pattern; {date} stands for a day")
-    parser.add_argument("--validation-corpus", help="validation files, likewise")
-    for choice, meaning in (("indexed", "that others find"), ("queried", "that have neighbours")):
-        parser.add_argument(
-            f"--{choice}", metavar="A,B*", help=f"patterns of the names of the shards {meaning} (default: all)"
-        )
+    """Add the flags that `plan` and `build` share."""
+    parser.add_argument("--corpus", help="training files: a file, a folder or a pattern; {date} matches a day")
+    parser.add_argument("--validation-corpus", help="validation files: a file, a folder or a pattern")
+    for choice, meaning in (("indexed", "in the index"), ("queried", "that get neighbours")):
+        parser.add_argument(f"--{choice}", metavar="A,B*", help=f"name patterns of the shards {meaning} (default: all)")
     parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--refresh", action="store_true", help="start from the published version, if there is one")
-    how.add_argument("--repair", action="store_true", help="build again what is damaged or missing of it")
+    how.add_argument("--repair", action="store_true", help="rebuild its damaged and missing files")
     parser.add_argument(
         "--shards",
         type=split_names,
         default=[],
         metavar="A,B",
-        help="with --repair: build these again, whatever they hold",
+        help="with --repair: rebuild these even if they are intact",
     )
     parser.add_argument("--quick", action="store_true", help="with --repair: compare lengths, not checksums")
 
@@ -92,16 +90,16 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
     choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
     if arguments.refresh and series.current:
-        former = read_plan(series.plan_uri())
+        published = read_plan(series.plan_uri())
         given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
-        # These suit the machines of a run, not the dataset.
+        # These depend on the machines of a run, not on the dataset.
         of_this_run = {name: getattr(parameters, name) for name, p in PARAMETERS.items() if not p.kept_on_refresh}
-        parameters = replace(former.parameters, **{**given, **of_this_run})
-        places = {name: place or getattr(former, name) for name, place in places.items()}
-        choice = {name: patterns or getattr(former, name) for name, patterns in choice.items()}
-        if former.recipe and not (arguments.sources or places["corpus"]):
+        parameters = replace(published.parameters, **{**given, **of_this_run})
+        places = {name: place or getattr(published, name) for name, place in places.items()}
+        choice = {name: patterns or getattr(published, name) for name, patterns in choice.items()}
+        if published.recipe and not (arguments.sources or places["corpus"]):
             raise BadInputError(
-                f"the published version was made from the recipe {former.recipe}",
+                f"the published version was made from the recipe {published.recipe}",
                 "run `retro-ops list-sources --refresh` and `split-corpus` first, and name their list with --sources",
             )
     as_of = checked_day(arguments.as_of)
@@ -112,8 +110,8 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
         shards, days = of_patterns(places, as_of)
     if as_of and not days:
         where = places.get("corpus") or places["recipe"]
-        say(f"plan: {where} has no {json_lines.DATE}, so the files of today are taken for {as_of}")
-    # Shards may have gone since the choice was made; a pattern that somebody just wrote is the name of some.
+        say(f"plan: {where} has no {json_lines.DATE}, so the current files are used for {as_of}")
+    # Only patterns of this run must match a shard: the shards of an earlier choice may be gone.
     check_patterns(shards, {"indexed": arguments.indexed, "queried": arguments.queried})
     patterns = {name: None if text is None else split_patterns(text) for name, text in choice.items()}
     shards = chosen(shards, patterns["index_shards"], patterns["query_shards"])

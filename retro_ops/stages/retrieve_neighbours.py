@@ -90,7 +90,7 @@ def _jobs(arguments: Namespace, parameters: Parameters) -> list[Job]:
     indexed = index_spec_from_json(store.read(arguments.index_spec), arguments.index_spec)
     fingerprint = store.at(arguments.index).fingerprint(arguments.index)
     deciding = {name: value for name, value in values_for(STAGE, parameters).items() if PARAMETERS[name].decides}
-    # In the order of former versions, so that outputs that were made by hand keep their digest.
+    # In the order of earlier code, so that outputs that were made by hand keep their digest.
     settings = [value for name, value in sorted(deciding.items(), key=lambda entry: entry[0] in ("pad_id", "seed"))]
     jobs = []
     for embedding, chunk2seq, output in zip(embeddings, chunk2seqs, outputs, strict=True):

@@ -17,7 +17,7 @@ from retro_ops.corpus.recipes import file_list
 from retro_ops.corpus.recipes.model import Recipe, Rule
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.routing import ByPath
-from retro_ops.corpus.splitting import OTHERS, REASONS, WRITER_BYTES, BadLines, Fan, Part, route
+from retro_ops.corpus.splitting import OTHERS, REASONS, WRITER_BYTES, BadLines, Fan, ShardPart, route
 from retro_ops.execution import report, shard_groups
 from retro_ops.plan import source_list
 from retro_ops.plan.name_lists import split_names
@@ -77,7 +77,7 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
         rule = replace(rule, category=file_list.resolved(rule.category, listed.folder))
     folder = listed.parts_folder(file)
     places = [(split, category) for split in rule.outputs for category in rule.categories()]
-    parts: list[Part] = []
+    parts: list[ShardPart] = []
     left_out: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         bad = BadLines(stack, folder, listed)

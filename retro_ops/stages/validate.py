@@ -61,7 +61,7 @@ def _shared(plan: Plan) -> Iterator[str]:
     yield paths.stage_folder(plan, "train-faiss-index")
     undamaged = replace(plan, condemned=())
     for shard in plan.shards:
-        previous = digests.former_shard(plan, shard)
+        previous = digests.base_shard(plan, shard)
         if previous:
             for stage in ("tokenize-and-chunk", "embed-chunks"):
                 yield paths.stage_folder(plan, stage, shard.name)

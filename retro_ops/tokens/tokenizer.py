@@ -58,7 +58,7 @@ class Tokenizer:
     @property
     def decoding(self) -> model_inputs.Decoding:
         """Picklable: lets another process decode with this tokenizer."""
-        # transformers never cleans up after BPE, whatever the settings are.
+        # transformers never cleans up after BPE, even if the setting is on.
         cleans_up = self._tokenizer.clean_up_tokenization_spaces and type(self.backend.model).__name__ != "BPE"
         return model_inputs.Decoding(self.backend.to_str(), bool(cleans_up))
 

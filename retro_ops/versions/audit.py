@@ -26,11 +26,11 @@ class TaskState:
     """None for a stage that runs once for all shards."""
     state: State
     seconds: float | None
-    """How long the stage took; None if there is no readable report."""
+    """Seconds that the stage took; None if there is no readable report."""
     report: str
     """URI of the report."""
     why: str = ""
-    """What is wrong, if the task is missing or damaged."""
+    """The problem, if the task is missing or damaged."""
 
 
 def stages(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads and writes the versions of a dataset: one object, which changes only by compare-and-swap."""
+"""Reads and writes the series of versions of a dataset: one object, which changes only by compare-and-swap."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,16 +28,16 @@ def write(series: Series) -> None:
 
 
 def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
-    """Add the version ``entry`` (without a number), built by ``plan``, to ``series``; returns it with a log message.
+    """``series`` with the version ``entry`` (without a number), built by ``plan``, and a log message.
 
-    Raises BadInputError if another run published meanwhile and neither of the two is known to be newer.
+    Raises BadInputError if another run published in the meantime and neither version is known to be newer.
     """
     number = next((known for known, e in series.entries.items() if e["path"] == entry["path"]), 0)
     if number and number == series.current:
         return series, f"version {number} is already the current one"
     overtaken = plan.supersedes not in (None, series.current)
-    if overtaken and number > (plan.supersedes or 0):  # By this run, or by another with the same result.
-        return series, f"version {number} was published before, and version {series.current} came after it"
+    if overtaken and number > (plan.supersedes or 0):  # Published by this run, or by another with the same result.
+        return series, f"version {number} was published earlier, and version {series.current} stays the current one"
     grown, outcome = series, "the current one again"
     if not number:
         number, outcome = series.last + 1, "published"
@@ -53,7 +53,7 @@ def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
         by = meanwhile.get("run", meanwhile["plan"])
         raise BadInputError(
             f"version {series.current} was published meanwhile, at {meanwhile['published_at']} by {by}",
-            f"start a new run: it starts from version {series.current} and reuses what this run built",
+            f"start a new run: it starts from version {series.current} and reuses the outputs of this run",
         )
     return replace(grown, current=number), f"version {number} is {outcome}"
 
@@ -74,7 +74,7 @@ def manifest(folder: str) -> dict[str, Any]:
     try:
         return dict(json.loads(store.read(uri)))
     except ValueError as error:
-        raise BadInputError(f"{uri} is damaged: {error}", "repair the dataset: trigger retro_repair") from error
+        raise BadInputError(f"{uri} is damaged: {error}", "repair the dataset with retro_repair") from error
 
 
 def names_of_index(manifest: Mapping[str, Any], split: str) -> list[str]:
@@ -96,7 +96,7 @@ def embeddings_of_others(manifest: Mapping[str, Any], uri: str) -> dict[str, str
 
 
 def files(folder: str) -> Iterator[str]:
-    """Every file that the specs and the manifest of a version name. Works for versions of any code version."""
+    """Every file that is named in the specs and the manifest of a version, whichever code wrote it."""
     manifest_uri, of_version = paths.manifest_in(folder), manifest(folder)
     yield manifest_uri
     yield resolve(of_version["trained_index"], manifest_uri)

@@ -63,7 +63,7 @@ def airflow(tmp_path: Path) -> Iterator[LiveAirflow]:
 @pytest.mark.timeout(2400)
 def test_days_give_the_versions_of_as_many_nights(airflow: LiveAirflow, corpus: Path, tmp_path: Path) -> None:
     door = Door(tmp_path / "door")
-    # No night runs by itself while the days are filled in.
+    # No scheduled night runs during the backfill.
     conf = {"corpus": f"{corpus}/{{date}}/*.jsonl", "index_type": "Flat", "target_recall": 1, "device": "cpu"}
     nightly: list[Any] = []
     beside = threading.Thread(target=lambda: nightly.extend(without_airflow(tmp_path / "nightly", conf)))
@@ -95,7 +95,7 @@ def ended(airflow: LiveAirflow, day: str) -> bool:
 
 
 def without_airflow(root: Path, conf: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same days one after the other, without Airflow."""
+    """Run these days one after the other, without Airflow."""
     model = stage_settings()["RETRO_MODEL"]
     program = f"""
 import sys

@@ -92,7 +92,7 @@ def test_stages_run_in_the_order_of_their_table(name: str) -> None:
 
 
 def operator_of(task: Any) -> Any:
-    """Of a mapped task, what its instances are given; else the task itself."""
+    """The operator of the instances of a mapped task; else the task itself."""
     return SimpleNamespace(task_id=task.task_id, **task.partial_kwargs) if task.is_mapped else task
 
 
@@ -137,7 +137,7 @@ def test_a_schedule_processes_the_day_before(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("airflow_database", "stub_command")
-def test_a_refresh_builds_what_came_and_then_nothing(tmp_path: Path, corpus: Path) -> None:
+def test_a_refresh_builds_new_shards_and_then_nothing(tmp_path: Path, corpus: Path) -> None:
     place = {"root": str(tmp_path / "root"), "dataset": "demo"}
     first = load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
     assert states(first)["publish", -1] == "success"
@@ -235,7 +235,7 @@ def test_a_whole_run_from_a_recipe(tmp_path: Path, recipe: Path) -> None:
     assert {ti.rendered_map_index for ti in instances if ti.task_id == "retrieve_neighbours"} == {
         f"shard {name}" for name in names
     }
-    # A refresh goes by the same recipe, unless it is told otherwise.
+    # A refresh uses the same recipe, unless another one is given.
     (recipe.parent / "mixed/1.jsonl").write_text('{"text": "another", "kind": "d"}\n')
     more = load("retro_refresh").test(run_conf={"root": conf["root"], "dataset": "demo"})
     assert str(more.state) == "success"
@@ -282,20 +282,20 @@ def test_duplicates_are_looked_for_only_on_request(tmp_path: Path, corpus: Path,
         return
     assert signed == {0, 1, 2, 3}
     assert state["find_duplicates", -1] == "success"
-    # Whatever comes after goes by what was found.
+    # The later stages use the plan without duplicates.
     (current,) = Path(tmp_path / "root/demo").glob("current.json")
     assert json.loads(current.read_text())["plan"].endswith("plan.deduplicated.json")
 
 
 @pytest.mark.usefixtures("airflow_database", "stub_command")
-def test_a_refresh_signs_only_what_came(tmp_path: Path, corpus: Path) -> None:
+def test_a_refresh_signs_only_new_shards(tmp_path: Path, corpus: Path) -> None:
     place = {"root": str(tmp_path / "root"), "dataset": "demo", "corpus": str(corpus / "train"), "duplicates": "report"}
     load("retro_refresh").test(run_conf=place)
     (corpus / "train/e.jsonl").write_text('{"text": "one more"}\n')
     more = states(load("retro_refresh").test(run_conf=place))
     assert {index for task, index in more if task == "sign_documents"} == {0}
     assert more["find_duplicates", -1] == more["check_drift", -1] == more["publish", -1] == "success"
-    # A document goes, none comes: every shard is signed already, and somebody has to look all the same.
+    # A document was removed, none added: every shard is signed already, but duplicates are looked for again.
     (corpus / "train/e.jsonl").unlink()
     fewer = states(load("retro_refresh").test(run_conf=place))
     assert fewer["sign_documents", -1] == "skipped"

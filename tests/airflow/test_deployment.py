@@ -1,4 +1,4 @@
-"""runtime.toml: what it may say, and what is told about what it may not."""
+"""runtime.toml: valid files, and the errors for invalid ones."""
 
 import os
 import sys
@@ -66,7 +66,7 @@ def test_a_file_beside_the_dag_files_is_found(tmp_path: Path, monkeypatch: pytes
     assert settings.load({}).deployment.runtime == "docker"
 
 
-def test_the_stages_are_called_by_name_unless_told_otherwise() -> None:
+def test_the_stages_are_called_by_name_by_default() -> None:
     assert settings.load({}).stage_command == ("retro-ops",)
     assert settings.load({"RETRO_STAGE_COMMAND": "'/my stages/retro-ops' -v"}).stage_command == (
         "/my stages/retro-ops",
@@ -94,7 +94,7 @@ def test_a_pod_template_is_found_beside_the_file_that_names_it(tmp_path: Path) -
         ("[resources.plan]\ngpu = 1", "resources of plan: gpu"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+def test_an_error_names_the_file_and_the_entry(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         load(tmp_path, text)
     assert "runtime.toml" in str(caught.value)

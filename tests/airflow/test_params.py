@@ -119,7 +119,7 @@ def test_documents_come_from_a_corpus_or_a_recipe() -> None:
     assert not {"corpus", "validation-corpus"} & set(arguments)
 
 
-def test_massive_open_text_asks_only_where_its_sources_lie() -> None:
+def test_massive_open_text_requires_only_the_source_folder() -> None:
     form = params.massive_open_text_form(settings.load({}))
     asked = [name for name, param in form.items() if not param.has_value and "null" not in param.schema["type"]]
     assert asked == ["root", "source_folder"]
@@ -128,7 +128,7 @@ def test_massive_open_text_asks_only_where_its_sources_lie() -> None:
     assert params.arguments(filled.validate(), "r")["index-type"] == "IVF131072,PQ32"
 
 
-def test_what_list_sources_is_told() -> None:
+def test_the_arguments_of_list_sources_follow_from_the_form() -> None:
     told = params.sources_arguments(
         context({"recipe": "massive_open_text", "source_folder": "/s", "memory_budget": "1GiB"})
     )
@@ -152,7 +152,7 @@ FORMS = (params.form, params.refresh_form, params.repair_form, params.massive_op
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_field_greys_out_the_trigger_button(form: Any) -> None:
+def test_no_field_disables_the_trigger_button(form: Any) -> None:
     assert all(param.value != "" for param in form(settings.load({})).values())
 
 
@@ -204,7 +204,7 @@ def publish(root: Path, **of_plan: Any) -> None:
     current.write_text('{"version": 1, "plan": "plan.json"}')
 
 
-def test_a_refresh_goes_by_the_recipe_of_the_version_or_of_the_form(tmp_path: Path) -> None:
+def test_a_refresh_uses_the_recipe_of_the_version_or_of_the_form(tmp_path: Path) -> None:
     def sources(conf: dict[str, Any]) -> dict[str, Any]:
         return params.refresh_sources_arguments(of_form(params.refresh_form(CONFIG), conf, tmp_path))
 
@@ -219,7 +219,7 @@ def test_a_refresh_goes_by_the_recipe_of_the_version_or_of_the_form(tmp_path: Pa
     assert "sources" not in refreshed(tmp_path, {"corpus": "/c"})
 
 
-def test_a_refresh_says_only_what_the_form_says(tmp_path: Path) -> None:
+def test_a_refresh_passes_on_only_fields_that_are_set(tmp_path: Path) -> None:
     publish(tmp_path)
     expected = {
         "root": str(tmp_path),
@@ -266,7 +266,7 @@ def test_a_refresh_of_nothing_is_a_first_build(tmp_path: Path) -> None:
         ("scheduled", "UTC", 1, "2026-01-02"),
         ("backfill", "Asia/Tokyo", 1, "2026-01-03"),
         ("manual", "UTC", 1, None),
-        # A week, or a weekend that nobody runs on: up to the last whole day.
+        # A week, or a weekend without runs: up to the last whole day.
         ("scheduled", "UTC", 7, "2026-01-08"),
     ],
 )
@@ -284,7 +284,7 @@ def test_the_form_of_a_refresh_refuses(tmp_path: Path, change: dict[str, Any]) -
         refreshed(tmp_path, change)
 
 
-def test_what_a_repair_is_told(tmp_path: Path) -> None:
+def test_the_arguments_of_a_repair_follow_from_the_form(tmp_path: Path) -> None:
     def told(conf: dict[str, Any]) -> dict[str, Any]:
         return params.repair_arguments(of_form(params.repair_form(CONFIG), conf, tmp_path))
 
@@ -305,7 +305,7 @@ def test_what_a_repair_is_told(tmp_path: Path) -> None:
         told({"shard": "a"})
 
 
-def test_settings_say_what_is_wrong() -> None:
+def test_an_invalid_setting_is_named() -> None:
     with pytest.raises(Exception, match="RETRO_RETRY_DELAY is 'soon'"):
         settings.load({"RETRO_RETRY_DELAY": "soon"})
 

@@ -111,7 +111,7 @@ class Cluster:
         return code, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
 
     def becomes(self, handle: Handle, phase: str, container: dict[str, Any] | None = None, **status: Any) -> None:
-        """What a kubelet reports: the pod's phase and the state of its container."""
+        """Set the phase of the pod and the state of its container, as a kubelet reports them."""
         statuses = [
             {"name": "stage", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": container or {}}
         ]
@@ -223,7 +223,7 @@ def test_the_pod_of_every_stage_is_sound(stage: str, resources: dict[str, Any]) 
 
 
 def check_pod(pod: dict[str, Any]) -> None:
-    """What the schema does not know."""
+    """Check rules that the schema does not contain."""
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", pod["metadata"]["name"])
     for value in pod["metadata"]["labels"].values():
         assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value)
@@ -249,7 +249,7 @@ def check_pod(pod: dict[str, Any]) -> None:
     assert not pod["spec"]["automountServiceAccountToken"]
 
 
-def test_a_pod_asks_for_what_the_deployment_gives() -> None:
+def test_a_pod_requests_the_resources_of_the_deployment() -> None:
     spec = as_sent(runtime(), job(**EVERYTHING))["spec"]
     (container,) = spec["containers"]
     assert container["resources"]["limits"] == {
@@ -298,7 +298,7 @@ def test_the_role_allows_what_the_runtime_does_and_no_more(cluster: Cluster) -> 
     } == used
 
 
-def test_values_and_readme_say_what_the_package_reads() -> None:
+def test_values_and_readme_agree_with_the_package() -> None:
     values = yaml.safe_load((DEPLOY / "values.yaml").read_text())
     environment = {entry["name"]: entry["value"] for entry in values["env"]}
     assert environment["RETRO_RUNTIME"] == "kubernetes"
@@ -403,7 +403,7 @@ def test_stamps_as_nodes_write_them(cluster: Cluster) -> None:
     assert made.logs(handle, None)[0] == ["a", "b", "c, stamped before b", "d, as well", "e"]
 
 
-def test_what_the_kubelet_says_itself_does_not_end_the_log(cluster: Cluster) -> None:
+def test_messages_of_the_kubelet_do_not_end_the_log(cluster: Cluster) -> None:
     made = runtime()
     handle = made.submit(job())
     cluster.becomes(handle, "Running", RUNNING)
@@ -516,7 +516,7 @@ def test_jobs_are_those_of_this_deployment_that_run(cluster: Cluster) -> None:
         ("Running", terminated(0), {}, Status("succeeded", 0)),  # A sidecar still runs.
     ],
 )  # fmt: skip
-def test_what_a_kubelet_reports(
+def test_the_status_follows_from_the_report_of_the_kubelet(
     cluster: Cluster, phase: str, container: dict[str, Any] | None, status: dict[str, Any], expected: Status
 ) -> None:
     made = runtime()
@@ -554,13 +554,13 @@ def test_a_pod_that_never_starts_is_given_up(
     assert made.status(handle) == Status(state, code, f"its pod did not start within 5 s: {waits}")
 
 
-def test_a_pod_that_somebody_deletes_is_lost(cluster: Cluster) -> None:
+def test_a_deleted_pod_is_lost(cluster: Cluster) -> None:
     made = runtime()
     handle = made.submit(job())
     metadata = cluster.pods[handle["name"]]["metadata"]
     cluster.becomes(handle, "Running", RUNNING)
     metadata["deletionTimestamp"] = now()
-    assert made.status(handle) == Status("running"), "it may still end by itself"
+    assert made.status(handle) == Status("running"), "it may still end normally"
     cluster.becomes(handle, "Running", terminated(143))
     assert made.status(handle) == Status("lost", reason="its pod was ended: Deleted")
     cluster.becomes(handle, "Running", RUNNING, reason="NodeLost")
@@ -570,13 +570,13 @@ def test_a_pod_that_somebody_deletes_is_lost(cluster: Cluster) -> None:
     )
 
 
-def test_a_pod_that_does_not_go(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_that_cannot_be_deleted_is_named(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes_runtime, "SUBMIT_TRIES", 3)
     monkeypatch.setattr(kubernetes_runtime, "SUBMIT_PAUSE_S", 0)
     made = runtime()
     cluster.becomes(made.submit(job()), "Failed", terminated(1))
     cluster.slow_deletes = 100
-    with pytest.raises(TransientError, match=r"does not go\n.*kubectl -n retro delete pod retro-embed-chunks"):
+    with pytest.raises(TransientError, match=r"still exists\n.*kubectl -n retro delete pod retro-embed-chunks"):
         made.submit(job())
 
 
@@ -601,7 +601,7 @@ def test_refusals_say_what_to_do(cluster: Cluster, refusal: tuple[int, str], err
 
 
 @pytest.mark.parametrize("call", ["status", "logs", "cancel", "jobs"])
-def test_every_call_says_what_it_may_not(cluster: Cluster, call: str) -> None:
+def test_every_refused_call_names_the_missing_permission(cluster: Cluster, call: str) -> None:
     made = runtime()
     handle = made.submit(job())
     cluster.refuse = (403, 'User "x" cannot do that')
@@ -617,10 +617,10 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path, cluster: Cluster) -> Non
         runtime().submit(job())
 
 
-def test_no_cluster_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cluster_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = {"kube_config_path": str(tmp_path / "none")}
     monkeypatch.setenv("AIRFLOW_CONN_TEST_CLUSTER", json.dumps({"conn_type": "kubernetes", "extra": extra}))
-    with pytest.raises(ConfigurationError, match=r"no Kubernetes cluster is known[\s\S]*kubernetes.connection"):
+    with pytest.raises(ConfigurationError, match=r"no Kubernetes cluster is configured[\s\S]*kubernetes.connection"):
         runtime().submit(job())
 
 

@@ -216,7 +216,7 @@ def test_cancel_ends_grandchildren_that_ignore_sigterm(
     wait_for(lambda: not local_runtime._members(handle))
 
 
-def test_cancel_lets_the_stage_end_by_itself(runtime: LocalRuntime) -> None:
+def test_cancel_lets_the_stage_shut_down(runtime: LocalRuntime) -> None:
     handle = sh(runtime, "trap 'echo tidy; exit 9' TERM; echo ready; while :; do sleep 0.05; done")
     wait_for(lambda: runtime.logs(handle, 0)[0] == ["ready"])
     runtime.cancel(handle)

@@ -132,7 +132,7 @@ def contents(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(airflow: LiveAirflow, documents: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run leaves that nothing happens to."""
+    """Outputs of an undisturbed run."""
     root = tmp_path_factory.mktemp("undisturbed")
     run = airflow.trigger(**conf(root, documents))
     assert airflow.finish(run) == "success"
@@ -209,7 +209,7 @@ def test_killed_scheduler_and_its_successor(
     assert contents(tmp_path) == undisturbed
 
 
-def test_who_marks_a_running_task_failed_ends_its_stage(
+def test_marking_a_running_task_failed_ends_its_stage(
     airflow: LiveAirflow, door: Door, documents: Path, tmp_path: Path
 ) -> None:
     door.close("plan")

@@ -73,7 +73,7 @@ def no_stage_left(stub_command: Path) -> Iterator[None]:
 
 
 def context(state: TaskState, states: dict[str, Any] | None = None) -> Context:
-    """Of a new try of the same task; ``states`` is what Airflow answers about the task."""
+    """Context of a new try of the same task. ``states``: the states that Airflow returns for the task."""
     ti = SimpleNamespace(
         dag_id="d", run_id="r", task_id="t", map_index=-1, stats_tags={}, get_task_states=lambda **_: states or {}
     )
@@ -166,7 +166,7 @@ def test_bad_input_fails_now(
 @pytest.mark.parametrize(
     ("code", "text"), [(1, "exit code 1"), (75, "exit code 75"), (137, "memory"), (139, "signal 11")]
 )
-def test_other_trouble_is_retried(
+def test_other_failures_are_retried(
     stub_command: Path,
     uri: str,
     state: TaskState,

@@ -1,4 +1,4 @@
-"""The gate, and what the tasks between the stages make of a plan."""
+"""The gate and the other tasks between the stages."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def test_source_files_are_split_one_by_one_or_together_where_they_are_too_many(
     assert [entry["file"] for entry in tasks.list_source_files(uri)] == ["f0,f1,f2", "f3,f4"]
 
 
-def test_only_what_is_to_be_done_is_grouped(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_unfinished_shards_are_grouped(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
     assert [entry["shard"] for entry in tasks.list_unfinished_shards(uri, EMBED)] == ["b", "v"]
@@ -114,7 +114,7 @@ def test_gate_names_the_failed_shards_of_a_group(plan: Plan, uri: str, monkeypat
         tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False})
 
 
-def test_gate_needs_an_indexed_shard_and_one_that_asks(plan: Plan, uri: str) -> None:
+def test_gate_needs_an_indexed_shard_and_a_queried_one(plan: Plan, uri: str) -> None:
     a, b, v = plan.shards
     shards = (dataclasses.replace(a, queried=False), dataclasses.replace(b, indexed=False), v)
     plan = dataclasses.replace(plan, shards=shards)
@@ -124,7 +124,7 @@ def test_gate_needs_an_indexed_shard_and_one_that_asks(plan: Plan, uri: str) -> 
         tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
 
 
-def test_gate_selects_what_is_there(plan: Plan, uri: str) -> None:
+def test_gate_selects_the_embedded_shards(plan: Plan, uri: str) -> None:
     embed(plan, "b", "v")
     selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
     assert selected == paths.next_plan_uri(uri, "selected")
@@ -144,7 +144,7 @@ def test_gate_without_a_plan() -> None:
         tasks.gate("", None, {"allow_partial": True})
 
 
-def test_gate_names_the_map_index_in_a_list_of_what_was_to_be_done(plan: Plan, uri: str) -> None:
+def test_gate_names_the_map_index_in_a_list_of_unfinished_shards(plan: Plan, uri: str) -> None:
     embed(plan, "a")
     listed = tasks.list_unfinished_shards(uri, "embed-chunks")
     embed(plan, "b")
@@ -157,7 +157,7 @@ def test_gate_without_a_list(uri: str) -> None:
         tasks.gate(uri, None, {"allow_partial": False})
 
 
-def test_a_plan_that_is_none_fails_without_retry(uri: str) -> None:
+def test_an_invalid_plan_fails_without_retry(uri: str) -> None:
     write(uri, "{}")
     with pytest.raises(AirflowFailException, match="retro-ops plan"):
         tasks.list_shards(uri, EMBED)

@@ -100,10 +100,10 @@ def test_every_service_that_stays_is_checked_for_its_health(stack: Stack) -> Non
     [
         ("GET", "/_ping", 200),
         ("GET", "/v1.41/containers/json", 200),
-        ("POST", "/v1.41/containers/nobody/start", 404),
-        ("POST", "/v1.41/containers/nobody/exec", 403),
-        ("POST", "/v1.41/containers/nobody/attach", 403),
-        ("GET", "/v1.41/containers/nobody/archive?path=/", 403),
+        ("POST", "/v1.41/containers/absent/start", 404),
+        ("POST", "/v1.41/containers/absent/exec", 403),
+        ("POST", "/v1.41/containers/absent/attach", 403),
+        ("GET", "/v1.41/containers/absent/archive?path=/", 403),
         ("GET", "/v1.41/secrets", 403),
         ("POST", "/v1.41/build", 403),
         ("GET", "/v1.41/containers/../info", 403),
@@ -132,7 +132,7 @@ def test_the_tiny_preset_runs_from_end_to_end(stack: Stack, engine: APIClient) -
     skipped = {name for name, state in states.items() if state == "skipped"}
     of_a_recipe = ("list_sources", "list_source_files", "split_corpus")
     of_duplicates = ("list_shards_to_sign", "sign_documents", "find_duplicates")
-    assert skipped == {f"{task}[-1]" for task in (*of_a_recipe, *of_duplicates)}, "nobody asked for them"
+    assert skipped == {f"{task}[-1]" for task in (*of_a_recipe, *of_duplicates)}, "they were not requested"
     assert set(states.values()) == {"success", "skipped"}, f"{states}\n{stack.compose('logs', '--tail', '60').stdout}"
     print(f"{len(tasks)} tasks in {time.monotonic() - start:.0f} s")
     store = boto3.client(

@@ -26,7 +26,7 @@ EMBED_A: Task = ("shards.embed_chunks", 0)
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("door")
-    folder.chmod(0o777)  # The stages are somebody else there.
+    folder.chmod(0o777)  # The stages run as another user.
     return folder
 
 
@@ -198,7 +198,7 @@ def test_killed_worker_reconnects_to_its_container(
     assert "a is held for the 1. time" in airflow.log(run, EMBED_A, 2)
 
 
-def test_who_marks_a_running_task_failed_ends_its_container(
+def test_marking_a_running_task_failed_ends_its_container(
     airflow: LiveAirflow, corpus: str, engine: APIClient, door: Path
 ) -> None:
     (door / "hold.plan.-").touch()
@@ -221,14 +221,14 @@ def test_out_of_memory_says_so_and_is_retried(airflow: LiveAirflow, corpus: str)
     assert "give it more memory" in log
 
 
-def test_housekeeping_ends_a_container_that_nobody_watches(
+def test_housekeeping_ends_an_orphaned_container(
     airflow: LiveAirflow, corpus: str, engine: APIClient, door: Path
 ) -> None:
     (door / "hold.plan.-").touch()
     run = airflow.trigger(**conf(corpus, "orphan"))
     wait_in(door, "plan", "-")
     wait_for(lambda: airflow.states(run)["plan", -1] == "running")
-    # The worker is dead when somebody marks the task failed, so nobody is there to end the container.
+    # The worker is dead when the task is marked failed, so no process ends the container.
     os.kill(airflow.tasks(run)["plan", -1]["pid"], signal.SIGKILL)
     airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
     airflow.finish(run)

@@ -1,4 +1,4 @@
-"""Our kernels compute what torch's own functions do, whatever the shape."""
+"""Our kernels compute the same as torch's functions, for any shape."""
 
 import itertools
 

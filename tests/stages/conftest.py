@@ -91,7 +91,7 @@ def built(first_version: First) -> Nights:
 
 @pytest.fixture(scope="session")
 def pristine(first_version: First, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The same dataset elsewhere, which no test touches."""
+    """A copy of the dataset, which no test changes."""
     settings = first_version.nights.settings
     corpus = first_version.saved / "corpus"
     flags = ("--corpus", f"{corpus}/train", "--validation-corpus", f"{corpus}/val", *settings[4:])

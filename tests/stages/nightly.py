@@ -77,7 +77,7 @@ def planned(nights: Nights, name: str, *flags: str) -> str:
 
 
 def shards(nights: Nights) -> list[str]:
-    """Of the current version."""
+    """Names of the shards of the current version."""
     return [shard.name for shard in read_plan(nights.series().plan_uri()).shards]
 
 

@@ -65,7 +65,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(page: Path) -> str:
-    """Those of a page that can run, in order, as one script: what one block sets the next may use."""
+    """The blocks of a page that can run, in order, as one script: a block may use variables of earlier ones."""
     script = "\n".join(block.text for block in blocks(page) if block.language == "sh" and not block.why_not)
     for written, here in SUBSTITUTES.items():
         script = script.replace(written, here)

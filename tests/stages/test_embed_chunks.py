@@ -117,7 +117,7 @@ def test_a_model_that_is_not_as_we_feed_it_is_left_to_encode(
         made.inputs(tokenizer, "ids")
 
 
-def test_the_stage_feeds_ids_when_asked_and_says_how(
+def test_the_stage_feeds_ids_on_request_and_reports_it(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str
 ) -> None:
     corpus = write_corpus(tmp_path / "d.jsonl", [text[:600] for text in texts[:8]])
@@ -136,12 +136,12 @@ def test_the_stage_feeds_ids_when_asked_and_says_how(
     assert Parameters().embed_input == "text"
 
 
-def test_a_package_that_proves_wrong_is_left_and_all_is_done_again(
+def test_a_package_that_gives_other_ids_is_dropped_and_the_shard_is_done_again(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = write_corpus(tmp_path / "d.jsonl", [text[:600] for text in texts[:8]])
     run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, model_dir))
-    outputs = [tmp_path / "right" / "e.npy", tmp_path / "mended" / "e.npy"]
+    outputs = [tmp_path / "right" / "e.npy", tmp_path / "redone" / "e.npy"]
     run("embed-chunks", tmp_path / "chunks.npy", outputs[0], "--model", model_dir)
     calls = 0
 
@@ -161,5 +161,5 @@ def test_a_package_that_proves_wrong_is_left_and_all_is_done_again(
     run("embed-chunks", tmp_path / "chunks.npy", outputs[1], "--model", model_dir)
     model_inputs.reencoder.cache_clear()
     assert calls == 2
-    right, mended = (np.load(output) for output in outputs)
-    assert _cosines(right, mended).min() > 0.9999
+    right, redone = (np.load(output) for output in outputs)
+    assert _cosines(right, redone).min() > 0.9999

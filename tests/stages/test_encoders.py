@@ -47,7 +47,7 @@ def _pretend(patch: pytest.MonkeyPatch, wrong: str) -> None:
     patch.setattr(importlib.metadata, "version", lambda name: "9" if name == "nanotoken" else version(name))
 
 
-def test_whatever_is_installed_the_ids_are_those_of_tokenizers(encoding: Encoding, texts: list[str]) -> None:
+def test_the_fastest_encoder_gives_the_ids_of_tokenizers(encoding: Encoding, texts: list[str]) -> None:
     encode, package = fastest(encoding)
     found, wanted = encode(texts), exact(encoding)(texts)
     assert np.array_equal(found.ids, wanted.ids)
@@ -67,7 +67,7 @@ def test_a_package_that_is_wrong_about_difficult_text_is_not_used(
 
 
 @pytest.mark.parametrize("batch", [0, 3])
-def test_a_package_that_is_wrong_later_is_found_out(
+def test_a_package_that_goes_wrong_later_is_detected(
     encoding: Encoding, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch, SPOILT)

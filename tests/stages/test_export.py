@@ -1,4 +1,4 @@
-"""What is exported of a dataset of many categories: every name of the original's MassiveOpenText; specs that load."""
+"""Export of a dataset with many categories: every name of the original's MassiveOpenText, and specs that load."""
 
 from pathlib import Path
 

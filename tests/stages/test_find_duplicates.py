@@ -62,7 +62,7 @@ def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> Non
     if where == "s3":
         planted.root = f"{s3}/duplicates"
     done = planted.first()
-    # Of training, what repeats validation goes; then whatever comes later.
+    # Training documents that repeat validation are dropped first, then the later of two copies.
     assert lines_of(done) == {"a": [1, 2, 3], "b": [3, 4], "c": [1, 2], "v": [1, 2, 3]}
     made = {
         s.name: report.require(paths.report_uri(done.plan, "tokenize-and-chunk", s.name), "") for s in done.plan.shards
@@ -107,7 +107,7 @@ def test_a_report_changes_nothing(planted: Nights) -> None:
     assert b"deduplicated" not in store.read(kept.plan_uri)
     assert b"without" not in store.read(kept.plan_uri)
     done = planted.refresh("--duplicates", "report")
-    # The same version, so whoever only wants to know need build nothing.
+    # The version is the same, so a report alone requires no build.
     assert digests.version_digest(done.plan) == digests.version_digest(kept.plan)
     assert done.changes["nothing"]
     reported = whole_run(planted.root, "d", "report", *planted.settings, "--duplicates", "report")
@@ -119,7 +119,7 @@ def test_a_report_changes_nothing(planted: Nights) -> None:
 def test_from_night_to_night_as_if_built_from_scratch(planted: Nights) -> None:
     t = planted.texts
     first = planted.first()
-    # A night without news is one, whatever the version is without.
+    # A night without changes is one even if the version has dropped duplicates.
     done = planted.refresh()
     assert done.changes["nothing"]
     assert set(done.calls) == {"plan"}
@@ -163,7 +163,7 @@ def test_repair_keeps_what_was_dropped(planted: Nights) -> None:
     call("validate", "--plan", done.plan_uri)
 
 
-def test_prune_keeps_signatures_and_what_shards_are_without(planted: Nights) -> None:
+def test_prune_keeps_signatures_and_lists_of_duplicates(planted: Nights) -> None:
     plan = planted.first().plan
     call("prune", "--root", planted.root, "--dataset", "d", "--keep", 1, "--grace", "0m", "--yes")
     for shard in plan.shards:
@@ -173,7 +173,7 @@ def test_prune_keeps_signatures_and_what_shards_are_without(planted: Nights) -> 
     assert planted.refresh().calls["sign-documents"] == 1
 
 
-def test_nobody_goes_on_without_looking(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_stage_runs_before_duplicates_were_looked_for(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
     plan_uri = paths.plan_uri(planted.root, "d", "x")
     call("plan", "--root", planted.root, "--dataset", "d", "--output", plan_uri, *planted.settings)
     for stage, shard, said in (
@@ -205,7 +205,7 @@ def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
         call("tokenize-and-chunk", "--plan", paths.next_plan_uri(run.plan_uri, "deduplicated"), "--shard", "z")
 
 
-def test_what_a_shard_is_without_must_be_as_planned(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
+def test_records_left_out_of_a_shard_must_be_as_planned(planted: Nights, capfd: pytest.CaptureFixture[str]) -> None:
     first = planted.first()
     without = first.plan.shard("a").without
     assert without
@@ -227,7 +227,7 @@ def test_a_shard_that_was_cut_counts_what_it_passed_over(planted: Nights) -> Non
     assert made["counts"]["duplicates_dropped"] == 1
 
 
-def test_a_killed_shard_goes_on_without_what_it_is_without(planted: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_shard_resumes_without_its_duplicates(planted: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
     t = planted.texts
     write_corpus(planted.folder / "train/a.jsonl", [t[0], t[0], t[0], t[1], t[0], t[2], t[2]])
     run = searched(planted)

@@ -1,4 +1,4 @@
-"""Datasets that the former version of this package published: read, checked, refreshed, repaired and exported.
+"""Datasets that the previous version of this package published: read, checked, refreshed, repaired and exported.
 
 They lie in tests/data/former; see the README there.
 """
@@ -87,7 +87,7 @@ def test_by_hand_every_stage_finds_its_output_done(
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """What of a report does not tell of the machine."""
+    """The parts of a report that do not depend on the machine."""
     return {key: found[key] for key in ("stage", "digest", "counts", "identity", "parameters", "inputs", "outputs")}
 
 
@@ -214,7 +214,7 @@ def test_it_is_exported(root: str, run: Run, tmp_path: Path, dataset: str) -> No
     assert {path.name for path in tmp_path.rglob("*.chunks.npy")} == {f"{s.name}.chunks.npy" for s in plan.shards}
 
 
-def test_versions_are_listed_compared_gone_back_to_and_pruned(
+def test_versions_are_listed_compared_rolled_back_and_pruned(
     root: str, run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run("list", *place(root, "d"))

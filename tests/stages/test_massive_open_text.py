@@ -103,7 +103,7 @@ def parent_of(done: Done, shard: str) -> str:
 # What stops the original.
 
 
-def test_uncompressed_files_are_not_asked_for(tree: Path, done: Done) -> None:
+def test_uncompressed_files_are_not_required(tree: Path, done: Done) -> None:
     """'Download the uncompressed Pile data file tree': there is none; the files are 00.jsonl.zst and so on."""
     assert {path.suffix for path in (tree / "Pile").rglob("*") if path.is_file()} == {".zst"}
     assert done.calls["split-corpus"] == SHARDS + 2
@@ -150,8 +150,8 @@ def test_specs_lead_to_what_was_written(exported: Path, tmp_path: Path) -> None:
         moved.rename(exported)
 
 
-def test_validation_goes_by_the_spec_of_its_own_index(exported: Path) -> None:
-    """Validation searches 'val.index' with 'train.index.spec.json', which knows nothing of the validation chunks."""
+def test_validation_uses_the_spec_of_its_own_index(exported: Path) -> None:
+    """Validation searches 'val.index' with 'train.index.spec.json', which does not list the validation chunks."""
     uri = str(exported / "val.data.spec.json")
     spec = dataset_spec_from_json(store.read(uri), uri)
     assert spec.index_spec == str(exported / RETRIEVER / "val.index.spec.json")
@@ -166,7 +166,7 @@ def test_validation_goes_by_the_spec_of_its_own_index(exported: Path) -> None:
 
 
 def test_all_that_is_indexed_is_queried_unless_the_recipe_says_otherwise(exported: Path) -> None:
-    """The training spec covers shards 00 to 08, 45 of 150, while the index holds all, and nobody says so."""
+    """In the original the training spec covers shards 00 to 08, 45 of 150, while the index silently holds all."""
     uri = str(exported / "train.data.spec.json")
     spec = dataset_spec_from_json(store.read(uri), uri)
     index = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
@@ -176,7 +176,7 @@ def test_all_that_is_indexed_is_queried_unless_the_recipe_says_otherwise(exporte
 def test_the_originals_choice_of_queried_shards_is_a_line_of_the_recipe(
     tree: Path, tmp_path: Path, run: Run, model_dir: str
 ) -> None:
-    """The same: 45 of 150 queried. What is indexed and what is queried are two choices, and both are said."""
+    """In the original 45 of 150 shards are queried. Indexed and queried shards are two explicit choices here."""
     recipe = tree / "queried.yaml"
     recipe.write_text((tree / "massive_open_text.yaml").read_text() + QUERIED)
     plan = _planned(recipe, tree, tmp_path, run, model_dir)
@@ -196,8 +196,10 @@ def _planned(recipe: Path, tree: Path, root: Path, run: Run, model: str) -> Any:
     return done.plan
 
 
-def test_a_part_that_nobody_offers_any_more_may_be_absent(tree: Path, tmp_path: Path, run: Run, model_dir: str) -> None:
-    """The original names a server for the Pile that is gone, and does not know what to do without a part."""
+def test_a_part_that_is_no_longer_available_may_be_missing(
+    tree: Path, tmp_path: Path, run: Run, model_dir: str
+) -> None:
+    """The original names a server for the Pile that is gone, and fails if a part is missing."""
     some = tmp_path / "some"
     (some / "Pile/train").mkdir(parents=True)
     for name in ("Pile/train/01.jsonl.zst", "Pile/val.jsonl.zst"):

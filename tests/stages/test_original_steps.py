@@ -39,7 +39,7 @@ DATA_SPEC = """{
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], model_dir: str) -> Path:
-    """What the six steps leave. Beyond the original's flags: the local models, and an index for few chunks."""
+    """The outputs of the six steps. Beyond the original's flags: the local models, and an index for few chunks."""
     folder = tmp_path_factory.mktemp("readme") / "MyDataset"
     data = write_corpus(folder.parent / "data.jsonl", texts[:25]).read_bytes()
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""What a plan holds a run to."""
+"""A run is bound to its plan."""
 
 from typing import Any
 

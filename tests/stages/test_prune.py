@@ -1,4 +1,4 @@
-"""What prune removes and keeps: on local files and S3, and under kill -9."""
+"""Files that prune removes and keeps: on local files and S3, and under kill -9."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from retro_ops.versions.audit import audit
 
 
 def aged(root: str) -> None:
-    """As if nothing had been written for a week."""
+    """Set the time of every file to a week ago."""
     for path in Path(root).rglob("*"):
         os.utime(path, (time.time() - 7 * 86_400,) * 2)
 
@@ -36,13 +36,13 @@ def sound(of: Nights, number: int) -> bool:
 def test_prune_shows_and_then_removes_what_nothing_kept_uses(built: Nights, run: Run, capfd: Any) -> None:
     three_versions(built)
     aged(built.root)
-    # A run that is on its way: planned, one shard embedded.
+    # A run in progress: planned, one shard embedded.
     built.put("train/g")
     ongoing = paths.plan_uri(built.root, "d", "ongoing")
     call("plan", *place(built), "--output", ongoing, "--refresh")
     for stage in ("tokenize-and-chunk", "embed-chunks"):
         call(stage, "--plan", ongoing, "--shard", "g")
-    # And one that nobody will finish.
+    # And one that will never be finished.
     dead = paths.plan_uri(built.root, "d", "dead")
     call("plan", *place(built), "--output", dead, "--refresh", "--chunk-size", "32")
     call("tokenize-and-chunk", "--plan", dead, "--shard", "f")
@@ -119,7 +119,7 @@ def test_a_prune_that_is_killed_leaves_all_that_is_kept(built: Nights) -> None:
         pruning.send_signal(signal.SIGKILL)
         pruning.wait()
         assert sound(built, 3)
-        for number in built.series().entries:  # Whatever is still listed is whole, or nothing of it was touched.
+        for number in built.series().entries:  # Every version that is still listed is complete.
             reports = [uris.join(folder, paths.REPORT) for folder in history.folders(built.series().folder(number))]
             assert all(report.read(uri) for uri in reports)
     call("prune", *place(built), "--keep", 1, "--yes")

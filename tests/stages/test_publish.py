@@ -24,7 +24,7 @@ from retro_ops.versions import history
 from retro_ops.versions.audit import audit
 
 
-def test_of_two_runs_at_once_one_publishes_and_the_other_is_told(built: Nights, capfd: Any) -> None:
+def test_of_two_runs_at_once_one_publishes_and_the_other_is_refused(built: Nights, capfd: Any) -> None:
     built.put("train/e")
     slow = paths.plan_uri(built.root, "d", "slow")
     call("plan", "--root", built.root, "--dataset", "d", "--output", slow, "--refresh")
@@ -127,7 +127,7 @@ def test_planning_a_run_again_leaves_the_version_that_it_published(built: Nights
     assert {entry.state for entry in audit(before, thorough=True)} == {"done"}
 
 
-def test_what_was_found_damaged_meanwhile_is_not_published(nights: Nights, capfd: Any) -> None:
+def test_outputs_found_damaged_meanwhile_are_not_published(nights: Nights, capfd: Any) -> None:
     nights.folder = nights.folder / "dated"
     for day in (1, 2, 3):
         nights.put(f"2026-01-0{day}/news", 2)
@@ -156,7 +156,7 @@ def test_numbers_of_versions_are_never_given_twice(built: Nights, run: Run) -> N
     assert set(built.series().entries) == {1, 4}
 
 
-def test_publish_refuses_what_is_below_a_floor(
+def test_publish_refuses_figures_beyond_their_limits(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)

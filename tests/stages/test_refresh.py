@@ -57,7 +57,7 @@ def test_after_every_night_all_is_as_if_built_from_scratch(
             made = report.require(paths.report_uri(done.plan, "retrieve-neighbours", shard.name), "the search")
             merged += made["details"].get("updated", {}).get("merged_rows", 0)
             searched += made["details"].get("updated", {}).get("searched_rows", 0)
-    # Or nothing was shown: rows kept what they had, and rows that lost a neighbour were searched anew.
+    # Otherwise the test proves nothing: some rows were merged, and rows that lost a neighbour were searched again.
     assert merged > searched > 0
     call("validate", "--plan", done.plan_uri)
 
@@ -94,10 +94,10 @@ def test_a_night_without_news_publishes_nothing(built: Nights) -> None:
     assert built.series().current == 1
 
 
-def test_a_refresh_keeps_the_parameters_unless_told(built: Nights, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_refresh_keeps_parameters_that_are_not_set(built: Nights, capfd: pytest.CaptureFixture[str]) -> None:
     built.put("train/e")
     assert built.refresh().plan.parameters == built.runs[0].plan.parameters
-    # Neighbours are searched anew, the index stays.
+    # Neighbours are searched again, the index is kept.
     done = built.refresh("--num-neighbours", "2")
     assert done.calls["retrieve-neighbours"] == 5
     assert done.calls["train-faiss-index"] == 0
@@ -111,7 +111,7 @@ def test_a_refresh_keeps_the_parameters_unless_told(built: Nights, capfd: pytest
     assert done.calls["embed-chunks"] == 5
 
 
-def test_the_index_is_trained_anew_when_it_no_longer_fits(nights: Nights, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_index_is_retrained_when_it_no_longer_fits(nights: Nights, capfd: pytest.CaptureFixture[str]) -> None:
     nights.flags = ("--index-type", "IVF8,PQ48", "--index-too-small", "downgrade", "--min-recall", "0")
     first = nights.first()
     nights.put("train/e")
@@ -171,7 +171,7 @@ def test_a_wider_search_reaches_the_rows_that_are_there(nights: Nights) -> None:
     assert set(compare(done, nights.scratch())[0].values()) == {1.0}
 
 
-def test_days_that_are_made_up_for_do_not_replace_a_version_of_all_days(nights: Nights) -> None:
+def test_backfilled_days_do_not_replace_a_version_of_all_days(nights: Nights) -> None:
     nights.folder = nights.folder / "dated"
     for day in (1, 2, 3):
         nights.put(f"2026-01-0{day}/news", 2)
@@ -192,7 +192,7 @@ def test_a_refresh_does_not_inherit_the_machine_of_the_run_before(built: Nights)
     assert (done.plan.parameters.batch_size, done.plan.parameters.min_recall) == (Parameters().batch_size, 0.1)
 
 
-def test_a_day_for_a_corpus_without_days_is_said(built: Nights, capfd: Any) -> None:
+def test_a_day_for_a_corpus_without_days_is_logged(built: Nights, capfd: Any) -> None:
     built.put("train/e")
     assert built.refresh("--as-of", "2026-01-02").plan.as_of is None
-    assert "has no {date}, so the files of today are taken" in capfd.readouterr().err
+    assert "has no {date}, so the current files are used" in capfd.readouterr().err

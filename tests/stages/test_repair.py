@@ -33,7 +33,7 @@ REPAIRS: list[tuple[str, Callable[[Any], str], dict[str, int]]] = [
 
 
 @pytest.mark.parametrize(("what", "where", "expected"), REPAIRS, ids=[what for what, *_ in REPAIRS])
-def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
+def test_damage_is_found_and_only_its_dependants_are_run(
     built: Nights,
     pristine: Done,
     run: Run,
@@ -55,14 +55,14 @@ def test_what_is_damaged_is_found_and_only_its_dependants_are_run(
     assert {entry.state for entry in audit(done.plan, thorough=True)} == {"done"}
     assert set(compare(done, pristine)[0].values()) == {1.0}
     assert built.series().current == 2
-    assert store.read(uri) == damaged  # Whoever reads the old version is left alone.
+    assert store.read(uri) == damaged  # Readers of the old version are not disturbed.
     # And nothing uses the damaged file again, not even a build from scratch in this root.
-    again = whole_run(built.root, "d", "anew", *built.settings)
+    again = whole_run(built.root, "d", "scratch", *built.settings)
     assert where(again.plan) != uri or what == "trained index"
     assert built.repair().changes["nothing"]
 
 
-def test_a_named_shard_is_built_again_whatever_it_holds(built: Nights) -> None:
+def test_a_named_shard_is_rebuilt_even_if_it_is_intact(built: Nights) -> None:
     first = built.runs[0]
     done = built.repair("--shards", "d")
     assert {stage: done.calls[stage] for stage in stage_graph.SHARD_STAGES} == {
@@ -75,7 +75,7 @@ def test_a_named_shard_is_built_again_whatever_it_holds(built: Nights) -> None:
         assert paths.embeddings_uri(done.plan, name) == paths.embeddings_uri(first.plan, name)
     assert set(compare(done, first)[0].values()) == {1.0}
     with pytest.raises(StageFailedError):
-        built.repair("--shards", "nobody")
+        built.repair("--shards", "absent")
 
 
 def test_a_shard_whose_file_is_gone_or_changed_is_not_made_of_another(built: Nights, capfd: Any) -> None:
@@ -138,7 +138,9 @@ def test_damage_is_not_taken_over_into_the_next_version(built: Nights, what: str
         "partial index": paths.partial_index_uri(plan, "d"),
     }[what]
     damage(uri)
-    built.put("train/a" if what == "partial index" else "train/x")  # Before the others: all is merged anew.
+    built.put(
+        "train/a" if what == "partial index" else "train/x"
+    )  # Sorts before the others: everything is merged again.
     capfd.readouterr()
     with pytest.raises(StageFailedError):
         built.refresh()
@@ -161,7 +163,7 @@ def test_a_partial_index_in_the_place_of_a_damaged_one_is_checked(built: Nights,
         call("validate", "--plan", done.plan_uri, "--changed-only")
 
 
-def test_a_damaged_manifest_is_told(built: Nights, capfd: Any) -> None:
+def test_a_damaged_manifest_is_reported(built: Nights, capfd: Any) -> None:
     manifest = paths.manifest_in(built.series().folder())
     Path(manifest).write_text(json.dumps({})[:1])
     built.put("train/e")

@@ -1,4 +1,4 @@
-"""A stage that was killed within a shard goes on after its last block, and nobody can tell from what it wrote."""
+"""A stage that was killed within a shard resumes after its last block and writes the same bytes."""
 
 import io
 import json

@@ -42,7 +42,7 @@ def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFi
         run(arguments[0], *place(built), *arguments[1:], code=65)
 
 
-def test_a_version_that_is_not_whole_is_not_gone_back_to(built: Nights, run: Run, capfd: Any) -> None:
+def test_an_incomplete_version_is_refused_by_rollback(built: Nights, run: Run, capfd: Any) -> None:
     three_versions(built)
     store.at(built.root).delete(paths.neighbours_uri(built.runs[0].plan, "b"))
     run("rollback", *place(built), "--to", 1, code=65)

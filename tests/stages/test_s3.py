@@ -13,7 +13,7 @@ from retro_ops.storage.base import ConflictError
 from retro_ops.storage.s3 import PART_BYTES, _client
 
 
-def test_the_store_says_what_is_wrong(
+def test_errors_of_the_store_name_the_cause(
     tmp_path: Path, run: Run, s3: str, t5_dir: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     flags = tokenize_flags(tmp_path, t5_dir)
@@ -49,7 +49,7 @@ def test_large_objects_over_tls_arrive_whole(s3_tls: str) -> None:
     assert reader.shape == (5_000_000,)
 
 
-def test_an_abandoned_upload_is_swept_and_a_lost_race_is_told(s3: str) -> None:
+def test_an_abandoned_upload_is_swept_and_a_lost_race_is_reported(s3: str) -> None:
     uri = f"{s3}/abandoned.bin"
     first, second = store.at(uri).create(uri), store.at(uri).create(uri)
     for writer in (first, second):  # and never closed, as by a kill

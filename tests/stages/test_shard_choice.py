@@ -43,7 +43,7 @@ def chosen(tmp_path: Path, texts: list[str], model_dir: str) -> Nights:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str) -> Nights:
-    """Built once; nobody changes it."""
+    """Built once; no test changes it."""
     made = nights(tmp_path_factory.mktemp("built"), texts, model_dir)
     made.first()
     return made
@@ -196,7 +196,7 @@ def test_only_validation_may_be_queried(chosen: Nights) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--indexed", "x*"), "no shard matches 'x\\*', as 'indexed' says"),
+        (("--indexed", "x*"), "no shard matches 'x\\*' in 'indexed'"),
         (("--indexed", "a", "--queried", "b,v"), "2 shards are neither indexed nor queried: c, w"),
         (("--indexed", "[vw]"), "no training shard is indexed"),
         (("--queried", "[abc]"), "no validation shard is queried"),
@@ -221,7 +221,7 @@ def test_a_plan_with_an_idle_shard_is_not_read() -> None:
 
 
 def test_the_seed_profile_knows_no_document_of_a_shard_that_is_not_indexed(chosen: Nights) -> None:
-    """As the original: its filter goes by the path of the query."""
+    """Like the original, whose filter compares the path of the query."""
     done = whole_run(chosen.root, "seed", "x", *chosen.settings, "--profile", "seed", "--index-type", "IVF4,Flat")
     made = {
         name: report.require(paths.report_uri(read_plan(done.plan_uri), "retrieve-neighbours", name), "it")

@@ -85,7 +85,7 @@ def test_what_is_wrong_with_one_shard_keeps_no_other_from_being_done(
 def test_small_shards_of_a_group_are_searched_for_together(
     run: Run, plan_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For each search the embeddings of its candidates are read, whatever the number of rows."""
+    """Each search reads the embeddings of its candidates, for any number of rows."""
     build_in_groups(run, plan_uri, 4)
     plan, rows = read_plan(plan_uri), list[int]()
     find = reranking.find

@@ -79,7 +79,7 @@ class Corpus:
         return recipe_shards.shards(self.listed, parser.parse_recipe(self.listed.text, self.listed.recipe))
 
     def build(self, recipe: str, *flags: object) -> dict[str, list[dict[str, Any]]]:
-        """What each shard holds, in the order of the plan."""
+        """The content of each shard, in the order of the plan."""
         self.look(recipe)
         self.split(*flags)
         return {
@@ -170,7 +170,7 @@ def test_lines_stay_as_they_are_and_parts_are_the_same_bytes_every_time(made: Co
     first = made.shards()
     assert [line for shard in first for line in lines_of(shard.sources[0].uri)] == [*odd[1::3], *odd[0::3]]
     other = Corpus(made.folder, str(tmp_path / "other"), run)
-    # Whatever may be open at a time: then the file is read once for each shard.
+    # With few open parts the file is read once for each shard, with the same result.
     other.build(recipe_of("x.jsonl", "    max_documents: 9\n"), "--memory-budget", "1MiB")
     assert other.report()["details"] | {"parts": 0} == {
         "parts": 0,
@@ -183,7 +183,7 @@ def test_lines_stay_as_they_are_and_parts_are_the_same_bytes_every_time(made: Co
     assert all(store.at(s.sources[0].uri).fingerprint(s.sources[0].uri) == s.sources[0].fingerprint for s in first)
 
 
-def test_what_is_done_is_not_done_again_and_what_changed_is(made: Corpus) -> None:
+def test_finished_files_are_not_split_again_and_changed_files_are(made: Corpus) -> None:
     made.put("a.jsonl", LINES)
     made.put("b.jsonl", LINES[:9])
     recipe = recipe_of("[a.jsonl, b.jsonl]")
@@ -305,7 +305,7 @@ def test_bad_lines_stop_the_file_where_they_are_to(made: Corpus, caplog: pytest.
 
 @pytest.fixture
 def hear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets pytest hear what the command line says."""
+    """Lets pytest capture the log of the command line."""
     from retro_ops import cli
 
     monkeypatch.setattr(cli, "configure_logging", lambda: logging.getLogger("retro_ops").setLevel(logging.INFO))
@@ -384,7 +384,7 @@ def test_a_recipe_is_refused_before_anything_runs(
     assert not store.at(made.root).list(made.root)
 
 
-def test_what_is_absent_is_said_and_the_rest_is_built(
+def test_missing_files_are_logged_and_the_rest_is_built(
     made: Corpus, caplog: pytest.LogCaptureFixture, hear: None
 ) -> None:
     made.put("b/0.jsonl", LINES[:2])
@@ -420,7 +420,7 @@ def test_which_shards_are_indexed_and_which_are_queried(made: Corpus) -> None:
         "02_code": (False, True), "02_docs": (True, True), "03_code": (False, True), "03_docs": (True, False),
     }  # fmt: skip
     made.look(chosen.replace("02_docs", "02_dogs").replace("*_docs", "*_d?cs"))
-    with pytest.raises(BadInputError, match=r"recipe.yaml:6: no shard matches '02_dogs', as 'queried' says"):
+    with pytest.raises(BadInputError, match=r"recipe.yaml:6: no shard matches '02_dogs' in 'queried'"):
         made.shards()
     made.look(chosen.replace("{00..03}_code", "{00..02}_code"))
     with pytest.raises(BadInputError, match=r"recipe.yaml: 1 shards are neither indexed nor queried: 03_code"):
@@ -440,7 +440,7 @@ def test_where_relative_paths_start(made: Corpus, tmp_path: Path) -> None:
     assert len({file.name for file in listed.files}) == 2
 
 
-def test_the_packages_recipe_goes_by_its_name(run: Run, tmp_path: Path) -> None:
+def test_the_recipe_of_the_package_is_found_by_its_name(run: Run, tmp_path: Path) -> None:
     place = ("--root", tmp_path / "root", "--dataset", "d", "--source-folder", tmp_path)
     run("list-sources", "--recipe", "massive_open_text", *place, code=65)
     run("list-sources", "--recipe", "massive_closed_text", *place, code=65)
@@ -468,7 +468,7 @@ sources:
 """
 
 
-def test_a_refresh_goes_by_the_recipe_and_builds_what_changed(
+def test_a_refresh_uses_the_recipe_and_builds_changed_shards(
     made: Corpus, run: Run, texts: list[str], model_dir: str, tmp_path: Path
 ) -> None:
     def documents(start: int) -> list[bytes]:
@@ -559,7 +559,9 @@ def test_a_damaged_file_is_named(name: str, made: Corpus, caplog: pytest.LogCapt
         made.shards()
 
 
-def test_without_pyarrow_a_table_says_what_to_install(made: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_the_error_for_a_table_names_the_package_to_install(
+    made: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from retro_ops.corpus.archives import lines
 
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
@@ -578,9 +580,9 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(
 
 
 def test_two_files_that_wrote_one_shard_are_refused_by_the_plan_too() -> None:
-    def part(file: str, rule: int) -> recipe_shards.Part:
+    def part(file: str, rule: int) -> recipe_shards.RecipePart:
         source = Source(file, 1, file)
-        return recipe_shards.Part(
+        return recipe_shards.RecipePart(
             "0_docs", "train", "docs", 1, source, source_list.SourceFile(file, file, 1, file, rule, "d")
         )
 

@@ -1,4 +1,4 @@
-"""What `status` says of a run and of a version."""
+"""The output of `status` for a run and for a version."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from retro_ops.plan import paths
 from retro_ops.storage import store
 
 
-def test_status_of_a_run_is_of_what_became_of_it(nights: Nights, run: Run, capfd: Any) -> None:
+def test_the_status_of_a_run_follows_its_current_plan(nights: Nights, run: Run, capfd: Any) -> None:
     nights.flags = ("--index-type", "IVF4,Flat", "--min-recall", "0", "--max-drift", "0")
     nights.first()
     for name in "ghij":
@@ -24,7 +24,7 @@ def test_status_of_a_run_is_of_what_became_of_it(nights: Nights, run: Run, capfd
     assert "0 missing, 0 damaged" in capfd.readouterr().out
 
 
-def test_status_says_what_is_done_missing_and_damaged(
+def test_status_lists_what_is_done_missing_and_damaged(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, s3: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     uri = plan_of(run, f"{s3}/status", str(make_corpus(tmp_path / "corpus", texts)), model_dir, model_dir)
@@ -62,5 +62,5 @@ def test_status_says_what_is_done_missing_and_damaged(
     assert "(1 of 3 shards are complete)" in said
     assert f"{paths.neighbours_uri(plan, 'val_a')} is missing or truncated" in said
     assert "1 missing, 2 damaged" in said
-    run("status", "--root", f"{s3}/status", "--dataset", "nobody", code=65)
+    run("status", "--root", f"{s3}/status", "--dataset", "absent", code=65)
     assert "was never published" in capfd.readouterr().err

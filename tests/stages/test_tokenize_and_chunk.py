@@ -31,7 +31,7 @@ def _kill_at(moments: Sequence[float], seconds: float, arguments: Sequence[objec
         code = process.wait()
         if code == -signal.SIGKILL:
             died += not marker.exists()
-        if marker.exists():  # It was faster: its output must be whole, and the next kill starts anew.
+        if marker.exists():  # It had finished: its output must be complete, and the next kill starts from scratch.
             found = report.read(str(marker))
             assert found is not None
             assert all(store.sha256(o["uri"]) == o["sha256"] for o in found["outputs"])

@@ -13,7 +13,7 @@ from retro_ops.plan import paths
 from retro_ops.storage import store
 
 
-def test_a_corpus_too_small_for_its_index_type_fails_or_goes_on_with_another_as_asked(
+def test_a_corpus_too_small_for_its_index_type_fails_or_gets_another_type_on_request(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)

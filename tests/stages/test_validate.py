@@ -15,7 +15,7 @@ from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 
 
-def test_validate_names_the_file_whatever_byte_is_changed(
+def test_validate_names_the_file_if_any_byte_is_changed(
     tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)

@@ -1,4 +1,4 @@
-"""How often ``validate`` reads the files of a dataset: their rules and their checksums in one pass."""
+"""``validate`` reads each file of a dataset once, for its rules and its checksum."""
 
 from collections import Counter
 from collections.abc import Iterator

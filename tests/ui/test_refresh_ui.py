@@ -1,4 +1,4 @@
-"""What a person does when a night failed, when a shard is wrong, and for days that were left out."""
+"""In the browser: fixing a failed night, repairing a shard, and backfilling days."""
 
 import gzip
 import json
@@ -48,7 +48,7 @@ def finish(page: Page, demo: Demo, dag: str, run_id: str) -> str:
 
 
 def ran(page: Page, demo: Demo, dag: str, run_id: str, task: str) -> int:
-    """How many instances of ``task`` succeeded."""
+    """Number of instances of ``task`` that succeeded."""
     rows = call(page, demo, f"dags/{dag}/dagRuns/{run_id}/taskInstances?limit=200")["task_instances"]
     return sum(row["task_id"] == task and row["state"] == "success" for row in rows)
 
@@ -64,7 +64,7 @@ def clear(page: Page, url: str) -> Locator:
 
 
 @pytest.mark.timeout(1500)
-def test_a_failed_night_is_mended(page: Page, demo: Demo, screenshots: Path) -> None:
+def test_a_failed_night_is_fixed(page: Page, demo: Demo, screenshots: Path) -> None:
     upload(demo, BROKEN, news()[:100])
     dag, run_id = "retro_refresh", "night-with-a-broken-file"
     call(page, demo, f"dags/{dag}/dagRuns", {"dag_run_id": run_id, "logical_date": None})
@@ -76,7 +76,7 @@ def test_a_failed_night_is_mended(page: Page, demo: Demo, screenshots: Path) -> 
     clear(page, f"{tasks}/shards.tokenize_and_chunk/mapped/0")
     page.wait_for_timeout(500)
     page.screenshot(path=screenshots / "clear.png")
-    # The mended file is another than the run was planned with, so its plan goes first.
+    # The fixed file differs from the file in the plan of the run, so the plan is cleared first.
     upload(demo, BROKEN, news())
     clear(page, f"{tasks}/plan").get_by_role("button", name="Confirm").click()
     page.wait_for_timeout(3000)
@@ -107,7 +107,7 @@ def test_a_shard_is_repaired_from_the_form(page: Page, demo: Demo, screenshots: 
 
 
 @pytest.mark.timeout(900)
-def test_days_are_made_up_for(page: Page, demo: Demo, screenshots: Path) -> None:
+def test_missed_days_are_backfilled(page: Page, demo: Demo, screenshots: Path) -> None:
     """Airflow offers a backfill where a DAG has a schedule."""
     demo.restart(RETRO_REFRESH_SCHEDULE="0 3 * * *")
     page.goto(f"{demo.ui}/dags/retro_refresh")

@@ -1,4 +1,4 @@
-"""What a person sees: the trigger form, the grid and the graph of a run."""
+"""In the browser: the trigger form, the grid and the graph of a run."""
 
 import time
 from pathlib import Path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def test_sigterm_ends_a_stage_in_order(tmp_path: Path) -> None:
-    """As process 1 of a container a stage gets no default handler, and an unfinished upload is to be aborted."""
+    """Process 1 of a container has no default handler, and an unfinished upload must be aborted."""
     out = tmp_path / "chunks.npy"
     words = ("tokenize-and-chunk", "--chunks-out", out, "--seq2chunk-index-out", f"{out}.s", "--chunk2seq-index-out")
     process = subprocess.Popen(

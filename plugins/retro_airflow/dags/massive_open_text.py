@@ -9,22 +9,22 @@ DOC = """
 ### Build MassiveOpenText
 
 Wikipedia, GitHub, Pile-CC, Books3 and RealNews: 30 training shards of each and one for validation, named as in the
-original, from files as their owners hand them out: `Pile/train/00.jsonl.zst` to `29`, `Pile/val.jsonl.zst`,
-`RealNews/realnews.tar.gz`. Each is read and decompressed once. What is not there is left out, and the logs of
-`list_sources` and `plan` say what.
+original, from the files as their owners distribute them: `Pile/train/00.jsonl.zst` to `29`, `Pile/val.jsonl.zst`,
+`RealNews/realnews.tar.gz`. Each is read and decompressed once. Missing files are left out and listed in the logs of
+`list_sources` and `plan`.
 
-**To run it:** press *Trigger* and say where `Pile/` and `RealNews/` lie. `retro-ops export` writes the published
-version under the original's file names.
+**To run it:** press *Trigger* and enter the folder that holds `Pile/` and `RealNews/`. `retro-ops export` writes the
+published version under the original's file names.
 
-**Something else:** other shards to query, a part of the categories, smaller shards: copy the recipe, change it, and
-name it under *Recipe*. `retro_refresh` of the dataset goes by the same recipe.
+**To change it** (other queried shards, fewer categories, smaller shards): copy the recipe, edit the copy, and enter its
+path under *Recipe*. `retro_refresh` uses the recipe of the published version.
 """
 
 config = settings.load()
 
 with DAG(
     "massive_open_text",
-    description="The Pile and RealNews to MassiveOpenText: retro_dataset with its recipe",
+    description="Build MassiveOpenText from The Pile and RealNews: retro_dataset with its recipe",
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,

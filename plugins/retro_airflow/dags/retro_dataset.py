@@ -11,21 +11,21 @@ DOC = """
 Turns documents (JSON lines with a `text` field) into token chunks, embeddings, a faiss index and the
 nearest neighbours of every chunk, and publishes them as a version of a dataset.
 
-**To run it:** press *Trigger*, give the dataset a name, say where the documents are, choose a preset. Where files
-hold documents of several kinds, or are archives or tables, name a recipe instead of a corpus.
+**To run it:** press *Trigger*, give the dataset a name, enter where the documents are, choose a preset. If files hold
+documents of several kinds, or are archives or tables, enter a recipe instead of a corpus.
 
-**If a shard fails:** the others finish, and the log of `gate` names the shard and its map index. Clear
-that map index with its downstream tasks; what is done already takes seconds. Or trigger again with
-*Go on without failed shards*.
+**If a shard fails:** the others finish, and the log of `gate` names the shard and its map index. Fix the cause and
+clear that map index with its downstream tasks; finished work is reused. Or trigger again with *Go on without failed
+shards*.
 
-**If a worker dies:** the retry finds the stage that still runs and watches it to its end.
+**If a worker dies:** the retry finds the stage, which is still running, and watches it until it ends.
 """
 
 config = settings.load()
 
 with DAG(
     "retro_dataset",
-    description="Documents to a published RETRO dataset: chunks, embeddings, index, neighbours",
+    description="Build and publish a RETRO dataset from documents: chunks, embeddings, index, neighbours",
     doc_md=DOC,
     schedule=None,
     max_active_runs=4,

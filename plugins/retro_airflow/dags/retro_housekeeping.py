@@ -1,4 +1,4 @@
-"""Ends stages that outlived their worker and that no retry came for. Wiring only."""
+"""Ends stages that outlived their worker and that no retry took over. Wiring only."""
 
 from datetime import timedelta
 
@@ -9,12 +9,12 @@ from retro_airflow import tasks
 
 with DAG(
     "retro_housekeeping",
-    description="Ends stages that no task watches any more",
+    description="End stages that no task watches anymore",
     doc_md=tasks.end_orphans.__doc__,
     schedule=timedelta(minutes=15),
     catchup=False,
     max_active_runs=1,
-    # It must run where the others do; a paused one would let a container burn a GPU for days.
+    # Needed wherever the other DAGs run: while it is paused, an orphaned container may hold a GPU for days.
     is_paused_upon_creation=False,
     default_args={"owner": "retro", "retries": 1},
     tags=["retro"],

@@ -1,4 +1,4 @@
-"""Published RETRO dataset + today's corpus -> its next version. Wiring only."""
+"""Published RETRO dataset + current corpus -> its next version. Wiring only."""
 
 from datetime import UTC, datetime
 
@@ -10,17 +10,17 @@ from retro_airflow.stage_operator import StageOperator
 DOC = """
 ### Refresh a RETRO dataset
 
-Compares the corpus with the published version by content, builds only shards that came or changed, extends the
-index, brings the neighbours of all other chunks up to date, and publishes the next version. If nothing changed,
-everything after `anything_to_do` is skipped and nothing is published.
+Compares the content of the corpus with that of the published version, builds only shards that were added or changed,
+extends the index, brings the neighbours of all other chunks up to date, and publishes the next version. If nothing
+changed, everything after `anything_to_do` is skipped and nothing is published.
 
 **Every night:** set `RETRO_REFRESH_SCHEDULE` (a cron expression), `RETRO_ROOT` and `RETRO_DATASET` where Airflow runs,
 and unpause this DAG. Without a published version the first run builds one from `RETRO_CORPUS`.
 
-**Days:** with `{date}` in the corpus, a run takes the files up to its day, so days can be backfilled:
+**Single days:** with `{date}` in the corpus, a run reads the files up to its day, so past days can be backfilled:
 `airflow backfill create --dag-id retro_refresh --from-date 2026-03-02 --to-date 2026-03-08T23:59 --max-active-runs 1`.
 
-**If a shard fails:** as for `retro_dataset`: mend the cause, clear its map index with downstream tasks.
+**If a shard fails:** fix the cause and clear its map index with its downstream tasks, as for `retro_dataset`.
 """
 
 config = settings.load()
@@ -32,7 +32,7 @@ with DAG(
     # The logical date is the day whose files are complete when the run starts.
     schedule=CronDataIntervalTimetable(config.refresh_schedule, config.timezone) if config.refresh_schedule else None,
     start_date=datetime(2020, 1, 1, tzinfo=UTC),
-    # Each starts from what the one before it published.
+    # Each run starts from the version that the previous run published.
     max_active_runs=1,
     params=params.refresh_form(config),
     **pipeline.dag_arguments(config),

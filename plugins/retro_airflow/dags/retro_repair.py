@@ -1,4 +1,4 @@
-"""Damaged, missing or named shards of a RETRO dataset -> built again, with only what depends on them. Wiring only."""
+"""Rebuilds damaged, missing or named shards of a RETRO dataset, and what depends on them. Wiring only."""
 
 from airflow.sdk import DAG
 
@@ -8,22 +8,22 @@ from retro_airflow.stage_operator import StageOperator
 DOC = """
 ### Repair a RETRO dataset
 
-Looks at every file of the published version (or of a run that failed), builds again what is missing or not what its
-stage wrote, and what depends on it, and publishes the result as the next version. The files that were found damaged
-stay where they are, for whoever reads the old version; nothing uses them again.
+Checks every file of the published version (or of a failed run), rebuilds missing and damaged files and all that
+depends on them, and publishes the result as the next version. Damaged files stay in place for readers of the old
+version, but no later version uses them.
 
-**A shard that is green but wrong:** name it under *Shards*, and it is built again whatever its files hold.
+**A shard that succeeded but is wrong:** enter its name under *Shards*; it is rebuilt even if its files are intact.
 
-**A run that failed:** give its run id; shards that failed or were left out are built, the rest is used as it is.
+**A failed run:** enter its run id; shards that failed or were left out are built, all others are reused.
 
-If nothing is wrong, everything after `anything_to_do` is skipped.
+If nothing is damaged or missing, everything after `anything_to_do` is skipped.
 """
 
 config = settings.load()
 
 with DAG(
     "retro_repair",
-    description="Build again what of a RETRO dataset is damaged, missing or named",
+    description="Rebuild damaged, missing or named shards of a RETRO dataset",
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,

@@ -1,6 +1,6 @@
-"""Where a stage runs. The operator knows this protocol only.
+"""Where a stage runs. The operator knows only this protocol.
 
-A handle is JSON, so that a retry in another process finds the job that a dead worker left running.
+A handle is JSON, so that a retry in another process finds the job that a dead worker left behind.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,21 @@ from retro_airflow.settings import Settings
 from retro_ops.errors import ConfigurationError
 
 Handle = dict[str, Any]
-"""Has ``runtime``, ``name`` (the job's) and ``task``; the rest is the runtime's own."""
+"""Has ``runtime``, ``name`` (of the job) and ``task``; other keys are private to the runtime."""
 
 Position = Any
-"""How much of a log was read, as JSON; None is its beginning. What it holds is the runtime's own."""
+"""Position in a log, as JSON; None: its beginning. Its content is private to the runtime."""
 
 OF_THE_STORE = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"),
 )
-"""Variables of the worker that lead a stage in a container to the object store."""
+"""Variables of the worker that give a stage in a container access to the object store."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """The task that a job belongs to; ``map_index`` is -1 where the task is not mapped."""
+    """The task that a job belongs to; ``map_index`` is -1 if the task is not mapped."""
 
     dag_id: str
     run_id: str
@@ -40,20 +40,20 @@ NO_LIMITS = Resources()
 
 @dataclass(frozen=True)
 class Job:
-    """One call of ``retro-ops``. Two jobs of one ``name`` are the same job."""
+    """One call of ``retro-ops``. Jobs with the same ``name`` are the same job."""
 
     name: str
     arguments: Sequence[str]
-    """The stage and its flags, without the command that takes them."""
+    """The stage and its flags, without ``retro-ops``."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """The worker's, with the keys of the object store."""
+    """The worker's environment, with the keys of the object store."""
     task: Task = NO_TASK
     resources: Resources = NO_LIMITS
 
 
 @dataclass(frozen=True)
 class Status:
-    """``lost``: the job is gone and left no exit code. ``reason`` says what is known beyond the code."""
+    """``lost``: the job is gone and left no exit code. ``reason``: details beyond the code."""
 
     state: Literal["running", "succeeded", "failed", "lost"]
     exit_code: int | None = None
@@ -62,28 +62,28 @@ class Status:
 
 class Runtime(Protocol):
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """What a person types to run the same stage by hand."""
+        """The command that runs the same stage by hand."""
 
     def submit(self, job: Job) -> Handle:
-        """Start a job, or return the one of this name that still runs."""
+        """Start a job, or return the running job of this name."""
 
     def status(self, handle: Handle) -> Status: ...
 
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
-        """Some complete lines from ``position`` on and the position after them; no lines: nothing new."""
+        """Some complete lines after ``position``, and the position after them. No lines: nothing new."""
 
     def cancel(self, handle: Handle) -> None:
-        """End the job and all it started, within 5 s."""
+        """End the job and all its processes, within 5 s."""
 
     def forget(self, handle: Handle) -> None:
-        """Remove what an ended job left behind, once its log was read."""
+        """Remove an ended job, after its log was read."""
 
     def jobs(self) -> list[Handle]:
-        """All jobs of this deployment that run."""
+        """All running jobs of this deployment."""
 
 
 def choose(name: str, settings: Settings) -> Runtime:
-    """The runtime called ``name``; ConfigurationError when there is none, or when its client is not installed."""
+    """The runtime called ``name``. Raises ConfigurationError if there is none, or its client is not installed."""
     runtimes: dict[str, Callable[[Settings], Runtime]] = {
         "local": _local,
         "docker": _docker,

@@ -1,7 +1,7 @@
-"""Stages as containers of a Docker Engine, this machine's or one behind ``docker.host``.
+"""Runs stages as containers of a Docker Engine, on this machine or at ``docker.host``.
 
-The engine is the only memory: a container's name is the job's, so a second submission finds the first;
-its labels say which task it belongs to; its exit code and log stay until ``forget``.
+All state is in the engine: a container has the name of its job, so a second submission finds the first; its labels
+hold its task; its exit code and log stay until ``forget``.
 """
 
 import json
@@ -30,7 +30,7 @@ from retro_ops.sizes import parse_bytes
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 GRACE_S = 3
-"""Between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
+"""Seconds between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
 
 SUBMIT_TRIES = 50
 SUBMIT_PAUSE_S = 0.1
@@ -38,7 +38,7 @@ SUBMIT_PAUSE_S = 0.1
 DEPLOYMENT_LABEL = "retro-ops.deployment"
 TASK_LABEL = "retro-ops.task"
 
-# Read back by `logs`, so it must not be a driver that only sends away; bounded, as the task log keeps all.
+# `logs` reads it back, so the driver must keep lines locally. Bounded, since the task log keeps all of them.
 LOG_CONFIG = LogConfig(type=LogConfig.types.JSON, config={"max-size": "64m", "max-file": "2"})
 
 SCRATCH = "/scratch"
@@ -47,7 +47,7 @@ _GPU_REFUSALS = ("device driver", "nvidia", "cdi")
 
 
 class DockerRuntime:
-    """``deployment`` tells the containers of several Airflows on one engine apart."""
+    """``deployment`` distinguishes the containers of several Airflows on one engine."""
 
     def __init__(self, settings: Docker, deployment: str) -> None:
         self._settings = settings
@@ -55,7 +55,7 @@ class DockerRuntime:
         self._host = settings.host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
 
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """Without the keys of the object store, which `--env NAME` takes from the caller's environment."""
+        """Contains no keys of the object store: `--env NAME` takes them from the caller's environment."""
         network = ["--network", self._settings.network] if self._settings.network else []
         mounts = [word for mount in self._settings.mounts for word in ("--volume", mount)]
         keys = [word for name in OF_THE_STORE if name in os.environ for word in ("--env", name)]
@@ -68,7 +68,7 @@ class DockerRuntime:
             for _ in range(SUBMIT_TRIES):
                 if container is not None:
                     return self._start(container["Id"], job)
-                # The name is taken: by the job itself, by its earlier try, or by a container half made or half removed.
+                # The name is taken: by this job, by an earlier try, or by a container that is being created or removed.
                 with suppress(NotFound):
                     found = self._client.inspect_container(job.name)
                     if found["State"]["Running"]:
@@ -78,7 +78,7 @@ class DockerRuntime:
                     self._remove(found["Id"])
                 time.sleep(SUBMIT_PAUSE_S)
                 container = self._create(job, image)
-            raise TransientError(f"the name {job.name} stays taken on the engine at {self._host}", "run again")
+            raise TransientError(f"the name {job.name} is still in use on the engine at {self._host}", "run again")
 
     def status(self, handle: Handle) -> Status:
         with self._engine_errors():
@@ -90,7 +90,7 @@ class DockerRuntime:
 
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
         with self._engine_errors():
-            # Looked up first: what is read after the end is all there is.
+            # In this order: a log that is read after the end is complete.
             ended = self.status(handle).state != "running"
             try:
                 since = _seconds(position[0]) if position else None
@@ -113,21 +113,21 @@ class DockerRuntime:
             found = self._client.containers(filters={"label": f"{DEPLOYMENT_LABEL}={self._deployment}"})
             handles = []
             for container in found:
-                with suppress(NotFound):  # It may end in between.
+                with suppress(NotFound):  # It may have ended since.
                     handles.append(self._handle(self._client.inspect_container(container["Id"])))
             return handles
 
     @cached_property
     def _client(self) -> APIClient:
-        # Not the hook's own attempts at logging in, unless a connection is named: most images are local.
+        # Without a connection the hook does not log in to a registry: most images are local.
         hook = DockerHook(docker_conn_id=self._settings.registry_connection, base_url=self._host)
         try:
             return hook.api_client
         except AirflowException as error:
             raise TransientError(
                 f"no Docker Engine answers at {self._host}",
-                "start it, or set `docker.host` in runtime.toml (or DOCKER_HOST) to where it listens; "
-                "a retry reconnects to what still runs",
+                "start it, or set `docker.host` in runtime.toml (or DOCKER_HOST) to its address; "
+                "a retry reconnects to a running stage",
             ) from error
 
     def _image(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class DockerRuntime:
         try:
             return dict(self._client.inspect_image(name))
         except ImageNotFound as missing:
-            hint = "build it there (`make images`), or name another one as `docker.image` in runtime.toml"
+            hint = "build it there (`make images`), or set `docker.image` in runtime.toml to another one"
             where = f"image {name!r} is not on the engine at {self._host}"
             if self._settings.pull == "never":
                 raise ConfigurationError(where, hint) from missing
@@ -147,7 +147,7 @@ class DockerRuntime:
                 raise ConfigurationError(f"{where} and cannot be pulled: {error.explanation}", hint) from error
 
     def _create(self, job: Job, image: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The new container; None when there is one of this name."""
+        """The new container; None if the name is taken."""
         digest = next(iter(image.get("RepoDigests") or []), image["Id"])
         environment = {name: job.environment[name] for name in OF_THE_STORE if name in job.environment}
         try:
@@ -179,7 +179,7 @@ class DockerRuntime:
                 network_mode=self._settings.network,
                 nano_cpus=int(resources.cpus * 1e9) if resources.cpus else None,
                 mem_limit=memory,
-                # No swap beyond it: a stage that swaps takes days without anybody noticing.
+                # No swap beyond it: a stage that swaps would run for days unnoticed.
                 memswap_limit=memory,
                 shm_size=parse_bytes(resources.shared_memory) if resources.shared_memory else None,
                 device_requests=_device_requests(resources),
@@ -211,7 +211,7 @@ class DockerRuntime:
             try:
                 self._client.remove_container(container, v=True, force=True)
             except APIError as error:
-                if error.status_code != 409:  # Somebody else removes it at this moment.
+                if error.status_code != 409:  # Another process is removing it.
                     raise
 
     @contextmanager
@@ -223,15 +223,16 @@ class DockerRuntime:
         except APIError as error:
             if error.status_code < 500:
                 raise ConfigurationError(
-                    f"the Docker Engine at {self._host} refuses: {error.explanation}",
-                    "see `docker` in runtime.toml; behind a socket proxy, let this call through",
+                    f"the Docker Engine at {self._host} refused the request: {error.explanation}",
+                    "check `docker` in runtime.toml; if there is a socket proxy, allow this call",
                 ) from error
             raise TransientError(
                 f"the Docker Engine at {self._host} failed: {error.explanation}", "run again"
             ) from error
         except (RequestException, DockerException) as error:
             raise TransientError(
-                f"the Docker Engine at {self._host} does not answer: {error}", "see whether it runs; a retry reconnects"
+                f"the Docker Engine at {self._host} does not answer: {error}",
+                "check that it is running; a retry reconnects",
             ) from error
 
 
@@ -266,11 +267,13 @@ def _device_requests(resources: Resources) -> list[DeviceRequest] | None:
 
 
 def _start_error(error: APIError, resources: Resources) -> Exception:
-    """What to do about a container that the engine made and then could not start."""
-    said = str(error.explanation)
-    if resources.gpus and any(word in said.lower() for word in _GPU_REFUSALS):
+    """The error for a container that the engine created but could not start."""
+    explanation = str(error.explanation)
+    if resources.gpus and any(word in explanation.lower() for word in _GPU_REFUSALS):
         return ConfigurationError(
-            f"the engine has no GPU to give: {said}",
+            f"the engine has no GPU to give: {explanation}",
             "install the NVIDIA driver and the NVIDIA Container Toolkit on its machine, or set gpus = 0",
         )
-    return ConfigurationError(f"the container cannot start: {said}", "see `docker` and `resources` in runtime.toml")
+    return ConfigurationError(
+        f"the container cannot start: {explanation}", "check `docker` and `resources` in runtime.toml"
+    )

@@ -1,7 +1,7 @@
-"""Stages as pods. What all of them share is in the pod template; what a job adds is here.
+"""Runs stages as pods. The pod template holds the settings that all pods share; a job adds its own.
 
-The API server is the only memory: a pod's name is the job's, so a second submission finds the first; its
-annotations say which task it belongs to; its exit code and log stay until ``forget``.
+All state is in the API server: a pod has the name of its job, so a second submission finds the first; its
+annotations hold its task; its exit code and log stay until ``forget``.
 """
 
 import json
@@ -34,45 +34,45 @@ STAGE_LABEL = "retro-ops/stage"
 TASK_ANNOTATION = "retro-ops/task"
 
 GRACE_S = 3
-"""Between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
+"""Seconds between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
 
 SUBMIT_TRIES = 60
 SUBMIT_PAUSE_S = 0.5
 
 CLOCK_SKEW_S = 60
-"""How far a node's clock may be from the worker's: logs are asked for by age."""
+"""Largest difference between the clocks of a node and of the worker: logs are requested by age."""
 
 NODE_LOST_S = 60
-"""How long after the time of its deletion a pod may still be there, before its node counts as lost."""
+"""Time after its deletion was due at which the node of a pod that is still there counts as lost."""
 
 NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-"""What a container waits for in vain: somebody has to mend the deployment first."""
+"""Reasons for which a container waits forever, until the deployment is fixed."""
 
 NO_COMPLAINT = frozenset({"ContainerCreating", "PodInitializing"})
-"""What a container waits for as a matter of course; all else is a complaint, which may pass or last."""
+"""Reasons for which every container waits. Any other reason is a problem, which may pass or not."""
 
 NODE_SILENT = frozenset({500, 502, 503, 504})
-"""How the API server answers for a log on a node that it cannot reach."""
+"""Status codes of the API server for a log on a node that it cannot reach."""
 
-_UNFIT = "mend the pod template, or `resources` in runtime.toml"
+_UNFIT = "fix the pod template, or `resources` in runtime.toml"
 _MEANING = {
     400: _UNFIT,
-    401: "the cluster does not know who asks: see the service account or the connection",
+    401: "the cluster does not accept the credentials: check the service account or the connection",
     403: "give the worker's service account the role in deploy/kubernetes/rbac.yaml",
-    404: "create the namespace, or mend `kubernetes.namespace` in runtime.toml",
+    404: "create the namespace, or fix `kubernetes.namespace` in runtime.toml",
     422: _UNFIT,
 }
 
 
 class KubernetesRuntime:
-    """``deployment`` tells the pods of several Airflows in one namespace apart."""
+    """``deployment`` distinguishes the pods of several Airflows in one namespace."""
 
     def __init__(self, settings: Kubernetes, deployment: str) -> None:
         self._settings = settings
         self._deployment = deployment
 
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """Without the template's environment: who runs it by hand gives the keys of the object store himself."""
+        """Without the template's environment: to run it by hand, add the keys of the object store."""
         where = ["--namespace", self._settings.namespace, "--image", self._settings.image]
         return ["kubectl", "run", arguments[0], "--rm", "-it", "--restart=Never", *where, "--", *arguments]
 
@@ -85,7 +85,7 @@ class KubernetesRuntime:
                 except ApiException as error:
                     if error.status != 409:
                         raise
-                # The name is taken: by the job itself, by its earlier try, or by a pod that is being deleted.
+                # The name is taken: by this job, by an earlier try, or by a pod that is being deleted.
                 found = self._read(job.name)
                 if found is not None and found.metadata.deletion_timestamp is None:
                     if found.status.phase in ("Pending", "Running"):
@@ -94,7 +94,8 @@ class KubernetesRuntime:
                 time.sleep(SUBMIT_PAUSE_S)
         by_hand = f"kubectl -n {self._settings.namespace} delete pod {job.name} --force"
         raise TransientError(
-            f"pod {job.name} is being deleted and does not go", f"run again; if its node is lost for good: {by_hand}"
+            f"pod {job.name} is being deleted but still exists",
+            f"run again; if its node is lost for good: {by_hand}",
         )
 
     def status(self, handle: Handle) -> Status:
@@ -110,7 +111,7 @@ class KubernetesRuntime:
             state = _state(pod) if pod else None
             if state is None or not (state.running or state.terminated):
                 return [], position
-            # Looked up first: what is read after the end is all there is.
+            # In this order: a log that is read after the end is complete.
             ended = state.terminated is not None
             age: dict[str, Any] = {"since_seconds": _age_s(position[0]) + CLOCK_SKEW_S} if position else {}
             try:
@@ -124,9 +125,11 @@ class KubernetesRuntime:
                 )
                 data = response.data
             except ApiException as error:
-                if error.status in NODE_SILENT:  # It may come back, and how the stage does is not in its log.
+                if (
+                    error.status in NODE_SILENT
+                ):  # The node may come back, and the state of the stage does not depend on its log.
                     return ([f"the rest of the log cannot be read: {_message(error)}"] if ended else []), position
-                if error.status in (400, 404):  # Not started after all, or gone meanwhile.
+                if error.status in (400, 404):  # Not started after all, or gone since.
                     return [], position
                 raise
         return read_on(data, position, ended)
@@ -145,17 +148,17 @@ class KubernetesRuntime:
         return [self._handle(pod) for pod in pods if pod.status.phase in ("Pending", "Running")]
 
     def pod(self, job: Job) -> V1Pod:
-        """The template with what ``job`` adds to it: name, task, image, arguments and resources. No secret."""
+        """The template with name, task, image, arguments and resources of ``job``. Contains no secret."""
         path = self._settings.pod_template
         if not Path(path).is_file():
             raise ConfigurationError(
-                f"there is no pod template at {path}", "name one as `kubernetes.pod_template` in runtime.toml"
+                f"there is no pod template at {path}", "set `kubernetes.pod_template` in runtime.toml"
             )
         template = PodGenerator.deserialize_model_file(path)
         names = [container.name for container in template.spec.containers]
         if names[:1] != [CONTAINER]:
             raise ConfigurationError(
-                f"{path}: the first container is {names[:1]}", f"call it {CONTAINER!r}: the stage runs in it"
+                f"{path}: the first container is {names[:1]}", f"call it {CONTAINER!r}, since the stage runs in it"
             )
         return PodGenerator.reconcile_pods(template, PodGenerator.deserialize_model_dict(self._additions(job)))
 
@@ -172,7 +175,7 @@ class KubernetesRuntime:
                     DEPLOYMENT_LABEL: self._deployment,
                     STAGE_LABEL: job.arguments[0],
                 },
-                # Not labels: a run id may hold what a label may not.
+                # Not labels: a run id may contain characters that a label may not.
                 "annotations": {TASK_ANNOTATION: json.dumps(asdict(job.task))},
             },
             "spec": {
@@ -196,17 +199,17 @@ class KubernetesRuntime:
     @cached_property
     def _client(self) -> CoreV1Api:
         try:
-            # Without a connection: the cluster that this runs in, else the user's kubeconfig.
+            # Without a connection: the cluster of this process, else the user's kubeconfig.
             return KubernetesHook(conn_id=self._settings.connection, kubernetes_conn_id=None).core_v1_client
         except ConfigException as error:
             raise ConfigurationError(
-                f"no Kubernetes cluster is known here: {error}",
-                "run Airflow in the cluster, or name an Airflow connection as `kubernetes.connection` in runtime.toml",
+                f"no Kubernetes cluster is configured: {error}",
+                "run Airflow in the cluster, or set `kubernetes.connection` in runtime.toml to an Airflow connection",
             ) from error
         except AirflowNotFoundException as error:
             raise ConfigurationError(
                 f"there is no Airflow connection {self._settings.connection!r}",
-                "create it (type kubernetes), or mend `kubernetes.connection` in runtime.toml",
+                "create it (type kubernetes), or fix `kubernetes.connection` in runtime.toml",
             ) from error
 
     def _read(self, name: str) -> V1Pod | None:
@@ -218,7 +221,7 @@ class KubernetesRuntime:
             raise
 
     def _pod_of(self, handle: Handle) -> V1Pod | None:
-        """None when the pod is gone, or another one has its name."""
+        """The pod; None if it is gone or another one has its name."""
         pod = self._read(handle["name"])
         return pod if pod is not None and pod.metadata.uid == handle["uid"] else None
 
@@ -245,16 +248,16 @@ class KubernetesRuntime:
         try:
             yield
         except ApiException as error:
-            said = _message(error)
-            refusal = f"Kubernetes refuses to {what} {where}: {said}"
-            if error.status == 403 and "exceeded quota" in said:
-                hint = "a retry waits for other pods to end; or ask for less in `resources`, or raise the quota"
+            message = _message(error)
+            refusal = f"Kubernetes refused to {what} {where}: {message}"
+            if error.status == 403 and "exceeded quota" in message:
+                hint = "a retry waits for other pods to end; or request less in `resources`, or raise the quota"
                 raise TransientError(refusal, hint) from error
-            if error.status == 403 and " cannot " not in said:  # An admission policy speaks, not the roles.
+            if error.status == 403 and " cannot " not in message:  # Refused by an admission policy, not by the roles.
                 raise ConfigurationError(refusal, _UNFIT) from error
             if error.status in _MEANING:
                 raise ConfigurationError(refusal, _MEANING[error.status]) from error
-            raise TransientError(f"Kubernetes failed to {what} {where}: {said}", "run again") from error
+            raise TransientError(f"Kubernetes failed to {what} {where}: {message}", "run again") from error
         except HTTPError as error:
             raise TransientError(f"Kubernetes does not answer: {error}", "a retry reconnects") from error
 
@@ -262,7 +265,7 @@ class KubernetesRuntime:
 def _status(pod: V1Pod, start_timeout_s: float) -> Status:
     phase, state, deleted = pod.status.phase, _state(pod), pod.metadata.deletion_timestamp
     ended = state.terminated if state else None
-    # Evicted, preempted, node shut down, deleted: whatever the container said then is not its own doing.
+    # Evicted, preempted, node shut down, deleted: the exit code of the container then says nothing about the stage.
     disturbed = pod.status.reason or _condition(pod, "DisruptionTarget", "True") or ("Deleted" if deleted else "")
     if (ended and ended.exit_code and disturbed) or (not ended and phase in ("Succeeded", "Failed")):
         why = ". ".join(filter(None, (disturbed or "no reason given", (pod.status.message or "").rstrip("."))))
@@ -285,7 +288,7 @@ def _waiting(pod: V1Pod, state: V1ContainerState | None, start_timeout_s: float)
     if pod.status.phase != "Pending" or _seconds_since(pod.metadata.creation_timestamp) <= start_timeout_s:
         return Status("running", reason=waits)
     reason = f"its pod did not start within {start_timeout_s:.0f} s: {waits}"
-    if complaint and complaint not in NO_COMPLAINT:  # A retry would wait as long for the same image or secret.
+    if complaint and complaint not in NO_COMPLAINT:  # A retry would wait just as long for the same image or secret.
         return Status("failed", exit_code=EXIT_CONFIGURATION, reason=reason)
     return Status("lost", reason=reason)
 
@@ -298,7 +301,7 @@ def _waits_for(pod: V1Pod, state: V1ContainerState | None) -> str:
 
 
 def _condition(pod: V1Pod, kind: str, value: str) -> str:
-    """Reason and message of the pod's condition ``kind`` if it is ``value``, else nothing."""
+    """Reason and message of the pod's condition ``kind`` if its status is ``value``, else an empty string."""
     for condition in pod.status.conditions or ():
         if condition.type == kind and condition.status == value:
             return ": ".join(filter(None, (condition.reason, condition.message))) or kind
@@ -306,7 +309,7 @@ def _condition(pod: V1Pod, kind: str, value: str) -> str:
 
 
 def _state(pod: V1Pod) -> V1ContainerState | None:
-    """Of the container of the stage; other containers may run longer."""
+    """State of the container of the stage; other containers may run longer."""
     return next((entry.state for entry in pod.status.container_statuses or () if entry.name == CONTAINER), None)
 
 
@@ -317,11 +320,11 @@ def _limit(pod: V1Pod) -> str:
 
 
 def _requirements(resources: Resources) -> dict[str, Any] | None:
-    """Requests equal limits, so that a stage is not evicted for using what it was given. None: the template's."""
+    """Requests equal limits, so that a stage is not evicted while it stays within them. None: those of the template."""
     if not isinstance(resources.gpus, int):
         raise ConfigurationError(
             f"gpus = {list(resources.gpus)}: Kubernetes gives GPUs by number",
-            "write gpus = 1, and a node_selector for the kind",
+            "set gpus = 1, and a node_selector for the type",
         )
     amounts = {
         "cpu": f"{resources.cpus:g}" if resources.cpus else None,
@@ -346,7 +349,7 @@ def _volumes(resources: Resources) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _quantity(size: str | None) -> str | None:
-    """In bytes: Kubernetes does not know the B of GiB."""
+    """``size`` in bytes: Kubernetes writes Gi, not GiB."""
     return str(parse_bytes(size)) if size else None
 
 

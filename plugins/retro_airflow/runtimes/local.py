@@ -1,7 +1,7 @@
-"""Stages as subprocesses of this machine that outlive the worker that started them.
+"""Runs stages as processes of this machine, which outlive the worker that started them.
 
-A job is a folder: ``handle.json``, ``log`` (stdout and stderr) and, once the stage has
-ended, ``exit-code``. Everything another process needs to know about the job is in there or in /proc.
+A job is a folder: ``handle.json``, ``log`` (stdout and stderr) and, once the stage has ended, ``exit-code``. All that
+another process needs to watch the job is there or in /proc.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ from pathlib import Path
 from retro_airflow.runtimes import Handle, Job, Position, Status
 
 GRACE_S = 3.0
-"""Between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
+"""Seconds between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
 
 KILL_S = 0.5
 
@@ -48,9 +48,9 @@ _CHILDREN: list[subprocess.Popen[bytes]] = []
 
 
 class LocalRuntime:
-    """Keeps one folder for each job name below ``jobs_dir``, and in it one for each submission.
+    """Keeps a folder for each job name in ``jobs_dir``, and in it one for each submission.
 
-    ``command`` is what takes a stage and its flags. Of a job's resources nothing is enforced here.
+    ``command``: how to call ``retro-ops``. The resources of a job are not enforced.
     """
 
     def __init__(self, jobs_dir: Path, command: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ class LocalRuntime:
         return [*self._command, *arguments]
 
     def submit(self, job: Job) -> Handle:
-        """Start the job, or return the one of this name that still runs on this machine."""
+        """Start the job, or return the running job of this name on this machine."""
         with self._lock():
             parent = self._jobs_dir / job.name
             attempts = sorted((int(path.name) for path in parent.glob("[0-9]*")), reverse=True)
@@ -76,7 +76,7 @@ class LocalRuntime:
         folder = Path(handle["folder"])
         if handle["host"] != socket.gethostname():
             return Status("lost", reason=f"it ran on {handle['host']}, which cannot be watched from here")
-        # In this order: a job that ends in between has written its code by the second look.
+        # In this order: a job that ends after the first check has written its exit code before the second.
         alive = _start_time(handle["pid"]) == handle["start_time"] or _members(handle)
         with suppress(FileNotFoundError):
             code = int((folder / "exit-code").read_text())
@@ -87,7 +87,7 @@ class LocalRuntime:
 
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
         offset = position or 0
-        # Looked up first: a line without its end counts as complete only if no writer is left.
+        # In this order: a line without its end is complete only if no writer is left.
         ended = self.status(handle).state != "running"
         try:
             with (Path(handle["folder"]) / "log").open("rb") as file:
@@ -95,7 +95,7 @@ class LocalRuntime:
                 data = file.read(READ_BYTES)
         except FileNotFoundError:
             return [], offset
-        if not ended or len(data) == READ_BYTES:  # More may follow, perhaps of the same line.
+        if not ended or len(data) == READ_BYTES:  # More may follow, perhaps on the same line.
             cut = data.rfind(b"\n") + 1
             data = data[:cut] if cut or len(data) < READ_BYTES else data
         lines = data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
@@ -106,19 +106,19 @@ class LocalRuntime:
         if not self._gone_within(handle, GRACE_S):
             _signal(handle, signal.SIGKILL)
             if not self._gone_within(handle, KILL_S):
-                _signal(handle, signal.SIGKILL)  # What was forked while the first one went round.
+                _signal(handle, signal.SIGKILL)  # Processes that were forked during the first round.
 
     def forget(self, handle: Handle) -> None:
-        """Nothing stays of a success; of anything else the log does."""
+        """Delete the job if it succeeded; otherwise keep its log."""
         if self.status(handle).state != "succeeded":
             return
         folder = Path(handle["folder"])
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
-            folder.parent.rmdir()  # Stays while it holds the logs of failed submissions.
+            folder.parent.rmdir()  # Fails while it holds the logs of failed submissions.
 
     def jobs(self) -> list[Handle]:
-        """Those of this machine."""
+        """All running jobs on this machine."""
         handles = (self._running(path.parent) for path in self._jobs_dir.glob("*/*/handle.json"))
         return [handle for handle in handles if handle]
 
@@ -174,7 +174,7 @@ class LocalRuntime:
 
 
 def of_worker(environ: Mapping[str, str]) -> dict[str, str]:
-    """The worker's environment without what is Airflow's own and without secrets that no stage needs."""
+    """``environ`` without Airflow's variables and without secrets that no stage needs."""
     return {
         name: value
         for name, value in environ.items()
@@ -183,7 +183,7 @@ def of_worker(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _reap() -> None:
-    """Collect our children that ended, or they stay zombies for as long as this process lives."""
+    """Collect children that ended; they would stay zombies as long as this process lives."""
     _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]
 
 
@@ -194,9 +194,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on, None when there is no such process or it is a zombie."""
+    """Fields of /proc/PID/stat from the state on; None if there is no such process or it is a zombie."""
     try:
-        # The name in parentheses may hold spaces and parentheses itself.
+        # The name in parentheses may itself contain spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -204,16 +204,16 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _start_time(pid: int) -> int | None:
-    """In clock ticks since boot: with the pid it names a process for good, as pids are used again."""
+    """Start time in clock ticks since boot. Pids are reused; a pid and its start time identify a process for good."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def _members(handle: Handle) -> list[int]:
-    """Living processes of the job's session: the stage may outlive the shell, and its children it."""
+    """Living processes of the job's session: the stage may outlive the shell, and its children the stage."""
     leader_start = _start_time(handle["pid"])
     if leader_start is not None and leader_start != handle["start_time"]:
-        return []  # Somebody else has the pid now, so nothing of ours is left: a session in use keeps its id.
+        return []  # The pid was reused, so the session has ended: the id of a living session is not reused.
     running = ((int(entry), _stat(int(entry))) for entry in os.listdir("/proc") if entry.isdigit())
     return [pid for pid, fields in running if fields and int(fields[3]) == handle["pid"]]
 

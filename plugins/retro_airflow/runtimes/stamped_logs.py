@@ -1,4 +1,4 @@
-"""Reading on in a log whose lines carry time stamps, where the server goes by whole seconds only."""
+"""Continues reading a log by the time stamps of its lines, since the server filters by whole seconds only."""
 
 import re
 from datetime import UTC, datetime
@@ -10,11 +10,11 @@ _NO_STAMP = b"1970-01-01T00:00:00.000000000Z"
 
 
 def read_on(data: bytes, position: Position, ended: bool) -> tuple[list[str], Position]:
-    """Texts of the lines in ``data`` that come after ``position``, and the position after them.
+    """Texts of the lines in ``data`` after ``position``, and the position after them.
 
-    A position is the stamp of the last line read and how many lines with that stamp were read, so that none is
-    lost or printed twice; ``data`` may begin before it. Stamps are of one length and so compare as text. The last
-    line counts without its end only if ``ended``.
+    A position is the stamp of the last line read and the number of lines read with that stamp, so that no line is
+    lost or printed twice; ``data`` may begin before it. Stamps have the same length, so they compare as text. A last
+    line without a line end counts only if ``ended``.
     """
     stamp, seen = position or ("", 0)
     lines = _in_order(data).decode(errors="replace").split("\n")
@@ -37,10 +37,10 @@ def read_on(data: bytes, position: Position, ended: bool) -> tuple[list[str], Po
 
 
 def _in_order(data: bytes) -> bytes:
-    """A log with stamps as ``read_on`` needs them: in UTC, of one length, and never going back.
+    """``data`` with stamps as ``read_on`` needs them: in UTC, of the same length, and never decreasing.
 
-    A node stamps in its own time zone, summer time included, and may write lines of stdout and stderr in another
-    order than it stamped them. What the kubelet itself has to say has no stamp: it gets that of the line before.
+    A node uses its own time zone, summer time included, and may write lines of stdout and stderr in another order than
+    that of their stamps. Messages of the kubelet itself have no stamp and get that of the previous line.
     """
     latest, lines = _NO_STAMP, []
     for line in data.split(b"\n"):

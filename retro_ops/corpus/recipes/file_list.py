@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from retro_ops import uris
 from retro_ops.corpus import json_lines
-from retro_ops.corpus.recipes.model import SUFFIXES, Line, Output, Recipe, Rule, suffix_of
+from retro_ops.corpus.recipes.model import SUFFIXES, Output, Recipe, RecipeLine, Rule, suffix_of
 from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.corpus.recipes.yaml_nodes import Faults
 from retro_ops.corpus.routing import ByPath, LeftOut, by_path
@@ -57,7 +57,7 @@ def find(recipe: Recipe, folder: str) -> tuple[list[ListedFile], tuple[str, ...]
     return files, tuple(absent)
 
 
-def _files(rule: Rule, pattern: Line, folder: str, absent: list[str], faults: Faults, recipe: str) -> list[str]:
+def _files(rule: Rule, pattern: RecipeLine, folder: str, absent: list[str], faults: Faults, recipe: str) -> list[str]:
     """Files that match ``pattern``. Every name that its braces expand to must exist, so that none goes missing."""
     found: dict[str, None] = {}
     missing = []

@@ -26,7 +26,7 @@ SUFFIXES = tuple(FORMATS)
 
 
 @dataclass(frozen=True)
-class Line:
+class RecipeLine:
     """A value of a recipe and the line that holds it."""
 
     text: str
@@ -50,7 +50,7 @@ class Rule:
     """One source of the recipe: its files, and what is done with the documents in them."""
 
     line: int
-    files: tuple[Line, ...]
+    files: tuple[RecipeLine, ...]
     category: Fixed | ByField | ByPath
     split: Fixed | ByField | ByHash
     outputs: Mapping[Split, Output]
@@ -82,9 +82,9 @@ class Recipe:
     uri: str
     categories: tuple[str, ...]
     sources: tuple[Rule, ...]
-    indexed: tuple[Line, ...] = ()
+    indexed: tuple[RecipeLine, ...] = ()
     """Patterns of the shards to index; empty for all."""
-    queried: tuple[Line, ...] = ()
+    queried: tuple[RecipeLine, ...] = ()
     """Patterns of the shards that get neighbours; empty for all."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from retro_ops.corpus.recipes import shard_patterns
-from retro_ops.corpus.recipes.model import Line, Output, Recipe, Rule, format_of
+from retro_ops.corpus.recipes.model import Output, Recipe, RecipeLine, Rule, format_of
 from retro_ops.corpus.recipes.patterns import check_pattern, patterns, words
 from retro_ops.corpus.recipes.yaml_nodes import Faults, Value, YamlList, YamlMapping, YamlText, load, near
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
@@ -167,7 +167,7 @@ class _Source:
     def _check_pattern(self, word: YamlText) -> None:
         check_pattern(word, self._faults)
 
-    def _members(self, files: tuple[Line, ...]) -> str | None:
+    def _members(self, files: tuple[RecipeLine, ...]) -> str | None:
         word = self._word("members")
         archives = [file for file in files if format_of(file.text) == "tar"]
         if word is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import bracex
 
-from retro_ops.corpus.recipes.model import SUFFIXES, Line
+from retro_ops.corpus.recipes.model import SUFFIXES, RecipeLine
 from retro_ops.corpus.recipes.yaml_nodes import Faults, YamlList, YamlMapping, YamlText
 
 MOST_ALTERNATIVES = 100_000
@@ -29,7 +29,7 @@ def alternatives(pattern: str) -> list[str]:
 
 def patterns(
     keys: YamlMapping, key: str, faults: Faults, required: bool = False, check: Callable[[str], object] = alternatives
-) -> tuple[Line, ...]:
+) -> tuple[RecipeLine, ...]:
     """The patterns under ``key``, with their lines. ``check`` raises ValueError for an invalid one."""
     values = words(keys, key, faults, required)
     for word in values:
@@ -40,7 +40,7 @@ def patterns(
             and not last.endswith((*SUFFIXES, "*", "}", "]"))
         ):
             faults.add(word, f"{str(word)!r} has no known format", f"the formats are {', '.join(SUFFIXES)}")
-    return tuple(Line(str(word), word.line) for word in values)
+    return tuple(RecipeLine(str(word), word.line) for word in values)
 
 
 def check_pattern(word: YamlText, faults: Faults, check: Callable[[str], object] = alternatives) -> None:

@@ -9,7 +9,7 @@ from retro_ops.compute.fp16_scores import prepare
 CPU = Device("cpu", "test")
 
 
-def test_torch_is_told_to_sum_in_float32() -> None:
+def test_torch_is_set_to_sum_in_float32() -> None:
     assert prepare(CPU) == "cpu"
     assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
 

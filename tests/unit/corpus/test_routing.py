@@ -10,10 +10,10 @@ from retro_ops.corpus.routing import (
     ByField,
     ByHash,
     ByPath,
-    Counter,
     Cut,
     Fixed,
     LeftOut,
+    ShardCounter,
     by_field,
     by_hash,
     by_path,
@@ -37,7 +37,7 @@ def test_values_are_compared_as_they_are_written(value: object, word: str) -> No
     assert by_field(ByField("f", {word: "docs"}), {"f": value}) == "docs"
 
 
-def test_what_is_left_out_says_why() -> None:
+def test_every_record_that_is_left_out_has_a_reason() -> None:
     rule = ByField("meta.set", {"Books3": "books3"})
     assert by_field(rule, {"meta": {"set": "ArXiv"}}) == LeftOut("meta.set: ArXiv")
     assert by_field(rule, {"meta": {}}) == by_field(rule, {"meta": {"set": None}}) == LeftOut("no meta.set")
@@ -81,7 +81,7 @@ def test_the_text_decides_where_there_is_no_id() -> None:
     assert [by_hash(rule, {}, t) for t in texts] == [by_hash(rule, {"id": t}, "") for t in texts]
 
 
-def test_the_share_is_about_what_was_asked_and_the_seed_changes_who() -> None:
+def test_the_share_is_about_the_requested_one_and_the_seed_changes_its_members() -> None:
     def chosen(seed: str) -> set[int]:
         return {n for n in range(20_000) if by_hash(ByHash(0.1, "id", seed), {"id": n}, "") == "val"}
 
@@ -92,7 +92,7 @@ def test_the_share_is_about_what_was_asked_and_the_seed_changes_who() -> None:
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 100), st.sampled_from(["file", "documents", "bytes"]))
 def test_shards_are_full_before_the_next_begins(sizes: list[int], size: int, by: str) -> None:
-    counter = Counter(Cut(by, size), None)  # type: ignore[arg-type]
+    counter = ShardCounter(Cut(by, size), None)  # type: ignore[arg-type]
     numbers = [counter.next(bytes_) for bytes_ in sizes]
     assert None not in numbers
     assert numbers == sorted(numbers)  # type: ignore[type-var]
@@ -107,5 +107,5 @@ def test_shards_are_full_before_the_next_begins(sizes: list[int], size: int, by:
 
 
 def test_a_limit_takes_the_first_documents() -> None:
-    counter = Counter(Cut("documents", 2), 5)
+    counter = ShardCounter(Cut("documents", 2), 5)
     assert [counter.next(1) for _ in range(7)] == [0, 0, 1, 1, 2, None, None]

@@ -25,7 +25,7 @@ def test_groups_and_pairs(keys: list[int]) -> None:
         p for of in expected.values() if len(of) <= document_pairs.ALL_PAIRS for p in itertools.combinations(of, 2)
     }
     assert small <= set(zip(low.tolist(), high.tolist(), strict=True))
-    # Whoever hangs together does so by the pairs of a forest, too.
+    # The pairs of a forest connect the same documents.
     if len(pairs):
         for of in (pairs, document_pairs.star(members, starts)):
             assert _partition(document_pairs.forest(of)) == _partition(of) == sorted(sorted(g) for g in groups)

@@ -1,4 +1,4 @@
-"""Duplicates among signed documents, compared with the Jaccard similarity of all pairs, whatever the memory."""
+"""Duplicates among signed documents, compared with the Jaccard similarity of all pairs, with much and little memory."""
 
 import itertools
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_found_are_those_above_the_threshold(tmp_path: Path, threshold: float) -
     assert len(sure & together) / len(sure) > 0.98
     edges = set(zip(*(of.tolist() for of in document_pairs.unpack(found.near)), strict=True))
     best = {a: max((s for pair, s in pairs.items() if a in pair), default=0.0) for edge in edges for a in edge}
-    # Whoever was found is really like another one.
+    # Every document that was found is similar to another one.
     assert edges
     assert min(best.values()) > threshold - 0.13
     # Of all pairs at or above the threshold, those near it included.
@@ -62,7 +62,7 @@ def test_found_are_those_above_the_threshold(tmp_path: Path, threshold: float) -
     assert len(above & together) / len(above) > 0.85
 
 
-def test_exact_copies_are_told_from_near_ones(tmp_path: Path) -> None:
+def test_exact_copies_are_distinguished_from_near_ones(tmp_path: Path) -> None:
     text = " ".join(WORDS[:60])
     shouted = text.upper() + "!"
     signed = sign(tmp_path, [[text, "other words", shouted], [text, "", "…", "", "..."]])

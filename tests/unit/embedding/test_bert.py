@@ -28,7 +28,7 @@ def _normalise(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, epsilo
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> BertModel:
-    """Of random weights, biases and norms included, as a trained one has them."""
+    """A model with random weights, including biases and norms, as in a trained one."""
     kernels = types.ModuleType("retro_ops.embedding.kernels")
     vars(kernels).update(attend=_attend, normalise=_normalise)
     monkeypatch.setitem(sys.modules, "retro_ops.embedding.kernels", kernels)

@@ -1,4 +1,4 @@
-"""Finished blocks: what is found again, and what is not taken for one."""
+"""Finished blocks: valid ones are found again, all others are ignored."""
 
 import io
 import threading
@@ -68,7 +68,7 @@ def test_a_block_holds_the_parts_of_so_much_time_or_so_many_bytes(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_whatever_byte_of_a_block_is_changed_or_missing_it_counts_no_more(tmp_path: Path) -> None:
+def test_a_block_with_any_byte_changed_or_missing_does_not_count(tmp_path: Path) -> None:
     _fill(tmp_path, [3, 6, ROWS])
     second = tmp_path / "00001.npz"
     whole = second.read_bytes()

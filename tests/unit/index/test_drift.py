@@ -1,4 +1,4 @@
-"""How well an index fits its vectors, and when it is trained again."""
+"""The fit of an index to its vectors, and the decision to retrain it."""
 
 from typing import Any
 

@@ -71,7 +71,7 @@ def test_merged_on_disk_are_the_bytes_of_a_merge_in_memory(
     for most_bytes in (9_000, 10**9):
         ivf_file.merge(opened(trained), [opened(uri) for uri in parts], str(tmp_path / "merged"), most_bytes)
         assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
-    # A filled index grows likewise.
+    # A filled index grows in the same way.
     ivf_file.merge(opened(trained), [opened(uri) for uri in parts[:3]], str(tmp_path / "first"), 30_000)
     ivf_file.merge(opened(str(tmp_path / "first")), [opened(u) for u in parts[3:]], str(tmp_path / "then"), 30_000)
     assert (tmp_path / "then").read_bytes() == (tmp_path / "whole").read_bytes()

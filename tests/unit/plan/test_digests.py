@@ -1,4 +1,4 @@
-"""What the digests of outputs depend on."""
+"""The inputs and parameters that digests of outputs depend on."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ def _folders(plan: Plan) -> set[str]:
     return {paths.stage_folder(plan, stage, "00_a") for stage in STAGES}
 
 
-def test_a_shard_is_without_only_what_is_said() -> None:
+def test_a_shard_leaves_out_only_listed_records() -> None:
     without = dataclasses.replace(SHARD, without=Source("s3://b/root/without.npy", 9, "sha256:1"))
     plan = dataclasses.replace(PLAN, shards=(without, VALIDATION), deduplicated=True)
     assert plan_from_json(plan_to_json(plan), "plan.json") == plan
@@ -25,7 +25,7 @@ def test_a_shard_is_without_only_what_is_said() -> None:
     assert digests.tokenize_digest(plan, without) != digests.tokenize_digest(PLAN, SHARD)
     assert digests.tokenize_digest(plan, VALIDATION) == digests.tokenize_digest(PLAN, VALIDATION)
     assert digests.sign_digest(plan, without) == digests.sign_digest(PLAN, SHARD)
-    # As it was before there was anything to leave out.
+    # The digest from before duplicates could be left out.
     assert digests.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
 
 
@@ -35,9 +35,9 @@ def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -
     other = not value if isinstance(value, bool) else 7 if value is None or isinstance(value, int | float) else "x"
     other = "4GiB" if field == "memory_budget" else other
     changed = dataclasses.replace(PLAN, parameters=dataclasses.replace(PLAN.parameters, **{field: other}))
-    # Tokenizer, model and pad id count by what they are, which the plan's identity says.
+    # Tokenizer, model and pad id count by their content, in the identity of the plan.
     how = {name for name, parameter in PARAMETERS.items() if not parameter.decides} | {"tokenizer", "model", "pad_id"}
-    # And duplicates by what the shards are without, once somebody has looked.
+    # Duplicates count by the records that shards leave out, once duplicates were looked for.
     how |= {"duplicates", "duplicate_threshold"}
     assert (_folders(changed) == _folders(PLAN)) == (field in how)
 
@@ -54,11 +54,11 @@ def test_identity_and_content_change_folders() -> None:
 def test_a_condemned_output_goes_elsewhere_with_all_that_depends_on_it() -> None:
     plan = plan_of()
     bad = digests.embed_digest(plan, plan.shards[0])
-    mended = plan_of(condemned=(bad,))
+    repaired = plan_of(condemned=(bad,))
     for stage in ("tokenize-and-chunk",):
-        assert paths.stage_folder(mended, stage, "a") == paths.stage_folder(plan, stage, "a")
+        assert paths.stage_folder(repaired, stage, "a") == paths.stage_folder(plan, stage, "a")
     for stage in ("embed-chunks", "build-faiss-index", "retrieve-neighbours"):
-        assert paths.stage_folder(mended, stage, "a") != paths.stage_folder(plan, stage, "a")
-    assert paths.stage_folder(mended, "embed-chunks", "b") == paths.stage_folder(plan, "embed-chunks", "b")
-    again = plan_of(condemned=(bad, digests.embed_digest(mended, mended.shards[0])))
-    assert len({digests.embed_digest(p, p.shards[0]) for p in (plan, mended, again)}) == 3
+        assert paths.stage_folder(repaired, stage, "a") != paths.stage_folder(plan, stage, "a")
+    assert paths.stage_folder(repaired, "embed-chunks", "b") == paths.stage_folder(plan, "embed-chunks", "b")
+    again = plan_of(condemned=(bad, digests.embed_digest(repaired, repaired.shards[0])))
+    assert len({digests.embed_digest(p, p.shards[0]) for p in (plan, repaired, again)}) == 3

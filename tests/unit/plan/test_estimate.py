@@ -1,4 +1,4 @@
-"""What a run is expected to take."""
+"""The estimate of chunks, bytes, memory and seconds of a run."""
 
 import gzip
 import json

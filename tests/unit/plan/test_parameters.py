@@ -101,7 +101,7 @@ def published(tmp_path: Path) -> history.Series:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_refresh_rebuilds_whatever_a_changed_parameter_decides(name: str, published: history.Series) -> None:
+def test_a_refresh_rebuilds_every_output_that_a_changed_parameter_decides(name: str, published: history.Series) -> None:
     base, why = published_base(changed(PLAN, name), published)
     decides = "tokenize-and-chunk" if name == "memory_budget" else PARAMETERS[name].decides
     if decides in ("tokenize-and-chunk", "embed-chunks", "train-faiss-index"):

@@ -15,7 +15,7 @@ def test_a_plan_survives_the_way_to_json_and_back() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1}', '{"format": 1, "dataset": ".."}'])
-def test_what_is_no_plan_is_told_with_its_file(text: str) -> None:
+def test_an_invalid_plan_is_an_error_that_names_it(text: str) -> None:
     with pytest.raises(BadInputError, match=r"plan\.json|dataset name"):
         plan_from_json(text, "plan.json")
 

@@ -57,7 +57,7 @@ def test_every_change_to_a_plan_changes_the_digests_that_it_changed(name: str) -
     assert plan_from_json(plan_to_json(plan), "again") == plan
 
 
-def test_a_value_other_than_the_default_is_recorded_for_every_former_parameter() -> None:
+def test_a_value_other_than_the_default_is_recorded_for_every_earlier_parameter() -> None:
     """A parameter that was added later is in no recorded plan: at its default it changes no digest."""
     former: dict[str, Any] = FORMER["plan"]["parameters"]
     assert {name: getattr(Parameters(), name) for name in former} == former

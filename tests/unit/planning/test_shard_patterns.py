@@ -75,7 +75,7 @@ def by_flag(pattern: str) -> list[Shard]:
 
 
 def by_recipe(pattern: str) -> list[Shard]:
-    """As ``recipe_shards.shards`` does once it has read which parts there are."""
+    """Choose like ``recipe_shards.shards``, after it has read the parts."""
     text = f'categories: [c]\nsources:\n  - {{files: a.jsonl, category: c}}\nqueried: ["{pattern}"]\n'
     recipe = parse_recipe(text, "r.yaml")
     recipe_shards._check_patterns(recipe, NAMES)
@@ -97,11 +97,11 @@ def test_flags_and_recipes_choose_the_same(choose: Callable[[str], list[Shard]],
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("02_dogs", "no shard matches '02_dogs', as 'queried' says"),
-        ("{20..29}_*", "no shard matches '{20..29}_*', as 'queried' says"),
+        ("02_dogs", "no shard matches '02_dogs' in 'queried'"),
+        ("{20..29}_*", "no shard matches '{20..29}_*' in 'queried'"),
         ("{00..08_*", "{ and } do not match"),
-        ("{a}_*", "braces hold a list {a,b} or a range {00..29}"),
-        ("[^0]*", "write [!…] for all characters but some"),
+        ("{a}_*", "braces must hold a list {a,b} or a range {00..29}"),
+        ("[^0]*", "write [!…] to exclude characters"),
         ("[[:digit:]]*", "write ranges such as [a-z]"),
     ],
 )
@@ -114,7 +114,7 @@ def test_flags_and_recipes_refuse_the_same_with_the_same_words(
 
 
 def test_a_shard_that_is_neither_indexed_nor_queried_is_refused() -> None:
-    """As in the recipes of tests/stages/test_recipes.py."""
+    """For a recipe: tests/stages/test_split_corpus.py."""
     shards = [Shard(name, "train", (Source("/x", 1, "x"),)) for name in ("a", "b", "c")]
     with pytest.raises(BadInputError, match=r"r\.yaml: 1 shards are neither indexed nor queried: b"):
         chosen(shards, ["c"], ["a"], where="r.yaml: ")

@@ -59,8 +59,8 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
 def test_pairs_up_to_a_limit_are_all_found_and_no_other(
     rows: int, dimension: int, length: float, grid: bool, compare: exact.Compare, seed: int
 ) -> None:
-    """Whatever single precision makes of them: limits are distances that occur, so ties lie on them. Unit vectors
-    times a power of 2 keep distances exact, see core/exact.py; any other large factor would not."""
+    """Limits are distances that occur, so there are ties at them, which single precision must not lose. Unit vectors
+    times a power of 2 keep distances exact, see search/exact.py; any other large factor would not."""
     rng = np.random.default_rng(seed)
     vectors = (unit_vectors(rows, dimension, seed, grid) * np.float16(length)).astype(np.float16)
     queries = vectors[rng.integers(0, rows, 20)]

@@ -70,7 +70,7 @@ def filled(request: pytest.FixtureRequest) -> tuple[faiss.Index, Queries]:
 
 
 def test_it_has_the_recall_of_the_lists_and_depends_on_no_batch(filled: tuple[faiss.Index, Queries]) -> None:
-    """Of an index that transforms its vectors as well; the lists are those that faiss probes."""
+    """Includes an index that transforms its vectors; the lists are those that faiss probes."""
     index, queries = filled
     lists = faiss_index.lists_of(index, np.arange(6000))
     made = scan_of(queries.vectors, queries.documents, lists, [0, 6000])

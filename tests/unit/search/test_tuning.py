@@ -42,7 +42,7 @@ def test_the_chosen_width_reaches_its_target_on_queries_it_has_not_seen(
     assert recall > choice.recall - 0.03, "what the trial foretells, or more, since short rows are widened"
 
 
-def test_more_recall_costs_more_and_what_cannot_be_had_is_said(index: tuple[Index, Queries]) -> None:
+def test_more_recall_costs_more_and_unreachable_recall_is_reported(index: tuple[Index, Queries]) -> None:
     of, everything = index
     sample = everything.take(np.arange(0, 6000, 8))
     made = tuning.trials(sample, reranking.exact_search(sample, 4, of.blocks).keys, of)

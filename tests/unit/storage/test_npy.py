@@ -39,7 +39,7 @@ def test_what_is_no_plain_array_is_refused(tmp_path: Path) -> None:
 
 # The second writer is left open on purpose, as a kill leaves it.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_any_damaged_header_is_told_or_harmless(tmp_path: Path) -> None:
+def test_any_damaged_header_is_reported_or_harmless(tmp_path: Path) -> None:
     """Every bit of it: an array that can still be read has its shape, anything else names the file."""
     path = tmp_path / "array.npy"
     np.save(path, np.arange(12, dtype=np.int64).reshape(6, 2))

@@ -1,4 +1,4 @@
-"""What differs between two versions."""
+"""Differences between two versions."""
 
 from plans import shard
 

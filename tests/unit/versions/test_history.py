@@ -1,4 +1,4 @@
-"""What publishing makes of the series of versions."""
+"""The series of versions after publishing."""
 
 from typing import Any
 
@@ -18,6 +18,9 @@ def series(current: int, *entries: dict[str, Any]) -> history.Series:
     return history.Series("/d/current.json", "tag", current, numbered, last=len(numbered))
 
 
+STAYS = "published earlier, and version 3 stays the current one"
+
+
 @pytest.mark.parametrize(
     ("before", "path", "plan", "current", "count", "said"),
     [
@@ -25,14 +28,14 @@ def series(current: int, *entries: dict[str, Any]) -> history.Series:
         (series(1, entry("a")), "b", {"supersedes": 1}, 2, 2, "version 2 is published"),
         (series(1, entry("a")), "a", {"supersedes": 0}, 1, 1, "already"),
         (series(1, entry("a"), entry("b")), "b", {"supersedes": 1}, 2, 2, "current one again"),
-        # After a rollback numbers go on, and an old plan has no opinion.
+        # After a rollback numbers continue; an old plan supersedes no version.
         (series(1, entry("a"), entry("b")), "c", {"supersedes": 1}, 3, 3, "version 3 is published"),
         (series(2, entry("a"), entry("b")), "c", {}, 3, 3, "version 3 is published"),
-        # Whose version was overtaken does not come back by publishing it again, unless it was gone back to on purpose.
-        (series(3, entry("a"), entry("b"), entry("c")), "b", {"supersedes": 1}, 3, 3, "version 3 came after it"),
-        (series(3, entry("a"), entry("b"), entry("c")), "a", {"supersedes": 0}, 3, 3, "version 3 came after it"),
+        # A version that was overtaken does not become current by publishing it again, except after a rollback.
+        (series(3, entry("a"), entry("b"), entry("c")), "b", {"supersedes": 1}, 3, 3, STAYS),
+        (series(3, entry("a"), entry("b"), entry("c")), "a", {"supersedes": 0}, 3, 3, STAYS),
         (series(3, entry("a"), entry("b"), entry("c")), "a", {"supersedes": 3}, 1, 3, "current one again"),
-        # Days decide before who was first.
+        # The day decides before the order of publishing.
         (series(1, entry("a", "2026-01-03")), "b", {"as_of": "2026-01-02"}, 1, 2, "stays the current one"),
         (series(1, entry("a", "2026-01-03")), "b", {"as_of": "2026-01-04", "supersedes": 0}, 2, 2, "is published"),
     ],
@@ -47,13 +50,13 @@ def test_what_publishing_does(
 
 
 @pytest.mark.parametrize("plan", [{"supersedes": 1}, {"supersedes": 0}, {"supersedes": 1, "as_of": "2026-01-03"}])
-def test_who_was_overtaken_is_told(plan: dict[str, Any]) -> None:
+def test_an_overtaken_run_is_refused(plan: dict[str, Any]) -> None:
     before = series(2, entry("a"), entry("b", "2026-01-03"))
     with pytest.raises(BadInputError, match="version 2 was published meanwhile"):
         history.published(before, entry("c", plan.get("as_of")), plan_of(**plan))
 
 
-def test_who_wants_an_older_version_back_is_told_too() -> None:
+def test_an_overtaken_run_with_the_result_of_an_older_version_is_refused() -> None:
     before = series(3, entry("a"), entry("b"), entry("c"))
     with pytest.raises(BadInputError, match="version 3 was published meanwhile"):
         history.published(before, entry("a"), plan_of(supersedes=2))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_ops.corpus.recipes import shipped
-from retro_ops.corpus.recipes.model import Line, Output, Recipe
+from retro_ops.corpus.recipes.model import Output, Recipe, RecipeLine
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
@@ -39,11 +39,11 @@ def read(text: str) -> Recipe:
     return parse_recipe(text, "r.yaml")
 
 
-def test_a_recipe_says_what_it_says() -> None:
+def test_a_recipe_is_parsed_with_its_lines() -> None:
     found = read(GOOD)
     first, second, third = found.sources
     assert found.categories == ("docs", "code")
-    assert first.files == (Line("train/{00..02}.jsonl.zst", 3),)
+    assert first.files == (RecipeLine("train/{00..02}.jsonl.zst", 3),)
     assert first.category == ByField("meta.kind", {"D": "docs", "C": "code"})
     assert first.split == ByHash(0.25, "id", "7")
     assert first.outputs == {
@@ -59,7 +59,7 @@ def test_a_recipe_says_what_it_says() -> None:
         "val": ("val_{file}_{category}", 16400),
     }
     assert (third.category, third.split, third.text) == (Fixed("docs"), Fixed("train"), "text")
-    assert found.queried == (Line("{00..08}_*", 18), Line("val_*", 18))
+    assert found.queried == (RecipeLine("{00..08}_*", 18), RecipeLine("val_*", 18))
 
 
 def test_the_recipe_of_the_package_is_the_originals() -> None:
@@ -141,7 +141,7 @@ WRONG: list[tuple[str, str, int, str]] = [
 
 
 @pytest.mark.parametrize(("part", "instead", "line", "said"), WRONG, ids=[f"{w[1][:30]}" for w in WRONG])
-def test_what_is_wrong_is_said_with_its_line(part: str, instead: str, line: int, said: str) -> None:
+def test_an_error_names_its_line(part: str, instead: str, line: int, said: str) -> None:
     assert part in GOOD
     with pytest.raises(BadInputError) as caught:
         read(GOOD.replace(part, instead, 1) if part != GOOD else instead)
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_with_its_line(part: str, instead: str, line: int,
     assert all("; " in fault for fault in of_line)  # What to do.
 
 
-def test_all_that_is_wrong_is_said_at_once_in_the_order_of_the_file() -> None:
+def test_all_errors_are_reported_at_once_in_the_order_of_the_file() -> None:
     text = GOOD.replace("C: code", "C: cood").replace("queried", "query").replace("val: 0.25", "val: x")
     with pytest.raises(BadInputError) as caught:
         read(text)
