@@ -14,6 +14,8 @@ from retro_ops.index import index_types
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.storage import store
+from retro_ops.uris import parent, resolve
+from retro_ops.versions import history
 
 ALL_LISTS = ("--index-type", "IVF4,Flat", "--nprobe", "4", "--retrieval-margin", "4000", "--max-drift", "9")
 """An approximate index that misses nothing."""
@@ -107,8 +109,21 @@ def test_a_refresh_keeps_parameters_that_are_not_set(built: Nights, capfd: pytes
     capfd.readouterr()
     done = built.refresh("--chunk-size", "32")
     assert done.plan.base is None
-    assert "chunk_size differ from version 3" in capfd.readouterr().err
+    assert "version 3 has another chunk_size, so everything is rebuilt" in capfd.readouterr().err
     assert done.calls["embed-chunks"] == 5
+
+
+def test_a_refresh_with_another_seed_trains_the_index_with_it(built: Nights, capfd: pytest.CaptureFixture[str]) -> None:
+    done = built.refresh("--seed", "1")
+    assert "version 1 has another seed, so everything is rebuilt" in capfd.readouterr().err
+    version = built.series().folder()
+    manifest = history.manifest(version)
+    trained_index = resolve(manifest["trained_index"], paths.manifest_in(version))
+    trained = report.require(f"{parent(trained_index)}/report.json", "training")
+    assert manifest["parameters"]["seed"] == trained["parameters"]["seed"] == 1
+    assert done.calls["train-faiss-index"] == 1
+    built.flags = (*EXACT, "--seed", "1")
+    assert set(compare(done, built.scratch())[0].values()) == {1.0}
 
 
 def test_the_index_is_retrained_when_it_no_longer_fits(nights: Nights, capfd: pytest.CaptureFixture[str]) -> None:
