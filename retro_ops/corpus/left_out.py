@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
 from retro_ops.plan.plan import Source
 from retro_ops.storage import store
+from retro_ops.storage.npy import open_npy
 
 
 class LeftOut:
     """The records that a shard leaves out. Raises BadInputError if the file that lists them is not as planned."""
 
     def __init__(self, source: Source | None) -> None:
-        import numpy as np
-
-        from retro_ops.storage.npy import open_npy
 
         self._any = source is not None
         self._records = np.zeros(0, np.int64)

@@ -157,7 +157,7 @@ class SignedShards:
         return self._select(self._records, documents, np.dtype(np.int64))
 
     def _select(
-        self, readers: Sequence[NpyReader], documents: NDArray[np.int64], dtype: "np.dtype[np.generic]"
+        self, readers: Sequence[NpyReader], documents: NDArray[np.int64], dtype: np.dtype[np.generic]
     ) -> NDArray:  # type: ignore[type-arg]
         values = np.empty(len(documents), dtype)
         bounds = np.searchsorted(documents, self.offsets)

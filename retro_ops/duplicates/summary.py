@@ -3,12 +3,12 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from retro_ops.plan.plan import Plan, category
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from retro_ops.duplicates.signatures import SignedShards
 
 
@@ -16,10 +16,9 @@ EXAMPLES = 20
 
 
 def figures(
-    plan: Plan, signed: "SignedShards", repeats: "NDArray[np.int64]", canonical: "NDArray[np.int64]"
+    plan: Plan, signed: "SignedShards", repeats: NDArray[np.int64], canonical: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Counts of the duplicates ``repeats`` (ascending), each a copy of the document in ``canonical``."""
-    import numpy as np
 
     unique, places = np.unique(canonical, return_inverse=True)
     exact = signed.contents_of(repeats) == signed.contents_of(unique)[places]
@@ -48,12 +47,11 @@ def examples(
     plan: Plan,
     signed: "SignedShards",
     reports: list[dict[str, Any]],
-    repeats: "NDArray[np.int64]",
-    canonical: "NDArray[np.int64]",
+    repeats: NDArray[np.int64],
+    canonical: NDArray[np.int64],
     budget: int,
 ) -> list[dict[str, Any]]:
     """EXAMPLES of the duplicates, evenly spread over all of them."""
-    import numpy as np
 
     from retro_ops.duplicates import document_pairs, minhash
     from retro_ops.duplicates.lsh import shared

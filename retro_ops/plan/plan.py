@@ -221,7 +221,7 @@ ADDED_LATER: dict[str, Any] = {
 """Later fields with their defaults, which are not written, so that plans without them keep their bytes."""
 
 
-def as_written(value: "Shard | BaseShard | Plan | dict[str, Any]") -> dict[str, Any]:
+def as_written(value: Shard | BaseShard | Plan | dict[str, Any]) -> dict[str, Any]:
     """The JSON form of ``value``, without later fields that have their default."""
     document = value if isinstance(value, dict) else asdict(value)
     return {key: value for key, value in document.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}

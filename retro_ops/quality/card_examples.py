@@ -1,15 +1,19 @@
 """The example chunks and neighbours on a dataset card."""
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split
+from retro_ops.storage.npy import open_npy
+from retro_ops.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from retro_ops.quality.measure import Sampled
     from retro_ops.search.chunk_reader import IndexedChunks
-    from retro_ops.tokens.tokenizer import Tokenizer
 
 
 EXAMPLES = 20
@@ -18,7 +22,7 @@ LEAST_SHARED_WORDS = 3
 
 
 def draw_examples(
-    plan: Plan, split: Split, chunks: "IndexedChunks", drawn: "Sequence[Sampled]", tokenizer: "Tokenizer"
+    plan: Plan, split: Split, chunks: "IndexedChunks", drawn: "Sequence[Sampled]", tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
     """The first sampled chunks of each shard in turn, as text with their neighbours."""
     rows = [(shard, i) for i in range(EXAMPLES) for shard in drawn if i < len(shard.rows)][:EXAMPLES]
@@ -48,7 +52,6 @@ def draw_examples(
 
 
 def _place_of_id(plan: Plan, chunks: "IndexedChunks", number: int, split: Split) -> str:
-    import numpy as np
 
     position = int(np.searchsorted(chunks.offsets, number, side="right")) - 1
     return _place(plan, plan.indexed(split)[position], number - int(chunks.offsets[position]))
@@ -56,7 +59,6 @@ def _place_of_id(plan: Plan, chunks: "IndexedChunks", number: int, split: Split)
 
 def _place(plan: Plan, shard: Shard, row: int) -> str:
     """``00_books / 17 / 403``: shard, document and chunk, both numbered within the shard."""
-    from retro_ops.storage.npy import open_npy
 
     document = int(open_npy(paths.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
     return f"{shard.name} / {document} / {row}"
@@ -64,7 +66,6 @@ def _place(plan: Plan, shard: Shard, row: int) -> str:
 
 def shared_words(text: str, other: str) -> list[tuple[str, bool]]:
     """Cut ``other`` into pieces (words, whether ``text`` contains the same run of LEAST_SHARED_WORDS words or more)."""
-    from difflib import SequenceMatcher
 
     words = other.split()
     runs = SequenceMatcher(None, text.split(), words, autojunk=False).get_matching_blocks()

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import astuple
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from retro_ops import uris
 from retro_ops.errors import BadInputError
@@ -14,13 +17,10 @@ from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.specs import DatasetShard, IndexShard, dataset_spec_from_json, index_spec_from_json
 from retro_ops.progress import Progress, say
+from retro_ops.quality import rules
 from retro_ops.storage import read_ahead, store
+from retro_ops.storage.npy import NpyReader, open_npy
 from retro_ops.uris import parent
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from retro_ops.storage.npy import NpyReader
 
 BLOCK_ROWS = 16_384
 
@@ -57,7 +57,7 @@ class _Sums:
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
-    def blocks(self, array: "NpyReader") -> "Iterator[tuple[int, NDArray[Any]]]":
+    def blocks(self, array: NpyReader) -> Iterator[tuple[int, NDArray[Any]]]:
         """Blocks of ``array.blocks``; the sum is known after the last block."""
         content = hashlib.sha256(array.header)
         for first, block in array.blocks(BLOCK_ROWS):
@@ -157,7 +157,6 @@ def _guard(file: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findin
 
 
 def _rows(uri: str) -> int | None:
-    from retro_ops.storage.npy import open_npy
 
     try:
         return len(open_npy(uri))
@@ -166,8 +165,6 @@ def _rows(uri: str) -> int | None:
 
 
 def _check_chunks(shard: IndexShard | DatasetShard, sums: _Sums) -> Iterator[Finding]:
-    from retro_ops.quality import rules
-    from retro_ops.storage.npy import open_npy
 
     chunks = open_npy(shard.chunks, ndim=2, kind="u")
     starts, owners = open_npy(shard.seq2chunk, ndim=1, kind="i"), open_npy(shard.chunk2seq, ndim=1, kind="i")
@@ -192,8 +189,6 @@ def _check_chunks(shard: IndexShard | DatasetShard, sums: _Sums) -> Iterator[Fin
 
 
 def _check_shard_embeddings(shard: IndexShard, sums: _Sums) -> Iterator[Finding]:
-    from retro_ops.quality import rules
-    from retro_ops.storage.npy import open_npy
 
     embeddings = open_npy(shard.embeddings, ndim=2, kind="f")
     if embeddings.dtype.name != "float16":
@@ -224,10 +219,6 @@ def _check_shard_neighbours(
 
     ``offsets``: first id of each shard of the index, by the URI of its chunks. ``counts``: rows of these shards.
     """
-    import numpy as np
-
-    from retro_ops.quality import rules
-    from retro_ops.storage.npy import open_npy
 
     neighbours = open_npy(shard.neighbours, ndim=2, kind="i")
     if neighbours.dtype.name != "int64":
@@ -256,8 +247,7 @@ def _check_shard_neighbours(
     next(distance_blocks, None)  # Only at its end is its sum known.
 
 
-def _open_if_there(uri: str) -> "NpyReader | None":
-    from retro_ops.storage.npy import open_npy
+def _open_if_there(uri: str) -> NpyReader | None:
 
     return open_npy(uri, ndim=2, kind="f") if store.exists(uri) else None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retro_ops import uris
+from retro_ops.compute import device
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
@@ -16,6 +17,7 @@ from retro_ops.plan.plan import Plan
 from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress
 from retro_ops.storage import store
+from retro_ops.storage.npy import open_npy
 
 STAGE = "build-faiss-index"
 BLOCK_ROWS = 16_384
@@ -108,10 +110,8 @@ def _load_trained(uri: str) -> Any:
 
 
 def _work(job: Job, parameters: Parameters, trained: Shared[Any]) -> report.Outcome:
-    from retro_ops.compute import device
     from retro_ops.index import filling, training
     from retro_ops.index.faiss_files import save_index
-    from retro_ops.storage.npy import open_npy
 
     reports = (job.trained_report, *job.embeddings_reports)
     identity = report.check_same_identity({uri: report.read(uri) for uri in reports})

@@ -15,6 +15,7 @@ from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
+from retro_ops.storage.npy import open_npy
 
 STAGE = "check-drift"
 
@@ -44,7 +45,6 @@ def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
         }
     from retro_ops.index import drift
     from retro_ops.index.faiss_files import load_index
-    from retro_ops.storage.npy import open_npy
 
     trained = report.require(paths.report_uri(plan, "train-faiss-index"), "the training of the index")
     fit = trained["details"].get("fit")

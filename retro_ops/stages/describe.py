@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from retro_ops.compute import device
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
@@ -16,6 +17,7 @@ from retro_ops.progress import say
 from retro_ops.quality.card_examples import draw_examples
 from retro_ops.quality.card_figures import card
 from retro_ops.storage import store
+from retro_ops.tokens.tokenizer import Tokenizer
 
 STAGE = "describe"
 
@@ -42,10 +44,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _work(
     plan: Plan, requested: str, expected: dict[str, Any] | None, repeats: dict[str, Any] | None
 ) -> report.Outcome:
-    from retro_ops.compute import device
     from retro_ops.quality import card_page, measure
     from retro_ops.search import chunk_reader
-    from retro_ops.tokens.tokenizer import Tokenizer
 
     where = device.choose(requested, "torch")
     tokenizer = Tokenizer(plan.parameters.tokenizer, plan.parameters.pad_id)

@@ -3,9 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from retro_ops import uris
+from retro_ops.compute.workers import ahead, in_order
+from retro_ops.embedding.embedder import Embedder
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
@@ -16,11 +20,9 @@ from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
-
-if TYPE_CHECKING:
-    from retro_ops.embedding.embedder import Embedder
-    from retro_ops.tokens.tokenizer import Tokenizer
-
+from retro_ops.storage.npy import NpyWriter, open_npy
+from retro_ops.tokens.encoders import retry_with_reference
+from retro_ops.tokens.tokenizer import Tokenizer, name_digest
 
 STAGE = "embed-chunks"
 BLOCK_ROWS = 1024
@@ -44,8 +46,8 @@ class Job:
 class _Models:
     """The tokenizer of the chunks and the embedding model, which the shards of a group share."""
 
-    tokenizer: "Shared[Tokenizer]" = field(default_factory=Shared)
-    embedder: "Shared[Embedder]" = field(default_factory=Shared)
+    tokenizer: Shared[Tokenizer] = field(default_factory=Shared)
+    embedder: Shared[Embedder] = field(default_factory=Shared)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -80,7 +82,6 @@ def _planned_job(plan: Plan, shard: str) -> Job:
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
-    from retro_ops.tokens.tokenizer import name_digest
 
     if not arguments.embeddings:
         raise BadInputError(
@@ -100,18 +101,13 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters, models: _Models, unfinished: Checkpoints) -> report.Outcome:
-    from retro_ops.tokens.encoders import retry_with_reference
 
     return retry_with_reference(STAGE, unfinished, lambda fast: _embed(job, parameters, models, unfinished, fast=fast))
 
 
 def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkpoints, *, fast: bool) -> report.Outcome:
-    import numpy as np
 
     from retro_ops.compute.device import cores
-    from retro_ops.compute.workers import ahead, in_order
-    from retro_ops.storage.npy import NpyWriter, open_npy
-    from retro_ops.tokens.tokenizer import Tokenizer
 
     chunks = open_npy(job.chunks, ndim=2, kind="u")
     of_chunks = report.read(job.chunks_report)
@@ -150,9 +146,8 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     )
 
 
-def _open_embedder(parameters: Parameters) -> "Embedder":
+def _open_embedder(parameters: Parameters) -> Embedder:
     from retro_ops.compute.device import choose
-    from retro_ops.embedding.embedder import Embedder
 
     embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
     embedder.prepare()

@@ -6,6 +6,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from retro_ops.duplicates.summary import examples, figures
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
@@ -16,11 +19,9 @@ from retro_ops.plan.plan import Plan, Source
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
+from retro_ops.storage.npy import NpyWriter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from retro_ops.duplicates.signatures import SignedShards
 
 
@@ -54,7 +55,6 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
-    import numpy as np
 
     from retro_ops.duplicates import document_pairs, lsh, minhash
     from retro_ops.duplicates.signatures import SignedShards
@@ -102,9 +102,8 @@ def _report(plan: Plan, name: str) -> dict[str, Any]:
     return done
 
 
-def _without(plan: Plan, signed: "SignedShards", dropped: "NDArray[np.int64]") -> Plan:
+def _without(plan: Plan, signed: "SignedShards", dropped: NDArray[np.int64]) -> Plan:
     """``plan`` without the documents ``dropped`` (ascending)."""
-    import numpy as np
 
     records, bounds = signed.records_of(dropped), np.searchsorted(dropped, signed.offsets)
     shards = []
@@ -114,11 +113,8 @@ def _without(plan: Plan, signed: "SignedShards", dropped: "NDArray[np.int64]") -
     return replace(plan, shards=tuple(shards))
 
 
-def _written(plan: Plan, shard: str, records: "NDArray[np.int64]") -> Source:
+def _written(plan: Plan, shard: str, records: NDArray[np.int64]) -> Source:
     """Write the numbers of the records that a shard leaves out, to a file named by its content."""
-    import numpy as np
-
-    from retro_ops.storage.npy import NpyWriter
 
     content = digests.digest(np.ascontiguousarray(records, "<i8").tobytes().hex())
     with NpyWriter(paths.without_uri(plan, shard, content), np.int64, rows=len(records)) as writer:

@@ -7,10 +7,10 @@ of unchanged shards. ``--repair`` plans with the corpus of that version (or of a
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes.shard_patterns import split_patterns
+from retro_ops.embedding.embedder import Embedder
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
@@ -25,11 +25,10 @@ from retro_ops.planning.shards import checked_day, of_patterns, of_recipe
 from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
+from retro_ops.tokens.chunking import token_dtype
+from retro_ops.tokens.tokenizer import Tokenizer
 from retro_ops.versions import condemned, history
 from retro_ops.versions.changes import since_published
-
-if TYPE_CHECKING:
-    from retro_ops.tokens.tokenizer import Tokenizer
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -84,8 +83,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     )
 
 
-def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.Series) -> "tuple[Plan, Tokenizer]":
-    from retro_ops.tokens.tokenizer import Tokenizer
+def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.Series) -> tuple[Plan, Tokenizer]:
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
     choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
@@ -136,12 +134,10 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
     return with_base(known_duplicates(plan, series), series) if arguments.refresh else plan, tokenizer
 
 
-def _identity(parameters: Parameters, tokenizer: "Tokenizer") -> Identity:
+def _identity(parameters: Parameters, tokenizer: Tokenizer) -> Identity:
     """Load the model once, too, so that a run with a wrong name or type fails before any work."""
     from retro_ops.compute.device import Device
-    from retro_ops.embedding.embedder import Embedder
     from retro_ops.index import index_types
-    from retro_ops.tokens.chunking import token_dtype
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     embedder = Embedder(parameters.model, Device("cpu", "only looked at"))

@@ -6,6 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from retro_ops import uris
+from retro_ops.compute import device
+from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
@@ -15,11 +17,10 @@ from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import IndexShard, index_spec_from_json
 from retro_ops.search.jobs import Job, PlannedJobs
+from retro_ops.search.neighbours_writer import Search, write_neighbours
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
-    from retro_ops.compute.device import Device
-    from retro_ops.search.neighbours_writer import Search
     from retro_ops.search.open_index import SearchedIndex
     from retro_ops.search.seed_profile import SeedIndex
 
@@ -133,8 +134,6 @@ def _position(embeddings: str, indexed: tuple[IndexShard, ...], by_content: bool
 
 
 def _work(job: Job, parameters: Parameters, indexes: _Indexes, unfinished: Checkpoints) -> report.Outcome:
-    from retro_ops.compute import device
-    from retro_ops.search.neighbours_writer import write_neighbours
 
     identity = report.check_same_identity({uri: report.read(uri) for uri in (job.embeddings_report, job.index_report)})
     where = device.choose(parameters.device, "faiss" if parameters.profile == "seed" else "torch")
@@ -155,7 +154,7 @@ def _work(job: Job, parameters: Parameters, indexes: _Indexes, unfinished: Check
     )
 
 
-def _open_search(job: Job, parameters: Parameters, indexes: _Indexes, where: "Device") -> "Search":
+def _open_search(job: Job, parameters: Parameters, indexes: _Indexes, where: Device) -> Search:
     if parameters.profile == "seed":
         from retro_ops.search.seed_profile import SeedIndex, SeedRetriever
 

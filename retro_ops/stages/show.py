@@ -3,7 +3,8 @@
 import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from retro_ops import uris
 from retro_ops.errors import BadInputError
@@ -12,10 +13,8 @@ from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.specs import IndexShard, dataset_spec_from_json, index_spec_from_json
 from retro_ops.storage import store
-
-if TYPE_CHECKING:
-    from retro_ops.storage.npy import NpyReader
-    from retro_ops.tokens.tokenizer import Tokenizer
+from retro_ops.storage.npy import NpyReader, open_npy
+from retro_ops.tokens.tokenizer import Tokenizer
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,10 +23,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    import numpy as np
-
-    from retro_ops.storage.npy import open_npy
-    from retro_ops.tokens.tokenizer import Tokenizer
 
     spec = dataset_spec_from_json(store.read(arguments.spec), arguments.spec)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
@@ -55,7 +50,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             print(_text(tokenizer, chunks[where], int(neighbour - offsets[where]), "       "))
 
 
-def _text(tokenizer: "Tokenizer", chunks: "NpyReader", row: int, indent: str) -> str:
+def _text(tokenizer: Tokenizer, chunks: NpyReader, row: int, indent: str) -> str:
     text = " ".join(tokenizer.decode(chunks.rows(row, row + 1))[0].split())
     return textwrap.fill(text, 110, initial_indent=indent, subsequent_indent=indent)
 

@@ -6,7 +6,10 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+from retro_ops.compute import device
+from retro_ops.compute.workers import ahead, in_order
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.batches import batches
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
@@ -60,9 +63,6 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
 
 
 def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
-    from retro_ops.compute import device
-    from retro_ops.compute.workers import ahead, in_order
-    from retro_ops.corpus.batches import batches
     from retro_ops.duplicates import minhash, signatures
 
     line_bytes = digests.line_limit(plan.parameters.memory_budget)

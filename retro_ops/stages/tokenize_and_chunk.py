@@ -4,10 +4,12 @@ import contextlib
 import uuid
 from argparse import ArgumentParser, Namespace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from retro_ops import uris
+from retro_ops.compute import device
+from retro_ops.compute.workers import ahead, in_order
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.batches import batches as in_batches
 from retro_ops.corpus.left_out import LeftOut
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
@@ -19,11 +21,11 @@ from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
+from retro_ops.tokens import chunk_batches
+from retro_ops.tokens.chunking import token_dtype
+from retro_ops.tokens.encoders import retry_with_reference
+from retro_ops.tokens.tokenizer import Tokenizer, name_digest
 from retro_ops.tokens.writer import Job, Outputs
-
-if TYPE_CHECKING:
-    from retro_ops.tokens.tokenizer import Tokenizer
-
 
 STAGE = "tokenize-and-chunk"
 BATCH_BYTES = 2**21
@@ -56,7 +58,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     )
 
 
-def _run(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]") -> None:
+def _run(job: Job, parameters: Parameters, shared: Shared[Tokenizer]) -> None:
     chosen = values_for(STAGE, parameters)
     # Standard input cannot be read again.
     folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
@@ -88,7 +90,6 @@ def _planned_job(plan: Plan, shard: str) -> Job:
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
-    from retro_ops.tokens.tokenizer import name_digest
 
     wanted = ("chunks_out", "seq2chunk_index_out", "chunk2seq_index_out")
     missing = [f"--{name.replace('_', '-')}" for name in wanted if not getattr(arguments, name)]
@@ -119,9 +120,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]", unfinished: Checkpoints) -> report.Outcome:
-    from retro_ops.tokens.encoders import retry_with_reference
-    from retro_ops.tokens.tokenizer import Tokenizer
+def _work(job: Job, parameters: Parameters, shared: Shared[Tokenizer], unfinished: Checkpoints) -> report.Outcome:
 
     name = parameters.tokenizer
     tokenizer = shared.get(name, lambda: Tokenizer(name, parameters.pad_id))
@@ -131,13 +130,8 @@ def _work(job: Job, parameters: Parameters, shared: "Shared[Tokenizer]", unfinis
 
 
 def _tokenise(
-    job: Job, parameters: Parameters, tokenizer: "Tokenizer", unfinished: Checkpoints, *, fast: bool
+    job: Job, parameters: Parameters, tokenizer: Tokenizer, unfinished: Checkpoints, *, fast: bool
 ) -> report.Outcome:
-    from retro_ops.compute import device
-    from retro_ops.compute.workers import ahead, in_order
-    from retro_ops.corpus.batches import batches as in_batches
-    from retro_ops.tokens import chunk_batches
-    from retro_ops.tokens.chunking import token_dtype
 
     dtype = token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
     size, limit = parameters.chunk_size, parameters.max_chunks

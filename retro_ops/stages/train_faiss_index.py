@@ -5,25 +5,24 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from retro_ops import memory, uris
+from retro_ops.compute import device
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
+from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from retro_ops.storage.npy import NpyReader
-
+from retro_ops.storage.npy import NpyReader, open_npy
 
 STAGE = "train-faiss-index"
 BLOCK_ROWS = 16_384
@@ -79,12 +78,9 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
 
 
 def _work(job: Job, parameters: Parameters) -> report.Outcome:
-    import numpy as np
 
-    from retro_ops.compute import device
     from retro_ops.index import drift, faiss_index, index_types, training
     from retro_ops.index.faiss_files import save_index
-    from retro_ops.storage.npy import open_npy
 
     if job.pinned:  # A new training would not fit the codes that are stored.
         raise BadInputError(f"the trained index of the base version is missing: {job.output}", "repair the dataset")
@@ -138,13 +134,8 @@ def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[s
     return chosen, f"instead of {requested}, as {reason}; {why}"
 
 
-def _sample(
-    shards: Sequence["NpyReader"], wanted: int, parameters: Parameters, dtype: "np.dtype[Any]"
-) -> "NDArray[Any]":
+def _sample(shards: Sequence[NpyReader], wanted: int, parameters: Parameters, dtype: np.dtype[Any]) -> NDArray[Any]:
     """A uniform sample over all shards, ``[n, d]``, read in blocks. BadInputError if it exceeds the memory budget."""
-    import numpy as np
-
-    from retro_ops.index.sampling import sample_rows
 
     counts = np.array([len(shard) for shard in shards], np.int64)
     dimension = shards[0].shape[1]
@@ -174,7 +165,7 @@ def _sample(
     return vectors
 
 
-def _check_dimension(shard: "NpyReader", dimension: int) -> None:
+def _check_dimension(shard: NpyReader, dimension: int) -> None:
     if shard.shape[1] != dimension:
         raise BadInputError(
             f"{shard.uri} has {shard.shape[1]} dimensions, the other shards have {dimension}",

@@ -6,16 +6,14 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from retro_ops.errors import RetroError
+from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.progress import say
 from retro_ops.tokens.packing import Rows, from_lists
-
-if TYPE_CHECKING:
-    from retro_ops.execution.checkpoints import Checkpoints
 
 T = TypeVar("T")
 
@@ -101,7 +99,7 @@ def fastest(encoding: Encoding) -> tuple[Encode, str]:
     return encode, name
 
 
-def retry_with_reference(stage: str, unfinished: "Checkpoints", work: Callable[[bool], T]) -> T:
+def retry_with_reference(stage: str, unfinished: Checkpoints, work: Callable[[bool], T]) -> T:
     """Result of ``work(True)``, with a faster package; if that proves wrong, of ``work(False)`` from the beginning."""
     try:
         return work(True)

@@ -2,7 +2,9 @@
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from retro_ops.corpus import json_lines
 from retro_ops.execution.checkpoints import Part
@@ -10,9 +12,7 @@ from retro_ops.plan import paths
 from retro_ops.plan.plan import Source
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
-
-if TYPE_CHECKING:
-    import numpy as np
+from retro_ops.storage.npy import NpyWriter
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Job:
 class Outputs:
     """The files of a shard, filled part by part. The quarantine file is made for the first bad record."""
 
-    def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: "np.dtype[Any]", chunk_size: int) -> None:
-        from retro_ops.storage.npy import NpyWriter
+    def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: np.dtype[Any], chunk_size: int) -> None:
 
         self.documents = self.chunks = self.bad_records = 0
         self._stack = stack
