@@ -5,7 +5,7 @@ import re
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vectors import unit_vectors
 
@@ -16,7 +16,6 @@ from retro_ops.index import faiss_index, index_types, training
 CPU = Device("cpu", "test")
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**9), st.sampled_from([32, 96, 384, 768, 1000, 1021]))
 def test_an_index_type_that_was_chosen_can_be_made_trained_and_merged(vectors: int, dimension: int) -> None:
     index_type, why = index_types.choose_index_type(vectors, dimension)

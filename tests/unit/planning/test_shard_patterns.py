@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_ops.corpus.recipes.parser import parse_recipe
@@ -56,7 +56,6 @@ def test_what_a_pattern_matches(pattern: str, names: list[str]) -> None:
 NAME = st.text(alphabet="abAB01_.-", min_size=1, max_size=5)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="abAB01_.-*?[]!^\\", min_size=1, max_size=8), st.lists(NAME, max_size=20))
 def test_a_pattern_of_an_earlier_plan_keeps_its_meaning(pattern: str, names: list[str]) -> None:
     """They were Python's fnmatch, split at each comma; braces matched nothing, so no plan has any."""

@@ -14,7 +14,7 @@ from retro_ops.search.reranking import Effort, Index, Queries, Width
 CPU = Device("cpu", "test")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 40), st.sampled_from([2, 8, 24]), st.integers(1, 5), st.integers(1, 50), st.integers(1, 90),
     st.integers(1, 8), st.booleans(), st.integers(0, 2**31),
@@ -47,7 +47,6 @@ def test_distances_do_not_depend_on_how_they_are_computed() -> None:
     np.testing.assert_array_equal(exact.squared_distances(vectors[7:8], vectors[100:111]), whole[7:8, 100:111])
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 80),
     st.integers(1, 400),
@@ -72,7 +71,6 @@ def test_pairs_up_to_a_limit_are_all_found_and_no_other(
     np.testing.assert_array_equal(found, distances[expected])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 4, width=32), st.integers(0, exact.MAX_CHUNKS - 1)), min_size=1, unique=True))
 def test_keys_have_the_order_of_distance_and_id(pairs: list[tuple[float, int]]) -> None:
     distances, ids = np.array([d for d, _ in pairs], np.float32), np.array([i for _, i in pairs], np.int64)

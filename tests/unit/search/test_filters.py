@@ -57,7 +57,7 @@ def plain_ngrams(a: list[int], b: list[int]) -> float:
     return len(x & y) / max(len(x | y), 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 20), st.sampled_from([4, 13, 16, 40]), st.integers(1, 30), st.integers(0, 2**31))
 def test_measures_of_likeness_are_their_plain_definitions(rows: int, size: int, vocabulary: int, seed: int) -> None:
     a, b = chunk_texts(rows, size, vocabulary, seed), chunk_texts(rows, size, vocabulary, seed)[::-1]
@@ -71,7 +71,7 @@ def test_measures_of_likeness_are_their_plain_definitions(rows: int, size: int, 
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.integers(1, 40), st.integers(1, 5), st.integers(1, 50), st.integers(1, 90), st.integers(1, 50), st.booleans(),
     st.sampled_from([0.0, 0.3, 0.8, 1.0, None]), st.sampled_from([0, 3, 10, None]), st.sampled_from([0.0, 0.2, None]),

@@ -29,7 +29,7 @@ def scan_of(
     return Scan(lists, blocks_of(vectors, documents, block), spans)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 150), st.sampled_from([2, 8, 24]), st.integers(1, 5), st.integers(1, 60), st.integers(1, 7),
     st.integers(1, 4), st.integers(1, 4), st.booleans(), st.integers(0, 2**31),
