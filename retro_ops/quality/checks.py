@@ -75,7 +75,7 @@ def raise_findings(findings: Sequence[Finding]) -> None:
         say(f"{file}: {rule}", logging.ERROR, event="finding", file=file, rule=rule)
     if findings:
         raise BadInputError(
-            f"found {len(findings)} problems, the first: {findings[0][0]}: {findings[0][1]}",
+            f"problems found: {len(findings)}, the first: {findings[0][0]}: {findings[0][1]}",
             "build the files named above again",
         )
 
