@@ -107,8 +107,8 @@ lock: ## Resolve and pin the requirements again
 clean: down ## Stop the stack and remove the environments and run data
 	rm -rf .venv $(RUN_DIR)
 
-venv: .venv/.ready
-dev: .venv/.dev
+venv: .venv/.ready ## Create the two environments, if they are missing
+dev: .venv/.dev ## The same, with what tests and linters need
 
 # Both environments are created in parallel: one waits for the network while the other unpacks.
 .venv/.ready: requirements/airflow.txt requirements/stages.txt requirements/demo.txt pyproject.toml

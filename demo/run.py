@@ -113,7 +113,7 @@ def print_figures(plan: Plan) -> None:
     print(f"\nDataset: {paths.dataset_folder(plan.root, plan.dataset)}")
     for split in plan.splits():
         print(f"  {split:5} spec: {paths.dataset_spec_uri(plan, split)}")
-    print(f"\n  {'stage':22}{'shards':>7}{'work':>22}{'seconds':>10}{'rate':>14}")
+    print(f"\n  {'stage':22}{'shards':>7}{'work':>26}{'seconds':>10}{'rate':>14}")
     names = [shard.name for shard in plan.shards]
     rows: list[tuple[str, list[str | None], str]] = [
         ("tokenize-and-chunk", [*names], "documents"),
@@ -130,7 +130,7 @@ def print_figures(plan: Plan) -> None:
         reports = [report.read(paths.report_uri(plan, stage, shard)) or {} for shard in shards]
         count, seconds = sum(r["counts"][unit] for r in reports), sum(r["seconds"] for r in reports)
         work = f"{count:,} {unit.replace('_', ' ')}"
-        print(f"  {stage:22}{len(shards):>7}{work:>22}{seconds:>10.1f}{count / max(seconds, 1e-9):>12,.0f}/s")
+        print(f"  {stage:22}{len(shards):>7}{work:>26}{seconds:>10.1f}{count / max(seconds, 1e-9):>12,.0f}/s")
         if stage == "retrieve-neighbours":
             full, total = sum(r["counts"]["full_rows"] for r in reports), count
     k = plan.parameters.num_neighbours

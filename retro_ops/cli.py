@@ -5,9 +5,11 @@ original scripts name them. Every path is local or ``s3://``.
 """
 
 import argparse
+import difflib
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -18,7 +20,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
-from retro_ops.errors import EXIT_OK, BadInputError, ConfigurationError, RetroError
+from retro_ops.errors import EXIT_OK, EXIT_USAGE, BadInputError, ConfigurationError, RetroError
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
@@ -43,11 +45,26 @@ WITH_PLAN = frozenset(
 )
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """Reports unknown arguments in the name of the command, with the nearest known flag."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = re.findall(r"--[\w-]+", self.format_usage())
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"`{self.prog} --help` lists the flags"
+            self.exit(EXIT_USAGE, f"{self.prog}: error: unknown argument {unknown[0]}; {advice}\n")
+        return found, unknown
+
+
 def _parser(called: str | None) -> argparse.ArgumentParser:
     """The parser, with the arguments of the command ``called``; the modules of the others are not imported."""
-    parser = argparse.ArgumentParser(prog="retro-ops", description=retro_ops.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="retro-ops", description="Build, refresh and repair RETRO retrieval datasets."
+    )
     parser.add_argument("--version", action="version", version=f"retro-ops {retro_ops.__version__}")
-    commands = parser.add_subparsers(dest="stage", required=True, metavar="command")
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="command", parser_class=_CommandParser)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
         if name == called:
@@ -111,7 +128,8 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
     fixed = [PARAMETERS[name].flag for name in sorted(given) if PARAMETERS[name].decides]
     if fixed:
         raise BadInputError(
-            f"{', '.join(fixed)}: fixed by the plan", "make another plan, or name the files instead of --plan"
+            f"{', '.join(fixed)}: fixed by the plan",
+            "start another run with it (`plan` or `build` without --plan); what is done is reused",
         )
     plan = read_plan(plan_uri)
     if arguments.stage in CODE_VERSIONS:

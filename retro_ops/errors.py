@@ -39,3 +39,10 @@ class TransientError(RetroError):
     """A temporary problem outside this package (network, store); the same run may succeed later."""
 
     exit_code = EXIT_TRANSIENT
+
+
+def require_flags(arguments: object, *names: str, remedy: str) -> None:
+    """Raise BadInputError that lists the flags among ``names`` (``index_spec``) without a value in ``arguments``."""
+    missing = [f"--{name.replace('_', '-')}" for name in names if not getattr(arguments, name)]
+    if missing:
+        raise BadInputError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing", remedy)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from retro_ops.build.steps import Mode, Request, Step, flags, steps
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import split_names
@@ -108,10 +108,16 @@ def request_of(arguments: Namespace) -> Request:
     if arguments.plan:
         fixed = ("root", "dataset", "run", "recipe", "source_folder", "repair_run", *PLANNED)
         if unused := [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]:
-            raise BadInputError(f"{', '.join(unused)}: fixed by the plan", "leave out --plan to make another one")
+            raise BadInputError(
+                f"{', '.join(unused)}: fixed by the plan",
+                "leave out --plan to start another run; what is done is reused",
+            )
         return Request(arguments.plan, mode)
-    if not (arguments.root and arguments.dataset):
-        raise BadInputError("--root or --dataset is missing", "name both, or the plan of a run with --plan")
+    require_flags(arguments, "root", "dataset", remedy="name both, or the plan of a run with --plan")
+    if arguments.corpus and arguments.recipe:
+        raise BadInputError("--corpus and --recipe exclude each other", "name the one that describes the documents")
+    if mode == "build" and not (arguments.corpus or arguments.recipe):
+        raise BadInputError("no documents: --corpus and --recipe are missing", "name one of the two")
     root, dataset = arguments.root.rstrip("/"), arguments.dataset
     name = arguments.run or f"build-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
     plan_uri, place, given = paths.plan_uri(root, dataset, name), {"root": root, "dataset": dataset}, _given(arguments)
@@ -142,7 +148,10 @@ def _how_to_continue(stage: str, request: Request) -> str:
     if stage in ("list-sources", "split-corpus", "plan"):
         return "Fix the cause and repeat this command."
     command = f"retro-ops build --plan {request.plan_uri}" + ("" if request.mode == "build" else f" --{request.mode}")
-    return f"Fix the cause and continue with: {command} (or, if you changed a corpus file, repeat this command)"
+    return (
+        f"Fix the cause and continue with: {command}. If you change a corpus file or a parameter, repeat this command "
+        "instead: what is done is reused"
+    )
 
 
 def _published(plan_uri: str) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_t
     except RuntimeError as error:
         raise BadInputError(
             f"{len(vectors):,} vectors are too few to train index type {index_type!r}: {faiss_message(error)}",
-            "choose fewer lists (about a thirtieth of the vectors), Flat instead of PQ, or a larger corpus",
+            "choose --index-type auto, fewer lists (about a thirtieth of the vectors) or Flat instead of PQ, or set "
+            "--index-too-small downgrade",
         ) from error
     if on_gpu is not None:
         inner.clustering_index = None

@@ -36,7 +36,7 @@ class Series:
         if not self.entries:
             raise BadInputError(
                 f"{self.uri} does not exist: dataset {self.dataset!r} was never published",
-                "check --root and --dataset, or give --run",
+                "check --root and --dataset",
             )
         if wanted not in self.entries:
             raise BadInputError(

@@ -31,7 +31,7 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
     manifest_uri = paths.manifest_in(version)
     manifest = history.manifest(version)
     if differing := _differences(plan, manifest, _index_digests):
-        return None, f"version {number} has another {', '.join(differing)}, so everything is rebuilt"
+        return None, f"version {number} has another {', '.join(differing)}, so everything that depends on it is rebuilt"
     digest = _digest_of_folder(resolve(manifest["trained_index"], manifest_uri))
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so a new one is trained"

@@ -17,7 +17,8 @@ def of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[li
     """One shard per file, and the dates of the dated files."""
     if not places["corpus"]:
         raise BadInputError(
-            "--corpus is missing", "name the corpus with --corpus, or the sources of a recipe with --sources"
+            "--corpus is missing",
+            "name the corpus, or a recipe: `build --recipe NAME`, or `plan --sources` with the list of `list-sources`",
         )
     files = {"train": json_lines.find_dated(places["corpus"], as_of)}
     if places["validation_corpus"]:

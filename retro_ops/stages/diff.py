@@ -30,7 +30,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     after = series.entry(arguments.after)["version"]
     before = arguments.before or max((number for number in series.entries if number < after), default=None)
     if before is None:
-        raise BadInputError(f"{arguments.dataset} has no version before {after}", "name a version with --from")
+        only = len(series.entries) == 1
+        raise BadInputError(
+            f"{arguments.dataset} has no version before {after}",
+            "there is nothing to compare yet" if only else "name a version with --from",
+        )
     facts = _facts(series, before, after)
     print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
 

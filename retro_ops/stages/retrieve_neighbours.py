@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from retro_ops import uris
 from retro_ops.compute import device
 from retro_ops.compute.device import Device
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
@@ -79,10 +79,7 @@ def _jobs(arguments: Namespace, parameters: Parameters) -> list[Job]:
         arguments.query_chunk2seq,
         arguments.neighbours_output,
     )
-    if not (arguments.index and arguments.index_spec and embeddings):
-        raise BadInputError(
-            "--query-embeddings, --index and --index-spec are all needed", "name them, or give --plan and --shard"
-        )
+    require_flags(arguments, "query_embeddings", "index", "index_spec", remedy="name them, or give --plan and --shard")
     if not len(embeddings) == len(chunk2seqs) == len(outputs):
         raise BadInputError(
             f"{len(embeddings)} query embeddings, {len(chunk2seqs)} chunk2seq and {len(outputs)} outputs were named",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retro_ops import memory, uris
 from retro_ops.compute import device
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.index.sampling import sample_rows
@@ -63,8 +63,7 @@ def _planned_job(plan_uri: str) -> Job:
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
-    if not arguments.spec or not arguments.output:
-        raise BadInputError("--spec and --output are missing", "name them, or give --plan")
+    require_flags(arguments, "spec", "output", remedy="name them, or give --plan")
     embeddings = tuple(shard.embeddings for shard in index_spec_from_json(store.read(arguments.spec), arguments.spec))
     settings = [value for name, value in values_for(STAGE, parameters).items() if PARAMETERS[name].decides]
     content = [store.at(uri).fingerprint(uri) for uri in embeddings]

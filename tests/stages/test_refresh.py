@@ -109,13 +109,13 @@ def test_a_refresh_keeps_parameters_that_are_not_set(built: Nights, capfd: pytes
     capfd.readouterr()
     done = built.refresh("--chunk-size", "32")
     assert done.plan.base is None
-    assert "version 3 has another chunk_size, so everything is rebuilt" in capfd.readouterr().err
+    assert "version 3 has another chunk_size, so everything that depends on it is rebuilt" in capfd.readouterr().err
     assert done.calls["embed-chunks"] == 5
 
 
 def test_a_refresh_with_another_seed_trains_the_index_with_it(built: Nights, capfd: pytest.CaptureFixture[str]) -> None:
     done = built.refresh("--seed", "1")
-    assert "version 1 has another seed, so everything is rebuilt" in capfd.readouterr().err
+    assert "version 1 has another seed, so everything that depends on it is rebuilt" in capfd.readouterr().err
     version = built.series().folder()
     manifest = history.manifest(version)
     trained_index = resolve(manifest["trained_index"], paths.manifest_in(version))

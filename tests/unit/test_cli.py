@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from retro_ops.cli import main
+from retro_ops.errors import EXIT_USAGE
+
 
 def test_sigterm_ends_a_stage_in_order(tmp_path: Path) -> None:
     """Process 1 of a container has no default handler, and an unfinished upload must be aborted."""
@@ -19,3 +24,22 @@ def test_sigterm_ends_a_stage_in_order(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["build", "--reciep", "pile"], "retro-ops build: error: unknown argument --reciep; did you mean --recipe?"),
+        (
+            ["validate", "--zz=1"],
+            "retro-ops validate: error: unknown argument --zz=1; `retro-ops validate --help` lists",
+        ),
+    ],
+)
+def test_an_unknown_flag_is_reported_for_its_command(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == EXIT_USAGE
+    assert expected in capsys.readouterr().err

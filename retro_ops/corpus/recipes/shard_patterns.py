@@ -48,7 +48,7 @@ def matching(pattern: str, names: Iterable[str]) -> set[str]:
 
 def no_match(pattern: str, key: str, names: Iterable[str]) -> tuple[str, str]:
     """Message and remedy for a ``pattern`` of ``key`` that matches none of ``names``."""
-    return f"no shard matches {pattern!r} in {key!r}", f"the shards are {few(sorted(names))}"
+    return f"no shard matches {pattern!r} in {key!r}", f"use names of these: {few(sorted(names))}"
 
 
 def few(names: list[str]) -> str:
