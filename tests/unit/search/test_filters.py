@@ -1,5 +1,6 @@
 """Measures of likeness and filters, against their plain definitions."""
 
+import functools
 from collections import Counter
 
 import faiss
@@ -88,6 +89,7 @@ def test_filters_remove_what_brute_force_would_and_count_it(
     texts = chunk_texts(rows, 16, 5, seed)
     plain = [plain_tokens(row) for row in texts]
 
+    @functools.cache
     def why(i: int, j: int) -> int:
         if documents[i] == documents[j]:
             return filters.SAME_DOCUMENT
