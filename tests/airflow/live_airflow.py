@@ -45,8 +45,8 @@ class LiveAirflow:
         self._airflow("api-server", "--host", "127.0.0.1", "--port", str(self._port))
         self._dag_processor = self._airflow("dag-processor")
         self.start_scheduler()
-        wait_for(self._authenticate, 120)
-        wait_for(lambda: self._client.get(f"/api/v2/dags/{self.dag}").status_code == 200, 120)
+        wait_for(self._authenticate)
+        wait_for(lambda: self._client.get(f"/api/v2/dags/{self.dag}").status_code == 200)
         self.call("PATCH", f"dags/{self.dag}", {"is_paused": False})
 
     def start_scheduler(self) -> None:
@@ -63,7 +63,7 @@ class LiveAirflow:
         run = self.call("POST", f"dags/{self.dag}/dagRuns", {"logical_date": None, "conf": conf})
         return str(run["dag_run_id"])
 
-    def finish(self, run_id: str, timeout_s: float = 240) -> str:
+    def finish(self, run_id: str, timeout_s: float = 600) -> str:
         """Wait for the end of a run; its state."""
         wait_for(lambda: self.run_state(run_id) in ("success", "failed"), timeout_s, lambda: str(self.states(run_id)))
         return self.run_state(run_id)
@@ -97,7 +97,7 @@ class LiveAirflow:
         assert self.scheduler
         assert self._dag_processor
         # A DAG has one at a time, and the scheduler closes it a while after its last run.
-        wait_for(self._no_backfill, 120, lambda: "the last backfill is not complete")
+        wait_for(self._no_backfill, explain=lambda: "the last backfill is not complete")
         for process in (self.scheduler, self._dag_processor):
             kill_session(process)
         # A date alone is its first minute, and the interval of the last day begins later.
@@ -210,8 +210,9 @@ def free_port() -> int:
 
 
 def wait_for(
-    condition: Callable[[], object], timeout_s: float = 60, explain: Callable[[], str] = lambda: "it did not happen"
+    condition: Callable[[], object], timeout_s: float = 300, explain: Callable[[], str] = lambda: "it did not happen"
 ) -> None:
+    """Wait until ``condition`` holds. The limit is generous, since containers start slowly on a busy machine."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, explain()

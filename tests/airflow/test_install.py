@@ -239,11 +239,11 @@ def test_a_run_keeps_the_version_of_the_bundle_that_it_started_with(
     held.touch()
     first = airflow.trigger(dataset="first", **conf)
     journal = door / "journal"
-    wait_for(lambda: journal.exists() and "tokenize-and-chunk a" in journal.read_text(), 120)
+    wait_for(lambda: journal.exists() and "tokenize-and-chunk a" in journal.read_text())
     before = version(airflow, first)
     # From now on stages are containers of an engine that is not there.
     after = bundle.commit("runtime.toml", 'runtime = "docker"\ndocker.host = "unix:///nowhere.sock"\n')
-    wait_for(lambda: airflow.call("GET", f"dags/{airflow.dag}/details")["bundle_version"] == after, 60)
+    wait_for(lambda: airflow.call("GET", f"dags/{airflow.dag}/details")["bundle_version"] == after)
     second = airflow.trigger(dataset="second", **conf)
     held.unlink()
     assert airflow.finish(first) == "success"

@@ -44,7 +44,7 @@ class Door:
         return [int(row[0]) for row in rows if row[1:] == [stage, shard]]
 
     def wait(self, stage: str, shard: str = "-", number: int = 1) -> int:
-        wait_for(lambda: len(self.pids(stage, shard)) >= number, 120)
+        wait_for(lambda: len(self.pids(stage, shard)) >= number)
         return self.pids(stage, shard)[number - 1]
 
     def clean(self) -> None:
@@ -200,8 +200,8 @@ def test_killed_scheduler_and_its_successor(
     airflow.scheduler.kill()
     airflow.scheduler.wait()
     airflow.start_scheduler()
-    wait_for(lambda: airflow.tasks(run)[EMBED_B]["try_number"] == 2 and airflow.states(run)[EMBED_B] == "running", 90)
-    wait_for(lambda: not alive(first_process), 60)
+    wait_for(lambda: airflow.tasks(run)[EMBED_B]["try_number"] == 2 and airflow.states(run)[EMBED_B] == "running")
+    wait_for(lambda: not alive(first_process))
     time.sleep(1)
     held.unlink()
     assert airflow.finish(run) == "success"
@@ -217,7 +217,7 @@ def test_marking_a_running_task_failed_ends_its_stage(
     stage = door.wait("plan")
     wait_for(lambda: airflow.states(run)["plan", -1] == "running")
     airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
-    wait_for(lambda: not alive(stage), 30)
+    wait_for(lambda: not alive(stage))
     assert airflow.finish(run) == "failed"
 
 

@@ -137,9 +137,7 @@ def containers(engine: APIClient, **options: Any) -> list[dict[str, Any]]:
 
 
 def wait_in(door: Path, stage: str, shard: str) -> None:
-    wait_for(
-        lambda: f" {stage} {shard}" in (door / "journal").read_text() if (door / "journal").exists() else False, 120
-    )
+    wait_for(lambda: f" {stage} {shard}" in (door / "journal").read_text() if (door / "journal").exists() else False)
 
 
 def test_a_run_in_containers_equals_a_run_in_processes(
@@ -188,7 +186,7 @@ def test_killed_worker_reconnects_to_its_container(
     wait_in(door, "embed-chunks", "a")
     (before,) = [entry["Id"] for entry in containers(engine) if "embed-chunks-0-" in entry["Names"][0]]
     os.kill(airflow.tasks(run)[EMBED_A]["pid"], signal.SIGKILL)
-    wait_for(lambda: airflow.tasks(run)[EMBED_A]["try_number"] == 2 and airflow.states(run)[EMBED_A] == "running", 90)
+    wait_for(lambda: airflow.tasks(run)[EMBED_A]["try_number"] == 2 and airflow.states(run)[EMBED_A] == "running")
     wait_for(lambda: "Reconnecting" in airflow.log(run, EMBED_A, 2))
     (after,) = [entry["Id"] for entry in containers(engine) if "embed-chunks-0-" in entry["Names"][0]]
     assert after == before
@@ -207,7 +205,7 @@ def test_marking_a_running_task_failed_ends_its_container(
     wait_for(lambda: airflow.states(run)["plan", -1] == "running")
     start = time.monotonic()
     airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
-    wait_for(lambda: not containers(engine), 30)
+    wait_for(lambda: not containers(engine))
     print(f"gone after {time.monotonic() - start:.1f} s", file=sys.stderr)
     assert airflow.finish(run) == "failed"
 
@@ -235,6 +233,6 @@ def test_housekeeping_ends_an_orphaned_container(
     time.sleep(2)
     assert len(containers(engine)) == 1
     sweep = airflow.call("POST", "dags/retro_housekeeping/dagRuns", {"logical_date": None})
-    wait_for(lambda: not containers(engine), 60)
+    wait_for(lambda: not containers(engine))
     path = f"dags/retro_housekeeping/dagRuns/{sweep['dag_run_id']}"
-    wait_for(lambda: airflow.call("GET", path)["state"] == "success", 30)
+    wait_for(lambda: airflow.call("GET", path)["state"] == "success")

@@ -35,7 +35,7 @@ def sh(runtime: DockerRuntime, script: str, name: str = "retro-job", **resources
     return runtime.submit(Job(name, [script], {}, TASK, Resources(**resources)))
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

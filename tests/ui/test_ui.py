@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 DAG = "retro_dataset"
 SECTIONS = ("Documents and chunks", "Embedding", "Index and neighbours", "How it runs")
 TASKS = ("plan", "tokenize_and_chunk", "embed_chunks", "gate", "train_faiss_index", "retrieve_neighbours", "publish")
-RUN_TIMEOUT_S = 240
+RUN_TIMEOUT_S = 600
 SHARDS = 8
 
 
