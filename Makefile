@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up down test test-unit test-airflow test-ui test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
+.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -32,7 +32,6 @@ down: ## Stop Airflow and the object store
 test: dev ## Run all tests
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
-.PHONY: test-quick
 test-quick: dev ## Unit tests without the slow ones
 	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/unit
 

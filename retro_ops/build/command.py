@@ -107,7 +107,7 @@ def request_of(arguments: Namespace) -> Request:
     mode: Mode = "refresh" if arguments.refresh else "repair" if arguments.repair else "build"
     if arguments.plan:
         fixed = ("root", "dataset", "run", "recipe", "source_folder", "repair_run", *PLANNED)
-        if unused := [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]:
+        if unused := flags({name: True for name in fixed if getattr(arguments, name)}):
             raise BadInputError(
                 f"{', '.join(unused)}: fixed by the plan",
                 "leave out --plan to start another run; what is done is reused",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from retro_ops.errors import BadInputError
+from retro_ops.errors import require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import paths
@@ -25,8 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    if not arguments.plan:
-        raise BadInputError("--plan is missing", "name the plan of a run")
+    require_flags(arguments, "plan", remedy="name the plan of a run")
     plan = read_plan(arguments.plan)
     decided, facts = _decide(plan, parameters)
     level = logging.WARNING if facts["retrain"] else logging.INFO

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from retro_ops.compute import device
-from retro_ops.errors import BadInputError
+from retro_ops.errors import require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
@@ -27,8 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    if not arguments.plan:
-        raise BadInputError("--plan is missing", "name the plan of a run")
+    require_flags(arguments, "plan", remedy="name the plan of a run")
     plan = read_plan(arguments.plan)
     estimate = paths.estimate_uri(arguments.plan)
     digest = digests.digest(digests.CODE_VERSIONS[STAGE], digests.version_digest(plan))

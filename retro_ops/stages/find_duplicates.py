@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.duplicates.summary import examples, figures
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
@@ -34,8 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    if not arguments.plan:
-        raise BadInputError("--plan is missing", "name the plan of a run")
+    require_flags(arguments, "plan", remedy="name the plan of a run")
     plan = read_plan(arguments.plan)
     if plan.parameters.duplicates == "keep":
         raise BadInputError(

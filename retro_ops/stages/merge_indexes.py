@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from retro_ops import memory, uris
-from retro_ops.errors import BadInputError
+from retro_ops.errors import require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths, stage_graph
@@ -81,8 +81,7 @@ def _extended(plan: Plan) -> tuple[Shard, ...]:
 
 
 def _job(arguments: Namespace) -> Job:
-    if not (arguments.base_index and arguments.output_index):
-        raise BadInputError("--base-index and --output-index are missing", "name them, or give --plan")
+    require_flags(arguments, "base_index", "output_index", remedy="name them, or give --plan")
     content = [store.at(uri).fingerprint(uri) for uri in (arguments.base_index, *arguments.partials)]
     return Job(
         base=arguments.base_index,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths, stage_graph
@@ -27,8 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    if not arguments.plan:
-        raise BadInputError("--plan is missing", "name the plan of a run")
+    require_flags(arguments, "plan", remedy="name the plan of a run")
     plan = read_plan(arguments.plan)
     validated = paths.report_uri(plan, "validate")
     if report.read(validated) is None:

@@ -10,7 +10,7 @@ from retro_ops.compute import device
 from retro_ops.compute.workers import ahead, in_order
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.batches import batches
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
@@ -32,8 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    if not arguments.plan:
-        raise BadInputError("--plan is missing", "name the plan of a run, and shards with --shard")
+    require_flags(arguments, "plan", remedy="name the plan of a run, and shards with --shard")
     plan = read_plan(arguments.plan)
     shard_groups.each(STAGE, plan, arguments.shard, partial(_run, plan, parse_bytes(parameters.memory_budget)))
 

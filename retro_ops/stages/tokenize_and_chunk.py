@@ -11,7 +11,7 @@ from retro_ops.compute.workers import ahead, in_order
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.batches import batches as in_batches
 from retro_ops.corpus.left_out import LeftOut
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
@@ -90,11 +90,8 @@ def _planned_job(plan: Plan, shard: str) -> Job:
 
 
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
-
     wanted = ("chunks_out", "seq2chunk_index_out", "chunk2seq_index_out")
-    missing = [f"--{name.replace('_', '-')}" for name in wanted if not getattr(arguments, name)]
-    if missing:
-        raise BadInputError(f"{', '.join(missing)} missing", "name the three output files, or give --plan and --shard")
+    require_flags(arguments, *wanted, remedy="name the three output files, or give --plan and --shard")
     inputs = arguments.inputs or [json_lines.STDIN]
     stdin = json_lines.STDIN in inputs
     sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in json_lines.find(pattern))

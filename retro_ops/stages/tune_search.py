@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from retro_ops.compute import device
-from retro_ops.errors import BadInputError
+from retro_ops.errors import require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
@@ -20,8 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    if not arguments.plan:
-        raise BadInputError("--plan is missing", "by hand, `retrieve-neighbours` tunes its search itself")
+    require_flags(arguments, "plan", remedy="by hand, `retrieve-neighbours` tunes its search itself")
     plan = read_plan(arguments.plan)
     chosen = values_for(STAGE, parameters)
     inputs = [paths.index_uri(plan, split) for split in plan.splits()]

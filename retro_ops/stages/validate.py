@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths, stage_graph
@@ -36,8 +36,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if not arguments.plan:
         if arguments.recompute:
             raise BadInputError("--recompute needs --plan", "the plan says which model and tokenizer to use")
-        if not arguments.spec:
-            raise BadInputError("--spec is missing", "name a dataset spec or an index spec, or give --plan")
+        require_flags(arguments, "spec", remedy="name a dataset spec or an index spec, or give --plan")
         counts = validate(arguments.spec, [], frozenset())
         say(f"{STAGE}: passed: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
         return

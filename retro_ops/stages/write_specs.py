@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths, stage_graph
@@ -89,8 +89,7 @@ def _embeddings(plan: Plan, shard: Shard) -> dict[str, str]:
 
 
 def _write_by_hand(arguments: Namespace) -> None:
-    if not arguments.index_spec or not arguments.chunks:
-        raise BadInputError("--index-spec or --chunks is missing", "give both, or --plan")
+    require_flags(arguments, "index_spec", "chunks", remedy="give both, or --plan")
     base: list[Sequence[str]] = [arguments.chunks, arguments.seq2chunk, arguments.chunk2seq]
     if arguments.embeddings:
         index_shards = [IndexShard(*files) for files in _rows([*base, arguments.embeddings])]

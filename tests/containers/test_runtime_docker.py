@@ -3,11 +3,12 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from docker.errors import NotFound
+from live_airflow import wait_for
 from retro_airflow.deployment import Docker, Resources
 from retro_airflow.runtimes import Handle, Job, Status, Task
 from retro_airflow.runtimes.docker import DEPLOYMENT_LABEL, DockerRuntime
@@ -33,13 +34,6 @@ def runtime(shell_image: str) -> DockerRuntime:
 
 def sh(runtime: DockerRuntime, script: str, name: str = "retro-job", **resources: Any) -> Handle:
     return runtime.submit(Job(name, [script], {}, TASK, Resources(**resources)))
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def end(runtime: DockerRuntime, handle: Handle) -> Status:

@@ -111,7 +111,7 @@ def test_a_shard_that_was_left_out_does_not_stand_in_the_way_of_a_repair(built: 
     without = tuple(shard for shard in plan.shards if shard.name != "e")
     write_plan(replace(plan, shards=without, skipped=("e",)), selected)
     to_the_end(selected)
-    built.put("train/e")  # Mended since.
+    built.put("train/e")  # Fixed since.
     done = built.repair("--shards", "d")
     assert done.plan.skipped == ("e",)
     assert shards(built) == ["b", "c", "d", "f", "v"]
