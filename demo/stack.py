@@ -95,6 +95,8 @@ class Stack:
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+            # Changed files are parsed at once; this only repeats what has not changed.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AWS_ENDPOINT_URL": self.s3,
             "AWS_ACCESS_KEY_ID": self.settings["AWS_ACCESS_KEY_ID"],

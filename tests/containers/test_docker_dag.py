@@ -191,7 +191,8 @@ def test_killed_worker_reconnects_to_its_container(
     (after,) = [entry["Id"] for entry in containers(engine) if "embed-chunks-0-" in entry["Names"][0]]
     assert after == before
     held.unlink()
-    assert airflow.finish(run, 600) == "success"
+    wait_for(lambda: airflow.states(run)[EMBED_A] == "success", 600)
+    airflow.stop_run(run)
     assert (door / "journal").read_text().count(" embed-chunks a\n") == 1, "there was one container in all"
     assert "a is held for the 1. time" in airflow.log(run, EMBED_A, 2)
 
