@@ -10,13 +10,14 @@ import numpy as np
 from retro_ops import uris
 from retro_ops.compute.workers import ahead, in_order
 from retro_ops.embedding.embedder import Embedder
+from retro_ops.embedding.model import chosen_model
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters, values_for
+from retro_ops.plan.parameters import Parameters, set_later, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
@@ -95,7 +96,11 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         embeddings=arguments.embeddings,
         report=uris.beside(arguments.embeddings, paths.REPORT),
         digest=digests.digest(
-            digests.CODE_VERSIONS[STAGE], content, names, *digests.embed_input(parameters.embed_input)
+            digests.CODE_VERSIONS[STAGE],
+            content,
+            names,
+            *digests.embed_input(parameters.embed_input),
+            *set_later(parameters, STAGE),
         ),
     )
 
@@ -120,7 +125,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=fast)
     # On a CPU the model takes all cores, so processes beside it would save nothing.
     rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, cores() - 2))
-    with NpyWriter(job.embeddings, np.float16, (embedder.dimension,), rows=len(chunks)) as out:
+    with NpyWriter(job.embeddings, np.float16, (embedder.model.dimension,), rows=len(chunks)) as out:
         for part in unfinished.parts():
             out.append(part["embeddings"])
         progress = Progress(STAGE, len(chunks), "chunks", unfinished.end)
@@ -140,8 +145,13 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     return report.Outcome(
         counts={"chunks": len(chunks)},
         outputs=[written],
-        identity={**identity, "model": embedder.digest, "dimension": embedder.dimension},
-        details={"model": parameters.model, **embedder.how, **unfinished.details()},
+        identity={**identity, "model": embedder.model.digest, "dimension": embedder.model.dimension},
+        details={
+            "model": parameters.model,
+            **({"prompt": embedder.model.prompt} if embedder.model.prompt else {}),
+            **embedder.how,
+            **unfinished.details(),
+        },
         device=where,
     )
 
@@ -149,7 +159,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
 def _open_embedder(parameters: Parameters) -> Embedder:
     from retro_ops.compute.device import choose
 
-    embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
+    embedder = Embedder(chosen_model(parameters), choose(parameters.device, "torch"), parameters.batch_size)
     embedder.prepare()
     return embedder
 

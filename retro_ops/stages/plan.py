@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes.shard_patterns import split_patterns
-from retro_ops.embedding.embedder import Embedder
+from retro_ops.embedding.model import chosen_model
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
@@ -136,18 +136,17 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
 
 def _identity(parameters: Parameters, tokenizer: Tokenizer) -> Identity:
     """Load the model once, too, so that a run with a wrong name or type fails before any work."""
-    from retro_ops.compute.device import Device
     from retro_ops.index import index_types
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
-    embedder = Embedder(parameters.model, Device("cpu", "only looked at"))
+    model = chosen_model(parameters)
     if parameters.index_type != index_types.AUTO:  # Chosen once the vectors are counted, and always fit.
-        index = index_types.make_index(parameters.index_type, embedder.dimension)
+        index = index_types.make_index(parameters.index_type, model.dimension)
         index_types.check_mergeable(index, parameters.index_type)
     return Identity(
         tokenizer_digest=tokenizer.digest,
         vocabulary_size=tokenizer.vocabulary_size,
         pad_id=tokenizer.pad_id,
-        model_digest=embedder.digest,
-        dimension=embedder.dimension,
+        model_digest=model.digest,
+        dimension=model.dimension,
     )

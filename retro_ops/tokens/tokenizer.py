@@ -26,8 +26,13 @@ class Tokenizer:
 
         transformers_logging.set_verbosity_error()  # Sequences longer than the model allows are usual here.
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise ConfigurationError(
+                    f"tokenizer {name!r} contains Python code of its own, which is never run",
+                    "use a tokenizer with a tokenizer.json that needs no code",
+                ) from error
             raise ConfigurationError(f"cannot load tokenizer {name!r}: {error}", LOADING_HINT) from error
         if not self._tokenizer.is_fast:
             raise ConfigurationError(f"tokenizer {name!r} has no tokenizer.json", "use one with a fast version")
