@@ -42,6 +42,7 @@ def padded(model: Model, dtype: str, where: str, pad_id: int) -> Callable[[int],
     """
     import torch
 
+    means = pooling.is_plain_mean(model)
     layers, *after = copy.deepcopy(list(model.network))
     layers.to(where, getattr(torch, dtype)).eval()
     _without_pooler(layers.model)
@@ -52,7 +53,10 @@ def padded(model: Model, dtype: str, where: str, pad_id: int) -> Callable[[int],
         ids, mask = (torch.from_numpy(array).to(where) for array in packing.padded(part, chosen, pad_id))
         with torch.inference_mode():
             features = layers({"input_ids": ids, "attention_mask": mask})
-            features["token_embeddings"] = features["token_embeddings"].float()
+            hidden = features["token_embeddings"].float()
+            if means:  # The sum has the direction of the mean; earlier versions stored its bytes.
+                return half_units((hidden * mask[:, :, None]).sum(dim=1)[:, : model.dimension])
+            features["token_embeddings"] = hidden
             for module in after:
                 features = module(features)
             return half_units(features["sentence_embedding"][:, : model.dimension])

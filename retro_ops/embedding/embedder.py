@@ -147,13 +147,14 @@ class Embedder:
     ) -> tuple[Backend | None, str]:
         """A backend with the vectors of ``encode``, in batches that fit in memory; or None and the reason."""
         name = f"{candidate.name} in {candidate.dtype}"
+        tokens = self._batch_rows * ROW_TOKENS
         # No row may be longer than a batch.
-        least = max(trial.LEAST_TOKENS, int(sample.lengths.max()))
+        least = max(min(trial.LEAST_TOKENS, tokens), int(sample.lengths.max()))
         try:
             cosine = trial.least_cosine(candidate.make(least), sample, wanted)
             if not cosine >= LEAST_COSINE:
                 return None, f"{name} gives other vectors (cosine {cosine:.4f})"
-            tokens = max(self._batch_rows * ROW_TOKENS, least)
+            tokens = max(tokens, least)
             fitting = trial.fitting_tokens(candidate.make, sample, least, tokens, self.device.chosen)
             if fitting < min(self.model.longest, tokens):
                 return None, f"{name} needs too much memory for rows of {self.model.longest:,} ids"

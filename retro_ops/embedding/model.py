@@ -67,6 +67,11 @@ class Model:
         return float(2 * sum(linear) * tokens + 4 * config.num_hidden_layers * width * tokens**2)
 
     @property
+    def bytes(self) -> int:
+        """Size of the weights as they are stored."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.network.parameters())
+
+    @property
     def stored_dtype(self) -> str:
         """``float32``, ``float16`` or ``bfloat16``."""
         first = next((parameter.dtype for parameter in self.network.parameters()), None)

@@ -31,6 +31,13 @@ def refusal(model: Model) -> str | None:
     return None
 
 
+def is_plain_mean(model: Model) -> bool:
+    """Whether a vector has the direction of the sum over all tokens of a row."""
+    _, pool, *after = model.network
+    whole = not model.prompt or pool.include_prompt
+    return whole and _modes(pool) == ("mean",) and all(type(module).__name__ == "Normalize" for module in after)
+
+
 def packed(model: Model, where: str) -> Pool:
     """What follows the layers of ``model``, on the device ``where``: pooling, further modules and L2 normalisation."""
     import torch

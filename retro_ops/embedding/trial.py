@@ -31,6 +31,8 @@ def fitting_tokens(make: Callable[[int], Backend], sample: Rows, least: int, mos
        memory grew with the square. Stop if that is more than ``SHARE_OF_MEMORY`` of what is free.
     3. Run it, and go on from 2. A batch for which the memory does not suffice ends the search, too.
     """
+    if least >= most:
+        return most
     tokens, power = least, 2.0
     used = _share_used(lambda: _run(make(least), sample, least), chosen)
     while tokens < most:

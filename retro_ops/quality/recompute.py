@@ -34,7 +34,7 @@ def sampled_blocks(rows: int, share: float, seed: int) -> list[int]:
 def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
     """Decode and embed a sample of the chunks again; yields each row whose stored embedding differs."""
     parameters = plan.parameters
-    tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
+    tokenizer = Tokenizer.load(parameters.tokenizer, parameters.pad_id)
     embedder = Embedder(chosen_model(parameters), choose(parameters.device, "torch"), parameters.batch_size)
     embedder.prepare()
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=False)()

@@ -1,6 +1,7 @@
 """chunks.npy -> embeddings.npy: decodes each chunk to text and embeds it with a sentence-transformer."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from retro_ops.progress import Progress
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter, open_npy
 from retro_ops.tokens.encoders import retry_with_reference
-from retro_ops.tokens.tokenizer import Tokenizer, name_digest
+from retro_ops.tokens.tokenizer import Tokenizer, name_digest, planned
 
 STAGE = "embed-chunks"
 BLOCK_ROWS = 1024
@@ -41,6 +42,8 @@ class Job:
     embeddings: str
     report: str
     digest: str
+    tokenizer: Callable[[], Tokenizer] | None = None
+    """Loads that of the plan."""
 
 
 @dataclass
@@ -62,7 +65,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         _run(_job(arguments, parameters), parameters, models)
         return
     plan = read_plan(arguments.plan)
-    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, models))
+    tokenizer = partial(planned, arguments.plan, plan)
+    shard_groups.each(
+        STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard, tokenizer), parameters, models)
+    )
 
 
 def _run(job: Job, parameters: Parameters, models: _Models) -> None:
@@ -72,13 +78,14 @@ def _run(job: Job, parameters: Parameters, models: _Models) -> None:
     report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)
 
 
-def _planned_job(plan: Plan, shard: str) -> Job:
+def _planned_job(plan: Plan, shard: str, tokenizer: Callable[[], Tokenizer]) -> Job:
     return Job(
         chunks=paths.chunks_files(plan, shard)["chunks"],
         chunks_report=paths.report_uri(plan, "tokenize-and-chunk", shard),
         embeddings=paths.embeddings_uri(plan, shard),
         report=paths.report_uri(plan, STAGE, shard),
         digest=digests.embed_digest(plan, plan.shard(shard)),
+        tokenizer=tokenizer,
     )
 
 
@@ -117,7 +124,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     chunks = open_npy(job.chunks, ndim=2, kind="u")
     of_chunks = report.read(job.chunks_report)
     name = _tokenizer_name(of_chunks, parameters)
-    tokenizer = models.tokenizer.get(name, lambda: Tokenizer(name, pad_id=0))
+    tokenizer = models.tokenizer.get(name, job.tokenizer or (lambda: Tokenizer.load(name, pad_id=0)))
     identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
     embedder = models.embedder.get(parameters.model, lambda: _open_embedder(parameters))

@@ -154,7 +154,7 @@ def test_a_vector_does_not_depend_on_what_is_embedded_with_it(model_dir: str) ->
     chunks = np.random.default_rng(0).integers(1000, 20_000, (9000, 64)).astype(np.uint16)
     embedder = Embedder(open_model(model_dir), device.choose("cuda", "torch"))
     embedder.prepare()
-    prepare = embedder.inputs(Tokenizer(model_dir, pad_id=0), "ids")()
+    prepare = embedder.inputs(Tokenizer.load(model_dir, pad_id=0), "ids")()
     found = np.concatenate(list(embedder.vectors([prepare(chunks)])))
     other = np.random.default_rng(1).permutation(len(chunks))
     assert np.array_equal(found[other], np.concatenate(list(embedder.vectors([prepare(chunks[other])]))))

@@ -113,7 +113,7 @@ def test_the_first_dimensions_are_kept(words: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 64, 512])
 def test_chunks_of_any_size_are_embedded(how: str, size: int, words: Any, tmp_path: Path) -> None:
     folder = tiny_models.write(tmp_path, "Bert", words, longest=40, prompts={"document": "passage: "})
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer.load(folder)
     ids = tokenizer.encode(["river stone light music winter " * 80])[0][1:-1]
     chunks = np.array([[*ids, *ids][start : start + size] for start in (0, 5)] + [[tokenizer.pad_id] * size], np.uint16)
     embedder = prepared(folder)
@@ -125,7 +125,7 @@ def test_chunks_of_any_size_are_embedded(how: str, size: int, words: Any, tmp_pa
 def test_a_text_without_any_id_is_read_as_one(words: Any, tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    bare = Tokenizer(tiny_models.write(tmp_path / "with", "Llama", words))
+    bare = Tokenizer.load(tiny_models.write(tmp_path / "with", "Llama", words))
     bare.backend.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     words_alone = type(words)(tokenizer_object=bare.backend, pad_token="[PAD]")
     embedder = prepared(tiny_models.write(tmp_path / "without", "Llama", words_alone))
@@ -152,7 +152,7 @@ def test_a_model_without_tokenizer_json_is_left_to_encode(tmp_path: Path) -> Non
     assert (embedder.how["way"], embedder.how["why"]) == ("encode", "its tokenizer has no tokenizer.json")
     assert cosines(embedded(embedder, TEXTS), encoded(folder, TEXTS)).min() > 0.998
     with pytest.raises(BadInputError, match="--embed-input ids does not work here"):
-        embedder.inputs(Tokenizer(tiny_models.write(tmp_path / "b", "Bert", _words())), "ids")
+        embedder.inputs(Tokenizer.load(tiny_models.write(tmp_path / "b", "Bert", _words())), "ids")
 
 
 def _words() -> Any:
@@ -312,11 +312,11 @@ def test_no_code_of_a_model_runs(how: str, words: Any, tmp_path: Path, monkeypat
 def test_no_code_of_a_tokenizer_runs(words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, proof = tampered(tiny_models.write(tmp_path, "Bert", words), tmp_path, "auto_map of the tokenizer")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    Tokenizer(folder)
+    Tokenizer.load(folder)
     open_model(folder)
     (Path(folder) / "tokenizer.json").unlink()
     with pytest.raises(ConfigurationError, match=r"cannot load|contains Python code of its own"):
-        Tokenizer(folder)
+        Tokenizer.load(folder)
     assert not proof.exists()
 
 
