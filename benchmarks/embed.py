@@ -24,9 +24,11 @@ import real_text
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
 
 from retro_ops.compute import device
 from retro_ops.embedding.embedder import Embedder
+from retro_ops.embedding.model import open_model
 from retro_ops.execution import report
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter
@@ -141,7 +143,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000, help="chunks for the stage")
     parser.add_argument("--inputs", nargs="+", default=["text", "ids"], help="values of --embed-input: text ids")
     arguments = parser.parse_args()
-    tokenizer = Tokenizer(arguments.tokenizer or arguments.model, pad_id=0)
+    tokenizer = Tokenizer.load(arguments.tokenizer or arguments.model, pad_id=0)
+    plain_tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
     with tempfile.TemporaryDirectory() as scratch:
         made = (
             np.load(arguments.chunks)
@@ -156,10 +159,10 @@ def main() -> None:
     print("".join(f", {package} {importlib.metadata.version(package)}" for package in PACKAGES))
 
     plain = SentenceTransformer(arguments.model, device=where.chosen)
-    own = Embedder(arguments.model, where)
+    own = Embedder(open_model(arguments.model), where)
     own.prepare()
     ways: dict[str, Callable[[Array], Array]] = {
-        "the original's way": lambda of: as_the_original(plain, tokenizer._tokenizer, of)
+        "the original's way": lambda of: as_the_original(plain, plain_tokenizer, of)
     }
     for how in arguments.inputs:
         prepare = own.inputs(tokenizer, how)()
@@ -167,14 +170,14 @@ def main() -> None:
     half = getattr(torch, device.precision(where.chosen).dtype)
     faster = SentenceTransformer(arguments.model, device=where.chosen).to(half)
     ways[f"sentence-transformers, {str(half).removeprefix('torch.')}"] = lambda of: as_the_original(
-        faster, tokenizer._tokenizer, of
+        faster, plain_tokenizer, of
     )
     warm = chunks[: min(arguments.sample, 256)]
     for way in ways.values():
         way(warm)
     rounds = [chunks[i * arguments.sample : (i + 1) * arguments.sample] for i in range(ROUNDS)]
     rates = alternating(ways, [part for part in rounds if len(part) == arguments.sample])
-    truth = as_the_original(plain, tokenizer._tokenizer, rounds[0])
+    truth = as_the_original(plain, plain_tokenizer, rounds[0])
     print(f"\n{ROUNDS} rounds of {arguments.sample:,} chunks each, alternating, from memory to memory; {own.how}")
     print(f"{'way':34}{'chunks/s':>10}{'ratio':>8}{'mean cosine':>13}{'1 % below':>11}{f'neighbours@{K}':>14}")
     base = rates["the original's way"]
@@ -194,7 +197,7 @@ def main() -> None:
     of_a_row = operations(config, lengths.lengths)
     tokens = 1024 if where.chosen == "cpu" else 2**18
     limit = product_rate(where.chosen, half, tokens, config.hidden_size, config.intermediate_size) / of_a_row
-    in_and_out = chunks.itemsize * chunks.shape[1] + 2 * own.dimension
+    in_and_out = chunks.itemsize * chunks.shape[1] + 2 * own.model.dimension
     titles = ("chunks", "seconds", "chunks/s", "steady/s", "of limit")
     print(f"\n{'from the store to the store':34}" + "".join(f"{title:>11}" for title in titles))
     write_repeated(chunks, arguments.rows, f"{arguments.folder}/chunks.npy")

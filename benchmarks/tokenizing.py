@@ -91,7 +91,7 @@ def main() -> None:
     if not (arguments.folder / "text/train").exists():
         real_text.write(arguments.folder / "text")
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    tokenizer = Tokenizer(arguments.tokenizer)
+    tokenizer = Tokenizer.load(arguments.tokenizer)
     plain = AutoTokenizer.from_pretrained(arguments.tokenizer)
     settings = chunk_batches.Settings(tokenizer.encoding, True, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)
     without = chunk_batches.Settings(tokenizer.encoding, False, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)

@@ -1,4 +1,7 @@
-"""Computes embeddings of rows of token ids with the layers of a transformer: rows padded, or packed on GPUs."""
+"""Computes embeddings of rows of token ids with the layers of a transformer: packed on GPUs, or padded.
+
+A backend yields arrays float16 ``[n, d]`` of some rows each, in order, for the rows of ``parts``.
+"""
 
 import copy
 from collections import deque
@@ -11,7 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute import device
-from retro_ops.embedding import bert
+from retro_ops.compute.fp16_scores import Tensor
+from retro_ops.embedding import pooling
+from retro_ops.embedding.architectures import packed_layers
+from retro_ops.embedding.layers import Heads
+from retro_ops.embedding.model import Model
 from retro_ops.tokens import packing
 
 LEAST_ROW_TOKENS = 32
@@ -21,75 +28,111 @@ PACKED = "retro_packed"
 
 Vectors: TypeAlias = NDArray[np.float16]
 Backend: TypeAlias = Callable[[Iterable[packing.Rows]], Iterator[Vectors]]
-Hidden: TypeAlias = Callable[[Any, Any, Any], Any]
+Hidden: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(ids, positions within the row, starts of the rows) -> last hidden state ``[tokens, d]``, of packed rows."""
 
 
-def padded(module: Any, where: str, tokens: int, pad_id: int, parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
-    """Embeds rows of similar length together, padded to the longest.
+def padded(model: Model, dtype: str, where: str, pad_id: int) -> Callable[[int], Backend]:
+    """From the number of ids in a batch: a backend that runs rows of similar length together, padded to the longest.
 
-    Yields an array float16 ``[n, d]`` for each of ``parts``, whose rows alone decide how they are batched. On a CPU
-    each core has batches of its own: cores that share a batch wait for each other at every product, and vectors would
-    depend on the number of cores.
+    The layers compute in ``dtype``, the modules of sentence-transformers behind them in float32.
+
+    Each part alone decides how its rows are batched. On a CPU each core has batches of its own: cores that share a
+    batch wait for each other at every product, and vectors would depend on the number of cores.
     """
     import torch
+
+    means = pooling.is_plain_mean(model)
+    layers, *after = copy.deepcopy(list(model.network))
+    layers.to(where, getattr(torch, dtype)).eval()
+    _without_pooler(layers.model)
+    for module in after:
+        module.float().to(where).eval()
 
     def embed(part: packing.Rows, chosen: NDArray[np.int64]) -> Vectors:
         ids, mask = (torch.from_numpy(array).to(where) for array in packing.padded(part, chosen, pad_id))
         with torch.inference_mode():
-            hidden = module(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
-            sums = (hidden.float() * mask[:, :, None]).sum(dim=1)
-            unit = torch.nn.functional.normalize(sums, dim=1)  # The mean has the direction of the sum.
-        return np.asarray(unit.half().cpu().numpy())
+            features = layers({"input_ids": ids, "attention_mask": mask})
+            hidden = features["token_embeddings"].float()
+            if means:  # The sum has the direction of the mean; earlier versions stored its bytes.
+                return half_units((hidden * mask[:, :, None]).sum(dim=1)[:, : model.dimension])
+            features["token_embeddings"] = hidden
+            for module in after:
+                features = module(features)
+            return half_units(features["sentence_embedding"][:, : model.dimension])
 
-    threads = device.cores() if where == "cpu" else 1
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for part in parts:
-            vectors = np.empty((len(part), module.config.hidden_size), np.float16)
-            batches = list(packing.batches(part.lengths, tokens))
-            for chosen, found in zip(batches, pool.map(partial(embed, part), batches), strict=True):
-                vectors[chosen] = found
-            yield vectors
+    def backend(tokens: int, parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
+        threads = device.cores() if where == "cpu" else 1
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for part in parts:
+                vectors = np.empty((len(part), model.dimension), np.float16)
+                batches = list(packing.batches(part.lengths, tokens))
+                for chosen, found in zip(batches, pool.map(partial(embed, part), batches), strict=True):
+                    vectors[chosen] = found
+                yield vectors
+
+    return lambda tokens: partial(backend, tokens)
 
 
-def packed(name: str, tokens: int, load: Callable[[str], Hidden]) -> tuple[str, Backend]:
-    """A description and a backend that packs rows without padding. ``load`` makes the copy of the model on each GPU."""
-    import torch
+def packed(load: Callable[[str], tuple[Hidden, pooling.Pool]], devices: Sequence[str], tokens: int) -> Backend:
+    """Packs rows without padding. ``load`` makes the copy of the model on each of ``devices``, on first use."""
+    replicas: list[Callable[[packing.Packed], Callable[[], Vectors]]] = []
 
-    def embed(parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
+    def backend(parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
         if not replicas:
-            replicas.extend(partial(_submit, load(where), where) for where in devices)
+            replicas.extend(partial(_submit, *load(where), where) for where in devices)
         return _in_turn(replicas, tokens, parts)
 
-    devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    replicas: list[Callable[[packing.Packed], Callable[[], Vectors]]] = []
-    return f"{name}, {len(devices)} GPU{'s' if len(devices) > 1 else ''}", embed
+    return backend
 
 
-def own_layers(module: Any, where: str) -> Hidden:
-    return bert.Bert.of(copy.deepcopy(module).to(where))
+def own_layers(model: Model, dtype: str, where: str) -> tuple[Hidden, pooling.Pool]:
+    """Our layers for the model on a device, and what follows them. UnsupportedError if there are none."""
+    replica = _replica(model, dtype, where)
+    return packed_layers(replica, model.longest), pooling.packed(model, where)
 
 
-def its_layers(module: Any, longest: int, where: str) -> Hidden:
-    """The layers of transformers, with an attention over packed rows. ``longest``: ids of the longest row."""
+def its_layers(model: Model, dtype: str, where: str) -> tuple[Hidden, pooling.Pool]:
+    """The layers of transformers with our attention, and what follows them."""
     import torch
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, _attend_packed)
-    replica = copy.deepcopy(module).to(where)
+    replica = _replica(model, dtype, where)
     replica.set_attn_implementation(PACKED)
+    padding = getattr(getattr(replica, "embeddings", None), "padding_idx", None)
+    first = 0 if padding is None else padding + 1
 
-    def hidden(ids: Any, positions: Any, starts: Any) -> Any:
+    def hidden(ids: Tensor, positions: Tensor, starts: Tensor) -> Tensor:
+        more = {}
+        if getattr(replica.config, "type_vocab_size", 0):
+            more["token_type_ids"] = torch.zeros_like(ids)[None]
         return replica(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            token_type_ids=torch.zeros_like(ids)[None],
-            cu_seq_lens_q=starts,
-            max_length_q=longest,
-            return_dict=True,
+            input_ids=ids[None], position_ids=positions[None] + first, starts_of_rows=starts, return_dict=True, **more
         ).last_hidden_state[0]
 
-    return hidden
+    return hidden, pooling.packed(model, where)
+
+
+def half_units(vectors: Tensor) -> Vectors:
+    """``vectors`` with length 1, as float16 on the CPU."""
+    import torch
+
+    return np.asarray(torch.nn.functional.normalize(vectors.float(), dim=1).half().cpu().numpy())
+
+
+def _replica(model: Model, dtype: str, where: str) -> Any:
+    import torch
+
+    replica = copy.deepcopy(model.network[0].model).to(where, getattr(torch, dtype)).eval()
+    _without_pooler(replica)
+    return replica
+
+
+def _without_pooler(transformer: Any) -> None:
+    """The pooler of BERT computes an output that is not used."""
+    if getattr(transformer, "pooler", None) is not None:
+        transformer.pooler = None
 
 
 def _in_turn(
@@ -106,7 +149,7 @@ def _in_turn(
         yield waiting.popleft()()
 
 
-def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[], Vectors]:
+def _submit(hidden_of: Hidden, pool: pooling.Pool, where: str, batch: packing.Packed) -> Callable[[], Vectors]:
     """Starts to embed ``batch``. The returned function waits for its vectors, float16 ``[rows, d]``."""
     import torch
 
@@ -116,13 +159,10 @@ def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[]
         )
         every = torch.arange(len(ids), dtype=torch.int32, device=where)
         row = torch.searchsorted(starts, every, right=True, out_int32=True) - 1
-        # Results behind the last row are not used, but each position must be valid.
+        # Nothing behind the last row is used, but each position must be valid.
         positions = torch.where(every < starts[-1], every - starts[row], 0)
-        hidden = hidden_of(ids, positions, starts)
-        # On a GPU the last bag extends to the end of the indices, even beyond the last offset (pytorch#76885). Its row
-        # is never used.
-        means = torch.nn.functional.embedding_bag(every, hidden, starts, mode="mean", include_last_offset=True)
-        unit = torch.nn.functional.normalize(means[: batch.rows].float(), dim=1).half()
+        end = int(batch.starts[-1])
+        unit = pool(hidden_of(ids, positions, starts)[:end], positions[:end], starts)[: batch.rows].half()
         found = torch.empty(unit.shape, dtype=torch.float16, pin_memory=True)
         found.copy_(unit, non_blocking=True)
         done = torch.cuda.Event()
@@ -137,14 +177,28 @@ def _submit(hidden_of: Hidden, where: str, batch: packing.Packed) -> Callable[[]
 
 
 def _attend_packed(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **of_batch: Any
-) -> tuple[Any, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **of_batch: Any
+) -> tuple[Tensor, None]:
     """Attention within each row of a packed batch, with the signature that transformers calls.
 
     ``[1, heads, tokens, width]`` -> ``[1, tokens, heads, width]``.
     """
-    from torch.nn.attention.varlen import varlen_attn
+    import torch
 
-    starts, longest = of_batch["cu_seq_lens_q"], of_batch["max_length_q"]
-    rows = (array[0].transpose(0, 1) for array in (query, key, value))
-    return varlen_attn(*rows, starts, starts, longest, longest)[None], None
+    from retro_ops.embedding import kernels
+
+    if of_batch.get("softcap") is not None:
+        raise NotImplementedError("attention with capped scores")
+    window = of_batch.get("sliding_window")
+    back = None if window is None else window - 1
+    heads = Heads(
+        query.shape[1],
+        key.shape[1],
+        query.shape[3],
+        of_batch.get("scaling") or query.shape[3] ** -0.5,
+        back,
+        0 if getattr(module, "is_causal", False) else back,
+    )
+    qkv = torch.cat([array[0].transpose(0, 1).flatten(1) for array in (query, key, value)], 1)
+    found = kernels.attend(qkv, of_batch["starts_of_rows"], heads)
+    return found.view(1, len(found), heads.queries, heads.width), None

@@ -1,10 +1,9 @@
-"""Embeds chunks with a sentence-transformer: by one of ``backends``, or by its own ``encode`` if none fits."""
+"""Embeds chunks with a sentence-transformer: by the fastest backend whose vectors are those of ``encode``."""
 
-import copy
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -12,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute import device
-from retro_ops.embedding import backends, bert
+from retro_ops.embedding import backends, pooling, trial
 from retro_ops.embedding.backends import Backend, Vectors
-from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.embedding.generic import Encode
+from retro_ops.embedding.model import Model
+from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.tokens import model_inputs, packing
 from retro_ops.tokens.encoders import Encoding, exact
-from retro_ops.tokens.tokenizer import LOADING_HINT, Tokenizer
+from retro_ops.tokens.tokenizer import Tokenizer
 
 BATCH_ROWS = {"cpu": 16, "cuda": 8192}
 """Fastest number of chunks at a time, of ROW_TOKENS ids each: they stay in the cache of a core, or fill a GPU."""
@@ -38,52 +39,50 @@ SAMPLE = (
 Inputs: TypeAlias = packing.Rows | list[str]
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A backend to try. ``make``: from the number of ids in a batch."""
+
+    name: str
+    dtype: str
+    make: Callable[[int], Backend]
+
+
 class Embedder:
     """A sentence-transformer that gives L2-normalised float16 vectors. ``prepare`` comes before all other methods."""
 
-    def __init__(self, name: str, where: device.Device, batch_size: int | None = None) -> None:
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        try:
-            self._model = SentenceTransformer(name, device="cpu")
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"cannot load model {name!r}: {error}", LOADING_HINT) from error
+    def __init__(self, model: Model, where: device.Device, batch_size: int | None = None) -> None:
+        self.model = model
         self.device = where
         self._batch_rows = batch_size or BATCH_ROWS[where.chosen]
         self._backend: Backend | None = None
+        self._encode: Encode | None = None
         self.how: dict[str, str] = {}
         """How vectors are computed and why, for the report; set by ``prepare``."""
-        self.dimension = int(self._model.get_embedding_dimension() or 0)
-        self.digest = _weights_digest(self._model)
 
     def prepare(self) -> None:
         """Choose the fastest backend whose vectors are those of sentence-transformers."""
-        refusal = _refusal(self._model)
-        precision = device.precision(self.device.chosen)
+        refusal = _refusal(self.model)
+        encode = Encode(self.model, self.device.chosen)
+        wanted = encode.reference(list(SAMPLE))
         if refusal is None:
-            sample = exact(self._encoding)(list(SAMPLE))
-            wanted = self._model.encode(list(SAMPLE), normalize_embeddings=True, show_progress_bar=False)
-            for name, backend in self._backends(precision):
-                try:
-                    cosine = _least_cosine(backend, sample, np.asarray(wanted, np.float32))
-                except Exception as error:  # Of an unknown model or library version: another backend may work.
-                    refusal = f"{name} in {precision.dtype} fails: {error}"
-                    say(f"{refusal}: not used", logging.WARNING, event="way_refused")
-                    continue
-                if cosine >= LEAST_COSINE:
-                    self._backend, self.how = backend, {"way": name, "dtype": precision.dtype, "why": precision.why}
+            sample = exact(self.encoding)(list(self._prompted(SAMPLE)))
+            for candidate in self._candidates():
+                backend, refusal = self._tried(candidate, sample, wanted)
+                if backend:
+                    self._backend = backend
+                    why = device.precision(self.device.chosen).why
+                    self.how = {"way": candidate.name, "dtype": candidate.dtype, "why": why}
                     return
-                refusal = f"{name} in {precision.dtype} gives other vectors (cosine {cosine:.4f})"
                 say(f"{refusal}: not used", logging.WARNING, event="way_refused")
-        self.how = {"way": "encode", "dtype": "float32", "why": str(refusal)}
+        self._encode = encode
+        dtype = encode.choose_dtype(list(SAMPLE), wanted, LEAST_COSINE, _dtypes(self.model, self.device.chosen))
+        self.how = {"way": "encode", "dtype": dtype, "why": str(refusal)}
         say(
             f"falling back to the slower encode of sentence-transformers: {refusal}",
             logging.WARNING,
             event="way_encode",
         )
-        self._model.to(self.device.chosen)
 
     def inputs(
         self, tokenizer: Tokenizer, how: str, *, fast: bool = True
@@ -103,93 +102,101 @@ class Embedder:
                 f"--embed-input ids does not work here: {why}", "use --embed-input text, which works with any tokenizer"
             )
         if how == "ids":
-            return partial(model_inputs.wrapper, self._encoding)
+            return partial(model_inputs.wrapper, self.encoding, self.model.prompt)
         if self._backend is None:
             return partial(model_inputs.texts, tokenizer.decoding)
-        return partial(model_inputs.reencoder, tokenizer.decoding, self._encoding, fast)
+        return partial(model_inputs.reencoder, tokenizer.decoding, self.encoding, self.model.prompt, fast)
 
     def vectors(self, inputs: Iterable[Any]) -> Iterator[Vectors]:
-        """Embeddings of the rows of ``inputs``, in order: arrays float16 ``[n, dimension]`` of some rows each."""
-        if self._backend is not None:
-            yield from self._backend(inputs)
-            return
-        for texts in inputs:
-            found = self._model.encode(
-                texts, batch_size=self._batch_rows, normalize_embeddings=True, show_progress_bar=False
-            )
-            yield np.asarray(found).astype(np.float16)
+        """Embeddings of the rows of ``inputs``, in order: arrays float16 ``[n, dimension]`` of some rows each.
+
+        BadInputError if the model gives NaN.
+        """
+        assert self._backend or self._encode
+        found = self._backend(inputs) if self._backend else self._encode(inputs)  # type: ignore[misc]
+        done = 0
+        for vectors in found:
+            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+            if len(bad):
+                raise BadInputError(
+                    f"the model gives NaN for chunk {done + int(bad[0]):,} (counted from where this run began)",
+                    "check the model's weights, or use a model whose numbers fit in half precision",
+                )
+            done += len(vectors)
+            yield vectors
 
     @property
     def tokenizer_digest(self) -> str:
         """Digest of the model's tokenizer, comparable with that of a ``Tokenizer``."""
-        return hashlib.sha256(_own_tokenizer(self._model).to_str().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.encoding.json.encode()).hexdigest()[:16]
 
     @property
-    def _encoding(self) -> Encoding:
-        return Encoding(_own_tokenizer(self._model).to_str(), int(self._model.max_seq_length))
+    def encoding(self) -> Encoding:
+        """The model's tokenizer without padding, cut at what the model reads."""
+        assert self.model.tokenizer
+        backend = self.model.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return Encoding(backend.to_str(), self.model.longest)
 
-    def _backends(self, precision: device.Precision) -> Iterator[tuple[str, Backend]]:
-        """Backends for the model by description, the fastest first."""
+    def _prompted(self, texts: Iterable[str]) -> Iterator[str]:
+        return (self.model.prompt + text for text in texts)
+
+    def _tried(
+        self, candidate: Candidate, sample: packing.Rows, wanted: NDArray[np.float32]
+    ) -> tuple[Backend | None, str]:
+        """A backend with the vectors of ``encode``, in batches that fit in memory; or None and the reason."""
+        name = f"{candidate.name} in {candidate.dtype}"
+        tokens = self._batch_rows * ROW_TOKENS
+        # No row may be longer than a batch.
+        least = max(min(trial.LEAST_TOKENS, tokens), int(sample.lengths.max()))
+        try:
+            cosine = trial.least_cosine(candidate.make(least), sample, wanted)
+            if not cosine >= LEAST_COSINE:
+                return None, f"{name} gives other vectors (cosine {cosine:.4f})"
+            tokens = max(tokens, least)
+            fitting = trial.fitting_tokens(candidate.make, sample, least, tokens, self.device.chosen)
+            if fitting < min(self.model.longest, tokens):
+                return None, f"{name} needs too much memory for rows of {self.model.longest:,} ids"
+        except Exception as error:  # Of an unknown model or library version: another backend may work.
+            return None, f"{name} fails: {error or type(error).__name__}"
+        if fitting < tokens:
+            say(f"{name}: batches of {fitting:,} ids, which fit in memory", event="smaller_batch", tokens=fitting)
+        return candidate.make(fitting), ""
+
+    def _candidates(self) -> Iterator[Candidate]:
+        """Backends for the model, the fastest first."""
         import torch
 
-        dtype, tokens = getattr(torch, precision.dtype), self._batch_rows * ROW_TOKENS
-        # No row may be longer than a batch.
-        tokens = max(tokens, int(self._model.max_seq_length))
-        module = copy.deepcopy(self._model[0].model).to(dtype).eval()
-        if getattr(module, "pooler", None) is not None:
-            module.pooler = None  # It only computes an output that is not used.
-        if self.device.chosen == "cuda":
-            if bert.is_bert(module):
-                yield backends.packed("packed, own layers", tokens, partial(backends.own_layers, module))
-            yield backends.packed(
-                "packed", tokens, partial(backends.its_layers, module, int(self._model.max_seq_length))
-            )
-        module.to(self.device.chosen)
-        pad_id = int(_tokenizer(self._model).pad_token_id or 0)
-        yield "padded", partial(backends.padded, module, self.device.chosen, tokens, pad_id)
+        where, model = self.device.chosen, self.model
+        dtypes = _dtypes(model, where)
+        if where == "cuda" and pooling.refusal(model) is None:
+            devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            count = f"{len(devices)} GPU{'s' if len(devices) > 1 else ''}"
+            for dtype in dtypes:
+                load = partial(backends.own_layers, model, dtype)
+                yield Candidate(f"packed, own layers, {count}", dtype, partial(backends.packed, load, devices))
+            for dtype in dtypes:
+                load = partial(backends.its_layers, model, dtype)
+                yield Candidate(f"packed, {count}", dtype, partial(backends.packed, load, devices))
+        assert model.tokenizer
+        pad_id = int(model.tokenizer.pad_token_id or 0)
+        for dtype in dtypes:
+            yield Candidate("padded", dtype, backends.padded(model, dtype, where, pad_id))
 
 
-def _refusal(model: Any) -> str | None:
-    """The reason why no backend can run ``model``, None if there is none."""
-    names = [type(module).__name__ for module in model]
-    if names != ["Transformer", "Pooling", "Normalize"] and names != ["Transformer", "Pooling"]:
-        return f"its modules are {', '.join(names)}"
-    if model[1].pooling_mode != "mean":
-        return f"it pools by {model[1].pooling_mode}"
-    if model.default_prompt_name is not None:
-        return "it puts a prompt before each text"
-    if not getattr(_tokenizer(model), "is_fast", False):
+def _dtypes(model: Model, chosen: str) -> list[str]:
+    """Types to compute in, the best first. Weights that were trained in bfloat16 may not fit in float16."""
+    first = device.precision(chosen).dtype
+    if chosen == "cuda":
+        return ["bfloat16", "float16"] if model.stored_dtype == "bfloat16" else ["float16", "bfloat16"]
+    return [first] if first == "float32" else [first, "float32"]
+
+
+def _refusal(model: Model) -> str | None:
+    """The reason why no backend can run ``model`` from token ids, None if there is none."""
+    if model.modules[0] != "Transformer" or model.transformer is None:
+        return f"its first module is {model.modules[0]}"
+    if model.tokenizer is None:
         return "its tokenizer has no tokenizer.json"
     return None
-
-
-def _tokenizer(model: Any) -> Any:
-    return model.tokenizer
-
-
-def _own_tokenizer(model: Any) -> Any:
-    """The model's tokenizer without truncation and padding, so that it can be compared with that of the chunks."""
-    backend = _tokenizer(model).backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _least_cosine(backend: Backend, sample: packing.Rows, wanted: NDArray[np.float32]) -> float:
-    (found,) = backend([sample])
-    cosines = (found.astype(np.float32) * wanted).sum(axis=1)
-    return float(np.nan_to_num(cosines, nan=-1.0).min())
-
-
-def _weights_digest(model: Any) -> str:
-    """SHA-256 over module types, their settings and all weights: independent of where the model is stored."""
-    digest = hashlib.sha256()
-    for module in model:
-        settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-        digest.update(type(module).__name__.encode())
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(str(model.max_seq_length).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

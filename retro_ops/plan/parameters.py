@@ -217,6 +217,35 @@ class Parameters:
         decides="embed-chunks",
         read_by=("embed-chunks",),
     )
+    embed_prompt: str | None = _text(
+        None,
+        "Text that the model reads before each chunk, such as `passage: `, or the name of one of the model's prompts; "
+        "an empty text for none.",
+        EMBEDDING,
+        title="Prompt",
+        unset="the model's own prompt for documents, if it has one",
+        decides="embed-chunks",
+        read_by=("embed-chunks",),
+        added_later=True,
+    )
+    embed_dimensions: int | None = _integer(
+        None,
+        "Dimensions kept of each vector, the first ones, for models trained for it (Matryoshka).",
+        EMBEDDING,
+        title="Dimensions",
+        unset="all",
+        decides="embed-chunks",
+        read_by=("embed-chunks",),
+        added_later=True,
+    )
+    trust_remote_code: bool = _define(
+        False,
+        "flag",
+        "Run Python code that the model contains. Without it, such a model is refused.",
+        EMBEDDING,
+        read_by=("embed-chunks",),
+        added_later=True,
+    )
     batch_size: int | None = _integer(
         None,
         "Chunks embedded at a time; fewer need less memory.",

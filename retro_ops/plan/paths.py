@@ -96,6 +96,11 @@ def estimate_uri(plan_location: str) -> str:
     return beside(first_plan_uri(plan_location), "estimate.json")
 
 
+def tokenizer_uri(plan_location: str) -> str:
+    """The tokenizer of the chunks as `plan` loaded it."""
+    return beside(first_plan_uri(plan_location), "tokenizer.json")
+
+
 def changes_uri(plan_location: str) -> str:
     """The changes since the published version, written by `plan`."""
     return beside(first_plan_uri(plan_location), "changes.json")

@@ -15,6 +15,7 @@ from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
+    from retro_ops.embedding.model import Model
     from retro_ops.tokens.tokenizer import Tokenizer
 
 
@@ -24,9 +25,9 @@ SAMPLED_BYTES = 2**17
 """Bytes of lines read from each sampled shard."""
 
 
-def write_estimate(plan: Plan, tokenizer: "Tokenizer", output: str) -> None:
+def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: str) -> None:
     """Write the estimate next to the plan at ``output`` and log it as a table."""
-    expected = _expected(plan, tokenizer)
+    expected = _expected(plan, tokenizer, model)
     uri = paths.estimate_uri(output)
     store.write(uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
     say(f"plan: expects about {expected.chunks['all']:,} chunks; estimate if everything is built ({uri}):")
@@ -65,7 +66,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     return _Expected(sum(per_shard), max(per_shard), estimate.scaled(documents, sum(sizes)))
 
 
-def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
+def _expected(plan: Plan, tokenizer: "Tokenizer", model: "Model") -> estimate.Estimate:
     from retro_ops.index import faiss_index, index_types, training
     from retro_ops.tokens.chunking import token_dtype
 
@@ -78,6 +79,8 @@ def _expected(plan: Plan, tokenizer: "Tokenizer") -> estimate.Estimate:
         shards=len(plan.shards),
         largest_shard=max(count.largest for count in counts.values()),
         chunk_size=p.chunk_size,
+        chunk_operations=model.operations(p.chunk_size),
+        model_bytes=model.bytes,
         token_bytes=token_dtype(plan.identity.vocabulary_size, p.token_dtype).itemsize,
         dimension=plan.identity.dimension,
         num_neighbours=p.num_neighbours,

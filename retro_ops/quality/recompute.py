@@ -6,6 +6,7 @@ import numpy as np
 
 from retro_ops.compute.device import choose
 from retro_ops.embedding.embedder import Embedder
+from retro_ops.embedding.model import chosen_model
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan
 from retro_ops.search.chunk_reader import IndexedChunks
@@ -33,8 +34,8 @@ def sampled_blocks(rows: int, share: float, seed: int) -> list[int]:
 def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
     """Decode and embed a sample of the chunks again; yields each row whose stored embedding differs."""
     parameters = plan.parameters
-    tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
-    embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
+    tokenizer = Tokenizer.load(parameters.tokenizer, parameters.pad_id)
+    embedder = Embedder(chosen_model(parameters), choose(parameters.device, "torch"), parameters.batch_size)
     embedder.prepare()
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=False)()
     for shard in plan.shards:

@@ -2,6 +2,7 @@
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from retro_ops.progress import say
 from retro_ops.quality.card_examples import draw_examples
 from retro_ops.quality.card_figures import card
 from retro_ops.storage import store
-from retro_ops.tokens.tokenizer import Tokenizer
+from retro_ops.tokens.tokenizer import Tokenizer, planned
 
 STAGE = "describe"
 
@@ -36,18 +37,21 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
     repeats = json.loads(store.read(duplicates)) if store.exists(duplicates) else None
     plan = replace(plan, parameters=replace(plan.parameters, search_memory=parameters.search_memory))
-    work = partial(_work, plan, parameters.device, expected, repeats)
+    work = partial(_work, plan, partial(planned, arguments.plan, plan), parameters.device, expected, repeats)
     report.run_once(STAGE, paths.report_uri(plan, STAGE), digest, {}, inputs, work)
 
 
 def _work(
-    plan: Plan, requested: str, expected: dict[str, Any] | None, repeats: dict[str, Any] | None
+    plan: Plan,
+    tokenizer: Callable[[], Tokenizer],
+    requested: str,
+    expected: dict[str, Any] | None,
+    repeats: dict[str, Any] | None,
 ) -> report.Outcome:
     from retro_ops.quality import card_page, measure
     from retro_ops.search import chunk_reader
 
-    where = device.choose(requested, "torch")
-    tokenizer = Tokenizer(plan.parameters.tokenizer, plan.parameters.pad_id)
+    where, words = device.choose(requested, "torch"), tokenizer()
     measured: dict[Split, dict[str, Any]] = {}
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
@@ -57,7 +61,7 @@ def _work(
         hardware = f"{where.chosen} ({where.why})"
         say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks on {hardware}")
         measured[split] = measure.measure(plan, split, chunks, drawn, where)
-        examples[split] = draw_examples(plan, split, chunks, drawn, tokenizer)
+        examples[split] = draw_examples(plan, split, chunks, drawn, words)
     figures = card(plan, measured, examples, expected, repeats)
     outputs = [
         store.write(paths.card_uri(plan, "json"), (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()),

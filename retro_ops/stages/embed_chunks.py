@@ -1,6 +1,7 @@
 """chunks.npy -> embeddings.npy: decodes each chunk to text and embeds it with a sentence-transformer."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,19 +11,20 @@ import numpy as np
 from retro_ops import uris
 from retro_ops.compute.workers import ahead, in_order
 from retro_ops.embedding.embedder import Embedder
+from retro_ops.embedding.model import chosen_model
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters, values_for
+from retro_ops.plan.parameters import Parameters, set_later, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter, open_npy
 from retro_ops.tokens.encoders import retry_with_reference
-from retro_ops.tokens.tokenizer import Tokenizer, name_digest
+from retro_ops.tokens.tokenizer import Tokenizer, name_digest, planned
 
 STAGE = "embed-chunks"
 BLOCK_ROWS = 1024
@@ -40,6 +42,8 @@ class Job:
     embeddings: str
     report: str
     digest: str
+    tokenizer: Callable[[], Tokenizer] | None = None
+    """Loads that of the plan."""
 
 
 @dataclass
@@ -61,7 +65,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         _run(_job(arguments, parameters), parameters, models)
         return
     plan = read_plan(arguments.plan)
-    shard_groups.each(STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, models))
+    tokenizer = partial(planned, arguments.plan, plan)
+    shard_groups.each(
+        STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard, tokenizer), parameters, models)
+    )
 
 
 def _run(job: Job, parameters: Parameters, models: _Models) -> None:
@@ -71,13 +78,14 @@ def _run(job: Job, parameters: Parameters, models: _Models) -> None:
     report.run_once(STAGE, job.report, job.digest, chosen, [job.chunks], work, unfinished)
 
 
-def _planned_job(plan: Plan, shard: str) -> Job:
+def _planned_job(plan: Plan, shard: str, tokenizer: Callable[[], Tokenizer]) -> Job:
     return Job(
         chunks=paths.chunks_files(plan, shard)["chunks"],
         chunks_report=paths.report_uri(plan, "tokenize-and-chunk", shard),
         embeddings=paths.embeddings_uri(plan, shard),
         report=paths.report_uri(plan, STAGE, shard),
         digest=digests.embed_digest(plan, plan.shard(shard)),
+        tokenizer=tokenizer,
     )
 
 
@@ -95,7 +103,11 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         embeddings=arguments.embeddings,
         report=uris.beside(arguments.embeddings, paths.REPORT),
         digest=digests.digest(
-            digests.CODE_VERSIONS[STAGE], content, names, *digests.embed_input(parameters.embed_input)
+            digests.CODE_VERSIONS[STAGE],
+            content,
+            names,
+            *digests.embed_input(parameters.embed_input),
+            *set_later(parameters, STAGE),
         ),
     )
 
@@ -112,7 +124,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     chunks = open_npy(job.chunks, ndim=2, kind="u")
     of_chunks = report.read(job.chunks_report)
     name = _tokenizer_name(of_chunks, parameters)
-    tokenizer = models.tokenizer.get(name, lambda: Tokenizer(name, pad_id=0))
+    tokenizer = models.tokenizer.get(name, job.tokenizer or (lambda: Tokenizer.load(name, pad_id=0)))
     identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
     embedder = models.embedder.get(parameters.model, lambda: _open_embedder(parameters))
@@ -120,7 +132,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=fast)
     # On a CPU the model takes all cores, so processes beside it would save nothing.
     rows, processes = (BLOCK_ROWS, 1) if where.chosen == "cpu" else (GPU_BLOCK_ROWS, max(1, cores() - 2))
-    with NpyWriter(job.embeddings, np.float16, (embedder.dimension,), rows=len(chunks)) as out:
+    with NpyWriter(job.embeddings, np.float16, (embedder.model.dimension,), rows=len(chunks)) as out:
         for part in unfinished.parts():
             out.append(part["embeddings"])
         progress = Progress(STAGE, len(chunks), "chunks", unfinished.end)
@@ -140,8 +152,13 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     return report.Outcome(
         counts={"chunks": len(chunks)},
         outputs=[written],
-        identity={**identity, "model": embedder.digest, "dimension": embedder.dimension},
-        details={"model": parameters.model, **embedder.how, **unfinished.details()},
+        identity={**identity, "model": embedder.model.digest, "dimension": embedder.model.dimension},
+        details={
+            "model": parameters.model,
+            **({"prompt": embedder.model.prompt} if embedder.model.prompt else {}),
+            **embedder.how,
+            **unfinished.details(),
+        },
         device=where,
     )
 
@@ -149,7 +166,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
 def _open_embedder(parameters: Parameters) -> Embedder:
     from retro_ops.compute.device import choose
 
-    embedder = Embedder(parameters.model, choose(parameters.device, "torch"), parameters.batch_size)
+    embedder = Embedder(chosen_model(parameters), choose(parameters.device, "torch"), parameters.batch_size)
     embedder.prepare()
     return embedder
 

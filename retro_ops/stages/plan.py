@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.recipes.shard_patterns import split_patterns
-from retro_ops.embedding.embedder import Embedder
+from retro_ops.embedding.model import Model, chosen_model
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
@@ -26,7 +26,7 @@ from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 from retro_ops.tokens.chunking import token_dtype
-from retro_ops.tokens.tokenizer import Tokenizer
+from retro_ops.tokens.tokenizer import Tokenizer, store_for_tasks
 from retro_ops.versions import condemned, history
 from retro_ops.versions.changes import since_published
 
@@ -64,15 +64,17 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     check_name("dataset", arguments.dataset)
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     if arguments.repair:
-        plan, tokenizer = plan_repair(arguments, series), None
+        plan, models = plan_repair(arguments, series), None
     else:
-        plan, tokenizer = _from_corpus(arguments, parameters, series)
+        plan, models = _from_corpus(arguments, parameters, series)
     for uri in (*paths.plans_after(arguments.output), paths.duplicates_uri(arguments.output)):  # Of an earlier try.
         store.at(uri).delete(uri)
     changed = since_published(plan, series)
     store.write(paths.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
-    if tokenizer and not plan.base:
-        write_estimate(plan, tokenizer, arguments.output)
+    if models and not plan.base:
+        write_estimate(plan, *models, arguments.output)
+    if models:
+        store_for_tasks(models[0], arguments.output)
     write_plan(plan, arguments.output)
     size = sum(source.bytes for shard in plan.shards for source in shard.sources)
     say(
@@ -83,7 +85,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     )
 
 
-def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.Series) -> tuple[Plan, Tokenizer]:
+def _from_corpus(
+    arguments: Namespace, parameters: Parameters, series: history.Series
+) -> tuple[Plan, tuple[Tokenizer, Model]]:
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
     choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
@@ -117,12 +121,13 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
     for amount in (parameters.index_memory, parameters.search_memory):
         if amount:
             parse_bytes(amount)
-    tokenizer = Tokenizer(parameters.tokenizer, parameters.pad_id)
+    # The model is loaded here, too, so that a run with a wrong name or type fails before any work.
+    tokenizer, model = Tokenizer.load(parameters.tokenizer, parameters.pad_id), chosen_model(parameters)
     plan = Plan(
         dataset=arguments.dataset,
         root=arguments.root.rstrip("/"),
         parameters=parameters,
-        identity=_identity(parameters, tokenizer),
+        identity=_identity(parameters, tokenizer, model),
         shards=tuple(shards),
         **places,
         **choice,
@@ -131,23 +136,22 @@ def _from_corpus(arguments: Namespace, parameters: Parameters, series: history.S
         supersedes=series.current,
         code_versions=dict(digests.CODE_VERSIONS),
     )
-    return with_base(known_duplicates(plan, series), series) if arguments.refresh else plan, tokenizer
+    if arguments.refresh:
+        plan = with_base(known_duplicates(plan, series), series)
+    return plan, (tokenizer, model)
 
 
-def _identity(parameters: Parameters, tokenizer: Tokenizer) -> Identity:
-    """Load the model once, too, so that a run with a wrong name or type fails before any work."""
-    from retro_ops.compute.device import Device
+def _identity(parameters: Parameters, tokenizer: Tokenizer, model: Model) -> Identity:
     from retro_ops.index import index_types
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
-    embedder = Embedder(parameters.model, Device("cpu", "only looked at"))
     if parameters.index_type != index_types.AUTO:  # Chosen once the vectors are counted, and always fit.
-        index = index_types.make_index(parameters.index_type, embedder.dimension)
+        index = index_types.make_index(parameters.index_type, model.dimension)
         index_types.check_mergeable(index, parameters.index_type)
     return Identity(
         tokenizer_digest=tokenizer.digest,
         vocabulary_size=tokenizer.vocabulary_size,
         pad_id=tokenizer.pad_id,
-        model_digest=embedder.digest,
-        dimension=embedder.dimension,
+        model_digest=model.digest,
+        dimension=model.dimension,
     )

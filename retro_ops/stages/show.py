@@ -28,7 +28,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
     chunks = [open_npy(shard.chunks) for shard in shards]
     offsets = np.cumsum([0, *(len(array) for array in chunks)])
-    tokenizer = Tokenizer(_tokenizer_name(shards, parameters), pad_id=0)
+    tokenizer = Tokenizer.load(_tokenizer_name(shards, parameters), pad_id=0)
     rng = np.random.default_rng(parameters.seed)
     for _ in range(arguments.rows):
         shard = spec.shards[int(rng.integers(len(spec.shards)))]

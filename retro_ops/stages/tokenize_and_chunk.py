@@ -1,8 +1,10 @@
 """Documents (JSON lines) -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
 
 import contextlib
+import functools
 import uuid
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from functools import partial
 
 from retro_ops import uris
@@ -15,7 +17,6 @@ from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan
@@ -24,7 +25,7 @@ from retro_ops.storage import store
 from retro_ops.tokens import chunk_batches
 from retro_ops.tokens.chunking import token_dtype
 from retro_ops.tokens.encoders import retry_with_reference
-from retro_ops.tokens.tokenizer import Tokenizer, name_digest
+from retro_ops.tokens.tokenizer import Tokenizer, name_digest, planned
 from retro_ops.tokens.writer import Job, Outputs
 
 STAGE = "tokenize-and-chunk"
@@ -48,22 +49,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    tokenizer: Shared[Tokenizer] = Shared()
     if not arguments.plan:
-        _run(_job(arguments, parameters), parameters, tokenizer)
+        load = partial(Tokenizer.load, parameters.tokenizer, parameters.pad_id)
+        _run(_job(arguments, parameters), parameters, load)
         return
     plan = read_plan(arguments.plan)
+    # Loaded for the first shard of a group that has work to do.
+    tokenizer = functools.cache(partial(planned, arguments.plan, plan))
     shard_groups.each(
         STAGE, plan, arguments.shard, lambda shard: _run(_planned_job(plan, shard), parameters, tokenizer)
     )
 
 
-def _run(job: Job, parameters: Parameters, shared: Shared[Tokenizer]) -> None:
+def _run(job: Job, parameters: Parameters, tokenizer: Callable[[], Tokenizer]) -> None:
     chosen = values_for(STAGE, parameters)
     # Standard input cannot be read again.
     folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
     unfinished = Checkpoints(folder)
-    work = partial(_work, job, parameters, shared, unfinished)
+    work = partial(_work, job, parameters, tokenizer, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
 
 
@@ -117,12 +120,13 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     )
 
 
-def _work(job: Job, parameters: Parameters, shared: Shared[Tokenizer], unfinished: Checkpoints) -> report.Outcome:
+def _work(
+    job: Job, parameters: Parameters, tokenizer: Callable[[], Tokenizer], unfinished: Checkpoints
+) -> report.Outcome:
 
-    name = parameters.tokenizer
-    tokenizer = shared.get(name, lambda: Tokenizer(name, parameters.pad_id))
+    loaded = tokenizer()
     return retry_with_reference(
-        STAGE, unfinished, lambda fast: _tokenise(job, parameters, tokenizer, unfinished, fast=fast)
+        STAGE, unfinished, lambda fast: _tokenise(job, parameters, loaded, unfinished, fast=fast)
     )
 
 

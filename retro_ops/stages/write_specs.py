@@ -12,6 +12,7 @@ from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import as_written as parameters_as_written
 from retro_ops.plan.plan import Plan, Shard, as_written
 from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard, dataset_spec_to_json, index_spec_to_json
 from retro_ops.progress import say
@@ -54,7 +55,7 @@ def _work(plan: Plan) -> report.Outcome:
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": plan.dataset,
-        "parameters": asdict(plan.parameters),
+        "parameters": parameters_as_written(plan.parameters),
         "identity": asdict(plan.identity),
         "code_versions": dict(digests.CODE_VERSIONS),
         "trained_index": relative(paths.trained_index_uri(plan), parent(paths.manifest_uri(plan))),

@@ -38,19 +38,23 @@ def texts(decoding: Decoding) -> Callable[[Chunks], list[str]]:
 
 
 @functools.cache
-def reencoder(decoding: Decoding, encoding: Encoding, fast: bool) -> Callable[[Chunks], packing.Rows]:
-    """The function that encodes the text of each chunk as a sentence-transformer would. Cached in each process.
+def reencoder(decoding: Decoding, encoding: Encoding, prompt: str, fast: bool) -> Callable[[Chunks], packing.Rows]:
+    """The function that encodes ``prompt`` and the text of each chunk as a sentence-transformer would. Cached in each
+    process.
 
     ``fast``: with a faster package; the function raises DisagreementError once that proves wrong.
     """
     decode, encode = texts(decoding), fastest(encoding)[0] if fast else exact(encoding)
-    return lambda chunks: encode(decode(chunks))
+    if not prompt:
+        return lambda chunks: packing.filled(encode(decode(chunks)))
+    return lambda chunks: packing.filled(encode([prompt + text for text in decode(chunks)]))
 
 
-def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
+def wrapper(encoding: Encoding, prompt: str) -> Callable[[Chunks], packing.Rows]:
     """The function that takes the ids of chunks as they are, for chunks of the model's own tokenizer.
 
-    Special ids are dropped, as decoding would, and the special ids that the tokenizer puts around a text are added.
+    Special ids are dropped, as decoding would, and the special ids that the tokenizer puts around a text are added,
+    with those of ``prompt`` after the first ones. Spaces at the end of a prompt belong to the word that follows.
     """
     from tokenizers import Tokenizer
 
@@ -66,8 +70,11 @@ def wrapper(encoding: Encoding) -> Callable[[Chunks], packing.Rows]:
     dropped = np.zeros(max(tokenizer.get_vocab_size(with_added_tokens=True), *special, 0) + 1, np.bool_)
     dropped[special] = True
 
+    before = whole[:start] + tokenizer.encode(prompt.rstrip(), add_special_tokens=False).ids
+    after = whole[start + len(plain) :]
+
     def wrap(chunks: Chunks) -> packing.Rows:
-        return packing.wrap(chunks, dropped, whole[:start], whole[start + len(plain) :], longest)
+        return packing.filled(packing.wrap(chunks, dropped, before, after, longest))
 
     return wrap
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Rows:
-    """``ids``: int32 ``[tokens]``, row after row; ``lengths``: int32 ``[rows]``, each at least 1."""
+    """``ids``: int32 ``[tokens]``, row after row; ``lengths``: int32 ``[rows]``, each at least 1 (see ``filled``)."""
 
     ids: NDArray[np.int32]
     lengths: NDArray[np.int32]
@@ -69,6 +69,15 @@ def wrap(chunks: NDArray[Any], dropped: NDArray[np.bool_], before: list[int], af
         inside[ends - offset] = False
     ids[inside] = chunks[keep]
     return Rows(ids, lengths)
+
+
+def filled(rows: Rows) -> Rows:
+    """``rows`` with the id 0 in each empty one, which a model could not read: text without any token of a tokenizer
+    that adds none of its own."""
+    empty = np.flatnonzero(rows.lengths == 0)
+    if not len(empty):
+        return rows
+    return Rows(np.insert(rows.ids, rows.starts[empty], 0).astype(np.int32), np.maximum(rows.lengths, 1))
 
 
 def batches(lengths: NDArray[np.int32], most_tokens: int) -> Iterator[NDArray[np.int64]]:

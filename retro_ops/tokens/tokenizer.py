@@ -1,6 +1,7 @@
 """Loads tokenizers by hub name or local folder, and identifies the content behind the name of a model."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Plan
+from retro_ops.plan.specs import load_json
+from retro_ops.storage import store
 from retro_ops.tokens import encoders, model_inputs
 
 LOADING_HINT = "name a model of the hub, or a local folder (then HF_HUB_OFFLINE=1 keeps it offline)"
@@ -17,30 +22,49 @@ LOADING_HINT = "name a model of the hub, or a local folder (then HF_HUB_OFFLINE=
 class Tokenizer:
     """A fast Hugging Face tokenizer without truncation and padding.
 
-    ``digest`` identifies its content, wherever it is stored.
+    ``json``: its ``tokenizer.json``; ``cleans_up``: decoding removes spaces before punctuation; ``digest`` identifies
+    its content, wherever it is stored.
     """
 
-    def __init__(self, name: str, pad_id: int | None = None) -> None:
+    def __init__(self, json: str, pad_id: int, *, cleans_up: bool) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        self.json, self.pad_id, self.cleans_up = json, pad_id, cleans_up
+        self.backend: Any = Backend.from_str(json)
+        ids = self.backend.get_vocab(with_added_tokens=True).values()
+        self.vocabulary_size: int = max(max(ids, default=0), pad_id) + 1
+        self.digest = hashlib.sha256(json.encode()).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, name: str, pad_id: int | None = None) -> "Tokenizer":
+        """The tokenizer ``name``, a hub name or local folder; ``pad_id`` replaces its padding token.
+
+        Importing transformers takes seconds, so the tasks of a plan read what `plan` stored: see ``planned``.
+        """
         from transformers import AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.set_verbosity_error()  # Sequences longer than the model allows are usual here.
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise ConfigurationError(
+                    f"tokenizer {name!r} contains Python code of its own, which is never run",
+                    "use a tokenizer with a tokenizer.json that needs no code",
+                ) from error
             raise ConfigurationError(f"cannot load tokenizer {name!r}: {error}", LOADING_HINT) from error
-        if not self._tokenizer.is_fast:
+        if not found.is_fast:
             raise ConfigurationError(f"tokenizer {name!r} has no tokenizer.json", "use one with a fast version")
-        self.backend: Any = self._tokenizer.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        found = self._tokenizer.pad_token_id if pad_id is None else pad_id
-        if found is None:
+        backend = found.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        padding = found.pad_token_id if pad_id is None else pad_id
+        if padding is None:
             raise BadInputError(f"tokenizer {name!r} has no pad token", "give the id to pad with: --pad-id")
-        self.pad_id: int = found
-        ids = self.backend.get_vocab(with_added_tokens=True).values()
-        self.vocabulary_size: int = max(max(ids, default=0), found) + 1
-        self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+        # transformers never cleans up after BPE, even if the setting is on.
+        cleans_up = found.clean_up_tokenization_spaces and type(backend.model).__name__ != "BPE"
+        return cls(backend.to_str(), padding, cleans_up=bool(cleans_up))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, computed on all cores."""
@@ -53,14 +77,29 @@ class Tokenizer:
     @property
     def encoding(self) -> encoders.Encoding:
         """Picklable: lets another process encode with this tokenizer."""
-        return encoders.Encoding(self.backend.to_str())
+        return encoders.Encoding(self.json)
 
     @property
     def decoding(self) -> model_inputs.Decoding:
         """Picklable: lets another process decode with this tokenizer."""
-        # transformers never cleans up after BPE, even if the setting is on.
-        cleans_up = self._tokenizer.clean_up_tokenization_spaces and type(self.backend.model).__name__ != "BPE"
-        return model_inputs.Decoding(self.backend.to_str(), bool(cleans_up))
+        return model_inputs.Decoding(self.json, self.cleans_up)
+
+
+def store_for_tasks(tokenizer: Tokenizer, plan_location: str) -> None:
+    """Write ``tokenizer`` beside the plan, for ``planned``."""
+    content = {"tokenizer": tokenizer.json, "pad_id": tokenizer.pad_id, "cleans_up": tokenizer.cleans_up}
+    store.write(paths.tokenizer_uri(plan_location), json.dumps(content).encode())
+
+
+def planned(plan_location: str, plan: Plan) -> Tokenizer:
+    """The tokenizer of ``plan``: as `plan` stored it, or loaded where it did not or stored another."""
+    uri = paths.tokenizer_uri(plan_location)
+    if store.exists(uri):
+        content = load_json(store.read(uri), uri)
+        text = str(content["tokenizer"])
+        if hashlib.sha256(text.encode()).hexdigest()[:16] == plan.identity.tokenizer_digest:
+            return Tokenizer(text, int(content["pad_id"]), cleans_up=bool(content["cleans_up"]))
+    return Tokenizer.load(plan.parameters.tokenizer, plan.parameters.pad_id)
 
 
 def name_digest(name: str) -> str:

@@ -1,6 +1,5 @@
 """Every device path gives what the CPU path gives. Needs a GPU, torch with CUDA and faiss-gpu."""
 
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 
 from retro_ops.cli import main
 from retro_ops.compute import device
-from retro_ops.embedding.backends import Backend
-from retro_ops.embedding.embedder import Embedder
+from retro_ops.embedding import backends
+from retro_ops.embedding.embedder import Candidate, Embedder
+from retro_ops.embedding.model import open_model
 from retro_ops.execution import report
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 from retro_ops.tokens import packing
@@ -124,12 +125,15 @@ def test_rows_of_a_long_document_are_widened_on_the_gpu(folder: Path) -> None:
 def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
     tmp_path: Path, model_dir: str, how: str, layers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways, slower = Embedder._backends, ["own layers", "packed", "padded"].index(layers)
+    candidates, places = Embedder._candidates, ["own layers", "packed", "padded"]
 
-    def others(embedder: Embedder, precision: device.Precision) -> Iterator[tuple[str, Backend]]:
-        return itertools.islice(ways(embedder, precision), slower if embedder.device.chosen == "cuda" else 0, None)
+    def others(embedder: Embedder) -> Iterator[Candidate]:
+        for candidate in candidates(embedder):
+            place = next(number for number, name in enumerate(places) if name in candidate.name)
+            if place >= places.index(layers) or embedder.device.chosen == "cpu":
+                yield candidate
 
-    monkeypatch.setattr(Embedder, "_backends", others)
+    monkeypatch.setattr(Embedder, "_candidates", others)
     text = " ".join(f"Chapter {i} speaks of the sea, the wind and number {i * i}." for i in range(2000))
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": text}) + "\n")
     outputs = [f"--{n}={tmp_path}/{f}.npy" for n, f in (("chunks-out", "c"), ("seq2chunk-index-out", "s"))]
@@ -148,9 +152,9 @@ def test_embeddings_on_the_gpu_equal_those_on_the_cpu(
 
 def test_a_vector_does_not_depend_on_what_is_embedded_with_it(model_dir: str) -> None:
     chunks = np.random.default_rng(0).integers(1000, 20_000, (9000, 64)).astype(np.uint16)
-    embedder = Embedder(model_dir, device.choose("cuda", "torch"))
+    embedder = Embedder(open_model(model_dir), device.choose("cuda", "torch"))
     embedder.prepare()
-    prepare = embedder.inputs(Tokenizer(model_dir, pad_id=0), "ids")()
+    prepare = embedder.inputs(Tokenizer.load(model_dir, pad_id=0), "ids")()
     found = np.concatenate(list(embedder.vectors([prepare(chunks)])))
     other = np.random.default_rng(1).permutation(len(chunks))
     assert np.array_equal(found[other], np.concatenate(list(embedder.vectors([prepare(chunks[other])]))))
@@ -161,9 +165,32 @@ def test_rows_too_short_to_fill_a_batch_are_embedded_like_others(model_dir: str)
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 12, 40_000).astype(np.int32)
     rows = packing.Rows(rng.integers(1000, 20_000, lengths.sum()).astype(np.int32), lengths)
-    embedder = Embedder(model_dir, device.choose("cuda", "torch"))
+    embedder = Embedder(open_model(model_dir), device.choose("cuda", "torch"))
     embedder.prepare()
     found = np.concatenate(list(embedder.vectors([rows]))).astype(np.float32)
-    ((name, padded),) = [way for way in embedder._backends(device.precision("cuda")) if way[0] == "padded"]
-    (wanted,) = padded([rows])
-    assert (found * wanted.astype(np.float32)).sum(axis=1).min() > 0.999, name
+    (wanted,) = backends.padded(embedder.model, "float16", "cuda", 0)(2**18)([rows])
+    assert (found * wanted.astype(np.float32)).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.parametrize("layers", ["own layers", "packed"])
+@pytest.mark.parametrize("name", tiny_models.CONFIGS)
+def test_every_architecture_is_packed(
+    name: str, layers: str, model_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    # Heads of a width that tensor cores can multiply.
+    wide = {"hidden_size": 64} if "DistilBert" not in name else {"dim": 64}
+    folder = tiny_models.write(tmp_path, name, AutoTokenizer.from_pretrained(model_dir), **wide)
+    if layers == "packed":
+        monkeypatch.setattr(backends, "own_layers", _unsupported)
+    embedder = Embedder(open_model(folder), device.choose("cuda", "torch"))
+    embedder.prepare()
+    if layers == "packed" and name == "MPNet":
+        assert embedder.how["way"] == "padded", "its positions are relative to the batch"
+    else:
+        assert layers in embedder.how["way"]
+
+
+def _unsupported(*_: Any) -> Any:
+    raise RuntimeError("left out")

@@ -1,41 +1,95 @@
-"""Our kernels compute the same as torch's functions, for any shape."""
+"""Our kernels compute the same as plain torch, for any shape."""
 
-import itertools
+import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytestmark = pytest.mark.gpu
 
+LENGTHS = [1, 31, 32, 33, 66, 5, 256, 2]
 
-@pytest.mark.parametrize(("heads", "width"), [(12, 32), (2, 64), (3, 20)])
-def test_attention_within_rows_is_that_of_torch(heads: int, width: int) -> None:
+
+def heads(queries: int, keys: int, width: int, **more: Any) -> Any:
+    from retro_ops.embedding.layers import Heads
+
+    return Heads(queries, keys, width, width**-0.5, **more)
+
+
+def rotary(width: int, *, scaled: bool) -> Any:
+    import torch
+
+    from retro_ops.embedding.layers import Rotary
+
+    angles = torch.rand((max(LENGTHS), width // 2), device="cuda") * 6
+    made = Rotary(angles.cos(), angles.sin())
+    if not scaled:
+        return made
+    query_scale, key_scale = (torch.rand(width, device="cuda") + 0.5 for _ in range(2))
+    return dataclasses.replace(made, query_scale=query_scale, key_scale=key_scale, epsilon=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["bert", "narrow", "odd", "biased", "rotated", "causal", "window", "causal window", "wide", "scaled"]
+)
+def test_attention_within_rows_is_that_of_torch(name: str, dtype: str) -> None:
+    import reference_kernels
     import torch
 
     from retro_ops.embedding import kernels
 
-    lengths = [1, 31, 32, 33, 66, 5, 256, 2]
-    starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    end, d = int(starts[-1]), heads * width
     torch.manual_seed(0)
-    qkv = torch.randn((end + 40, 3 * d), device="cuda").half()
+    shape = {
+        "bert": lambda: heads(12, 12, 32),
+        "narrow": lambda: heads(2, 2, 64),
+        "odd": lambda: heads(3, 3, 20),
+        "biased": lambda: heads(4, 4, 64, bias=torch.randn((4, 2 * 300 - 1), device="cuda")),
+        "rotated": lambda: heads(4, 4, 64, rotary=rotary(64, scaled=False)),
+        "causal": lambda: heads(4, 2, 64, ahead=0),
+        "window": lambda: heads(4, 4, 64, back=40, ahead=40, rotary=rotary(64, scaled=False)),
+        "causal window": lambda: heads(4, 4, 64, back=7, ahead=0),
+        "wide": lambda: heads(3, 1, 256, rotary=rotary(256, scaled=True)),
+        "scaled": lambda: heads(16, 8, 128, ahead=0, rotary=rotary(128, scaled=True)),
+    }[name]()
+    starts = np.concatenate(([0], np.cumsum(LENGTHS))).astype(np.int32)
+    end = int(starts[-1])
+    qkv = torch.randn((end + 40, (shape.queries + 2 * shape.keys) * shape.width), device="cuda")
+    qkv = qkv.to(getattr(torch, dtype))
     of_rows = torch.from_numpy(np.concatenate((starts, [end, end])).astype(np.int32)).cuda()
-    found = kernels.attend(qkv, of_rows, heads)
-    for start, stop in itertools.pairwise(starts):
-        q, k, v = qkv[start:stop].float().reshape(-1, 3, heads, width).permute(1, 2, 0, 3)
-        wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(-1, d)
-        torch.testing.assert_close(found[start:stop].float(), wanted, atol=3e-3, rtol=3e-3)
+    found = kernels.attend(qkv, of_rows, shape)[:end]
+    wanted = reference_kernels.attend(qkv, of_rows, shape)[:end]
+    near = 4e-3 if dtype == "float16" else 3e-2
+    torch.testing.assert_close(found.float(), wanted.float(), atol=near, rtol=near)
 
 
-@pytest.mark.parametrize("shape", [(1, 384), (1001, 384), (77, 100), (9, 1024)])
-def test_normalisation_is_that_of_torch(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("shape", [(1, 384), (1001, 384), (77, 100), (9, 1024), (5, 4096)])
+def test_normalisation_is_that_of_torch(shape: tuple[int, int], centred: bool) -> None:
+    import reference_kernels
     import torch
 
     from retro_ops.embedding import kernels
 
     torch.manual_seed(0)
     x, scale, shift = (torch.randn(of, device="cuda").half() for of in (shape, shape[1:], shape[1:]))
-    wanted = torch.nn.functional.layer_norm(x.float(), shape[1:], scale.float(), shift.float(), 1e-12)
-    found = kernels.normalise(x, scale, shift, 1e-12)
-    assert found is x
-    torch.testing.assert_close(found.float(), wanted, atol=3e-3, rtol=3e-3)
+    residual = torch.randn(shape, device="cuda").half()
+    for more in ({}, {"residual": residual}, {"out": torch.empty_like(x)}):
+        wanted = reference_kernels.normalise(x.clone(), scale, shift, 1e-6, centred=centred, **more).float()
+        found = kernels.normalise(x.clone(), scale, shift, 1e-6, centred=centred, **more)
+        torch.testing.assert_close(found.float(), wanted, atol=4e-3, rtol=4e-3)
+    kernels.normalise(x, scale, None, 1e-6, centred=centred, out=residual, residual=residual)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("shape", [(3, 1152), (1000, 3072), (7, 50)])
+def test_a_gated_activation_is_that_of_torch(shape: tuple[int, int], activation: str) -> None:
+    import reference_kernels
+    import torch
+
+    from retro_ops.embedding import kernels
+
+    torch.manual_seed(0)
+    x = torch.randn((shape[0], 2 * shape[1]), device="cuda").half()
+    torch.testing.assert_close(kernels.gate(x, activation), reference_kernels.gate(x, activation), atol=4e-3, rtol=4e-3)

@@ -21,7 +21,7 @@ SPOILT = "zzqx"
 
 @pytest.fixture
 def encoding(model_dir: str) -> Encoding:
-    return Tokenizer(model_dir).encoding
+    return Tokenizer.load(model_dir).encoding
 
 
 def _pretend(patch: pytest.MonkeyPatch, wrong: str) -> None:
@@ -56,7 +56,7 @@ def test_the_fastest_encoder_gives_the_ids_of_tokenizers(encoding: Encoding, tex
 
 
 def test_a_tokenizer_without_a_faster_package_says_so(t5_dir: str) -> None:
-    assert fastest(Tokenizer(t5_dir).encoding)[1] == "tokenizers: no faster package for Unigram"
+    assert fastest(Tokenizer.load(t5_dir).encoding)[1] == "tokenizers: no faster package for Unigram"
 
 
 def test_a_package_that_is_wrong_about_difficult_text_is_not_used(

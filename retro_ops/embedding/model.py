@@ -1,0 +1,214 @@
+"""Opens a sentence-transformers model: its weights, its prompt for documents, and what identifies its vectors."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.plan.parameters import Parameters
+from retro_ops.tokens.tokenizer import LOADING_HINT
+
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Names of prompts for documents, in the order in which ``encode_document`` of sentence-transformers looks for them."""
+
+PICKLED_WEIGHTS = "pytorch_model*.bin"
+DEFAULT_LONGEST = 512
+
+
+@dataclass(frozen=True)
+class Model:
+    """``network``: the SentenceTransformer, on the CPU, in the type that its weights are stored in.
+
+    ``prompt``: text before each chunk; ``digest`` identifies the vectors: weights, modules, prompt and ``dimension``;
+    ``longest``: number of ids that it reads of a text, special ones included.
+    """
+
+    network: Any
+    prompt: str
+    digest: str
+    dimension: int
+    longest: int
+
+    @property
+    def transformer(self) -> Any | None:
+        """The model of transformers inside, None if there is none."""
+        return getattr(self.network[0], "model", None)
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """The model's own tokenizer of transformers, None if it has none with a tokenizer.json."""
+        found = getattr(self.network, "tokenizer", None)
+        return found if getattr(found, "is_fast", False) else None
+
+    @property
+    def modules(self) -> list[str]:
+        return [type(module).__name__ for module in self.network]
+
+    def operations(self, tokens: int) -> float:
+        """Multiplications and additions for a text of ``tokens`` ids, in the products of the layers; 0 if unknown."""
+        import torch
+
+        if self.transformer is None:
+            return 0.0
+        linear = (
+            module.weight.numel()
+            for name, module in self.transformer.named_modules()
+            if isinstance(module, torch.nn.Linear) and "pooler" not in name
+        )
+        config = self.transformer.config
+        heads = getattr(config, "num_attention_heads", 0)
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
+        return float(2 * sum(linear) * tokens + 4 * config.num_hidden_layers * width * tokens**2)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights as they are stored."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.network.parameters())
+
+    @property
+    def stored_dtype(self) -> str:
+        """``float32``, ``float16`` or ``bfloat16``."""
+        first = next((parameter.dtype for parameter in self.network.parameters()), None)
+        return str(first).removeprefix("torch.")
+
+
+def open_model(
+    name: str, prompt: str | None = None, dimensions: int | None = None, *, trust_remote_code: bool = False
+) -> Model:
+    """The model ``name``, a hub name or local folder.
+
+    ``prompt``: the name of one of its prompts, or a text; None: its own prompt for documents. ``dimensions``: keeps the
+    first of each vector, for models trained for it. No pickled weights are loaded, and no code of the model runs unless
+    ``trust_remote_code``. ConfigurationError if it cannot be loaded.
+    """
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    _refuse_pickles(name)
+    try:
+        with _refused_code() as refused:
+            network = SentenceTransformer(
+                name,
+                device="cpu",
+                trust_remote_code=trust_remote_code,
+                truncate_dim=dimensions,
+                model_kwargs={"use_safetensors": True},
+            )
+        if refused:
+            raise ValueError(refused[0])
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigurationError(f"cannot load model {name!r}: {error}", _hint(str(error))) from error
+    network.eval()
+    whole = _whole_dimension(network, name)
+    if dimensions is not None and dimensions > whole:
+        raise BadInputError(
+            f"--embed-dimensions is {dimensions}, but {name!r} has {whole}", f"give a number of 1 to {whole}"
+        )
+    text = _prompt(network, prompt)
+    return Model(
+        network,
+        text,
+        _digest(network, text, dimensions),
+        dimensions or whole,
+        _longest(network),
+    )
+
+
+def chosen_model(parameters: Parameters) -> Model:
+    return open_model(
+        parameters.model,
+        parameters.embed_prompt,
+        parameters.embed_dimensions,
+        trust_remote_code=parameters.trust_remote_code,
+    )
+
+
+def _prompt(network: Any, requested: str | None) -> str:
+    prompts: dict[str, str] = network.prompts or {}
+    if requested is not None:
+        return str(prompts.get(requested, requested))
+    for name in (*DOCUMENT_PROMPTS, network.default_prompt_name):
+        if prompts.get(name):
+            return str(prompts[name])
+    return ""
+
+
+def _whole_dimension(network: Any, name: str) -> int:
+    with network.truncate_embeddings(None):
+        found = network.get_embedding_dimension()
+    if not found:
+        raise BadInputError(f"model {name!r} gives no vectors of a fixed size", "use a model that embeds texts")
+    return int(found)
+
+
+def _digest(network: Any, prompt: str, dimensions: int | None) -> str:
+    """SHA-256 over module types, their settings and all weights: independent of where the model is stored."""
+    import torch
+
+    digest = hashlib.sha256()
+    for module in network:
+        settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+        digest.update(type(module).__name__.encode())
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(str(network.max_seq_length).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        # NumPy has no bfloat16.
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    if prompt or dimensions:  # Both are younger than this digest.
+        digest.update(json.dumps([prompt, dimensions]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _longest(network: Any) -> int:
+    """What the model reads of a text; without a limit, enough for any chunk of the usual sizes."""
+    found = getattr(network, "max_seq_length", None)
+    return int(found) if found and math.isfinite(found) else DEFAULT_LONGEST
+
+
+@contextlib.contextmanager
+def _refused_code() -> Iterator[list[str]]:
+    """Warnings that code of the model was left out: sentence-transformers goes on without it, with other vectors."""
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "trust_remote_code" in record.getMessage():
+                messages.append(record.getMessage())
+
+    logger, handler = logging.getLogger("sentence_transformers"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+
+
+def _refuse_pickles(name: str) -> None:
+    """Pickled weights can contain code, so a local folder must hold them as safetensors."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        pickles = sorted(inner.glob(PICKLED_WEIGHTS))
+        if pickles and not any(inner.glob("*.safetensors")):
+            raise ConfigurationError(
+                f"{pickles[0]} is pickled, and pickled weights can contain code",
+                "save the model with safetensors: SentenceTransformer(NAME).save_pretrained(FOLDER), on a machine "
+                "where its code may run",
+            )
+
+
+def _hint(message: str) -> str:
+    if "trust_remote_code" in message:
+        return "the model contains its own Python code; if you trust it, use --trust-remote-code"
+    if "safetensors" in message:
+        return "use a revision with safetensors: pickled weights can contain code and are not loaded"
+    return LOADING_HINT
