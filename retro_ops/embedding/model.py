@@ -51,20 +51,20 @@ class Model:
         return [type(module).__name__ for module in self.network]
 
     def operations(self, tokens: int) -> float:
-        """Multiplications and additions for a text of ``tokens`` ids, in the products of the layers; 0 if unknown."""
+        """Multiplications and additions for a text of ``tokens`` ids: products with weights, and attention."""
         import torch
 
-        if self.transformer is None:
-            return 0.0
         linear = (
             module.weight.numel()
-            for name, module in self.transformer.named_modules()
+            for name, module in self.network.named_modules()
             if isinstance(module, torch.nn.Linear) and "pooler" not in name
         )
-        config = self.transformer.config
-        heads = getattr(config, "num_attention_heads", 0)
-        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
-        return float(2 * sum(linear) * tokens + 4 * config.num_hidden_layers * width * tokens**2)
+        config = getattr(self.transformer, "config", None)
+        heads, layers, size = (
+            getattr(config, name, None) or 0 for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
+        )
+        width = heads * (getattr(config, "head_dim", None) or 0) or size
+        return float(2 * sum(linear) * tokens + 4 * layers * width * tokens**2)
 
     @property
     def bytes(self) -> int:
