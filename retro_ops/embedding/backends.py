@@ -43,20 +43,16 @@ def padded(model: Model, dtype: str, where: str, pad_id: int) -> Callable[[int],
     import torch
 
     means = pooling.is_plain_mean(model)
-    layers, *after = copy.deepcopy(list(model.network))
-    layers.to(where, getattr(torch, dtype)).eval()
-    _without_pooler(layers.model)
-    for module in after:
-        module.float().to(where).eval()
+    layers = _replica(model, dtype, where)
+    after = [copy.deepcopy(module).float().to(where) for module in list(model.network)[1:]]
 
     def embed(part: packing.Rows, chosen: NDArray[np.int64]) -> Vectors:
         ids, mask = (torch.from_numpy(array).to(where) for array in packing.padded(part, chosen, pad_id))
         with torch.inference_mode():
-            features = layers({"input_ids": ids, "attention_mask": mask})
-            hidden = features["token_embeddings"].float()
+            hidden = layers(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state.float()
             if means:  # The sum has the direction of the mean; earlier versions stored its bytes.
                 return half_units((hidden * mask[:, :, None]).sum(dim=1)[:, : model.dimension])
-            features["token_embeddings"] = hidden
+            features = {"token_embeddings": hidden, "attention_mask": mask}
             for module in after:
                 features = module(features)
             return half_units(features["sentence_embedding"][:, : model.dimension])
@@ -125,14 +121,9 @@ def _replica(model: Model, dtype: str, where: str) -> Any:
     import torch
 
     replica = copy.deepcopy(model.network[0].model).to(where, getattr(torch, dtype)).eval()
-    _without_pooler(replica)
+    if getattr(replica, "pooler", None) is not None:
+        replica.pooler = None  # It only computes an output that is not used.
     return replica
-
-
-def _without_pooler(transformer: Any) -> None:
-    """The pooler of BERT computes an output that is not used."""
-    if getattr(transformer, "pooler", None) is not None:
-        transformer.pooler = None
 
 
 def _in_turn(

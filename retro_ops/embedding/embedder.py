@@ -44,7 +44,7 @@ class Candidate:
     """A backend to try. ``make``: from the number of ids in a batch."""
 
     name: str
-    dtype: str
+    precision: device.Precision
     make: Callable[[int], Backend]
 
 
@@ -71,12 +71,14 @@ class Embedder:
                 backend, refusal = self._tried(candidate, sample, wanted)
                 if backend:
                     self._backend = backend
-                    why = device.precision(self.device.chosen).why
-                    self.how = {"way": candidate.name, "dtype": candidate.dtype, "why": why}
+                    precision = candidate.precision
+                    self.how = {"way": candidate.name, "dtype": precision.dtype, "why": precision.why}
                     return
                 say(f"{refusal}: not used", logging.WARNING, event="way_refused")
         self._encode = encode
-        dtype = encode.choose_dtype(list(SAMPLE), wanted, LEAST_COSINE, _dtypes(self.model, self.device.chosen))
+        dtype = encode.choose_dtype(
+            list(SAMPLE), wanted, LEAST_COSINE, [of.dtype for of in _precisions(self.model, self.device.chosen)]
+        )
         self.how = {"way": "encode", "dtype": dtype, "why": str(refusal)}
         say(
             f"falling back to the slower encode of sentence-transformers: {refusal}",
@@ -146,7 +148,7 @@ class Embedder:
         self, candidate: Candidate, sample: packing.Rows, wanted: NDArray[np.float32]
     ) -> tuple[Backend | None, str]:
         """A backend with the vectors of ``encode``, in batches that fit in memory; or None and the reason."""
-        name = f"{candidate.name} in {candidate.dtype}"
+        name = f"{candidate.name} in {candidate.precision.dtype}"
         tokens = self._batch_rows * ROW_TOKENS
         # No row may be longer than a batch.
         least = max(min(trial.LEAST_TOKENS, tokens), int(sample.lengths.max()))
@@ -169,28 +171,31 @@ class Embedder:
         import torch
 
         where, model = self.device.chosen, self.model
-        dtypes = _dtypes(model, where)
+        precisions = _precisions(model, where)
         if where == "cuda" and pooling.refusal(model) is None:
             devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
             count = f"{len(devices)} GPU{'s' if len(devices) > 1 else ''}"
-            for dtype in dtypes:
-                load = partial(backends.own_layers, model, dtype)
-                yield Candidate(f"packed, own layers, {count}", dtype, partial(backends.packed, load, devices))
-            for dtype in dtypes:
-                load = partial(backends.its_layers, model, dtype)
-                yield Candidate(f"packed, {count}", dtype, partial(backends.packed, load, devices))
+            for name, layers in (("packed, own layers", backends.own_layers), ("packed", backends.its_layers)):
+                for precision in precisions:
+                    load = partial(layers, model, precision.dtype)
+                    yield Candidate(f"{name}, {count}", precision, partial(backends.packed, load, devices))
         assert model.tokenizer
         pad_id = int(model.tokenizer.pad_token_id or 0)
-        for dtype in dtypes:
-            yield Candidate("padded", dtype, backends.padded(model, dtype, where, pad_id))
+        for precision in precisions:
+            yield Candidate("padded", precision, backends.padded(model, precision.dtype, where, pad_id))
 
 
-def _dtypes(model: Model, chosen: str) -> list[str]:
+def _precisions(model: Model, chosen: str) -> list[device.Precision]:
     """Types to compute in, the best first. Weights that were trained in bfloat16 may not fit in float16."""
-    first = device.precision(chosen).dtype
+    best = device.precision(chosen)
     if chosen == "cuda":
-        return ["bfloat16", "float16"] if model.stored_dtype == "bfloat16" else ["float16", "bfloat16"]
-    return [first] if first == "float32" else [first, "float32"]
+        wide = device.Precision("bfloat16", "GPU: tensor cores; the range of bfloat16, in which the weights are stored")
+        if model.stored_dtype == "bfloat16":
+            return [wide, best]
+        return [best, device.Precision("bfloat16", "GPU: tensor cores; the numbers do not fit in float16")]
+    if best.dtype == "float32":
+        return [best]
+    return [best, device.Precision("float32", "CPU: half precision gives other vectors")]
 
 
 def _refusal(model: Model) -> str | None:
@@ -199,4 +204,6 @@ def _refusal(model: Model) -> str | None:
         return f"its first module is {model.modules[0]}"
     if model.tokenizer is None:
         return "its tokenizer has no tokenizer.json"
+    if model.prompt and not all(getattr(module, "include_prompt", True) for module in model.network):
+        return "it leaves the prompt out of the pooling"
     return None

@@ -27,7 +27,9 @@ class Encode:
 
     def reference(self, texts: list[str]) -> NDArray[np.float32]:
         """Vectors of ``encode`` in float32, one text at a time: a tokenizer without a padding token can do that."""
-        network = copy.deepcopy(self._model.network).float().to(self._where)
+        network = self._model.network
+        if self._where != "cpu" or self._model.stored_dtype != "float32":
+            network = copy.deepcopy(network).float().to(self._where)
         found = network.encode(
             texts,
             prompt=self._model.prompt or None,

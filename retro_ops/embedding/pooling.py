@@ -26,16 +26,13 @@ def refusal(model: Model) -> str | None:
     unknown = [mode for mode in _modes(model.network[1]) if mode not in _POOLED]
     if unknown:
         return f"it pools by {unknown[0]}"
-    if model.prompt and not model.network[1].include_prompt:
-        return "it leaves the prompt out of the pooling"
     return None
 
 
 def is_plain_mean(model: Model) -> bool:
     """Whether a vector has the direction of the sum over all tokens of a row."""
-    _, pool, *after = model.network
-    whole = not model.prompt or pool.include_prompt
-    return whole and _modes(pool) == ("mean",) and all(type(module).__name__ == "Normalize" for module in after)
+    _, *after = model.modules
+    return after in (["Pooling"], ["Pooling", "Normalize"]) and _modes(model.network[1]) == ("mean",)
 
 
 def packed(model: Model, where: str) -> Pool:

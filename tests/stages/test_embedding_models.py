@@ -98,6 +98,15 @@ def test_a_prompt_is_a_text_or_the_name_of_one(words: Any, tmp_path: Path) -> No
     assert len(digests) == 4, "each gives other vectors"
 
 
+def test_a_pooling_without_the_prompt_is_left_to_encode(words: Any, tmp_path: Path) -> None:
+    folder = Path(tiny_models.write(tmp_path, "Bert", words, prompts={"document": "an instruction: "}))
+    _change(folder / "1_Pooling" / "config.json", include_prompt=False)
+    embedder = prepared(str(folder))
+    assert (embedder.how["way"], embedder.how["why"]) == ("encode", "it leaves the prompt out of the pooling")
+    wanted = encoded(str(folder), TEXTS, prompt="an instruction: ")
+    assert cosines(embedded(embedder, TEXTS), wanted).min() > 0.998
+
+
 def test_the_first_dimensions_are_kept(words: Any, tmp_path: Path) -> None:
     folder = tiny_models.write(tmp_path, "Bert", words)
     embedder = prepared(folder, dimensions=16)
