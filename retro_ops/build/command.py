@@ -18,7 +18,7 @@ from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import split_names
-from retro_ops.plan.parameters import PARAMETERS, Parameters, read_by
+from retro_ops.plan.parameters import NEVER_PLANNED, PARAMETERS, Parameters, read_by
 from retro_ops.progress import say
 from retro_ops.stages import plan as plan_stage
 from retro_ops.storage import store
@@ -63,8 +63,9 @@ class Summary:
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
     request = request_of(arguments)
-    # A plan that is made here holds all parameters.
-    changed = _given(arguments) if arguments.plan else {}
+    # A plan that is made here holds all parameters but a few.
+    given = _given(arguments)
+    changed = {name: value for name, value in given.items() if arguments.plan or name in NEVER_PLANNED}
     summary = Summary(plan_uri=request.plan_uri)
     for step in steps(request):
         summary.plan_uri = step.arguments.get("plan", request.plan_uri)

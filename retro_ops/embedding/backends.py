@@ -32,42 +32,52 @@ Hidden: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(ids, positions within the row, starts of the rows) -> last hidden state ``[tokens, d]``, of packed rows."""
 
 
-def padded(model: Model, dtype: str, where: str, pad_id: int) -> Callable[[int], Backend]:
-    """From the number of ids in a batch: a backend that runs rows of similar length together, padded to the longest.
+def padded(
+    load: Callable[[], Callable[[Tensor, Tensor], Tensor]], dimension: int, where: str, pad_id: int, tokens: int
+) -> Backend:
+    """Runs rows of similar length together, padded to the longest, at most ``tokens`` ids in a batch.
 
-    The layers compute in ``dtype``, the modules of sentence-transformers behind them in float32.
-
-    Each part alone decides how its rows are batched. On a CPU each core has batches of its own: cores that share a
-    batch wait for each other at every product, and vectors would depend on the number of cores.
+    ``load``: makes the function of ids and mask ``[rows, longest]`` that gives vectors, on first use. Each part alone
+    decides how its rows are batched. On a CPU each core has batches of its own: cores that share a batch wait for each
+    other at every product, and vectors would depend on the number of cores.
     """
     import torch
-
-    means = pooling.is_plain_mean(model)
-    layers = _replica(model, dtype, where)
-    after = [copy.deepcopy(module).float().to(where) for module in list(model.network)[1:]]
 
     def embed(part: packing.Rows, chosen: NDArray[np.int64]) -> Vectors:
         ids, mask = (torch.from_numpy(array).to(where) for array in packing.padded(part, chosen, pad_id))
         with torch.inference_mode():
-            hidden = layers(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state.float()
-            if means:  # The sum has the direction of the mean; earlier versions stored its bytes.
-                return half_units((hidden * mask[:, :, None]).sum(dim=1)[:, : model.dimension])
-            features = {"token_embeddings": hidden, "attention_mask": mask}
-            for module in after:
-                features = module(features)
-            return half_units(features["sentence_embedding"][:, : model.dimension])
+            return half_units(load()(ids, mask)[:, :dimension])
 
-    def backend(tokens: int, parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
+    def backend(parts: Iterable[packing.Rows]) -> Iterator[Vectors]:
+        load()  # Once, before threads need it.
         threads = device.cores() if where == "cpu" else 1
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for part in parts:
-                vectors = np.empty((len(part), model.dimension), np.float16)
+                vectors = np.empty((len(part), dimension), np.float16)
                 batches = list(packing.batches(part.lengths, tokens))
                 for chosen, found in zip(batches, pool.map(partial(embed, part), batches), strict=True):
                     vectors[chosen] = found
                 yield vectors
 
-    return lambda tokens: partial(backend, tokens)
+    return backend
+
+
+def padded_layers(model: Model, dtype: str, where: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The layers of ``model`` in ``dtype``, and the modules of sentence-transformers behind them in float32."""
+    means = pooling.is_plain_mean(model)
+    layers = _replica(model, dtype, where)
+    after = [copy.deepcopy(module).float().to(where) for module in list(model.network)[1:]]
+
+    def vectors(ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = layers(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state.float()
+        if means:  # The sum has the direction of the mean; earlier versions stored its bytes.
+            return (hidden * mask[:, :, None]).sum(dim=1)
+        features = {"token_embeddings": hidden, "attention_mask": mask}
+        for module in after:
+            features = module(features)
+        return features["sentence_embedding"]
+
+    return vectors
 
 
 def packed(load: Callable[[str], tuple[Hidden, pooling.Pool]], devices: Sequence[str], tokens: int) -> Backend:

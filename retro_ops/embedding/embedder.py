@@ -1,9 +1,9 @@
 """Embeds chunks with a sentence-transformer: by the fastest backend whose vectors are those of ``encode``."""
 
-import hashlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.tokens import model_inputs, packing
 from retro_ops.tokens.encoders import Encoding, exact
-from retro_ops.tokens.tokenizer import Tokenizer
+from retro_ops.tokens.tokenizer import Tokenizer, text_digest
 
 BATCH_ROWS = {"cpu": 16, "cuda": 8192}
 """Fastest number of chunks at a time, of ROW_TOKENS ids each: they stay in the cache of a core, or fill a GPU."""
@@ -54,7 +54,7 @@ class Embedder:
     def __init__(self, model: Model, where: device.Device, batch_size: int | None = None) -> None:
         self.model = model
         self.device = where
-        self._batch_rows = batch_size or BATCH_ROWS[where.chosen]
+        self._requested_rows = batch_size
         self._backend: Backend | None = None
         self._encode: Encode | None = None
         self.how: dict[str, str] = {}
@@ -62,29 +62,34 @@ class Embedder:
 
     def prepare(self) -> None:
         """Choose the fastest backend whose vectors are those of sentence-transformers."""
-        refusal = _refusal(self.model)
-        encode = Encode(self.model, self.device.chosen)
-        wanted = encode.reference(list(SAMPLE))
+        encode = Encode(self.model, self.device.chosen, self._requested_rows)
+        reference = encode.reference(list(SAMPLE))
+        refusal = _refusal(self.model) or self._choose_backend(reference)
         if refusal is None:
-            sample = exact(self.encoding)(list(self._prompted(SAMPLE)))
-            for candidate in self._candidates():
-                backend, refusal = self._tried(candidate, sample, wanted)
-                if backend:
-                    self._backend = backend
-                    precision = candidate.precision
-                    self.how = {"way": candidate.name, "dtype": precision.dtype, "why": precision.why}
-                    return
-                say(f"{refusal}: not used", logging.WARNING, event="way_refused")
+            return
         self._encode = encode
-        dtype = encode.choose_dtype(
-            list(SAMPLE), wanted, LEAST_COSINE, [of.dtype for of in _precisions(self.model, self.device.chosen)]
-        )
-        self.how = {"way": "encode", "dtype": dtype, "why": str(refusal)}
+        dtypes = [precision.dtype for precision in _precisions(self.model, self.device.chosen)]
+        dtype = encode.choose_dtype(list(SAMPLE), reference, LEAST_COSINE, dtypes)
+        self.how = {"way": "encode", "dtype": dtype, "why": refusal}
         say(
             f"falling back to the slower encode of sentence-transformers: {refusal}",
             logging.WARNING,
             event="way_encode",
         )
+
+    def _choose_backend(self, reference: NDArray[np.float32]) -> str | None:
+        """Take the first backend that gives ``reference``. None, or the reason why the last one does not."""
+        self._check_prompt()
+        sample = exact(self.encoding)(list(self._prompted(SAMPLE)))
+        refusal = "there is no backend for it"
+        for candidate in self._candidates():
+            self._backend, refusal = self._tried(candidate, sample, reference)
+            if self._backend:
+                precision = candidate.precision
+                self.how = {"way": candidate.name, "dtype": precision.dtype, "why": precision.why}
+                return None
+            say(f"{refusal}: not used", logging.WARNING, event="way_refused")
+        return refusal
 
     def inputs(
         self, tokenizer: Tokenizer, how: str, *, fast: bool = True
@@ -109,20 +114,20 @@ class Embedder:
             return partial(model_inputs.texts, tokenizer.decoding)
         return partial(model_inputs.reencoder, tokenizer.decoding, self.encoding, self.model.prompt, fast)
 
-    def vectors(self, inputs: Iterable[Any]) -> Iterator[Vectors]:
+    def vectors(self, inputs: Iterable[Any], first: int = 0) -> Iterator[Vectors]:
         """Embeddings of the rows of ``inputs``, in order: arrays float16 ``[n, dimension]`` of some rows each.
 
-        BadInputError if the model gives NaN.
+        BadInputError if the model gives NaN; ``first``: number of the first row in its file.
         """
         assert self._backend or self._encode
         found = self._backend(inputs) if self._backend else self._encode(inputs)  # type: ignore[misc]
-        done = 0
+        done = first
         for vectors in found:
             bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
             if len(bad):
                 raise BadInputError(
-                    f"the model gives NaN for chunk {done + int(bad[0]):,} (counted from where this run began)",
-                    "check the model's weights, or use a model whose numbers fit in half precision",
+                    f"the model gives NaN for chunk {done + int(bad[0]):,}",
+                    "check the model's weights, or use a model whose values do not overflow half precision",
                 )
             done += len(vectors)
             yield vectors
@@ -130,7 +135,7 @@ class Embedder:
     @property
     def tokenizer_digest(self) -> str:
         """Digest of the model's tokenizer, comparable with that of a ``Tokenizer``."""
-        return hashlib.sha256(self.encoding.json.encode()).hexdigest()[:16]
+        return text_digest(self.encoding.json)
 
     @property
     def encoding(self) -> Encoding:
@@ -141,24 +146,33 @@ class Embedder:
         backend.no_padding()
         return Encoding(backend.to_str(), self.model.longest)
 
+    def _check_prompt(self) -> None:
+        """BadInputError if the prompt fills what the model reads, so that all texts would be cut away."""
+        ids = exact(replace(self.encoding, longest=None))([self.model.prompt]).lengths[0]
+        if self.model.prompt and ids >= self.model.longest:
+            raise BadInputError(
+                f"the prompt has {ids:,} ids, but the model reads {self.model.longest:,} of a text",
+                "give a shorter --embed-prompt",
+            )
+
     def _prompted(self, texts: Iterable[str]) -> Iterator[str]:
         return (self.model.prompt + text for text in texts)
 
     def _tried(
-        self, candidate: Candidate, sample: packing.Rows, wanted: NDArray[np.float32]
+        self, candidate: Candidate, sample: packing.Rows, reference: NDArray[np.float32]
     ) -> tuple[Backend | None, str]:
         """A backend with the vectors of ``encode``, in batches that fit in memory; or None and the reason."""
         name = f"{candidate.name} in {candidate.precision.dtype}"
-        tokens = self._batch_rows * ROW_TOKENS
-        # No row may be longer than a batch.
+        # No row may be longer than a packed batch.
+        longest = self.model.longest if self.device.chosen == "cuda" else int(sample.lengths.max())
+        tokens = max((self._requested_rows or BATCH_ROWS[self.device.chosen]) * ROW_TOKENS, longest)
         least = max(min(trial.LEAST_TOKENS, tokens), int(sample.lengths.max()))
         try:
-            cosine = trial.least_cosine(candidate.make(least), sample, wanted)
+            cosine = trial.least_cosine(candidate.make(least), sample, reference)
             if not cosine >= LEAST_COSINE:
                 return None, f"{name} gives other vectors (cosine {cosine:.4f})"
-            tokens = max(tokens, least)
             fitting = trial.fitting_tokens(candidate.make, sample, least, tokens, self.device.chosen)
-            if fitting < min(self.model.longest, tokens):
+            if fitting < longest:
                 return None, f"{name} needs too much memory for rows of {self.model.longest:,} ids"
         except Exception as error:  # Of an unknown model or library version: another backend may work.
             return None, f"{name} fails: {error or type(error).__name__}"
@@ -177,12 +191,13 @@ class Embedder:
             count = f"{len(devices)} GPU{'s' if len(devices) > 1 else ''}"
             for name, layers in (("packed, own layers", backends.own_layers), ("packed", backends.its_layers)):
                 for precision in precisions:
-                    load = partial(layers, model, precision.dtype)
+                    load = functools.cache(partial(layers, model, precision.dtype))
                     yield Candidate(f"{name}, {count}", precision, partial(backends.packed, load, devices))
         assert model.tokenizer
         pad_id = int(model.tokenizer.pad_token_id or 0)
         for precision in precisions:
-            yield Candidate("padded", precision, backends.padded(model, precision.dtype, where, pad_id))
+            load_padded = functools.cache(partial(backends.padded_layers, model, precision.dtype, where))
+            yield Candidate("padded", precision, partial(backends.padded, load_padded, model.dimension, where, pad_id))
 
 
 def _precisions(model: Model, chosen: str) -> list[device.Precision]:
@@ -204,6 +219,9 @@ def _refusal(model: Model) -> str | None:
         return f"its first module is {model.modules[0]}"
     if model.tokenizer is None:
         return "its tokenizer has no tokenizer.json"
+    rope = getattr(model.transformer.config, "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+        return "its rotation depends on the longest row of a batch"
     if model.prompt and not all(getattr(module, "include_prompt", True) for module in model.network):
         return "it leaves the prompt out of the pooling"
     return None

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from retro_ops.tokens.tokenizer import LOADING_HINT
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Names of prompts for documents, in the order in which ``encode_document`` of sentence-transformers looks for them."""
 
-PICKLED_WEIGHTS = "pytorch_model*.bin"
-DEFAULT_LONGEST = 512
+LIMIT = 16_384
+"""More ids than any chunk has; a batch must hold as many."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Model:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights as they are stored."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.network.parameters())
+        """Size of the weights in float32."""
+        return 4 * sum(int(parameter.numel()) for parameter in self.network.parameters())
 
     @property
     def stored_dtype(self) -> str:
@@ -84,8 +83,8 @@ def open_model(
     """The model ``name``, a hub name or local folder.
 
     ``prompt``: the name of one of its prompts, or a text; None: its own prompt for documents. ``dimensions``: keeps the
-    first of each vector, for models trained for it. No pickled weights are loaded, and no code of the model runs unless
-    ``trust_remote_code``. ConfigurationError if it cannot be loaded.
+    first dimensions of each vector, for models trained for it. No code of the model runs unless ``trust_remote_code``.
+    ConfigurationError if it cannot be loaded or has pickled weights.
     """
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
@@ -98,27 +97,31 @@ def open_model(
                 name,
                 device="cpu",
                 trust_remote_code=trust_remote_code,
-                truncate_dim=dimensions,
-                model_kwargs={"use_safetensors": True},
+                # Kernels of the hub, which a model can ask for, are code too.
+                model_kwargs={"use_safetensors": True, "allow_all_kernels": False},
             )
         if refused:
             raise ValueError(refused[0])
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # Of a damaged or unknown model: loading raises any type.
         raise ConfigurationError(f"cannot load model {name!r}: {error}", _hint(str(error))) from error
-    network.eval()
-    whole = _whole_dimension(network, name)
+    return _opened(network.eval(), name, prompt, dimensions)
+
+
+def _opened(network: Any, name: str, prompt: str | None, dimensions: int | None) -> Model:
+    own = network.truncate_dim
+    network.truncate_dim = None
+    whole = int(network.get_embedding_dimension() or 0)
+    if not whole:
+        raise BadInputError(f"model {name!r} gives no vectors of a fixed size", "use a model that embeds texts")
     if dimensions is not None and dimensions > whole:
         raise BadInputError(
-            f"--embed-dimensions is {dimensions}, but {name!r} has {whole}", f"give a number of 1 to {whole}"
+            f"--embed-dimensions is {dimensions}, but {name!r} has {whole}", f"give a number from 1 to {whole}"
         )
+    network.truncate_dim = kept = dimensions or own or whole
     text = _prompt(network, prompt)
-    return Model(
-        network,
-        text,
-        _digest(network, text, dimensions),
-        dimensions or whole,
-        _longest(network),
-    )
+    # What the model does by itself was not in the digest of earlier versions.
+    changed = [text if text != _default_prompt(network) else None, kept if kept != (own or whole) else None]
+    return Model(network, text, _digest(network, changed), kept, _longest(network))
 
 
 def chosen_model(parameters: Parameters) -> Model:
@@ -134,22 +137,21 @@ def _prompt(network: Any, requested: str | None) -> str:
     prompts: dict[str, str] = network.prompts or {}
     if requested is not None:
         return str(prompts.get(requested, requested))
-    for name in (*DOCUMENT_PROMPTS, network.default_prompt_name):
+    for name in DOCUMENT_PROMPTS:
         if prompts.get(name):
             return str(prompts[name])
-    return ""
+    return _default_prompt(network)
 
 
-def _whole_dimension(network: Any, name: str) -> int:
-    with network.truncate_embeddings(None):
-        found = network.get_embedding_dimension()
-    if not found:
-        raise BadInputError(f"model {name!r} gives no vectors of a fixed size", "use a model that embeds texts")
-    return int(found)
+def _default_prompt(network: Any) -> str:
+    return str((network.prompts or {}).get(network.default_prompt_name) or "")
 
 
-def _digest(network: Any, prompt: str, dimensions: int | None) -> str:
-    """SHA-256 over module types, their settings and all weights: independent of where the model is stored."""
+def _digest(network: Any, changed: list[Any]) -> str:
+    """SHA-256 over module types, their settings and all weights: independent of where the model is stored.
+
+    ``changed``: prompt and dimensions where they differ from the model's own, else nothing.
+    """
     import torch
 
     digest = hashlib.sha256()
@@ -162,15 +164,14 @@ def _digest(network: Any, prompt: str, dimensions: int | None) -> str:
         digest.update(name.encode())
         # NumPy has no bfloat16.
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-    if prompt or dimensions:  # Both are younger than this digest.
-        digest.update(json.dumps([prompt, dimensions]).encode())
+    if changed != [None, None]:
+        digest.update(json.dumps(changed).encode())
     return digest.hexdigest()[:16]
 
 
 def _longest(network: Any) -> int:
-    """What the model reads of a text; without a limit, enough for any chunk of the usual sizes."""
-    found = getattr(network, "max_seq_length", None)
-    return int(found) if found and math.isfinite(found) else DEFAULT_LONGEST
+    """Number of ids that the model reads of a text, or LIMIT: transformers says 10^30 where there is no limit."""
+    return int(min(getattr(network, "max_seq_length", None) or LIMIT, LIMIT))
 
 
 @contextlib.contextmanager
@@ -192,15 +193,17 @@ def _refused_code() -> Iterator[list[str]]:
 
 
 def _refuse_pickles(name: str) -> None:
-    """Pickled weights can contain code, so a local folder must hold them as safetensors."""
+    """Pickled weights can contain code, so a local folder must hold them as safetensors, in every folder of a module.
+
+    Models of the hub: transformers is told to load safetensors only; other modules read theirs with ``weights_only``.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return
-    for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        pickles = sorted(inner.glob(PICKLED_WEIGHTS))
-        if pickles and not any(inner.glob("*.safetensors")):
+    for pickled in sorted(folder.rglob("pytorch_model*.bin")):
+        if not any(pickled.parent.glob("model*.safetensors")):
             raise ConfigurationError(
-                f"{pickles[0]} is pickled, and pickled weights can contain code",
+                f"{pickled} is pickled, and pickled weights can contain code",
                 "save the model with safetensors: SentenceTransformer(NAME).save_pretrained(FOLDER), on a machine "
                 "where its code may run",
             )

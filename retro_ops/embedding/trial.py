@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ SHARE_OF_MEMORY = 0.5
 """Share of the free memory of host and GPU that a trial may take."""
 
 
-def least_cosine(backend: Backend, sample: Rows, wanted: NDArray[np.float32]) -> float:
+def least_cosine(backend: Callable[[list[Any]], Iterable[Any]], sample: Any, wanted: NDArray[np.float32]) -> float:
     """Least cosine of the vectors of ``sample`` with ``wanted`` float32 ``[rows, d]``; -1 where one is NaN."""
     found = np.concatenate(list(backend([sample]))).astype(np.float32)
     return float(np.nan_to_num((found * wanted).sum(axis=1), nan=-1.0).min())
@@ -42,7 +43,7 @@ def fitting_tokens(make: Callable[[int], Backend], sample: Rows, least: int, mos
         try:
             needed = _share_used(lambda size=larger: _run(make(size), sample, size), chosen)  # type: ignore[misc]
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             break
         if used > 1e-3:  # Less is noise.
@@ -100,6 +101,6 @@ def _free_on_host() -> int:
     return max(free, os.sysconf("SC_PAGE_SIZE"))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Of the GPU, or of torch's allocator on the CPU, which raises a plain RuntimeError."""
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error)

@@ -78,7 +78,7 @@ class Work:
     chunk_operations: float
     """Multiplications and additions of the model for a chunk."""
     model_bytes: int
-    """Size of the model's weights."""
+    """Size of the model's weights in float32."""
     token_bytes: int
     dimension: int
     num_neighbours: int
@@ -177,7 +177,7 @@ def _growing(stage: str, work: Work, index: Index) -> int:
     """Peak memory that grows with the data."""
     whole = work.total * index.bytes_per_vector + _centroids(work, index)
     if stage == "embed-chunks":
-        # Besides the weights as they are stored: a copy in float32 to compare with, and the one that computes.
+        # Besides the weights as they are stored: a copy in float32 to compare with, or the one that computes.
         return 2 * max(0, work.model_bytes - USUAL_MODEL_BYTES)
     if stage == "train-faiss-index":
         return index.training_vectors * work.dimension * 4

@@ -219,8 +219,7 @@ class Parameters:
     )
     embed_prompt: str | None = _text(
         None,
-        "Text that the model reads before each chunk, such as `passage: `, or the name of one of the model's prompts; "
-        "an empty text for none.",
+        "Text that the model reads before each chunk, such as `passage: `, or the name of one of the model's prompts.",
         EMBEDDING,
         title="Prompt",
         unset="the model's own prompt for documents, if it has one",
@@ -241,9 +240,10 @@ class Parameters:
     trust_remote_code: bool = _define(
         False,
         "flag",
-        "Run Python code that the model contains. Without it, such a model is refused.",
+        "Run Python code that the model contains. Without it, such a model is refused. No plan holds it.",
         EMBEDDING,
         read_by=("embed-chunks",),
+        kept_on_refresh=False,
         added_later=True,
     )
     batch_size: int | None = _integer(
@@ -502,6 +502,10 @@ def values_for(stage: str, chosen: Parameters) -> dict[str, Any]:
     return {name: getattr(chosen, name) for name in read_by(stage)}
 
 
+NEVER_PLANNED = ("trust_remote_code",)
+"""Whoever can write to the store could give themselves what these allow."""
+
+
 def set_later(chosen: Parameters, stage: str) -> Iterator[list[Any]]:
     """[name, value] of later parameters that decide ``stage`` and are not at their default."""
     for name, parameter in PARAMETERS.items():
@@ -514,8 +518,13 @@ def as_written(chosen: Parameters) -> dict[str, Any]:
     return {
         name: getattr(chosen, name)
         for name, parameter in PARAMETERS.items()
-        if not (parameter.added_later and _is_default(chosen, name))
+        if name not in NEVER_PLANNED and not (parameter.added_later and _is_default(chosen, name))
     }
+
+
+def from_written(document: dict[str, Any]) -> Parameters:
+    """The parameters that a plan holds as ``document``."""
+    return Parameters(**{name: value for name, value in document.items() if name not in NEVER_PLANNED})
 
 
 def _is_default(chosen: Parameters, name: str) -> bool:

@@ -246,7 +246,7 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
         plan = Plan(
             dataset=check_name("dataset", document["dataset"]),
             root=document["root"],
-            parameters=Parameters(**document["parameters"]),
+            parameters=parameters.from_written(document["parameters"]),
             identity=Identity(**document["identity"]),
             shards=tuple(_shard(s, uri) for s in document["shards"]),
             skipped=tuple(document["skipped"]),

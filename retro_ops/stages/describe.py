@@ -43,7 +43,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 def _work(
     plan: Plan,
-    tokenizer: Callable[[], Tokenizer],
+    load_tokenizer: Callable[[], Tokenizer],
     requested: str,
     expected: dict[str, Any] | None,
     repeats: dict[str, Any] | None,
@@ -51,7 +51,7 @@ def _work(
     from retro_ops.quality import card_page, measure
     from retro_ops.search import chunk_reader
 
-    where, words = device.choose(requested, "torch"), tokenizer()
+    where, tokenizer = device.choose(requested, "torch"), load_tokenizer()
     measured: dict[Split, dict[str, Any]] = {}
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
@@ -61,7 +61,7 @@ def _work(
         hardware = f"{where.chosen} ({where.why})"
         say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks on {hardware}")
         measured[split] = measure.measure(plan, split, chunks, drawn, where)
-        examples[split] = draw_examples(plan, split, chunks, drawn, words)
+        examples[split] = draw_examples(plan, split, chunks, drawn, tokenizer)
     figures = card(plan, measured, examples, expected, repeats)
     outputs = [
         store.write(paths.card_uri(plan, "json"), (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()),

@@ -140,7 +140,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
         with (
             ahead(block for _, block in chunks.blocks(rows, unfinished.end)) as blocks,
             ahead(in_order(prepare, blocks, processes)) as inputs,
-            ahead(embedder.vectors(inputs)) as found,
+            ahead(embedder.vectors(inputs, unfinished.end)) as found,
         ):
             for embeddings in found:
                 out.append(embeddings)

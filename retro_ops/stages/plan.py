@@ -73,6 +73,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     store.write(paths.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
     if models and not plan.base:
         write_estimate(plan, *models, arguments.output)
+    store.at(arguments.output).delete(paths.tokenizer_uri(arguments.output))  # Of an earlier try.
     if models:
         store_for_tasks(models[0], arguments.output)
     write_plan(plan, arguments.output)

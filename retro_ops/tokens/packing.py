@@ -113,6 +113,8 @@ def pack(parts: Iterable[Rows], tokens: int, most_rows: int) -> Iterator[Packed]
         waiting = Rows(np.concatenate((waiting.ids, part.ids)), np.concatenate((waiting.lengths, part.lengths)))
         while True:
             count = _fitting(waiting, tokens, most_rows)
+            if not count and len(waiting):
+                raise ValueError(f"a row of {waiting.lengths[0]:,} ids does not fit in a batch of {tokens:,}")
             if count == len(waiting):
                 break  # More may fit.
             yield _packed(waiting, count, tokens, most_rows)

@@ -26,14 +26,14 @@ class Tokenizer:
     its content, wherever it is stored.
     """
 
-    def __init__(self, json: str, pad_id: int, *, cleans_up: bool) -> None:
+    def __init__(self, content: str, pad_id: int, *, cleans_up: bool) -> None:
         from tokenizers import Tokenizer as Backend
 
-        self.json, self.pad_id, self.cleans_up = json, pad_id, cleans_up
-        self.backend: Any = Backend.from_str(json)
+        self.json, self.pad_id, self.cleans_up = content, pad_id, cleans_up
+        self.backend: Any = Backend.from_str(content)
         ids = self.backend.get_vocab(with_added_tokens=True).values()
         self.vocabulary_size: int = max(max(ids, default=0), pad_id) + 1
-        self.digest = hashlib.sha256(json.encode()).hexdigest()[:16]
+        self.digest = text_digest(content)
 
     @classmethod
     def load(cls, name: str, pad_id: int | None = None) -> "Tokenizer":
@@ -87,7 +87,7 @@ class Tokenizer:
 
 def store_for_tasks(tokenizer: Tokenizer, plan_location: str) -> None:
     """Write ``tokenizer`` beside the plan, for ``planned``."""
-    content = {"tokenizer": tokenizer.json, "pad_id": tokenizer.pad_id, "cleans_up": tokenizer.cleans_up}
+    content = {"tokenizer": tokenizer.json, "cleans_up": tokenizer.cleans_up}
     store.write(paths.tokenizer_uri(plan_location), json.dumps(content).encode())
 
 
@@ -97,9 +97,14 @@ def planned(plan_location: str, plan: Plan) -> Tokenizer:
     if store.exists(uri):
         content = load_json(store.read(uri), uri)
         text = str(content["tokenizer"])
-        if hashlib.sha256(text.encode()).hexdigest()[:16] == plan.identity.tokenizer_digest:
-            return Tokenizer(text, int(content["pad_id"]), cleans_up=bool(content["cleans_up"]))
+        if text_digest(text) == plan.identity.tokenizer_digest:
+            return Tokenizer(text, plan.identity.pad_id, cleans_up=bool(content["cleans_up"]))
     return Tokenizer.load(plan.parameters.tokenizer, plan.parameters.pad_id)
+
+
+def text_digest(text: str) -> str:
+    """Identifies a tokenizer by its ``tokenizer.json``."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def name_digest(name: str) -> str:

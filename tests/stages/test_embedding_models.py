@@ -107,6 +107,49 @@ def test_a_pooling_without_the_prompt_is_left_to_encode(words: Any, tmp_path: Pa
     assert cosines(embedded(embedder, TEXTS), wanted).min() > 0.998
 
 
+def test_no_prompt_wins_over_the_models_default(words: Any, tmp_path: Path) -> None:
+    folder = Path(tiny_models.write(tmp_path, "Bert", words, prompts={"about": "about: "}))
+    _change(folder / "config_sentence_transformers.json", default_prompt_name="about")
+    by_default, without = prepared(str(folder)), prepared(str(folder), "")
+    assert (by_default.model.prompt, without.model.prompt) == ("about: ", "")
+    assert by_default.how["way"] == without.how["way"] == "padded"
+    assert by_default.model.digest != without.model.digest
+    wanted = encoded(str(folder), TEXTS, prompt="")
+    assert cosines(embedded(without, TEXTS), wanted).min() > 0.998
+
+
+def test_dimensions_of_the_models_own_settings_are_kept(words: Any, tmp_path: Path) -> None:
+    folder = Path(tiny_models.write(tmp_path, "Bert", words))
+    whole = open_model(str(folder)).digest
+    _change(folder / "config_sentence_transformers.json", truncate_dim=16)
+    embedder = prepared(str(folder))
+    assert embedder.model.dimension == embedded(embedder, TEXTS).shape[1] == 16
+    assert embedder.model.digest == whole, "as in earlier versions"
+    assert open_model(str(folder), dimensions=24).dimension == 24
+
+
+def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(words: Any, tmp_path: Path) -> None:
+    folder = tiny_models.write(tmp_path, "Bert", words, longest=16)
+    with pytest.raises(BadInputError, match="the prompt has 30 ids, but the model reads 16 of a text"):
+        prepared(folder, "about " * 28)
+
+
+def test_a_model_that_says_no_limit_reads_any_chunk(words: Any, tmp_path: Path) -> None:
+    folder = Path(tiny_models.write(tmp_path, "Llama", words))
+    _change(folder / "sentence_bert_config.json", max_seq_length=int(1e30))
+    embedder = prepared(str(folder))
+    assert embedder.model.longest == 16_384
+    assert embedder.how["way"] == "padded"
+
+
+def test_a_damaged_model_is_named(words: Any, tmp_path: Path) -> None:
+    folder = Path(tiny_models.write(tmp_path, "Bert", words))
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigurationError, match="cannot load model"):
+        open_model(str(folder))
+
+
 def test_the_first_dimensions_are_kept(words: Any, tmp_path: Path) -> None:
     folder = tiny_models.write(tmp_path, "Bert", words)
     embedder = prepared(folder, dimensions=16)
@@ -256,6 +299,7 @@ def test_encode_halves_its_batch_when_memory_is_short(
     monkeypatch.setattr(Embedder, "_candidates", lambda _: iter(()))
     embedder = prepared(folder)
     assert embedder._encode
+    assert embedder._encode._rows == 16
     network, sizes = embedder._encode._network, []
     forward: Callable[..., Any] = network.forward
 

@@ -179,3 +179,9 @@ def test_stages_take_their_parameters_as_flags_in_the_order_of_the_table() -> No
         *("index_type", "index_memory", "index_too_small", "max_training_vectors", "seed", "device", "memory_budget"),
     )
     assert read_by("write-specs") == ()
+
+
+def test_a_plan_never_allows_code_of_a_model() -> None:
+    allowed = Parameters(trust_remote_code=True)
+    assert "trust_remote_code" not in parameters.as_written(allowed)
+    assert not parameters.from_written({**parameters.as_written(allowed), "trust_remote_code": True}).trust_remote_code

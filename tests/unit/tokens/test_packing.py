@@ -1,6 +1,7 @@
 """Grouping rows for a model, against the plainest statement of it."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,3 +58,9 @@ def test_wrapped_chunks_lose_special_ids_and_what_is_too_long(
     wanted = [before + [token for token in chunk if token not in (0, 7)][:room] + after for chunk in chunks]
     assert [row.tolist() for row in np.split(found.ids, found.starts[1:-1])][: len(wanted)] == wanted
     assert found.lengths.tolist() == [len(row) for row in wanted]
+
+
+def test_a_row_that_fits_in_no_batch_is_an_error() -> None:
+    rows = packing.Rows(np.zeros(600, np.int32), np.array([600], np.int32))
+    with pytest.raises(ValueError, match="a row of 600 ids does not fit in a batch of 512"):
+        list(packing.pack([rows], 512, 16))
