@@ -21,8 +21,11 @@ from retro_ops.compute import device
 from retro_ops.embedding.embedder import Embedder
 from retro_ops.embedding.model import open_model
 from retro_ops.tokens.encoders import exact
+from retro_ops.tokens.packing import Rows
 
 WORDS = 31
+BLOCK_ROWS = 8192
+"""Rows that the stage gives to a GPU at a time."""
 
 
 def texts(count: int) -> list[str]:
@@ -33,7 +36,7 @@ def texts(count: int) -> list[str]:
 
 def peak(where: str) -> float:
     """Operations per second of a large product in half precision."""
-    side, dtype = (8192, torch.bfloat16) if where == "cuda" else (1024, torch.float32)
+    side, dtype = (8192, torch.bfloat16) if where == "cuda" else (1024, getattr(torch, device.precision(where).dtype))
     a, b = (torch.randn(side, side, dtype=dtype, device=where) for _ in range(2))
     seconds = []
     for _ in range(12):
@@ -97,7 +100,9 @@ def measured(folder: str, where: device.Device, sample: list[str], seconds: floa
         inputs = exact(embedder.encoding)([embedder.model.prompt + text for text in sample])
         ids = float(inputs.lengths.mean())
     found = np.concatenate(list(embedder.vectors([inputs])))
-    rate = _rate(embedder, inputs, len(sample), seconds)
+    repeats = 1 if ids == 0 or where.chosen == "cpu" else -(-BLOCK_ROWS // len(sample))
+    block = Rows(np.tile(inputs.ids, repeats), np.tile(inputs.lengths, repeats)) if repeats > 1 else inputs
+    rate = _rate(embedder, block, len(sample) * repeats, seconds)
     of_encode, wanted = rate_of_encode(embedder, sample)
     cosine = float((found.astype(np.float32) * wanted).sum(1).min())
     done = rate * embedder.model.operations(round(ids))
