@@ -45,10 +45,8 @@ def _bert(module: Any, longest: int) -> Transformer:
         )
         for of in module.encoder.layer
     ]
-    words = embeddings.word_embeddings.weight
-    typed = (words.float() + embeddings.token_type_embeddings.weight[0].float()).to(words.dtype)
     positions = _positions(embeddings.position_embeddings.weight, 0 if first is None else first + 1, longest)
-    return _post_norm(typed, positions, embeddings.LayerNorm, parts, shared)
+    return _post_norm(_typed_words(embeddings), positions, embeddings.LayerNorm, parts, shared)
 
 
 def _distilbert(module: Any, longest: int) -> Transformer:
@@ -123,9 +121,7 @@ def _nomic(module: Any, longest: int) -> Transformer:
         )
         for of in module.layers
     ]
-    words = embeddings.word_embeddings.weight
-    typed = (words.float() + embeddings.token_type_embeddings.weight[0].float()).to(words.dtype)
-    return Transformer(typed, None, 1.0, Norm.of(embeddings.LayerNorm), layers, None)
+    return Transformer(_typed_words(embeddings), None, 1.0, Norm.of(embeddings.LayerNorm), layers, None)
 
 
 def _modernbert(module: Any, longest: int) -> Transformer:
@@ -137,9 +133,8 @@ def _modernbert(module: Any, longest: int) -> Transformer:
     layers = []
     for of in module.layers:
         reach = config.sliding_window if of.attention_type == "sliding_attention" else None
-        heads = _heads(
-            config.num_attention_heads, width, back=reach, ahead=reach, rotary=rotary[of.attention_type]
-        )  # fmt: skip
+        turns = rotary[of.attention_type]
+        heads = _heads(config.num_attention_heads, width, back=reach, ahead=reach, rotary=turns)
         layers.append(
             PreNorm(
                 None if isinstance(of.attn_norm, torch.nn.Identity) else Norm.of(of.attn_norm),
@@ -223,6 +218,13 @@ ARCHITECTURES: dict[str, Callable[[Any, int], Transformer]] = {
 def _require(holds: bool, reason: str) -> None:
     if not holds:
         raise UnsupportedError(reason)
+
+
+def _typed_words(embeddings: Any) -> Tensor:
+    """The vectors of words with that of the first token type, the only one that a single text has."""
+    words = embeddings.word_embeddings.weight
+    typed: Tensor = (words.float() + embeddings.token_type_embeddings.weight[0].float()).to(words.dtype)
+    return typed
 
 
 def _post_norm(words: Tensor, positions: Tensor, norm: Any, parts: list[Any], heads: Heads) -> Transformer:

@@ -79,8 +79,9 @@ class Embedder:
 
     def _choose_backend(self, reference: NDArray[np.float32]) -> str | None:
         """Take the first backend that gives ``reference``. None, or the reason why the last one does not."""
-        self._check_prompt()
-        sample = exact(self.encoding)(list(self._prompted(SAMPLE)))
+        if self.model.prompt:
+            self._check_prompt()
+        sample = exact(self.encoding)([self.model.prompt + text for text in SAMPLE])
         refusal = "there is no backend for it"
         for candidate in self._candidates():
             self._backend, refusal = self._tried(candidate, sample, reference)
@@ -137,7 +138,7 @@ class Embedder:
         """Digest of the model's tokenizer, comparable with that of a ``Tokenizer``."""
         return text_digest(self.encoding.json)
 
-    @property
+    @functools.cached_property
     def encoding(self) -> Encoding:
         """The model's tokenizer without padding, cut at what the model reads."""
         assert self.model.tokenizer
@@ -149,14 +150,11 @@ class Embedder:
     def _check_prompt(self) -> None:
         """BadInputError if the prompt fills what the model reads, so that all texts would be cut away."""
         ids = exact(replace(self.encoding, longest=None))([self.model.prompt]).lengths[0]
-        if self.model.prompt and ids >= self.model.longest:
+        if ids >= self.model.longest:
             raise BadInputError(
                 f"the prompt has {ids:,} ids, but the model reads {self.model.longest:,} of a text",
                 "give a shorter --embed-prompt",
             )
-
-    def _prompted(self, texts: Iterable[str]) -> Iterator[str]:
-        return (self.model.prompt + text for text in texts)
 
     def _tried(
         self, candidate: Candidate, sample: packing.Rows, reference: NDArray[np.float32]

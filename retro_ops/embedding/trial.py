@@ -29,7 +29,7 @@ def fitting_tokens(make: Callable[[int], Backend], sample: Rows, least: int, mos
 
     1. Run a batch of ``least`` ids and measure the memory that it takes on the host and on the GPU.
     2. Predict what a batch ``GROWTH`` times as large would take: from the growth in the last step, and at first as if
-       memory grew with the square. Stop if that is more than ``SHARE_OF_MEMORY`` of what is free.
+       memory grew with the square of the batch. Stop if it exceeds ``SHARE_OF_MEMORY`` of the free memory.
     3. Run it, and go on from 2. A batch for which the memory does not suffice ends the search, too.
     """
     if least >= most:
@@ -60,7 +60,7 @@ def _run(backend: Backend, sample: Rows, tokens: int) -> None:
 
 
 def _share_used(run: Callable[[], None], chosen: str) -> float:
-    """The memory that ``run`` takes, as a share of what it may take; the larger one of host and GPU."""
+    """Peak memory of ``run`` as a fraction of its limit, on host or GPU, whichever is larger."""
     free = _free_on_host()
     before = _reset_peak()
     on_gpu = 0.0
