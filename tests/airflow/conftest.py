@@ -28,6 +28,26 @@ def stub_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def real_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stages of the stage environment behind the door; returns the folder of the door."""
+    from test_scheduler import REAL_STAGES, stage_settings
+
+    assert REAL_STAGES.exists(), f"{REAL_STAGES} is missing: make the stage environment first"
+    door = tmp_path / "door"
+    door.mkdir()
+    settings = {
+        "RETRO_STAGE_COMMAND": f"{sys.executable} {HERE / 'door_stage.py'}",
+        "RETRO_TEST_DOOR": str(door),
+        "RETRO_TEST_STAGE": str(REAL_STAGES),
+        "RETRO_JOBS_DIR": str(tmp_path / "jobs"),
+        **stage_settings(),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return door
+
+
+@pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Three training files and one for validation."""
     folder = tmp_path / "corpus"

@@ -2,17 +2,16 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from live_airflow import REPOSITORY
 from test_dag import load
-from test_scheduler import HERE, REAL_STAGES, stage_settings
+from test_repair import published
+from test_scheduler import REAL_STAGES, stage_settings
 
 from retro_ops.plan import paths
-from retro_ops.plan.plan import Plan, plan_from_json
 
 MAKE_MODEL = """
 import sys
@@ -27,28 +26,11 @@ tiny_models.write(Path(sys.argv[1]), "Bert", words, "cls", hidden_size=768, num_
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: None) -> dict[str, str]:
-    assert REAL_STAGES.exists(), f"{REAL_STAGES} is missing: make the stage environment first"
-    door = tmp_path / "door"
-    door.mkdir()
-    settings = {
-        "RETRO_STAGE_COMMAND": f"{sys.executable} {HERE / 'door_stage.py'}",
-        "RETRO_TEST_DOOR": str(door),
-        "RETRO_TEST_STAGE": str(REAL_STAGES),
-        "RETRO_JOBS_DIR": str(tmp_path / "jobs"),
-        **stage_settings(),
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    return settings
-
-
-@pytest.fixture
-def conf(tmp_path: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def conf(tmp_path: Path, real_stages: Path, airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     python = REAL_STAGES.parent / "python"
     with monkeypatch.context() as context:
         context.setenv("PYTHONPATH", str(REPOSITORY / "tests" / "support"))
-        arguments = [tmp_path / "made", settings["RETRO_MODEL"]]
+        arguments = [tmp_path / "made", stage_settings()["RETRO_MODEL"]]
         subprocess.run([python, "-c", MAKE_MODEL, *arguments], check=True, capture_output=True)
     put(tmp_path, "a")
     return {
@@ -71,12 +53,6 @@ def put(folder: Path, shard: str) -> None:
     (folder / f"corpus/{shard}.jsonl").write_text("".join(lines))
 
 
-def published(place: dict[str, Any]) -> Plan:
-    folder = Path(paths.dataset_folder(place["root"], place["dataset"]))
-    uri = str(folder / json.loads((folder / "current.json").read_text())["plan"])
-    return plan_from_json(Path(uri).read_text(), uri)
-
-
 def embedded(door: Path) -> list[str]:
     """Shards that were embedded since the last call."""
     journal = door / "journal"
@@ -88,7 +64,7 @@ def embedded(door: Path) -> list[str]:
 def test_a_prompt_is_kept_by_a_refresh_and_another_one_embeds_again(conf: dict[str, Any], tmp_path: Path) -> None:
     door = tmp_path / "door"
     assert str(load("retro_dataset").test(run_conf=conf).state) == "success"
-    first = published(conf)
+    _, first = published(conf)
     made = json.loads(Path(paths.report_uri(first, "embed-chunks", "a")).read_text())
     assert made["identity"]["dimension"] == first.identity.dimension == 768
     assert made["details"]["prompt"] == made["parameters"]["embed_prompt"] == "passage: "
@@ -97,13 +73,13 @@ def test_a_prompt_is_kept_by_a_refresh_and_another_one_embeds_again(conf: dict[s
     put(tmp_path, "b")
     place = {"root": conf["root"], "dataset": "d"}
     assert str(load("retro_refresh").test(run_conf=place).state) == "success"
-    second = published(conf)
+    _, second = published(conf)
     assert second.parameters.embed_prompt == "passage: "
     assert embedded(door) == ["b"], "the first shard is used as it is"
     assert paths.embeddings_uri(second, "a") == paths.embeddings_uri(first, "a")
 
     assert str(load("retro_refresh").test(run_conf={**place, "embed_prompt": "about: "}).state) == "success"
-    third = published(conf)
+    _, third = published(conf)
     assert embedded(door) == ["a", "b"]
     assert third.base is None
     place_flags = ["--root", conf["root"], "--dataset", "d"]

@@ -2,36 +2,23 @@
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_dag import load
-from test_scheduler import HERE, REAL_STAGES, stage_settings
+from test_scheduler import REAL_STAGES
 
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, plan_from_json
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: None) -> dict[str, Any]:
+def dataset(tmp_path: Path, real_stages: Path, airflow_database: None) -> dict[str, Any]:
     """Published by a refresh; a journal beside it has a line for every stage that was called."""
     from pydoc_data.topics import topics
 
-    assert REAL_STAGES.exists(), f"{REAL_STAGES} is missing: make the stage environment first"
-    door = tmp_path / "door"
-    door.mkdir()
-    settings = {
-        "RETRO_STAGE_COMMAND": f"{sys.executable} {HERE / 'door_stage.py'}",
-        "RETRO_TEST_DOOR": str(door),
-        "RETRO_TEST_STAGE": str(REAL_STAGES),
-        "RETRO_JOBS_DIR": str(tmp_path / "jobs"),
-        **stage_settings(),
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
     texts = [text[:1500] for _, text in sorted(topics.items())]
     (tmp_path / "corpus").mkdir()
     for number, name in enumerate("abc"):
@@ -40,7 +27,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: N
     place = {"root": str(tmp_path / "root"), "dataset": "d"}
     done = load("retro_refresh").test(run_conf={**place, "corpus": str(tmp_path / "corpus"), "index_type": "Flat"})
     assert str(done.state) == "success"
-    (door / "journal").unlink()
+    (real_stages / "journal").unlink()
     return place
 
 
