@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 from airflow_environment import REPOSITORY
-from live_airflow import LiveAirflow, Task, wait_for
+from live_airflow import LiveAirflow, Task, kill_session, wait_for
 
 from docker import APIClient
 
@@ -223,17 +223,30 @@ def test_out_of_memory_says_so_and_is_retried(airflow: LiveAirflow, corpus: str)
 def test_housekeeping_ends_an_orphaned_container(
     airflow: LiveAirflow, corpus: str, engine: APIClient, door: Path
 ) -> None:
+    def housekeeping(method: str, path: str = "", body: Any = None) -> Any:
+        return airflow.call(method, f"dags/retro_housekeeping{path}", body)
+
+    def is_idle() -> bool:
+        return all(run["state"] == "success" for run in housekeeping("GET", "/dagRuns")["dag_runs"])
+
+    # No scheduled run may come before the container is seen.
+    wait_for(is_idle)
+    housekeeping("PATCH", body={"is_paused": True})
+    wait_for(is_idle)
     (door / "hold.plan.-").touch()
     run = airflow.trigger(**conf(corpus, "orphan"))
     wait_in(door, "plan", "-")
     wait_for(lambda: airflow.states(run)["plan", -1] == "running")
-    # The worker is dead when the task is marked failed, so no process ends the container.
-    os.kill(airflow.tasks(run)["plan", -1]["pid"], signal.SIGKILL)
+    # The worker is dead when the task is marked failed, so no process ends the container. So is the scheduler, which
+    # would otherwise start a second try.
+    assert airflow.scheduler
+    kill_session(airflow.scheduler)
     airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
+    airflow.start_scheduler()
     airflow.finish(run)
     time.sleep(2)
     assert len(containers(engine)) == 1
-    sweep = airflow.call("POST", "dags/retro_housekeeping/dagRuns", {"logical_date": None})
+    housekeeping("PATCH", body={"is_paused": False})
+    sweep = housekeeping("POST", "/dagRuns", {"logical_date": None})
     wait_for(lambda: not containers(engine))
-    path = f"dags/retro_housekeeping/dagRuns/{sweep['dag_run_id']}"
-    wait_for(lambda: airflow.call("GET", path)["state"] == "success")
+    wait_for(lambda: housekeeping("GET", f"/dagRuns/{sweep['dag_run_id']}")["state"] == "success")
