@@ -15,6 +15,9 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
+# The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
+test-quick test-unit: export OMP_WAIT_POLICY := passive
+
 .PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
 
 help: ## List the targets

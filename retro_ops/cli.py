@@ -20,6 +20,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import retro_ops
+from retro_ops.compute.device import cores
 from retro_ops.errors import EXIT_OK, EXIT_USAGE, BadInputError, ConfigurationError, RetroError
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan.name_lists import split_names
@@ -155,13 +156,22 @@ def _missing_libraries() -> Iterator[None]:
         ) from error
 
 
+def _configure_libraries() -> None:
+    """Defaults of what libraries read from the environment when they are first imported."""
+    # Avoids a harmless warning of tokenizers when a worker forks after use.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # OpenMP sees the cores of the machine rather than the quota of the container. Threads that wait actively use up
+    # that quota, and beside other processes of a busy machine small searches take ten times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     called = next((word for word in words if not word.startswith("-")), None)
     configure_logging()
     signal.signal(signal.SIGTERM, _stop)
-    # Avoids a harmless warning of tokenizers when a worker forks after use.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    _configure_libraries()
     try:
         with _missing_libraries():
             arguments = _parser(called).parse_args(words)

@@ -9,7 +9,6 @@ the result is rounded once, to float32. Therefore results do not depend on how t
 integer, and no two candidates are equal: a plain partition or sort settles ties.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retro_ops.compute.device import cores
 from retro_ops.compute.fp16_scores import on
 
 Keys = NDArray[np.uint64]
@@ -115,7 +115,7 @@ def pair_distances(
     most vectors are needed many times.
     """
     out = np.empty(len(rows), np.float32)
-    threads = min(len(os.sched_getaffinity(0)), -(-len(rows) // PAIRS_PER_STEP))
+    threads = min(cores(), -(-len(rows) // PAIRS_PER_STEP))
 
     def every(first: int) -> None:
         for start in range(first * PAIRS_PER_STEP, len(rows), threads * PAIRS_PER_STEP):
