@@ -20,7 +20,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
-from retro_ops.search import chunk_reader, exact, open_index, reranking, seed_profile, tuning
+from retro_ops.search import brute_force, chunk_reader, exact, hits, open_index, reranking, seed_profile, tuning
 from retro_ops.search.queries import join, query_shard, sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,8 +56,9 @@ def prepare(folder: Path, model: str, index_type: str) -> Plan:
     return plan
 
 
-def plain_faiss(index: reranking.Index, queries: reranking.Queries, margin: int, nprobe: int, chunks: Ids) -> Ids:
+def plain_faiss(index: reranking.Index, queries: hits.Queries, margin: int, nprobe: int, chunks: Ids) -> Ids:
     """Neighbours in the order of the index, without hits of the same document."""
+    assert index.coarse, "a GPU searches whole vectors rather than codes"
     _, ids = index.coarse(queries.vectors.astype(np.float32), K + margin, nprobe)
     keep = (ids >= 0) & (chunks[np.maximum(ids, 0)] != queries.documents.view(np.int64)[:, None])
     return seed_profile.keep_first(ids, np.zeros(ids.shape, np.float32), keep, K).ids
@@ -84,7 +85,7 @@ def main() -> None:
     queries = join([sample([shard], each, seed=1) for shard in shards])
     owners = np.concatenate([block.documents for block in index.blocks(None)]).view(np.int64)
     start = time.monotonic()
-    truth, _ = exact.unpack(reranking.exact_search(queries, K, index.blocks).keys)
+    truth, _ = exact.unpack(brute_force.exact_search(queries, K, index.blocks).keys)
     exact_s = time.monotonic() - start
     print(f"{chunks.total:,} chunks, {arguments.index_type}, {len(queries):,} queries, k = {K}")
     print(f"{'search':44}{'recall@4':>10}{'full rows':>11}{'queries/s':>11}")

@@ -24,7 +24,7 @@ from retro_ops.compute.fp16_scores import prepare
 from retro_ops.index import faiss_index, filling, index_types, training
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.specs import IndexShard
-from retro_ops.search import chunk_reader, exact, open_index, reranking, seed_profile, tuning
+from retro_ops.search import chunk_reader, exact, hits, open_index, reranking, seed_profile, tuning
 from retro_ops.search.queries import query_shard, sample
 from retro_ops.stages.build_faiss_index import BLOCK_ROWS
 
@@ -40,21 +40,21 @@ def recall(found: Ids, truth: Ids) -> float:
     return float(hits.sum() / max(1, (truth >= 0).sum()))
 
 
-Find = Callable[[reranking.Queries], Ids]
+Find = Callable[[hits.Queries], Ids]
 
 TURNS = 4
 
 
 class Table:
-    def __init__(self, check: reranking.Queries, truth: Ids) -> None:
+    def __init__(self, check: hits.Queries, truth: Ids) -> None:
         self._check, self._truth = check, truth
         print(f"{'search':58}{'recall@4':>10}{'full rows':>11}{'queries/s':>12}")
 
-    def row(self, name: str, find: Find, queries: reranking.Queries) -> float:
+    def row(self, name: str, find: Find, queries: hits.Queries) -> float:
         """Print recall on the sample and rate on ``queries``; return the seconds."""
         return self.by_turns({name: find}, queries, turns=1)[0]
 
-    def by_turns(self, finds: dict[str, Find], queries: reranking.Queries, turns: int) -> list[float]:
+    def by_turns(self, finds: dict[str, Find], queries: hits.Queries, turns: int) -> list[float]:
         """Print rows for several searches that take turns on slices of the queries, so that other load affects all."""
         recalls, seconds = [], [0.0] * len(finds)
         for find in finds.values():
@@ -71,9 +71,7 @@ class Table:
         return seconds
 
 
-def plain(
-    search_of: Callable[[NDArray[np.float32], int], Ids], owners: Ids, margin: int, queries: reranking.Queries
-) -> Ids:
+def plain(search_of: Callable[[NDArray[np.float32], int], Ids], owners: Ids, margin: int, queries: hits.Queries) -> Ids:
     """Neighbours in the order of the index, without hits of the same document, cut to K."""
     ids = search_of(queries.vectors.astype(np.float32), K + margin)
     keep = (ids >= 0) & (owners[np.maximum(ids, 0)] != queries.documents.view(np.int64)[:, None])
@@ -131,7 +129,7 @@ def main() -> None:
     table = Table(check, truth)
     owners = np.concatenate([block.documents for block in ours.blocks(None)]).view(np.int64)
 
-    def by_ours(some: reranking.Queries, width: reranking.Width = width) -> Ids:
+    def by_ours(some: hits.Queries, width: reranking.Width = width) -> Ids:
         return exact.unpack(reranking.find(some, K, ours, width, CELLS, reranking.Effort()).keys)[0]
 
     what = f"nprobe {width.nprobe}, " + ("whole vectors" if ours.nearest else f"{width.candidates} candidates")
@@ -160,7 +158,7 @@ def _work(queries: int, width: reranking.Width, total: int, lists: int, d: int, 
     return operations, queries * d * 2 + lists * d * 2 + total * d * 2
 
 
-def _plain_rows(table: Table, index: Any, owners: Ids, width: reranking.Width, queries: reranking.Queries) -> None:
+def _plain_rows(table: Table, index: Any, owners: Ids, width: reranking.Width, queries: hits.Queries) -> None:
     inner = faiss_index.inner_index(index)
     for nprobe, margin in ((1, 4), (width.nprobe, MARGIN)):
         inner.nprobe = nprobe
@@ -179,7 +177,7 @@ def _beside_faiss(
     folder: Path,
     owners: Ids,
     width: reranking.Width,
-    queries: reranking.Queries,
+    queries: hits.Queries,
 ) -> float:
     """By turns with plain faiss at as many lists, and with faiss' own re-scoring of as many candidates, which holds all
     vectors as float32 in memory. Seconds of the first."""
@@ -190,7 +188,7 @@ def _beside_faiss(
     margin = max(4, width.candidates // 2 - K)
     refine.k_factor = width.candidates / (K + margin)
 
-    def by_faiss(of: Any, margin: int, some: reranking.Queries) -> Ids:
+    def by_faiss(of: Any, margin: int, some: hits.Queries) -> Ids:
         inner.nprobe = width.nprobe  # This package leaves it at the value of its last widening.
         return plain(lambda q, w: of.search(q, w)[1], owners, margin, some)
 
@@ -200,8 +198,8 @@ def _beside_faiss(
     return table.by_turns(finds, queries, TURNS)[0]
 
 
-def _nprobe_row(table: Table, ours: reranking.Index, nprobe: int, queries: reranking.Queries) -> None:
-    def find(some: reranking.Queries) -> Ids:
+def _nprobe_row(table: Table, ours: reranking.Index, nprobe: int, queries: hits.Queries) -> None:
+    def find(some: hits.Queries) -> Ids:
         return exact.unpack(reranking.find(some, K, ours, reranking.Width(nprobe, K), CELLS, reranking.Effort()).keys)[
             0
         ]
@@ -209,7 +207,7 @@ def _nprobe_row(table: Table, ours: reranking.Index, nprobe: int, queries: reran
     table.row(f"ours, nprobe {nprobe}, whole vectors", find, queries)
 
 
-def _gpu_rows(table: Table, index: Any, owners: Ids, width: reranking.Width, queries: reranking.Queries) -> None:
+def _gpu_rows(table: Table, index: Any, owners: Ids, width: reranking.Width, queries: hits.Queries) -> None:
     options = faiss.GpuClonerOptions()
     options.useFloat16 = True
     on_gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)

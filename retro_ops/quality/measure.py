@@ -21,9 +21,10 @@ from retro_ops.memory import MemoryLimit
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.search import chunk_reader, filters, open_index, tuning
+from retro_ops.search.brute_force import exact_search
 from retro_ops.search.exact import unpack
+from retro_ops.search.hits import Queries
 from retro_ops.search.queries import QueryShard, join, query_shards, take, take_rows
-from retro_ops.search.reranking import Queries, exact_search
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import open_npy
 

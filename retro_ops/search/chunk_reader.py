@@ -12,7 +12,7 @@ from retro_ops.plan import paths
 from retro_ops.plan.specs import IndexShard
 from retro_ops.search import filters
 from retro_ops.search.exact import MAX_CHUNKS
-from retro_ops.search.reranking import Block, Blocks
+from retro_ops.search.hits import Block, Blocks
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import NpyReader, open_npy
 
@@ -117,10 +117,10 @@ class IndexedChunks:
         """Puts the rows ``ids`` into ``out``. Each block is read once; ``rows_of``: the reader of a shard."""
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
-        for _, of in _wanted(self._cuts(range(len(self.embeddings))), ascending):
-            local = ascending[of]
-            first = int(local[0])
-            out[order[of]] = self._rows(first, int(local[-1]) + 1, rows_of)[local - first]
+        wanted = [of for _, of in _wanted(self._cuts(range(len(self.embeddings))), ascending)]
+        reads = (partial(self._rows, int(ascending[of][0]), int(ascending[of][-1]) + 1, rows_of) for of in wanted)
+        for of, rows in zip(wanted, read_ahead.ahead(reads), strict=True):
+            out[order[of]] = rows[ascending[of] - ascending[of][0]]
         return out
 
     def _block(self, cut: tuple[int, int], first: int, end: int) -> Block:

@@ -129,6 +129,9 @@ def pair_distances(
     return out
 
 
+KEEP_ALL = np.ones(1, np.bool_)
+
+
 def pack(distances: NDArray[np.float32], ids: NDArray[np.int64], keep: NDArray[np.bool_]) -> Keys:
     """Keys of the candidates where ``keep`` holds, NOTHING elsewhere. Shapes broadcast."""
     bits = np.maximum(distances, np.float32(0)).view(np.uint32).astype(np.uint64)

@@ -10,13 +10,14 @@ Half-precision products of whole vectors are what tensor cores do fastest, so no
 
 So the result is that of an exact search of the probed lists. It depends neither on rounding nor on how vectors and
 queries are divided: each GPU holds all vectors and takes a share of the queries, or, if there are too many vectors,
-holds a share of them and takes all queries.
+a share of them and all queries. A share that is more than a GPU holds is read part by part; all queries are read again
+for each part, so the vectors are read once, however many queries there are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,18 @@ from numpy.typing import NDArray
 from retro_ops.compute.fp16_scores import Tensor, columns, on, query_operand, scores, vector_operand
 from retro_ops.index.faiss_index import Lists
 from retro_ops.search import gpu_tiles
-from retro_ops.search.exact import Keys, smallest, unpack
-from retro_ops.search.filters import REASONS, SAME_DOCUMENT
-from retro_ops.search.reranking import NONE_REMOVED, Blocks, Found, Queries, Removed, joined
+from retro_ops.search.exact import NOTHING, Keys, smallest
+from retro_ops.search.filters import SAME_DOCUMENT
+from retro_ops.search.hits import (
+    NONE_REMOVED,
+    Blocks,
+    Found,
+    Queries,
+    QueryRows,
+    Removed,
+    joined,
+    nearest_of_both,
+)
 
 PROBE_ROWS = 4096
 """Queries whose lists are chosen at a time, the last batch padded: with one shape no row depends on the others."""
@@ -37,6 +47,12 @@ MOST_PAIRS = 2**22
 
 MOST_BEST = 2**30
 """Best scores of groups (halves) that are held at a time."""
+
+LIST_RANKS = 2**28
+"""Scores of lists that are compared at a time."""
+
+OWN_HITS = 2**22
+"""Hits of the queries' own documents that are collected before the farthest of them are dropped."""
 
 WORKSPACE_BYTES = 8 * 2**30
 """Memory that these constants take on a device beside the vectors, with some to spare."""
@@ -75,7 +91,7 @@ def capacity(device: str) -> int:
 
 
 class Scan:
-    """Vectors on devices: kept there if they fit, else read again, part by part, for each call."""
+    """Vectors on devices: kept there if they fit, else read again, part by part, for each call. ``WholeVectors``."""
 
     def __init__(self, lists: Lists, blocks: Blocks, divided: Sequence[Span]) -> None:
         self._lists, self._blocks = lists, blocks
@@ -96,70 +112,73 @@ class Scan:
         of, ids = self._lists.of[span.first : span.end], self._lists.ids[span.first : span.end]
         return gpu_tiles.load(of, ids, len(self._lists.centroids), self._blocks, span.device)
 
-    def nearest(self, queries: Queries, k: int, nprobe: int) -> Found:
-        """The ``k`` nearest chunks of other documents in the ``nprobe`` nearest lists, and the number of nearer chunks
-        of the query's own document."""
+    def nearest(self, queries: QueryRows, k: int, nprobe: int) -> Found:
+        found = Found.nothing(len(queries), k)
+        collectors = [
+            # No other part can have nearer neighbours if a device holds all vectors, so own hits are only counted.
+            _OwnCounts(found.removed) if self._whole else _OwnHits(None)
+            for _ in self._devices
+        ]
+        found.keys[:] = self._nearest(queries, k, nprobe, collectors)
+        for own in collectors:
+            if isinstance(own, _OwnHits):
+                found.removed[:] += own.hits().nearer_than(found.keys).counts(len(queries))
+        return found
 
-        def of_part(part: gpu_tiles.Part, device: str, share: slice) -> tuple[Keys, Removed]:
-            keys, refused = [], [NONE_REMOVED]
-            for rows, vectors, probes in self._batches(queries.vectors, share, nprobe, part, device):
-                counts = on(device, np.zeros(len(vectors), np.int64))
+    def hits(self, queries: QueryRows, width: int, nprobe: int) -> tuple[Keys, Removed]:
+        collectors = [_OwnHits(width) for _ in self._devices]
+        keys = self._nearest(queries, width, nprobe, collectors)
+        return nearest_of_both(keys, joined([own.hits() for own in collectors]))
 
-                def own(of_rows: Tensor, of_keys: Tensor, first: int = rows.start, counts: Tensor = counts) -> None:
-                    if self._whole:  # No other part can have nearer neighbours, so these are counted on the device.
-                        counts.add_(of_rows.bincount(minlength=len(counts)))
-                    else:
-                        found = Removed.of_same_document(first + of_rows.cpu().numpy(), gpu_tiles.unsigned(of_keys))
-                        refused.append(found)
+    def list_ranks(
+        self, vectors: NDArray[np.float16], rows: NDArray[np.int64], ids: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        import torch
 
-                keys.append(gpu_tiles.nearest(part, vectors, on(device, documents[rows]), probes, k, own))
-                removed[rows, SAME_DOCUMENT - 1] += counts.cpu().numpy()
-            return np.concatenate(keys), joined(refused)
+        ranks = np.zeros(len(ids), np.int64)
+        if len(self._lists.centroids) == 1:
+            return ranks
+        device = self._devices[0]
+        of = self._lists.of[np.searchsorted(self._lists.ids, ids)]
+        for start in range(0, len(vectors), PROBE_ROWS):
+            found = self._list_scores(on(device, vectors[start : start + PROBE_ROWS]), device)
+            here = np.flatnonzero((rows >= start) & (rows < start + PROBE_ROWS))
+            for some in np.array_split(here, 1 + len(here) * found.shape[1] // LIST_RANKS):
+                of_rows = found[torch.from_numpy(rows[some] - start).to(device)]
+                own = of_rows.gather(1, on(device, of[some]).long()[:, None])
+                ranks[some] = (of_rows > own).sum(dim=1).cpu().numpy()
+        return ranks
 
+    def _nearest(self, queries: QueryRows, k: int, nprobe: int, collectors: Sequence["_OwnCounts | _OwnHits"]) -> Keys:
+        """Keys ``[m, k]`` of the nearest chunks of other documents. Each device has its collector of own hits."""
         if not len(queries):
-            return Found.nothing(0, k)
-        documents = queries.documents.view(np.int64)
-        removed = np.zeros((len(queries), len(REASONS)), np.int64)
-        found = self._over_parts(len(queries), of_part)
-        best = self._best([keys for keys, _ in found], k)
-        for _, refused in found:
-            removed += refused.nearer_than(best).counts(len(best))
-        return Found(best, removed)
+            return np.full((0, k), NOTHING)
+        count = min(len(self._devices), len(queries)) if self._whole else 1
+        shares = [slice(len(queries) * i // count, len(queries) * (i + 1) // count) for i in range(count)]
 
-    def coarse(
-        self, vectors: NDArray[np.float32], width: int, nprobe: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Distances and ids ``[m, width]`` of the nearest chunks of any document; a ``faiss_search.Coarse``."""
-        halves = vectors.astype(np.float16)
+        def search(device: str, share: slice, own: "_OwnCounts | _OwnHits") -> Keys:
+            best = np.full((share.stop - share.start, k), NOTHING)
+            for number, span in enumerate(span for span in self._divided if span.device == device):
+                part = self._parts.get(span) or self._load(span)
+                for start, some in self._batches(queries, share, nprobe, part):
+                    vectors = on(device, some.vectors)
+                    documents = on(device, some.documents.view(np.int64))
+                    probes = None if nprobe >= len(self._lists.centroids) else self._probes(vectors, nprobe, device)
+                    keys = gpu_tiles.nearest(part, vectors, documents, probes, k, partial(own.add, start))
+                    rows = slice(start - share.start, start - share.start + len(keys))
+                    best[rows] = smallest(np.concatenate((best[rows], keys), axis=1), k) if number else keys
+                own.end_of_part(share.start, best)
+            return best
 
-        def of_part(part: gpu_tiles.Part, device: str, share: slice) -> Keys:
-            batches = self._batches(halves, share, nprobe, part, device)
-            return np.concatenate([gpu_tiles.widest(part, of, probes, width) for _, of, probes in batches])
-
-        ids, distances = unpack(self._best(self._over_parts(len(vectors), of_part), width))
-        return distances, ids
-
-    def _over_parts(self, rows: int, of_part: Callable[[gpu_tiles.Part, str, slice], Any]) -> list[Any]:
-        """Results of ``of_part`` for each part and the share of ``rows`` queries that its device takes."""
-        count = min(len(self._devices), rows)
-        shares = [slice(rows * number // count, rows * (number + 1) // count) for number in range(count)]
-
-        def search(device: str, share: slice) -> list[Any]:
-            spans_of = [span for span in self._divided if span.device == device]
-            return [of_part(self._parts.get(span) or self._load(span), device, share) for span in spans_of]
-
-        with ThreadPoolExecutor(len(self._devices)) as pool:
-            found = pool.map(search, self._devices, shares if self._whole else [slice(0, rows)] * len(self._devices))
-            return [part for of_device in found for part in of_device]
-
-    def _best(self, keys: list[Keys], count: int) -> Keys:
-        """The ``count`` smallest keys of each row, over all parts: ``[m, count]``."""
-        return smallest(np.concatenate(keys, axis=0 if self._whole else 1), count)
+        devices = self._devices[:count] if self._whole else self._devices
+        with ThreadPoolExecutor(len(devices)) as pool:
+            found = list(pool.map(search, devices, shares if self._whole else shares * len(devices), collectors))
+        return np.concatenate(found) if self._whole else smallest(np.concatenate(found, axis=1), k)
 
     def _batches(
-        self, vectors: NDArray[np.float16], share: slice, nprobe: int, part: gpu_tiles.Part, device: str
-    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Rows, vectors and probed lists (None: all) of as many queries of ``share`` at a time as fit on the device."""
+        self, queries: QueryRows, share: slice, nprobe: int, part: gpu_tiles.Part
+    ) -> Iterator[tuple[int, Queries]]:
+        """First rows and queries of ``share``, as many at a time as fit on the device."""
         lists = len(self._lists.centroids)
         every = nprobe >= lists
         probed_tiles = part.vectors.shape[0] * (1 if every else nprobe / lists)
@@ -167,21 +186,63 @@ class Scan:
             min(MOST_ROWS, MOST_PAIRS // (1 if every else nprobe), MOST_BEST / (probed_tiles * gpu_tiles.GROUPS))
         )
         rows = max(PROBE_ROWS, rows // PROBE_ROWS * PROBE_ROWS) if not every else max(1, rows)
-        for start in range(share.start, share.stop, rows):
-            of = slice(start, min(start + rows, share.stop))
-            queries = on(device, vectors[of])
-            yield of, queries, None if every else self._probes(queries, nprobe, device)
+        starts = range(share.start, share.stop, rows)
+        return zip(starts, queries.each((start, min(start + rows, share.stop)) for start in starts), strict=True)
 
     def _probes(self, queries: Tensor, nprobe: int, device: str) -> Tensor:
         """The nearest lists of each query, int64 ``[m, nprobe]``."""
         import torch
 
+        blocks = queries.split(PROBE_ROWS)
+        return torch.cat([self._list_scores(block, device).topk(nprobe, dim=1).indices for block in blocks])
+
+    def _list_scores(self, block: Tensor, device: str) -> Tensor:
+        """Scores of up to PROBE_ROWS queries with the centroids of all lists: half ``[m, lists]``."""
+        import torch
+
         project = self._lists.project
-        probes = []
-        for block in queries.split(PROBE_ROWS):
-            filled = torch.cat((block, block.new_zeros((PROBE_ROWS - len(block), block.shape[1]))))
-            seen_by_lists = on(device, project(filled.float().cpu().numpy())) if project else filled
-            probes.append(
-                scores(query_operand(seen_by_lists), self._centroids[device]).topk(nprobe, dim=1).indices[: len(block)]
-            )
-        return torch.cat(probes)
+        filled = torch.cat((block, block.new_zeros((PROBE_ROWS - len(block), block.shape[1]))))
+        seen_by_lists = on(device, project(filled.float().cpu().numpy())) if project else filled
+        return scores(query_operand(seen_by_lists), self._centroids[device])[: len(block)]
+
+
+class _OwnCounts:
+    """Counts the hits of the queries' own documents in ``removed`` int64 ``[m, reasons]``, on their device."""
+
+    def __init__(self, removed: NDArray[np.int64]) -> None:
+        self._counts = removed[:, SAME_DOCUMENT - 1]
+
+    def add(self, start: int, rows: Tensor, keys: Tensor) -> None:
+        """``rows`` are counted from row ``start``."""
+        if len(rows):
+            counts = rows.bincount().cpu().numpy()
+            self._counts[start : start + len(counts)] += counts
+
+    def end_of_part(self, first: int, best: Keys) -> None:
+        """Nothing to do: there is one part."""
+
+
+class _OwnHits:
+    """Collects the hits of the queries' own documents. ``most`` of each row are enough; None for all of them."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._hits, self._size, self._kept = [NONE_REMOVED], 0, 0
+
+    def add(self, start: int, rows: Tensor, keys: Tensor) -> None:
+        """``rows`` are counted from row ``start``."""
+        self._hits.append(Removed.of_same_document(start + rows.cpu().numpy(), gpu_tiles.unsigned(keys)))
+        self._size += len(rows)
+        if self._most is not None and self._size > 2 * self._kept + OWN_HITS:
+            self._keep(joined(self._hits).nearest(self._most))
+
+    def end_of_part(self, first: int, best: Keys) -> None:
+        """``best`` ``[m, k]``: the nearest of other documents so far, of rows ``first:first + m``. Own hits beyond them
+        will never count."""
+        self._keep(joined(self._hits).nearer_than(best, first))
+
+    def hits(self) -> Removed:
+        return joined(self._hits)
+
+    def _keep(self, hits: Removed) -> None:
+        self._hits, self._size, self._kept = [hits], len(hits), len(hits)

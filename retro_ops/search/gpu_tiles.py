@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.fp16_scores import ROUNDING, Tensor, columns, on, query_operand, scores, vector_operand
-from retro_ops.search.exact import NOTHING, Keys, smallest
-from retro_ops.search.reranking import Blocks
+from retro_ops.search.exact import NOTHING, Keys
+from retro_ops.search.hits import Blocks
 
 TILE = 64
 """Vectors of one list that are multiplied together; each list is padded to whole tiles."""
@@ -177,23 +177,6 @@ def nearest(
         open_rows = open_rows[~torch.cat(proven)]
         wanted *= WIDEN
     return unsigned(keys)
-
-
-def widest(part: Part, queries: Tensor, probes: Tensor | None, width: int) -> Keys:
-    """Keys ``[m, width]`` of the nearest vectors in the ``width`` best groups, of any document.
-
-    These groups hold the ``width`` vectors with the best scores.
-    """
-    import torch
-
-    rows = torch.arange(len(queries), device=queries.device)
-    groups, _ = Best.of(part, query_operand(queries), probes).groups(rows, width)
-    step = _at_once(part, groups)
-    found = [
-        _exact(part, of_queries, _members(of)).topk(min(width, of.shape[1] * GROUP), largest=False).values
-        for of_queries, of in zip(queries.split(step), groups.split(step), strict=True)
-    ]
-    return smallest(unsigned(torch.cat(found)), width)
 
 
 @dataclass(frozen=True)

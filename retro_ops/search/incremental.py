@@ -20,16 +20,22 @@ from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import memory_limit, open_if_larger_than
 from retro_ops.plan.paths import distances_uri
 from retro_ops.search import reranking
+from retro_ops.search.brute_force import exact_search
 from retro_ops.search.exact import Keys, pack, smallest
+from retro_ops.search.hits import Found, QueryRows
 from retro_ops.search.jobs import PreviousNeighbours
 from retro_ops.search.open_index import SearchedIndex
-from retro_ops.search.queries import QueryShard
+from retro_ops.search.queries import QueryShard, StoredRows
 from retro_ops.search.renumbering import GONE, renumber
-from retro_ops.search.reranking import Found, Index, Queries, Width
+from retro_ops.search.reranking import Index, Width
 from retro_ops.storage.npy import NpyReader, open_npy
 
-FullSearch = Callable[[Queries], Found]
+FullSearch = Callable[[QueryRows], Found]
 """Search of the whole index."""
+
+
+COMPARED_ROWS = 2**17
+"""Rows that are compared with the new chunks at a time: with float32 copies, 400 MB at 384 dimensions."""
 
 
 @dataclass
@@ -56,14 +62,22 @@ class NewChunks:
     cells: int
     """Queries x candidates held at a time."""
 
-    def search(self, queries: Queries, known: Keys) -> Found:
+    def search(self, queries: QueryRows, known: Keys) -> Found:
         """The ``k`` best of ``known`` (uint64 ``[m, k]``) and the new chunks."""
-        chunks, hit_filter, compare = self.searched.chunks, self.searched.hit_filter, self.searched.compare
         if self.index is None or self.width is None:
-            blocks = chunks.blocks_of(self.positions)
-            return reranking.exact_search(queries, self.k, blocks, hit_filter, known, compare)
+            return self._compare(queries, known)
         found = reranking.candidates(queries, self.k, self.index, self.index.clip(self.width), self.cells)
         return Found(smallest(np.concatenate((known, found.keys), axis=1), self.k), found.removed)
+
+    def _compare(self, queries: QueryRows, known: Keys) -> Found:
+        """By brute force, COMPARED_ROWS at a time: the new chunks are read again for each."""
+        hit_filter, compare = self.searched.hit_filter, self.searched.compare
+        blocks, found = self.searched.chunks.blocks_of(self.positions), Found.nothing(len(queries), self.k)
+        for start in range(0, len(queries), COMPARED_ROWS):
+            rows = slice(start, min(start + COMPARED_ROWS, len(queries)))
+            some = queries.read(rows.start, rows.stop)
+            found.put(rows, exact_search(some, self.k, blocks, hit_filter, known[rows], compare))
+        return found
 
 
 def new_chunks(
@@ -100,7 +114,8 @@ class Update:
 
     def search_rows(self, start: int, stop: int, full_search: FullSearch) -> Found:
         """Neighbours of rows ``start:stop``. ``full_search``: for rows that lost a neighbour."""
-        queries = self._shard.rows(start, stop)
+        stop = min(stop, len(self._shard))
+        queries = StoredRows([self._shard], range(start, stop))
         distances = self._distances.rows(start, stop)
         ids = renumber(self._neighbours.rows(start, stop), self._counts, self._offsets)
         found = Found.nothing(len(queries), ids.shape[1])
@@ -108,9 +123,9 @@ class Update:
         merged, searched = np.flatnonzero(~incomplete), np.flatnonzero(incomplete)
         if len(merged):
             known = pack(distances[merged], ids[merged], ids[merged] >= 0)
-            found.put(merged, self._new.search(queries.take(merged), known))
+            found.put(merged, self._new.search(queries.select(merged), known))
         if len(searched):
-            found.put(searched, full_search(queries.take(searched)))
+            found.put(searched, full_search(queries.select(searched)))
         self.done.merged_rows += len(merged)
         self.done.searched_rows += len(searched)
         return found

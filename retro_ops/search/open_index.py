@@ -21,11 +21,15 @@ from retro_ops.search import faiss_search, filters, gpu_search
 from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import Compare, comparing, on_host
 from retro_ops.search.faiss_search import Coarse
+from retro_ops.search.hits import Found, HitFilter
 from retro_ops.search.ivf_parts import in_parts
-from retro_ops.search.reranking import Found, HitFilter, Index, Queries
+from retro_ops.search.reranking import Index
 
 MOST_CANDIDATES = 2**15
 """Rows that need more are searched exactly."""
+
+HITS_AT_ONCE = 2**20
+"""Hits whose tokens are compared at a time: 128 MB at 64 tokens, and as much of the queries'."""
 
 
 def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
@@ -41,9 +45,12 @@ def limits(parameters: Parameters, split: Split | None) -> filters.Limits:
 def hit_filter(chunks: IndexedChunks, of: filters.Limits, pad_id: int) -> HitFilter | None:
     """Applies the filters ``of`` to hits among ``chunks``; None if there are none."""
 
-    def reasons(queries: Queries, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        assert queries.tokens is not None
-        return filters.reasons(of, queries.tokens[rows], chunks.tokens(ids), pad_id)
+    def reasons(tokens: filters.Tokens, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        codes = np.empty(len(ids), np.uint8)
+        order = np.argsort(ids, kind="stable")  # So that each block is read once, however many hits there are.
+        for some in (order[start : start + HITS_AT_ONCE] for start in range(0, len(order), HITS_AT_ONCE)):
+            codes[some] = filters.reasons(of, tokens[rows[some]], chunks.tokens(ids[some]), pad_id)
+        return codes
 
     return reasons if of else None
 
@@ -139,9 +146,7 @@ class SearchedIndex:
         scan = gpu_search.Scan(of, blocks, spans)
         lists = faiss_index.list_count(index)
         return Index(
-            *(scan.coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter),
-            nearest=scan.nearest,
-            compare=self.compare,
+            *(None, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter), vectors=scan, compare=self.compare
         )
 
     def _check_total(self, total: int) -> None:

@@ -1,7 +1,9 @@
 """Query shards: opens them, reads their rows, and samples them."""
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.plan.specs import IndexShard
+from retro_ops.search import filters
 from retro_ops.search.chunk_reader import BLOCK_ROWS, Documents, IndexedChunks
+from retro_ops.search.hits import Queries
 from retro_ops.search.jobs import Job
-from retro_ops.search.reranking import Queries
 from retro_ops.storage import read_ahead
 from retro_ops.storage.npy import NpyReader, open_npy
 
@@ -45,6 +48,51 @@ class QueryShard:
             unknown = UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64)
             return Queries(vectors, unknown, tokens)
         return Queries(vectors, self.documents.rows(self.position, start, stop), tokens)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of query shards, read when a search asks for them; a ``QueryRows``.
+
+    ``rows`` (ascending) are counted through all ``shards``.
+    """
+
+    shards: Sequence[QueryShard]
+    rows: range | NDArray[np.int64]
+
+    @staticmethod
+    def of(shards: Sequence[QueryShard]) -> "StoredRows":
+        return StoredRows(shards, range(sum(map(len, shards))))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> Queries:
+        return join([take(*of) for of in self._by_shard(self.rows[start:stop])])
+
+    def each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Queries]:
+        return read_ahead.ahead(partial(self.read, *of) for of in ranges)
+
+    def select(self, rows: NDArray[np.int64]) -> "StoredRows":
+        return StoredRows(self.shards, np.asarray(self.rows, np.int64)[rows])
+
+    def read_tokens(self) -> filters.Tokens:
+        parts = [(shard.tokens, local) for shard, local in self._by_shard(self.rows)]
+        return np.concatenate([take_rows(reader, local) for reader, local in parts if reader is not None])
+
+    def _by_shard(self, rows: range | NDArray[np.int64]) -> list[tuple[QueryShard, range | NDArray[np.int64]]]:
+        """Each shard that holds any of ``rows`` (ascending), and these rows as the shard counts them; for no rows, none
+        of the first shard."""
+        first, found = 0, []
+        for shard in self.shards:
+            end = first + len(shard)
+            low, high = bisect_left(rows, first), bisect_left(rows, end)
+            if low < high:
+                of = rows[low:high]
+                local = range(of[0] - first, of[-1] + 1 - first) if isinstance(of, range) else of - first
+                found.append((shard, local))
+            first = end
+        return found or [(self.shards[0], range(0))]
 
 
 def open_arrays(job: Job, indexed: NpyReader) -> tuple[NpyReader, NpyReader]:
@@ -103,14 +151,18 @@ def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:
     return join(read_ahead.side_by_side(lambda of: take(*of), chosen, read_ahead.READERS))
 
 
-def take(shard: QueryShard, rows: NDArray[np.int64]) -> Queries:
+def take(shard: QueryShard, rows: range | NDArray[np.int64]) -> Queries:
     """Rows ``rows`` (ascending) of ``shard``."""
+    if isinstance(rows, range):
+        return shard.rows(rows.start, rows.stop)
     parts = [shard.rows(first, end).take(local) for first, end, local in _spans(rows)]
     return join(parts or [shard.rows(0, 0)])
 
 
-def take_rows(reader: NpyReader, rows: NDArray[np.int64]) -> NDArray[Any]:
+def take_rows(reader: NpyReader, rows: range | NDArray[np.int64]) -> NDArray[Any]:
     """Rows ``rows`` (ascending) of an array."""
+    if isinstance(rows, range):
+        return reader.rows(rows.start, rows.stop)
     parts = [reader.rows(first, end)[local] for first, end, local in _spans(rows)]
     return np.concatenate(parts or [reader.rows(0, 0)])
 

@@ -3,8 +3,9 @@
 The search itself is in ``reranking``; here it is decided how much of a shard is searched at a time, and how:
 
 1. nprobe and candidates are those that `tune-search` measured; without it they are measured here.
-2. Rows are searched in batches, as many at a time as a share of the memory budget holds: each batch reads the
-   embeddings of its candidates, which costs nearly as much for few rows as for many.
+2. Rows are searched in batches, as many at a time as a share of the memory budget holds: each batch reads embeddings,
+   those of its candidates or, where whole vectors are searched and do not fit on the devices, all of them. There only
+   what was found so far is held for a row, so a batch has some ten times as many rows.
 3. A shard that has neighbours in the base version is brought up to date (``incremental``).
 4. A shard smaller than a batch is searched together with the shards that follow it.
 5. Any other batch is searched in the whole index.
@@ -26,13 +27,15 @@ from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
 from retro_ops.search import incremental, reranking
+from retro_ops.search.brute_force import exact_search
 from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import unpack
 from retro_ops.search.filters import REASONS
+from retro_ops.search.hits import Found, QueryRows
 from retro_ops.search.jobs import Job
 from retro_ops.search.open_index import SearchedIndex
-from retro_ops.search.queries import QueryShard, join, open_arrays, other_shard, query_shard, sample
-from retro_ops.search.reranking import Effort, Found, Queries
+from retro_ops.search.queries import QueryShard, StoredRows, open_arrays, other_shard, query_shard, sample
+from retro_ops.search.reranking import Effort
 from retro_ops.search.tuning import tune, width_from_json
 from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
@@ -42,6 +45,12 @@ EXACT_CANDIDATES = 64
 
 CANDIDATE_BYTES = 48
 """Memory of a candidate while it is scored: id, order, key, distance, and copies on the way."""
+
+HIT_BYTES = 32
+"""Memory of a hit of whole vectors: its key, of this part, of all parts and of the batch, and a copy on the way."""
+
+ROW_BYTES = 192
+"""Memory of a row of a batch beside that: counts, and hits of its own document."""
 
 
 def searched_index(job: Job, parameters: Parameters, device: Device) -> SearchedIndex:
@@ -103,17 +112,21 @@ class Retriever:
             return self._searched.found_ahead.pop(self._job.report)
         if start == 0 and len(self._shard) < self.batch_rows:
             return self._search_with_following()
-        return self._full_search(self._shard.rows(start, start + self.batch_rows))
+        return self._full_search(StoredRows([self._shard], range(len(self._shard))[start : start + self.batch_rows]))
 
-    def _full_search(self, queries: Queries) -> Found:
+    def _full_search(self, queries: QueryRows) -> Found:
         """Neighbours in the whole index."""
         searched = self._searched
         if self._width:
             return reranking.find(queries, self._k, searched.index, self._width, self._cells, self._effort)
-        if searched.device.chosen == "cuda" and not searched.hit_filter:
+        if self._searches_vectors():
             return searched.index.exact(queries, self._k)
-        blocks = searched.chunks.blocks
-        return reranking.exact_search(queries, self._k, blocks, searched.hit_filter, compare=searched.compare)
+        some, blocks = queries.read(0, len(queries)), searched.chunks.blocks
+        return exact_search(some, self._k, blocks, searched.hit_filter, compare=searched.compare)
+
+    def _searches_vectors(self) -> bool:
+        """Whether a GPU searches whole vectors. Without a width it does so only if there is no filter."""
+        return self._searched.device.chosen == "cuda" and bool(self._width or not self._searched.hit_filter)
 
     def _search_with_following(self) -> Found:
         """Neighbours of this shard, found together with those of as many following shards as fit into the batch.
@@ -127,7 +140,7 @@ class Retriever:
                 break
             reports.append(report_uri)
             shards.append(shard)
-        found = self._full_search(join([shard.rows(0, len(shard)) for shard in shards]))
+        found = self._full_search(StoredRows.of(shards))
         ends = list(accumulate(map(len, shards)))
         parts = [found.take(slice(end - len(shard), end)) for shard, end in zip(shards, ends, strict=True)]
         self._searched.found_ahead.update(zip(reports[1:], parts[1:], strict=True))
@@ -150,9 +163,14 @@ class Retriever:
         return incremental.Update(previous, self._shard, new)
 
     def _row_bytes(self) -> int:
-        """Memory of a row of a batch: its candidates, its embedding (also widened to float32) and its tokens."""
+        """Memory of a row of a batch: its candidates, its tokens and, unless they are read as they are needed, its
+        embedding (also widened to float32)."""
         candidates = self._width.candidates if self._width else EXACT_CANDIDATES
         tokens = 2 * self._shard.tokens.row_bytes if self._shard.tokens else 0
+        if self._searches_vectors() and not self._searched.hit_filter:
+            return ROW_BYTES + self._k * HIT_BYTES
+        if self._searches_vectors():
+            return ROW_BYTES + candidates * (CANDIDATE_BYTES + HIT_BYTES) + tokens
         return candidates * CANDIDATE_BYTES + 4 * self._shard.embeddings.row_bytes + tokens
 
     def _tuned(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ With exact distances for every candidate, a true neighbour is found if and only 
 
 1. An exact search gives the true neighbours of the sample.
 2. One wide search for each nprobe (1, 2, 4, …) gives the ranks of the true neighbours among its candidates, and with
-   them the recall of every number of candidates.
+   them the recall of every number of candidates. Where whole vectors are searched, the ranks follow from the lists
+   that hold the true neighbours and all nearer hits, without another search.
 3. Of all pairs whose recall is above the target with confidence, the cheapest is chosen.
 
 Rows that stay short are widened on top of that, so a run finds as much or more.
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
-from retro_ops.search.exact import Keys, unpack
-from retro_ops.search.reranking import Index, Queries, Width, coarse_ids
+from retro_ops.search.exact import NOTHING, Keys, unpack
+from retro_ops.search.hits import NONE_REMOVED, Queries, Removed
+from retro_ops.search.reranking import Index, WholeVectors, Width, coarse_ids
 
 MOST_CANDIDATES = 1024
 
@@ -60,17 +62,42 @@ class Trial:
         return float((self.ranks < candidates).mean()) if len(self.ranks) else 1.0
 
 
-def trials(queries: Queries, truth: Keys, index: Index, fixed_nprobe: int | None = None) -> list[Trial]:
-    """A trial for 1, 2, 4, … lists, or for ``fixed_nprobe`` alone. ``truth``: keys ``[m, k]`` of an exact search."""
+def trials(
+    queries: Queries, truth: Keys, index: Index, fixed_nprobe: int | None = None, nearer: Removed = NONE_REMOVED
+) -> list[Trial]:
+    """A trial for 1, 2, 4, … lists, or for ``fixed_nprobe`` alone.
+
+    ``truth``: keys ``[m, k]`` of an exact search; ``nearer``: the hits that are candidates before them. Both are needed
+    where whole vectors are searched: there nothing is searched again, since a chunk is found if and only if its list
+    is probed, and its place among the candidates is the number of nearer ones that are found as well.
+    """
+    tried = [fixed_nprobe] if fixed_nprobe else _doublings(index.lists)
+    if index.vectors:
+        return _trials_by_lists(queries, truth, nearer, index.vectors, [min(nprobe, index.lists) for nprobe in tried])
     made = []
-    for nprobe in [fixed_nprobe] if fixed_nprobe else _doublings(index.lists):
+    for nprobe in tried:
         width = index.clip(Width(nprobe, MOST_CANDIDATES))
-        if whole := index.whole():
-            ids, _ = unpack(whole(queries, truth.shape[1], width.nprobe).keys)
-        else:
-            ids = coarse_ids(index, queries.vectors, width)
-        made.append(Trial(width.nprobe, _ranks(ids, truth)))
+        made.append(Trial(width.nprobe, _ranks(coarse_ids(index, queries.vectors, width), truth)))
     return made
+
+
+def _trials_by_lists(
+    queries: Queries, truth: Keys, nearer: Removed, vectors: WholeVectors, tried: Sequence[int]
+) -> list[Trial]:
+    rows, columns = np.nonzero(truth != NOTHING)
+    rows, keys = np.concatenate((rows, nearer.rows)), np.concatenate((truth[rows, columns], nearer.keys))
+    is_truth = np.arange(len(rows)) < len(columns)
+    order = np.lexsort((keys, rows))
+    rows, keys, is_truth = rows[order], keys[order], is_truth[order]
+    first = np.searchsorted(rows, rows)  # Of the hits of the same query.
+    lists = vectors.list_ranks(queries.vectors, rows, unpack(keys)[0])
+
+    def ranks(nprobe: int) -> NDArray[np.int64]:
+        found = lists < nprobe
+        before: NDArray[np.int64] = np.cumsum(found) - found
+        return np.where(found, before - before[first], NOT_FOUND)[is_truth]
+
+    return [Trial(nprobe, ranks(nprobe) if len(rows) else np.zeros(0, np.int64)) for nprobe in tried]
 
 
 def choose(made: Sequence[Trial], target: float, index: Index, least: int) -> Choice:
@@ -167,11 +194,11 @@ def width_from_json(entry: dict[str, Any]) -> Width | None:
 def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
     """Tune on ``queries`` (a sample) for ``target_recall``; nprobe and candidates that were given are only measured."""
     k, target = parameters.num_neighbours, parameters.target_recall
-    searched: SearchedBy = "vectors" if index.nearest else "codes"
+    searched: SearchedBy = "vectors" if index.vectors else "codes"
     if target >= 1:
         return Tuned(None, index.total, len(queries), 1.0, 1.0, target, reached=True, searched=searched, table=[])
-    truth = index.exact(queries, k).keys
-    made = trials(queries, truth, index, parameters.nprobe)
+    truth, nearer = index.nearer_hits(queries, k)
+    made = trials(queries, truth, index, parameters.nprobe, nearer)
     if parameters.retrieval_margin is None:
         choice = choose(made, target, index, least=k)
     else:

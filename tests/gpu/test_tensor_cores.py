@@ -9,10 +9,10 @@ from vectors import blocks_of
 from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import prepare
 from retro_ops.index import faiss_index, filling, index_types, training
-from retro_ops.search import reranking
+from retro_ops.search import brute_force
 from retro_ops.search.exact import comparing
 from retro_ops.search.gpu_search import Scan, Span
-from retro_ops.search.reranking import Queries
+from retro_ops.search.hits import Queries
 
 pytestmark = pytest.mark.gpu
 
@@ -73,7 +73,7 @@ def test_search_equals_brute_force_and_depends_on_no_division(queries: Queries) 
     whole = Scan(lists, blocks, [Span(0, ROWS, "cuda:0")])
     parts = Scan(lists, blocks, [Span(0, 20_001, "cuda:0"), Span(20_001, ROWS, "cuda:0")])
     some = queries.take(np.arange(0, ROWS, 100))
-    truth = reranking.exact_search(some, 4, blocks)
+    truth = brute_force.exact_search(some, 4, blocks)
     for made in (whole, parts):
         found = made.nearest(some, 4, LISTS)
         np.testing.assert_array_equal(found.keys, truth.keys)
@@ -83,7 +83,7 @@ def test_search_equals_brute_force_and_depends_on_no_division(queries: Queries) 
     np.testing.assert_array_equal(narrow.removed, divided.removed)
     batches = [whole.nearest(some.take(rows), 4, 5).keys for rows in np.array_split(np.arange(len(some)), 7)]
     np.testing.assert_array_equal(narrow.keys, np.concatenate(batches))
-    by_scores = reranking.exact_search(some, 4, blocks, compare=comparing(prepare(GPU)))
+    by_scores = brute_force.exact_search(some, 4, blocks, compare=comparing(prepare(GPU)))
     np.testing.assert_array_equal(by_scores.keys, truth.keys)
     np.testing.assert_array_equal(by_scores.removed, truth.removed)
     on_cpu = Scan(lists, blocks, [Span(0, ROWS, "cpu")]).nearest(some.take(np.arange(100)), 4, 5)

@@ -14,7 +14,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Identity, Plan, Shard
-from retro_ops.search import reranking
+from retro_ops.search import hits, reranking
 from retro_ops.storage import store
 
 INDEX_TYPES = ("IVF4,PQ8x4", "Flat", "PCA16,IVF4,SQ8", "IVF4,PQ8x4fs")
@@ -90,7 +90,7 @@ def test_small_shards_of_a_group_are_searched_for_together(
     plan, rows = read_plan(plan_uri), list[int]()
     find = reranking.find
 
-    def counting(queries: reranking.Queries, *more: Any) -> reranking.Found:
+    def counting(queries: hits.Queries, *more: Any) -> hits.Found:
         rows.append(len(queries))
         return find(queries, *more)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.search import exact, reranking
-from retro_ops.search.reranking import Block
+from retro_ops.search import exact, hits
+from retro_ops.search.hits import Block
 
 
 def unit_vectors(rows: int, dimension: int, seed: int, grid: bool = False) -> NDArray[np.float16]:
@@ -23,7 +23,7 @@ def clustered(rows: int, seed: int) -> NDArray[np.float16]:
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float16)
 
 
-def blocks_of(vectors: NDArray[np.float16], documents: NDArray[np.uint64], size: int) -> reranking.Blocks:
+def blocks_of(vectors: NDArray[np.float16], documents: NDArray[np.uint64], size: int) -> hits.Blocks:
     def read(wanted: NDArray[np.int64] | None) -> Iterator[Block]:
         for first in range(0, len(vectors), size):
             if wanted is None or np.isin(np.arange(first, first + size), wanted).any():

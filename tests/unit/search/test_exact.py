@@ -8,8 +8,10 @@ from vectors import as_rows, blocks_of, brute_force, unit_vectors
 
 from retro_ops.compute.device import Device
 from retro_ops.search import exact, reranking
+from retro_ops.search.brute_force import exact_search
 from retro_ops.search.faiss_search import searcher
-from retro_ops.search.reranking import Effort, Index, Queries, Width
+from retro_ops.search.hits import Queries
+from retro_ops.search.reranking import Effort, Index, Width
 
 CPU = Device("cpu", "test")
 
@@ -28,7 +30,7 @@ def test_a_target_of_one_is_brute_force_with_ties_for_any_batching(
     expected = brute_force(vectors, documents, k)
     blocks = blocks_of(vectors, documents, block)
     queries = Queries(vectors, documents)
-    assert as_rows(reranking.exact_search(queries, k, blocks).keys) == expected
+    assert as_rows(exact_search(queries, k, blocks).keys) == expected
     flat = faiss.IndexFlatL2(dimension)
     flat.add(vectors.astype(np.float32))
     index = Index(searcher(flat, CPU, shard_over_gpus=False), blocks, rows, 1, rows)

@@ -1,6 +1,7 @@
 """Measures of likeness and filters, against their plain definitions."""
 
 import functools
+import itertools
 from collections import Counter
 
 import faiss
@@ -13,9 +14,13 @@ from vectors import as_rows, blocks_of, brute_force, unit_vectors
 
 from retro_ops.compute.device import Device
 from retro_ops.index import filling
+from retro_ops.index.faiss_index import Lists
 from retro_ops.search import exact, filters, reranking
+from retro_ops.search.brute_force import exact_search
 from retro_ops.search.faiss_search import searcher
-from retro_ops.search.reranking import Effort, Index, Queries, Width
+from retro_ops.search.gpu_search import Scan, Span
+from retro_ops.search.hits import Queries
+from retro_ops.search.reranking import Effort, Index, Width
 
 CPU = Device("cpu", "test")
 
@@ -108,9 +113,8 @@ def test_filters_remove_what_brute_force_would_and_count_it(
         expected.append(kept)
         counted.append([sum(why(i, j) == code and (d, j) < limit for d, j in ranked) for code in (1, 2, 3, 4)])
 
-    def refuse(queries: Queries, of: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        assert queries.tokens is not None
-        return filters.reasons(limits, queries.tokens[of], texts[ids], PAD)
+    def refuse(tokens: filters.Tokens, of: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return filters.reasons(limits, tokens[of], texts[ids], PAD)
 
     blocks = blocks_of(vectors, documents, block)
     flat = faiss.IndexFlatL2(8)
@@ -119,14 +123,19 @@ def test_filters_remove_what_brute_force_would_and_count_it(
         part.add(vectors_of_part)
         filling.merge(flat, part, f"part {number}")
     index = Index(searcher(flat, CPU, shard_over_gpus=False), blocks, rows, 1, rows, refuse)
+    cuts = [rows * part // parts for part in range(parts + 1)]
+    spans = [Span(start, end, "cpu") for start, end in itertools.pairwise(cuts) if start < end]
+    lists = Lists(np.zeros((1, 8), np.float32), np.zeros(rows, np.int32), np.arange(rows), None)
+    on_device = Index(None, blocks, rows, 1, rows, refuse, vectors=Scan(lists, blocks, spans))
     queries = Queries(vectors, documents, texts)
-    everything, exactly, narrow = [], [], []
+    everything, exactly, narrow, by_vectors = [], [], [], []
     for start in range(0, rows, batch):
         shard = queries.take(np.arange(start, min(start + batch, rows)))
-        exactly.append(reranking.exact_search(shard, k, blocks, refuse))
+        exactly.append(exact_search(shard, k, blocks, refuse))
         everything.append(reranking.find(shard, k, index, Width(1, rows), cells, Effort()))
         narrow.append(reranking.find(shard, k, index, Width(1, candidates), cells, Effort()))
-    for found in (exactly, everything):
+        by_vectors.append(reranking.find(shard, k, on_device, Width(1, candidates), cells, Effort()))
+    for found in (exactly, everything, by_vectors):
         assert [row for of in found for row in as_rows(of.keys)] == expected
         assert [row for of in found for row in of.removed.tolist()] == counted
     assert [len(row) for of in narrow for row in as_rows(of.keys)] == [len(row) for row in expected]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retro_ops.search import reranking
+from retro_ops.search import brute_force, hits
 from retro_ops.search.exact import NOTHING, pack, unpack
 
 
@@ -17,21 +17,19 @@ def test_merging_with_what_is_known_is_a_search_of_everything(seed: int) -> None
     # Few values, so that many distances are equal.
     vectors = rng.integers(-2, 3, (total, d)).astype(np.float16)
     documents = rng.integers(0, 12, total).astype(np.uint64)
-    queries = reranking.Queries(
-        rng.integers(-2, 3, (9, d)).astype(np.float16), rng.integers(0, 12, 9).astype(np.uint64)
-    )
+    queries = hits.Queries(rng.integers(-2, 3, (9, d)).astype(np.float16), rng.integers(0, 12, 9).astype(np.uint64))
     is_new = rng.random(total) < 0.4
 
     def blocks(of: np.ndarray) -> Any:
         def every(wanted: Any) -> Any:
             for i in np.flatnonzero(of):
-                yield reranking.Block(int(i), vectors[i : i + 1], documents[i : i + 1])
+                yield hits.Block(int(i), vectors[i : i + 1], documents[i : i + 1])
 
         return every
 
-    known = reranking.exact_search(queries, k, blocks(~is_new)).keys
-    whole = reranking.exact_search(queries, k, blocks(np.ones(total, bool))).keys
-    merged = reranking.exact_search(queries, k, blocks(is_new), None, known).keys
+    known = brute_force.exact_search(queries, k, blocks(~is_new)).keys
+    whole = brute_force.exact_search(queries, k, blocks(np.ones(total, bool))).keys
+    merged = brute_force.exact_search(queries, k, blocks(is_new), None, known).keys
     np.testing.assert_array_equal(merged, whole)
     ids, distances = unpack(known)
     np.testing.assert_array_equal(pack(distances, ids, ids >= 0), known)

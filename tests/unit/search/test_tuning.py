@@ -7,9 +7,10 @@ from vectors import blocks_of, clustered
 
 from retro_ops.compute.device import Device
 from retro_ops.index import training
-from retro_ops.search import exact, reranking, tuning
+from retro_ops.search import brute_force, exact, reranking, tuning
 from retro_ops.search.faiss_search import searcher
-from retro_ops.search.reranking import Effort, Index, Queries
+from retro_ops.search.hits import Queries
+from retro_ops.search.reranking import Effort, Index
 
 CPU = Device("cpu", "test")
 
@@ -31,11 +32,11 @@ def test_the_chosen_width_reaches_its_target_on_queries_it_has_not_seen(
 ) -> None:
     of, everything = index
     sample, others = everything.take(np.arange(0, 6000, 8)), everything.take(np.arange(1, 6000, 8))
-    made = tuning.trials(sample, reranking.exact_search(sample, 4, of.blocks).keys, of)
+    made = tuning.trials(sample, brute_force.exact_search(sample, 4, of.blocks).keys, of)
     choice = tuning.choose(made, target, of, least=4)
     assert choice.reached
     assert choice.recall > choice.lower_bound >= target
-    truth, _ = exact.unpack(reranking.exact_search(others, 4, of.blocks).keys)
+    truth, _ = exact.unpack(brute_force.exact_search(others, 4, of.blocks).keys)
     found, _ = exact.unpack(reranking.find(others, 4, of, choice.width, 10**6, Effort()).keys)
     recall = np.mean([len(set(a) & set(b)) / 4 for a, b in zip(truth.tolist(), found.tolist(), strict=True)])
     assert recall > target - 0.02
@@ -45,10 +46,10 @@ def test_the_chosen_width_reaches_its_target_on_queries_it_has_not_seen(
 def test_more_recall_costs_more_and_unreachable_recall_is_reported(index: tuple[Index, Queries]) -> None:
     of, everything = index
     sample = everything.take(np.arange(0, 6000, 8))
-    made = tuning.trials(sample, reranking.exact_search(sample, 4, of.blocks).keys, of)
+    made = tuning.trials(sample, brute_force.exact_search(sample, 4, of.blocks).keys, of)
     costs = [tuning._cost(tuning.choose(made, target, of, 4).width, of) for target in (0.5, 0.8, 0.9, 0.99)]
     assert costs == sorted(costs)
     assert costs[0] < costs[-1]
-    truth = reranking.exact_search(sample, 4, of.blocks).keys
+    truth = brute_force.exact_search(sample, 4, of.blocks).keys
     hopeless = tuning.choose(tuning.trials(sample, truth, of, 1), 0.9999, of, 4)
     assert (hopeless.reached, hopeless.width.nprobe) == (False, 1)
