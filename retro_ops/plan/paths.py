@@ -205,6 +205,16 @@ def partial_index_uri(plan: Plan, shard: str) -> str:
     return join(stage_folder(plan, "build-faiss-index", shard), "partial.index")
 
 
+def partial_indexes(plan: Plan, split: Split) -> tuple[str, ...]:
+    """The partial indexes of the shards in the index of ``split``, in its order."""
+    return tuple(partial_index_uri(plan, shard.name) for shard in plan.indexed(split))
+
+
+def lists_uri(partial_index: str) -> str:
+    """The inverted list of each vector of a partial index, int32 ``[vectors]``."""
+    return beside(partial_index, "lists.npy")
+
+
 def index_uri(plan: Plan, split: Split) -> str:
     return join(stage_folder(plan, "merge-indexes"), f"{split}.index")
 

@@ -150,6 +150,8 @@ def _of_shard(neighbours: NpyReader, shard: QueryShard) -> NpyReader:
 
 def _index_of(previous: PreviousNeighbours, searched: SearchedIndex, positions: list[int]) -> Index:
     """An index of the shards at ``positions`` alone, in global ids."""
+    if by_lists := searched.over_lists(previous.trained, previous.partials, positions):
+        return by_lists
     if parts := open_if_larger_than(memory_limit(searched.parameters), previous.partials):
         return searched.over_parts(parts, positions)
     index = load_index(previous.trained)

@@ -47,6 +47,9 @@ class Job:
     tuning: str | None = None
     """Report with the tuned nprobe and candidates; None to measure them in this job."""
     pad_id: int | None = None
+    trained: str = ""
+    partials: tuple[str, ...] = ()
+    """The trained index and the partial indexes of ``indexed``, where they are known."""
     previous: PreviousNeighbours | None = None
     few: bool = False
     """Most rows have neighbours in the base version, so few need a search of the whole index."""
@@ -60,6 +63,7 @@ class _OfSplit:
 
     indexed: tuple[IndexShard, ...]
     positions: dict[str, int]
+    partials: tuple[str, ...]
     previous: PreviousNeighbours | None
 
 
@@ -92,6 +96,8 @@ class PlannedJobs:
             shard=paths.index_shard(plan, name),
             tuning=paths.report_uri(plan, "tune-search"),
             pad_id=plan.identity.pad_id,
+            trained=paths.trained_index_uri(plan),
+            partials=common.partials,
             previous=self._previous(shard, common.previous),
             few=plan.base is not None and any(of_base.neighbours for of_base in plan.base.shards),
         )
@@ -111,7 +117,7 @@ class PlannedJobs:
                 trained=paths.trained_index_uri(plan),
                 partials=tuple(paths.partial_index_uri(plan, name) for name in new),
             )
-        return _OfSplit(paths.index_shards(plan, split), positions, previous)
+        return _OfSplit(paths.index_shards(plan, split), positions, paths.partial_indexes(plan, split), previous)
 
     def _previous(self, shard: Shard, of_split: PreviousNeighbours | None) -> PreviousNeighbours | None:
         """Previous neighbours of a shard with the chunks of the base version; None if they are up to date."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import ListFile, memory_limit, open_if_larger_than
+from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Split
 from retro_ops.search import faiss_search, filters, gpu_search
@@ -24,6 +25,8 @@ from retro_ops.search.faiss_search import Coarse
 from retro_ops.search.hits import Found, HitFilter
 from retro_ops.search.ivf_parts import in_parts
 from retro_ops.search.reranking import Index
+from retro_ops.storage import read_ahead, store
+from retro_ops.storage.npy import open_npy
 
 MOST_CANDIDATES = 2**15
 """Rows that need more are searched exactly."""
@@ -74,6 +77,9 @@ class SearchedIndex:
     split: Split | None
     """None where it is unknown, as by hand."""
     pad_id: int
+    trained: str = ""
+    partials: tuple[str, ...] = ()
+    """The trained index and the partial indexes of ``chunks``, where they are known; see ``over_lists``."""
     of_new_shards: dict[tuple[str, ...], Index] = field(default_factory=dict)
     """Indexes of new shards alone, by their partial indexes; see ``incremental``."""
     found_ahead: dict[str, Found] = field(default_factory=dict)
@@ -99,6 +105,8 @@ class SearchedIndex:
         ``chunks``.
         """
         everything = range(len(self.chunks.embeddings))
+        if by_lists := self.over_lists(self.trained, self.partials, everything):
+            return by_lists
         if parts := open_if_larger_than(memory_limit(self.parameters), [self.uri]):
             self._check_total(parts[0].total)
             return self.over_parts(parts, everything)
@@ -132,6 +140,26 @@ class SearchedIndex:
         blocks, lists = self.chunks.blocks_of(positions), len(files[0].sizes)
         coarse = _in_global_ids(by_codes, ids)
         return Index(coarse, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter, coarse_rows=None)
+
+    def over_lists(self, trained: str, partials: Sequence[str], positions: Sequence[int]) -> Index | None:
+        """Search of whole vectors on GPUs, with the list of each vector as `build-faiss-index` noted it: no index is
+        read but the ``trained`` one.
+
+        ``partials``: partial indexes of the shards at ``positions``. None on a CPU, or if one of them has no such note,
+        as those of earlier releases.
+        """
+        uris = [paths.lists_uri(uri) for uri in partials]
+        if self.device.chosen != "cuda" or not uris or not all(read_ahead.side_by_side(store.exists, uris)):
+            return None
+        readers = read_ahead.side_by_side(partial(open_npy, ndim=1, kind="i"), uris)
+        for reader, position in zip(readers, positions, strict=True):
+            if len(reader) != len(self.chunks.embeddings[position]):
+                raise BadInputError(
+                    f"{reader.uri} has {len(reader):,} rows, its shard has {len(self.chunks.embeddings[position]):,}",
+                    "repair the shard",
+                )
+        lists = read_ahead.side_by_side(lambda reader: reader.rows(0, len(reader)), readers, read_ahead.READERS)
+        return self._over_vectors(load_index(trained), positions, np.concatenate(lists))
 
     def _over_vectors(self, index: Any, positions: Sequence[int], lists_of: NDArray[np.int32] | None) -> Index:
         """Search of whole vectors on GPUs. ``lists_of``: the list of each vector, if ``index`` is empty."""

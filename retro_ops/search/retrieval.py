@@ -56,7 +56,8 @@ ROW_BYTES = 192
 def searched_index(job: Job, parameters: Parameters, device: Device) -> SearchedIndex:
     """The index of ``job``, and of all jobs that search the same."""
     chunks = IndexedChunks(job.indexed)
-    return SearchedIndex(job.index, chunks, device, parameters, job.split, _pad_id(job, parameters))
+    pad_id = _pad_id(job, parameters)
+    return SearchedIndex(job.index, chunks, device, parameters, job.split, pad_id, job.trained, job.partials)
 
 
 class Retriever:

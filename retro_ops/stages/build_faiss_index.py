@@ -17,7 +17,7 @@ from retro_ops.plan.plan import Plan
 from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress
 from retro_ops.storage import store
-from retro_ops.storage.npy import open_npy
+from retro_ops.storage.npy import NpyWriter, open_npy
 
 STAGE = "build-faiss-index"
 BLOCK_ROWS = 16_384
@@ -110,7 +110,9 @@ def _load_trained(uri: str) -> Any:
 
 
 def _work(job: Job, parameters: Parameters, trained: Shared[Any]) -> report.Outcome:
-    from retro_ops.index import filling, training
+    import numpy as np
+
+    from retro_ops.index import faiss_index, filling, training
     from retro_ops.index.faiss_files import save_index
 
     reports = (job.trained_report, *job.embeddings_reports)
@@ -136,9 +138,13 @@ def _work(job: Job, parameters: Parameters, trained: Shared[Any]) -> report.Outc
     fill_s = time.monotonic() - started
     if index.ntotal != total:
         raise RuntimeError(f"the index holds {index.ntotal} vectors after adding {total}")
+    lists = faiss_index.list_numbers(index).astype(np.int32)
+    with NpyWriter(paths.lists_uri(job.output), np.int32, rows=total) as writer:
+        writer.append(lists)
+        written = writer.close()
     return report.Outcome(
         counts={"vectors": total},
-        outputs=[save_index(index, job.output)],
+        outputs=[save_index(index, job.output), written],
         identity=identity,
         details={"fill_seconds": round(fill_s, 3)},
         device=where,

@@ -46,7 +46,8 @@ def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device
 
     chunks = IndexedChunks(paths.index_shards(plan, split))
     uri, pad_id = paths.index_uri(plan, split), plan.identity.pad_id
-    searched = SearchedIndex(uri, chunks, where, parameters, split, pad_id)
+    built = paths.trained_index_uri(plan), paths.partial_indexes(plan, split)
+    searched = SearchedIndex(uri, chunks, where, parameters, split, pad_id, *built)
     shards = query_shards(plan, split, chunks, with_tokens=bool(searched.limits))
     queries = sample(list(shards.values()), parameters.recall_sample, parameters.seed)
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")

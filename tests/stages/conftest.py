@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from counting import CountingStore
 from nightly import First, Nights
 from runs import Done, whole_run
 
 from retro_ops.cli import main
+from retro_ops.storage import store
 
 Run = Callable[..., None]
 
@@ -96,3 +98,10 @@ def pristine(first_version: First, tmp_path_factory: pytest.TempPathFactory) -> 
     corpus = first_version.saved / "corpus"
     flags = ("--corpus", f"{corpus}/train", "--validation-corpus", f"{corpus}/val", *settings[4:])
     return whole_run(str(tmp_path_factory.mktemp("pristine")), "d", "x", *flags)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> CountingStore:
+    counting = CountingStore()
+    monkeypatch.setattr(store, "_LOCAL", counting)
+    return counting

@@ -1,5 +1,7 @@
 """The stages' way through a GPU, with torch told to compute on the CPU: the wiring. tests/gpu has the real one."""
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,19 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from counting import CountingStore
+from nightly import Nights
 from samples import Run
 
 from retro_ops.compute import device
 from retro_ops.execution import report
 from retro_ops.index import faiss_index, filling, training
+from retro_ops.index.faiss_index import Lists
+from retro_ops.plan import paths
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 from retro_ops.search import gpu_search, open_index
+from retro_ops.search.gpu_search import Span
+from retro_ops.storage import store
 
 ROWS = 3000
 
@@ -25,6 +33,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "prepare", lambda _: "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(gpu_search, "capacity", lambda _: 10**8)
+
+
+@pytest.fixture
+def pretended_search(pretended: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For stages of a plan, whatever device it asks for."""
+    monkeypatch.setattr(device, "choose", lambda *_: device.Device("cuda", "pretended"))
 
 
 @pytest.fixture
@@ -72,3 +86,40 @@ def test_a_dataset_by_gpu_is_one_by_cpu(run: Run, folder: Path) -> None:
     assert said is not None
     assert said["details"]["search"]["searched"] == "vectors"
     assert said["device"]["why"] == "pretended"
+
+
+PARTS = 10
+
+
+@pytest.mark.parametrize("flags", [(), ("--max-overlap", "0.5")], ids=["plain", "filtered"])
+def test_what_does_not_fit_on_a_gpu_is_read_once_and_no_index_is(
+    nights: Nights, run: Run, counted: CountingStore, request: pytest.FixtureRequest, flags: tuple[str, ...]
+) -> None:
+    nights.flags = ("--index-type", "IVF8,Flat", "--nprobe", "3", "--retrieval-margin", "4000", "--min-recall", "0")
+    nights.flags += flags
+    made = nights.first()
+    plan, found = made.plan, []
+    request.getfixturevalue("pretended_search")
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    names = [shard.name for shard in plan.shards]
+    sizes = {name: store.at(uri).size(uri) for name in names for uri in [paths.embeddings_uri(plan, name)]}
+    for parts in (1, PARTS):
+        monkeypatch.setattr(gpu_search, "spans", partial(divided, parts))
+        for stage, name in [("tune-search", None), *(("retrieve-neighbours", name) for name in names)]:
+            uri = paths.report_uri(plan, stage, name)
+            store.at(uri).delete(uri)
+        counted.bytes.clear()
+        run("tune-search", "--plan", made.plan_uri)
+        run("retrieve-neighbours", "--plan", made.plan_uri, "--shard", ",".join(names))
+        found.append([store.read(paths.neighbours_uri(plan, name)) for name in names])
+        assert not [uri for uri in counted.bytes if uri.endswith(("train.index", "val.index", "partial.index"))]
+    assert found[0] == found[1]
+    for name, size in sizes.items():
+        # By `tune-search` for both splits (the sample, and all), by the searches of both, and as queries of each part.
+        splits = 2 if plan.shard(name).split == "train" else 1
+        assert counted.bytes[paths.embeddings_uri(plan, name)] <= size * (splits * (1 + 1) + 2 + PARTS)
+
+
+def divided(parts: int, lists: Lists, dimension: int, devices: list[str], capacity: int) -> list[Span]:
+    cuts = [len(lists.ids) * number // parts for number in range(parts + 1)]
+    return [Span(*cut, devices[0]) for cut in pairwise(cuts)]

@@ -1,52 +1,18 @@
 """``validate`` reads each file of a dataset once, for its rules and its checksum."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from counting import CountingStore
 from samples import Run, synthetic_shard, write_index_spec
 
 from retro_ops.execution import report
 from retro_ops.quality import checks
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
-from retro_ops.storage.local import LocalStore
 from retro_ops.storage.npy import HEADER_BYTES, open_npy
-
-
-class CountingStore(LocalStore):
-    """Counts the bytes that are read of each file."""
-
-    def __init__(self) -> None:
-        self.bytes: Counter[str] = Counter()
-
-    def read(self, uri: str) -> bytes:
-        data = super().read(uri)
-        self.bytes[uri] += len(data)
-        return data
-
-    def head(self, uri: str, length: int) -> tuple[bytes, int]:
-        data, size = super().head(uri, length)
-        self.bytes[uri] += len(data)
-        return data, size
-
-    def read_range(self, uri: str, start: int, length: int) -> bytes:
-        self.bytes[uri] += length
-        return super().read_range(uri, start, length)
-
-    def open(self, uri: str):  # type: ignore[no-untyped-def]
-        self.bytes[uri] += self.size(uri)
-        return super().open(uri)
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> CountingStore:
-    counting = CountingStore()
-    monkeypatch.setattr(store, "_LOCAL", counting)
-    return counting
-
 
 DOCUMENTS = [10] * 2000
 
