@@ -46,8 +46,9 @@ USUAL_MODEL_BYTES = 90_000_000
 
 VALIDATED_PER_SECOND = 350_000.0
 
-PROBED_SHARE = 1 / 16
-"""Share of the lists probed for the default target recall, measured on 244,970 chunks."""
+PROBED_LISTS = 64
+MOST_PROBED = 1 / 16
+"""Lists probed for the default target recall, and their largest share of all, measured on 244,970 chunks."""
 
 CANDIDATE_BYTES = 48
 CANDIDATES = 64
@@ -84,6 +85,8 @@ class Work:
     num_neighbours: int
     recall_sample: int
     memory_budget: int
+    corpus_bytes: int = 0
+    """Size of the corpus as it is stored."""
 
     @property
     def total(self) -> int:
@@ -135,15 +138,6 @@ def estimate(work: Work, index: Index) -> Estimate:
     )
 
 
-def table(estimated: Estimate) -> list[str]:
-    """The estimate as lines of a text table."""
-    lines = [f"{'stage':22}{'stored':>12}{'peak memory':>14}{'on CPU':>12}{'with a GPU':>12}"]
-    for stage, peak in estimated.peak_rss_bytes.items():
-        times = "".join(f"{estimated.seconds[device][stage]:>10,.0f} s" for device in ("cpu", "cuda"))
-        lines.append(f"{stage:22}{estimated.bytes.get(stage, 0) / MIB:>8,.0f} MiB{peak / MIB:>10,.0f} MiB{times}")
-    return lines
-
-
 def scaled(samples: Sequence[tuple[int, float, int]], total_bytes: int) -> int:
     """Extrapolate a count to ``total_bytes`` from samples (bytes of a file, share read, count in that share)."""
     read = sum(size * share for size, share, _ in samples)
@@ -154,14 +148,14 @@ def _seconds(work: Work, index: Index, rates: Rates) -> dict[str, float]:
     total, in_indexes = work.total, sum(work.indexed.values())
     pairs = work.recall_sample * in_indexes
     scanned = sum(work.chunks[split] * held for split, held in work.indexed.items())
-    scanned_share = PROBED_SHARE if index.lists > 1 else 1.0
+    scanned_share = min(MOST_PROBED, PROBED_LISTS / index.lists) if index.lists > 1 else 1.0
     took = {
         "tokenize-and-chunk": total / TOKENIZED_PER_SECOND,
         "embed-chunks": total * work.chunk_operations / rates.embedded,
         "train-faiss-index": index.training_vectors * index.lists * 10 / rates.trained if index.lists > 1 else 0,
         "build-faiss-index": total * (index.lists + 256) / rates.assigned if index.lists > 1 else 0,
         "merge-indexes": in_indexes / MERGED_PER_SECOND,
-        # Exact search, then trials of 1, 2, 4, … lists, which add up to twice the whole index.
+        # Exact search, then trials of 1, 2, 4, … lists, which add up to twice the whole index. (A GPU needs no trials.)
         "tune-search": pairs * (1 / rates.compared + 2 / rates.scanned),
         "retrieve-neighbours": scanned * scanned_share / rates.scanned,
         "describe": pairs / rates.read,

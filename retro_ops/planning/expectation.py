@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
-from retro_ops.plan import digests, estimate, paths
+from retro_ops.plan import digests, estimate, limits, paths, traffic
 from retro_ops.plan.plan import SPLITS, Plan, Split
 from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
@@ -25,14 +25,36 @@ SAMPLED_BYTES = 2**17
 """Bytes of lines read from each sampled shard."""
 
 
-def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: str) -> None:
-    """Write the estimate next to the plan at ``output`` and log it as a table."""
-    expected = _expected(plan, tokenizer, model)
+def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: str, workers: int) -> None:
+    """Write the estimate next to the plan at ``output`` and log it as a table.
+
+    BadInputError if the run exceeds a limit of any stage, so that it does not fail after days.
+    """
+    work, index = _expected_work(plan, tokenizer, model)
+    expected, moved = estimate.estimate(work, index), traffic.traffic(work, index)
+    took = traffic.hours(work, expected.seconds["cuda"], moved, workers)
     uri = paths.estimate_uri(output)
-    store.write(uri, (json.dumps(expected.as_json(), indent=1) + "\n").encode())
-    say(f"plan: expects about {expected.chunks['all']:,} chunks; estimate if everything is built ({uri}):")
-    for line in estimate.table(expected):
+    document = {
+        **expected.as_json(),
+        "traffic": {stage: of.as_json() for stage, of in moved.items()},
+        "hours": {"workers": workers, **took},
+    }
+    store.write(uri, (json.dumps(document, indent=1) + "\n").encode())
+    say(f"plan: expects about {work.total:,} chunks; estimate if everything is built ({uri}):")
+    for line in traffic.table(expected, moved, took):
         say(f"  {line}")
+    say(f"plan: about {sum(took.values()):,.1f} hours with {workers:,} workers (--workers) that each have a GPU")
+    for stage, power in traffic.faster_than_linear(work, index).items():
+        say(f"plan: the bytes that {stage} reads grow faster than the corpus: as its size to the power of {power:.1f}")
+    _check_limits(plan, work, index)
+
+
+def _check_limits(plan: Plan, work: estimate.Work, index: estimate.Index) -> None:
+    beyond = limits.exceeded(work, index, finds_duplicates=plan.parameters.duplicates != "keep")
+    for of in beyond:
+        if of.certain:
+            raise BadInputError(of.problem, of.remedy)
+        say(f"plan: {of.problem}. What to do: {of.remedy}", logging.WARNING, event="limit")
 
 
 @dataclass(frozen=True)
@@ -66,7 +88,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     return _Expected(sum(per_shard), max(per_shard), estimate.scaled(documents, sum(sizes)))
 
 
-def _expected(plan: Plan, tokenizer: "Tokenizer", model: "Model") -> estimate.Estimate:
+def _expected_work(plan: Plan, tokenizer: "Tokenizer", model: "Model") -> tuple[estimate.Work, estimate.Index]:
     from retro_ops.index import faiss_index, index_types, training
     from retro_ops.tokens.chunking import token_dtype
 
@@ -86,6 +108,7 @@ def _expected(plan: Plan, tokenizer: "Tokenizer", model: "Model") -> estimate.Es
         num_neighbours=p.num_neighbours,
         recall_sample=p.recall_sample,
         memory_budget=parse_bytes(p.memory_budget),
+        corpus_bytes=sum(source.bytes for shard in plan.shards for source in shard.sources),
     )
     vectors = counts["train"].chunks
     index_type = p.index_type
@@ -99,4 +122,4 @@ def _expected(plan: Plan, tokenizer: "Tokenizer", model: "Model") -> estimate.Es
     index = index_types.make_index(index_type, plan.identity.dimension)
     sampled = min(vectors, p.max_training_vectors or training.training_vectors(index))
     shape = estimate.Index(faiss_index.list_count(index), faiss_index.bytes_per_vector(index), sampled)
-    return estimate.estimate(work, shape)
+    return work, shape

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
+from retro_ops.plan.limits import MOST_CHUNKS
 from retro_ops.plan.specs import IndexShard
 from retro_ops.search import filters
-from retro_ops.search.exact import MAX_CHUNKS
 from retro_ops.search.hits import Block, Blocks
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import NpyReader, open_npy
@@ -64,8 +64,8 @@ class IndexedChunks:
         self.documents = Documents([shard.chunks for shard in shards], [shard.chunk2seq for shard in shards])
         self.offsets = np.concatenate(([0], np.cumsum([len(reader) for reader in self.embeddings]))).astype(np.int64)
         self.total = int(self.offsets[-1])
-        if self.total > MAX_CHUNKS:
-            raise BadInputError(f"the index spec names {self.total:,} chunks, more than {MAX_CHUNKS:,}", "split it")
+        if self.total > MOST_CHUNKS:
+            raise BadInputError(f"the index spec names {self.total:,} chunks, more than {MOST_CHUNKS:,}", "split it")
 
     @cached_property
     def chunks(self) -> list[NpyReader]:

@@ -24,9 +24,6 @@ Keys = NDArray[np.uint64]
 NOTHING = np.uint64(2**64 - 1)
 """No candidate: sorts after all keys."""
 
-MAX_CHUNKS = 2**32 - 1
-"""Ids have 32 bits in a key."""
-
 PAIRS_PER_STEP = 1024
 """Pairs whose vectors are gathered at a time, few enough to stay in the cache of the processor."""
 

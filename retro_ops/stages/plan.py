@@ -36,6 +36,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--sources", help="list of source files that `list-sources` wrote, instead of a corpus")
     parser.add_argument("--output", required=True, help="plan to write")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="estimate the hours of so many workers (default: 1)"
+    )
     parser.add_argument("--run", help="with --repair: this run, instead of the published version")
     add_choices(parser)
 
@@ -72,7 +75,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     changed = since_published(plan, series)
     store.write(paths.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
     if models and not plan.base:
-        write_estimate(plan, *models, arguments.output)
+        write_estimate(plan, *models, arguments.output, arguments.workers)
     store.at(arguments.output).delete(paths.tokenizer_uri(arguments.output))  # Of an earlier try.
     if models:
         store_for_tasks(models[0], arguments.output)

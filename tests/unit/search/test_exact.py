@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from vectors import as_rows, blocks_of, brute_force, unit_vectors
 
 from retro_ops.compute.device import Device
+from retro_ops.plan.limits import MOST_CHUNKS
 from retro_ops.search import exact, reranking
 from retro_ops.search.brute_force import exact_search
 from retro_ops.search.faiss_search import searcher
@@ -73,7 +74,7 @@ def test_pairs_up_to_a_limit_are_all_found_and_no_other(
     np.testing.assert_array_equal(found, distances[expected])
 
 
-@given(st.lists(st.tuples(st.floats(0, 4, width=32), st.integers(0, exact.MAX_CHUNKS - 1)), min_size=1, unique=True))
+@given(st.lists(st.tuples(st.floats(0, 4, width=32), st.integers(0, MOST_CHUNKS - 1)), min_size=1, unique=True))
 def test_keys_have_the_order_of_distance_and_id(pairs: list[tuple[float, int]]) -> None:
     distances, ids = np.array([d for d, _ in pairs], np.float32), np.array([i for _, i in pairs], np.int64)
     keys = exact.pack(distances, ids, np.ones(len(ids), np.bool_))

@@ -1,0 +1,152 @@
+"""Estimates what each stage reads from the store and writes to it, and how long several workers take.
+
+Each term is a loop of a stage: docs/scale.md says which. Standard library only.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from retro_ops import memory
+from retro_ops.plan.estimate import Estimate, Index, Work, estimate
+from retro_ops.plan.stage_graph import STAGES
+
+REQUEST_BYTES = 8 * 2**20
+"""Bytes of a range request."""
+
+BYTES_PER_SECOND = 0.5e9
+"""What one process reads from a store or writes to it."""
+
+MOST_TASKS = 256
+"""Tasks that a stage is mapped to at most: the default of Airflow and of this package."""
+
+GPU_BYTES = 72 * 10**9
+"""Memory for vectors on a GPU of 80 GB, beside the workspace of a search."""
+
+SLOT_BYTES = 40
+"""Of a vector on a GPU, beside its numbers: operand, square, id and document."""
+
+SEARCH_ROW_BYTES = 192
+HIT_BYTES = 32
+"""Memory of a row of a search on a GPU, and of each of its neighbours; see ``search.retrieval``."""
+
+DOCUMENT_BYTES = 8
+LIST_BYTES = 4
+NEIGHBOUR_BYTES = 12
+
+FASTER_THAN_LINEAR = 1.1
+"""Exponent from which on bytes are said to grow faster than the corpus."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that all ``tasks`` of a stage read and write together, and their requests."""
+
+    tasks: int
+    read: int
+    written: int
+
+    @property
+    def moved(self) -> int:
+        return self.read + self.written
+
+    @property
+    def requests(self) -> int:
+        return 2 * self.tasks + -(-self.moved // REQUEST_BYTES)
+
+    def as_json(self) -> dict[str, int]:
+        return {**asdict(self), "requests": self.requests}
+
+
+def traffic(work: Work, index: Index, gpu_bytes: int = GPU_BYTES) -> dict[str, Traffic]:
+    """What the stages of a first build read and write, by stage. Retrieval: on GPUs with ``gpu_bytes`` for vectors."""
+    stored = estimate(work, index).bytes
+    total, mapped = work.total, min(work.shards, MOST_TASKS)
+    tokens, vectors = work.chunk_size * work.token_bytes, work.dimension * 2
+    centroids = stored["train-faiss-index"]
+    partials = stored["build-faiss-index"]
+    everything = sum(stored[stage] for stage in ("tokenize-and-chunk", "embed-chunks", "retrieve-neighbours"))
+    exact = sum(held * (vectors + DOCUMENT_BYTES) for held in work.indexed.values())
+    lists = sum(held * LIST_BYTES for held in work.indexed.values())
+    train_index = work.indexed["train"] * index.bytes_per_vector if "val" in work.chunks else 0
+    neighbours = total * work.num_neighbours * NEIGHBOUR_BYTES
+    return {
+        # The corpus, and the chunks again for their checksum. Checkpoints are written, and then the whole.
+        "tokenize-and-chunk": Traffic(mapped, work.corpus_bytes + total * tokens, 2 * stored["tokenize-and-chunk"]),
+        "embed-chunks": Traffic(mapped, total * tokens, 2 * stored["embed-chunks"]),
+        "train-faiss-index": Traffic(1, min(total, index.training_vectors) * vectors, centroids),
+        "build-faiss-index": Traffic(mapped, total * vectors + mapped * centroids, partials + total * LIST_BYTES),
+        "merge-indexes": Traffic(1, partials + train_index, stored["merge-indexes"]),
+        "tune-search": Traffic(1, exact + lists, 0),
+        "retrieve-neighbours": Traffic(mapped, _retrieved(work, mapped, gpu_bytes), 2 * neighbours),
+        "describe": Traffic(1, exact + neighbours, 0),
+        "validate": Traffic(1, everything, 0),
+    }
+
+
+def _retrieved(work: Work, tasks: int, gpu_bytes: int) -> int:
+    """Bytes that ``tasks`` tasks read. Each loads the vectors, or part by part for each batch of its rows."""
+    row = work.dimension * 2 + DOCUMENT_BYTES
+    batch = memory.search_batch(work.memory_budget) // (SEARCH_ROW_BYTES + work.num_neighbours * HIT_BYTES)
+    fitting = max(1, gpu_bytes // (work.dimension * 2 + SLOT_BYTES))
+    read = 0
+    for split, held in work.indexed.items():
+        queries = work.chunks[split]
+        of_split = max(1, round(tasks * queries / max(1, work.total)))
+        parts = math.ceil(held / fitting)
+        passes = 1 if parts == 1 else math.ceil(queries / of_split / batch)
+        read += of_split * held * (passes * row + LIST_BYTES) + parts * queries * row
+    return read
+
+
+def faster_than_linear(work: Work, index: Index) -> dict[str, float]:
+    """Stages whose bytes grow faster than the corpus, with the exponent e: as its size to the power of e."""
+    twice = replace(
+        work,
+        chunks={split: 2 * count for split, count in work.chunks.items()},
+        documents=2 * work.documents,
+        corpus_bytes=2 * work.corpus_bytes,
+        largest_shard=2 * work.largest_shard,
+    )
+    one, two = traffic(work, index), traffic(twice, index)
+    powers = {stage: math.log2(max(1, two[stage].moved) / max(1, of.moved)) for stage, of in one.items()}
+    return {stage: power for stage, power in powers.items() if power > FASTER_THAN_LINEAR}
+
+
+def hours(work: Work, seconds: Mapping[str, float], moved: Mapping[str, Traffic], workers: int) -> dict[str, float]:
+    """Hours of each stage with ``workers`` workers; the stages follow one another.
+
+    ``seconds``: computing of one worker. A worker computes while it reads, so the longer of the two counts. A mapped
+    stage takes at least as long as its largest shard.
+    """
+    took = {}
+    for stage, of in moved.items():
+        alone = max(seconds.get(stage, 0.0), of.moved / BYTES_PER_SECOND)
+        share = 1.0
+        if STAGES[stage].maps_over == "shard":
+            share = max(1 / min(workers, of.tasks), work.largest_shard / max(1, work.total))
+        took[stage] = alone * share / 3600
+    return took
+
+
+def table(expected: Estimate, moved: Mapping[str, Traffic], took: Mapping[str, float]) -> list[str]:
+    """The estimate as lines of a text table. ``took``: hours by stage."""
+    columns = ("stored", "read", "written", "requests", "peak memory", "CPU alone", "GPU alone", "hours")
+    lines = [f"{'stage':20}" + "".join(f"{name:>13}" for name in columns)]
+    for stage, of in moved.items():
+        cells = [
+            *(_amount(size) for size in (expected.bytes.get(stage, 0), of.read, of.written)),
+            f"{of.requests:,}",
+        ]
+        cells.append(_amount(expected.peak_rss_bytes[stage]))
+        cells += [f"{expected.seconds[device][stage]:,.0f} s" for device in ("cpu", "cuda")]
+        lines.append(f"{stage:20}" + "".join(f"{cell:>13}" for cell in (*cells, f"{took[stage]:,.2f}")))
+    return lines
+
+
+def _amount(size: int) -> str:
+    """A number of bytes in the unit that suits it: 12.3 MB, 4.5 TB."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 10**6:,.1f} MB"
