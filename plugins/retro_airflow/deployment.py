@@ -46,6 +46,13 @@ class ObjectStore(_Strict):
     connection: str | None = None
 
 
+class Grid(_Strict):
+    """What retrieval is divided for: ``gpu_memory`` for vectors on all GPUs of a worker, and ``workers`` at a time."""
+
+    gpu_memory: Size
+    workers: Annotated[int, Field(gt=0)] = 1
+
+
 class Docker(_Strict):
     image: str = "retro-ops-stage:cpu"
     pull: Literal["missing", "never"] = "missing"
@@ -74,6 +81,7 @@ class Deployment(_Strict):
     deployment: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "default"
     object_store: ObjectStore = ObjectStore()
     resources: dict[str, dict[str, Any]] = {}
+    grid: Grid | None = None
     docker: Docker = Docker()
     kubernetes: Kubernetes = Kubernetes()
 

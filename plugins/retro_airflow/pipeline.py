@@ -32,6 +32,7 @@ def _cut(text: str, length: int) -> str:
 
 FILTERS = {"group_label": group_label}
 SHARD_LABEL = "{{ task.arguments['shard'] | group_label('shard') }}"
+CELL_LABEL = "{{ task.arguments['cell'] | group_label('cell') }}"
 FILE_LABEL = "{{ task.arguments['file'] | group_label('file') }}"
 
 # Empty without a plan: the gate runs even then, and reports it.
@@ -89,14 +90,23 @@ def build(plan: StageOperator, config: Settings) -> None:
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     to_index = _listed(tasks.list_shards, "list_shards_to_index", kept["plan"], "build-faiss-index")
-    to_query = _listed(tasks.list_shards, "list_shards_to_query", kept["plan"], "retrieve-neighbours")
+    to_query, to_search = (
+        PythonOperator(task_id=which.__name__, python_callable=which, op_kwargs={"plan_uri": kept["plan"]})
+        for which in (tasks.list_shards_to_query, tasks.list_cells)
+    )
     train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
         config, kept, to_index.output, to_query.output
     )
+    search_parts = StageOperator.partial(**_stage("search-parts", config), map_index_template=CELL_LABEL).expand(
+        arguments=to_search.output
+    )
+    # Without a grid no cells are searched.
+    retrieve.trigger_rule = TriggerRule.NONE_FAILED
     _duplicates(plan, list_shards)
     _shards(config).expand(arguments=list_shards.output) >> gate
-    gate >> [to_index, to_query, train]
-    train >> build_index >> merge >> tune >> retrieve >> write_specs
+    gate >> [to_index, to_query, to_search, train]
+    train >> build_index >> merge >> tune >> search_parts >> retrieve >> write_specs
+    tune >> retrieve
     _publish(config, write_specs, kept, {})
 
 

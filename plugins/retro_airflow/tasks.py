@@ -13,9 +13,10 @@ from retro_airflow import failures, object_store, runtimes, settings, task_state
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
-from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan import grid, paths, source_list, stage_graph
 from retro_ops.plan.name_lists import join_names, split_names
-from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
+from retro_ops.plan.plan import Plan, Shard, Split, check_choice, plan_from_json, plan_to_json
+from retro_ops.sizes import parse_bytes
 
 MOST_NAMES = 100
 """Most shards of each kind that an asset event names; it counts all of them."""
@@ -42,6 +43,52 @@ def list_source_files(sources_uri: str) -> list[dict[str, str]]:
 def list_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:
     """Arguments of each task of ``stage``: one shard, or a group of consecutive shards of the plan."""
     return _mapped(plan_uri, stage_graph.shards_of(read_plan(plan_uri), stage))
+
+
+def list_cells(plan_uri: str) -> list[dict[str, str]]:
+    """Arguments of each task of ``search-parts``: a cell of the grid, or a group of them; none if there is no grid."""
+    plan = read_plan(plan_uri)
+    found = _grid_of(plan)
+    if found is None:
+        return []
+    shape, queries = found
+    cells = grid.cells(shape, queries)
+    print(f"{len(cells)} cells: {shape.parts} parts of the vectors, {shape.ranges} ranges of the training queries")
+    return [{"plan": plan_uri, "cell": group} for group in _grouped("cells", [cell.name for cell in cells])]
+
+
+def list_shards_to_query(plan_uri: str) -> list[dict[str, str]]:
+    """Arguments of each task of ``retrieve-neighbours``, with the grid if the search is divided."""
+    plan = read_plan(plan_uri)
+    mapped = _mapped(plan_uri, stage_graph.shards_of(plan, "retrieve-neighbours"))
+    found = _grid_of(plan)
+    return [{**entry, "grid": str(found[0])} for entry in mapped] if found else mapped
+
+
+def _grid_of(plan: Plan) -> tuple[grid.Grid, dict[Split, int]] | None:
+    """The grid of the search of ``plan`` and its queries by split; None if the vectors fit on one worker."""
+    wanted = settings.load().deployment.grid
+    if wanted is None or plan.base or plan.parameters.profile == "seed":
+        return None
+    chunks = _chunks(plan)
+    vectors = sum(chunks[shard.name] for shard in plan.shards if shard.indexed)
+    most = min(settings.load().mapped_tasks, conf.getint("core", "max_map_length"))
+    capacity = parse_bytes(wanted.gpu_memory)
+    shape = grid.choose(vectors, plan.identity.dimension, capacity, wanted.workers, most)
+    if shape is None:
+        return None
+    return shape, {split: sum(chunks[shard.name] for shard in plan.queried(split)) for split in plan.splits()}
+
+
+def _chunks(plan: Plan) -> dict[str, int]:
+    """Chunks of each shard, from the reports of ``tokenize-and-chunk``."""
+    from retro_ops.storage import read_ahead, store
+
+    uris = [paths.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
+    with failures.airflow_errors():
+        reports = read_ahead.side_by_side(lambda uri: json.loads(store.read(uri)), uris)
+    counts = (report["counts"]["chunks"] for report in reports)
+    return dict(zip((shard.name for shard in plan.shards), counts, strict=True))
 
 
 def list_unfinished_shards(plan_uri: str, stage: str) -> list[dict[str, str]]:

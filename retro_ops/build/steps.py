@@ -100,6 +100,8 @@ def _step(stage: str, plan_uri: str, mode: Mode) -> Step | None:
         return None
     if stage == "check-drift" and mode != "refresh":
         return None
+    if stage == "search-parts":  # One process gains nothing from a grid.
+        return None
     arguments: dict[str, Any] = {"plan": plan_uri}
     if STAGES[stage].maps_over == "shard":
         shards = [shard.name for shard in stage_graph.shards_of(plan, stage)]

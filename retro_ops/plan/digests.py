@@ -182,6 +182,20 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
     )
 
 
+CELLS_VERSION = 1
+"""Raised when the cells of a grid would hold other bytes."""
+
+
+@_output
+def cells_digest(plan: Plan, split: Split) -> str:
+    """Digest of the cells of a grid; their shape is in their names."""
+    return digest(
+        CELLS_VERSION,
+        [neighbours_digest(plan, shard) for shard in plan.queried(split)],
+        [partial_index_digest(plan, shard) for shard in plan.indexed(split)],
+    )
+
+
 @_output
 def version_digest(plan: Plan) -> str:
     return digest(

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from retro_ops.plan import paths, source_list
+from retro_ops.plan.grid import parse_cell
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.plan import plan_from_json
 from retro_ops.plan.stage_graph import STAGES
+from retro_ops.uris import join
 
 NEXT_PLAN = {"find-duplicates": "deduplicated", "check-drift": "decided"}
 """Step of the plan that a stage writes for the next stages."""
@@ -38,6 +40,10 @@ def locations(stage: str, arguments: Mapping[str, str], read: Callable[[str], by
         plan = plan_from_json(read(arguments["plan"]), arguments["plan"])
         if marker == "current":
             markers = [paths.current_uri(plan.root, plan.dataset)]
+        elif "cell" in arguments:
+            cells = map(parse_cell, split_names(arguments["cell"]))
+            folders = [paths.cell_folder(plan, arguments["plan"], cell) for cell in cells]
+            markers = [join(folder, paths.REPORT) for folder in folders]
         else:
             shards = split_names(arguments["shard"]) if "shard" in arguments else [None]
             markers = [paths.report_uri(plan, stage, shard) for shard in shards]

@@ -24,7 +24,8 @@ TOKENIZE = ("tokenize-and-chunk",)
 TUNE_AND_RETRIEVE = ("tune-search", "retrieve-neighbours")
 WORKING = (
     *("sign-documents", "find-duplicates", "tokenize-and-chunk", "embed-chunks", "train-faiss-index"),
-    *("build-faiss-index", "merge-indexes", "tune-search", "retrieve-neighbours", "validate", "describe"),
+    *("build-faiss-index", "merge-indexes", "tune-search", "search-parts", "retrieve-neighbours"),
+    *("validate", "describe"),
 )
 """Stages that hold data in memory."""
 

@@ -11,11 +11,12 @@ import re
 from itertools import product
 from typing import Literal
 
-from retro_ops.plan.digests import output_digest
+from retro_ops.plan.digests import cells_digest, output_digest
+from retro_ops.plan.grid import Cell
 from retro_ops.plan.plan import BaseShard, Plan, Split, check_name
 from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard
 from retro_ops.plan.stage_graph import STAGES
-from retro_ops.uris import beside, join
+from retro_ops.uris import beside, join, parent
 
 REPORT = "report.json"
 
@@ -99,6 +100,16 @@ def estimate_uri(plan_location: str) -> str:
 def tokenizer_uri(plan_location: str) -> str:
     """The tokenizer of the chunks as `plan` loaded it."""
     return beside(first_plan_uri(plan_location), "tokenizer.json")
+
+
+def search_folder(plan_location: str) -> str:
+    """The cells of a grid, which a run needs until its neighbours are written."""
+    return join(parent(plan_location), "search")
+
+
+def cell_folder(plan: Plan, plan_location: str, cell: Cell) -> str:
+    digest = cells_digest(plan, cell.split)
+    return join(search_folder(plan_location), f"{cell.split}-{digest}", cell.name)
 
 
 def changes_uri(plan_location: str) -> str:

@@ -22,7 +22,7 @@ class Stage:
     name: str
     help: str
     marker: Marker = "report"
-    maps_over: Literal["file", "shard"] | None = None
+    maps_over: Literal["file", "shard", "cell"] | None = None
     """A task handles one of these, or a group; None: the stage runs once."""
     folder: Folder | None = None
     """Folder of the dataset that holds its outputs; None: they lie beside the plan."""
@@ -141,6 +141,13 @@ STAGES: dict[str, Stage] = {
             unit="queries",
             gpu=True,
             base_memory_mib=360,
+        ),
+        Stage(
+            "search-parts",
+            "search a part of the vectors for a range of the queries: a cell of a grid, for `retrieve-neighbours`",
+            maps_over="cell",
+            in_version=False,
+            gpu=True,
         ),
         Stage(
             "retrieve-neighbours",

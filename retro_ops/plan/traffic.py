@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from retro_ops import memory
+from retro_ops.plan import grid
 from retro_ops.plan.estimate import Estimate, Index, Work, estimate
 from retro_ops.plan.stage_graph import STAGES
 
@@ -23,16 +23,14 @@ MOST_TASKS = 256
 GPU_BYTES = 72 * 10**9
 """Memory for vectors on a GPU of 80 GB, beside the workspace of a search."""
 
-SLOT_BYTES = 40
-"""Of a vector on a GPU, beside its numbers: operand, square, id and document."""
-
-SEARCH_ROW_BYTES = 192
-HIT_BYTES = 32
-"""Memory of a row of a search on a GPU, and of each of its neighbours; see ``search.retrieval``."""
-
 DOCUMENT_BYTES = 8
 LIST_BYTES = 4
 NEIGHBOUR_BYTES = 12
+KEY_BYTES = 8
+OWN_BYTES = 16
+"""Bytes of an id or distance, and of a row of a cell: a key, and its own hits with where they end."""
+
+DEVICES = ("cpu", "cuda")
 
 FASTER_THAN_LINEAR = 1.1
 """Exponent from which on bytes are said to grow faster than the corpus."""
@@ -58,8 +56,11 @@ class Traffic:
         return {**asdict(self), "requests": self.requests}
 
 
-def traffic(work: Work, index: Index, gpu_bytes: int = GPU_BYTES) -> dict[str, Traffic]:
-    """What the stages of a first build read and write, by stage. Retrieval: on GPUs with ``gpu_bytes`` for vectors."""
+def traffic(work: Work, index: Index, workers: int, gpu_bytes: int = GPU_BYTES) -> dict[str, Traffic]:
+    """What the stages of a first build read and write, by stage.
+
+    Retrieval: by ``workers`` that each have a GPU with ``gpu_bytes`` for vectors, in a grid if these do not fit.
+    """
     stored = estimate(work, index).bytes
     total, mapped = work.total, min(work.shards, MOST_TASKS)
     tokens, vectors = work.chunk_size * work.token_bytes, work.dimension * 2
@@ -78,28 +79,30 @@ def traffic(work: Work, index: Index, gpu_bytes: int = GPU_BYTES) -> dict[str, T
         "build-faiss-index": Traffic(mapped, total * vectors + mapped * centroids, partials + total * LIST_BYTES),
         "merge-indexes": Traffic(1, partials + train_index, stored["merge-indexes"]),
         "tune-search": Traffic(1, exact + lists, 0),
-        "retrieve-neighbours": Traffic(mapped, _retrieved(work, mapped, gpu_bytes), 2 * neighbours),
+        **_retrieval(work, mapped, workers, gpu_bytes),
         "describe": Traffic(1, exact + neighbours, 0),
         "validate": Traffic(1, everything, 0),
     }
 
 
-def _retrieved(work: Work, tasks: int, gpu_bytes: int) -> int:
-    """Bytes that ``tasks`` tasks read. Each loads the vectors, or part by part for each batch of its rows."""
-    row = work.dimension * 2 + DOCUMENT_BYTES
-    batch = memory.search_batch(work.memory_budget) // (SEARCH_ROW_BYTES + work.num_neighbours * HIT_BYTES)
-    fitting = max(1, gpu_bytes // (work.dimension * 2 + SLOT_BYTES))
-    read = 0
-    for split, held in work.indexed.items():
-        queries = work.chunks[split]
-        of_split = max(1, round(tasks * queries / max(1, work.total)))
-        parts = math.ceil(held / fitting)
-        passes = 1 if parts == 1 else math.ceil(queries / of_split / batch)
-        read += of_split * held * (passes * row + LIST_BYTES) + parts * queries * row
-    return read
+def _retrieval(work: Work, mapped: int, workers: int, gpu_bytes: int) -> dict[str, Traffic]:
+    row, total = work.dimension * 2 + DOCUMENT_BYTES, work.total
+    neighbours = total * work.num_neighbours * NEIGHBOUR_BYTES
+    shape = grid.choose(max(work.indexed.values()), work.dimension, gpu_bytes, workers, MOST_TASKS)
+    if shape is None:  # Each task loads the vectors, and reads its queries.
+        of_split = {split: max(1, round(mapped * count / max(1, total))) for split, count in work.chunks.items()}
+        loaded = sum(of_split[split] * held * (row + LIST_BYTES) for split, held in work.indexed.items())
+        return {"retrieve-neighbours": Traffic(mapped, loaded + total * row, 2 * neighbours)}
+    ranges = {split: shape.ranges if split == "train" else 1 for split in work.chunks}
+    loaded = sum(ranges[split] * held * (row + LIST_BYTES) for split, held in work.indexed.items())
+    partial = shape.parts * total * (work.num_neighbours * KEY_BYTES + OWN_BYTES)
+    return {
+        "search-parts": Traffic(shape.parts * sum(ranges.values()), loaded + shape.parts * total * row, partial),
+        "retrieve-neighbours": Traffic(mapped, partial, 2 * neighbours),
+    }
 
 
-def faster_than_linear(work: Work, index: Index) -> dict[str, float]:
+def faster_than_linear(work: Work, index: Index, workers: int) -> dict[str, float]:
     """Stages whose bytes grow faster than the corpus, with the exponent e: as its size to the power of e."""
     twice = replace(
         work,
@@ -108,8 +111,10 @@ def faster_than_linear(work: Work, index: Index) -> dict[str, float]:
         corpus_bytes=2 * work.corpus_bytes,
         largest_shard=2 * work.largest_shard,
     )
-    one, two = traffic(work, index), traffic(twice, index)
-    powers = {stage: math.log2(max(1, two[stage].moved) / max(1, of.moved)) for stage, of in one.items()}
+    one, two = traffic(work, index, workers), traffic(twice, index, workers)
+    powers = {
+        stage: math.log2(max(1, two[stage].moved) / max(1, of.moved)) for stage, of in one.items() if stage in two
+    }
     return {stage: power for stage, power in powers.items() if power > FASTER_THAN_LINEAR}
 
 
@@ -121,8 +126,11 @@ def hours(work: Work, seconds: Mapping[str, float], moved: Mapping[str, Traffic]
     """
     took = {}
     for stage, of in moved.items():
-        alone = max(seconds.get(stage, 0.0), of.moved / BYTES_PER_SECOND)
-        share = 1.0
+        # In a grid the cells do the searching.
+        computing = "retrieve-neighbours" if stage == "search-parts" else stage
+        computing = "" if stage == "retrieve-neighbours" and "search-parts" in moved else computing
+        alone = max(seconds.get(computing, 0.0), of.moved / BYTES_PER_SECOND)
+        share = 1 / min(workers, of.tasks) if STAGES[stage].maps_over == "cell" else 1.0
         if STAGES[stage].maps_over == "shard":
             share = max(1 / min(workers, of.tasks), work.largest_shard / max(1, work.total))
         took[stage] = alone * share / 3600
@@ -138,8 +146,8 @@ def table(expected: Estimate, moved: Mapping[str, Traffic], took: Mapping[str, f
             *(_amount(size) for size in (expected.bytes.get(stage, 0), of.read, of.written)),
             f"{of.requests:,}",
         ]
-        cells.append(_amount(expected.peak_rss_bytes[stage]))
-        cells += [f"{expected.seconds[device][stage]:,.0f} s" for device in ("cpu", "cuda")]
+        cells.append(_amount(expected.peak_rss_bytes[stage]) if stage in expected.peak_rss_bytes else "")
+        cells += [f"{expected.seconds[of][stage]:,.0f} s" if stage in expected.seconds[of] else "" for of in DEVICES]
         lines.append(f"{stage:20}" + "".join(f"{cell:>13}" for cell in (*cells, f"{took[stage]:,.2f}")))
     return lines
 

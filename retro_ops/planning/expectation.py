@@ -31,7 +31,7 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
     BadInputError if the run exceeds a limit of any stage, so that it does not fail after days.
     """
     work, index = _expected_work(plan, tokenizer, model)
-    expected, moved = estimate.estimate(work, index), traffic.traffic(work, index)
+    expected, moved = estimate.estimate(work, index), traffic.traffic(work, index, workers)
     took = traffic.hours(work, expected.seconds["cuda"], moved, workers)
     uri = paths.estimate_uri(output)
     document = {
@@ -44,7 +44,7 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
     for line in traffic.table(expected, moved, took):
         say(f"  {line}")
     say(f"plan: about {sum(took.values()):,.1f} hours with {workers:,} workers (--workers) that each have a GPU")
-    for stage, power in traffic.faster_than_linear(work, index).items():
+    for stage, power in traffic.faster_than_linear(work, index, workers).items():
         say(f"plan: the bytes that {stage} reads grow faster than the corpus: as its size to the power of {power:.1f}")
     _check_limits(plan, work, index)
 

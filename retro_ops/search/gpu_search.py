@@ -125,6 +125,12 @@ class Scan:
                 found.removed[:] += own.hits().nearer_than(found.keys).counts(len(queries))
         return found
 
+    def nearest_and_own(self, queries: QueryRows, k: int, nprobe: int) -> tuple[Keys, Removed]:
+        """The keys of ``nearest``, and the hits of the row's own document that are nearer than the last of them."""
+        collectors = [_OwnHits(None) for _ in self._devices]
+        keys = self._nearest(queries, k, nprobe, collectors)
+        return keys, joined([own.hits() for own in collectors]).nearer_than(keys)
+
     def hits(self, queries: QueryRows, width: int, nprobe: int) -> tuple[Keys, Removed]:
         collectors = [_OwnHits(width) for _ in self._devices]
         keys = self._nearest(queries, width, nprobe, collectors)

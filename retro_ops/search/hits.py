@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 from retro_ops.search.exact import NOTHING, Keys, smallest, unpack
 from retro_ops.search.filters import REASONS, SAME_DOCUMENT, Tokens
 
+HIT_BYTES = 32
+"""Memory of a hit while whole vectors are searched: its key, of this part, of all parts and of the batch, and a copy on
+the way."""
+
+ROW_BYTES = 192
+"""Memory of a row beside that: counts, and hits of its own document."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -145,6 +152,8 @@ NONE_REMOVED = Removed.of_same_document(np.zeros(0, np.int64), np.zeros(0, np.ui
 
 
 def joined(parts: list[Removed]) -> Removed:
+    if not parts:
+        return NONE_REMOVED
     return Removed(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.keys for part in parts]),

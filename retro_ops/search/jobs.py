@@ -3,10 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from retro_ops.plan import digests, paths
+from retro_ops.plan.grid import Cell, Grid, ranges_of
 from retro_ops.plan.plan import Plan, Shard, Split
 from retro_ops.plan.specs import IndexShard
+
+if TYPE_CHECKING:
+    from retro_ops.search.merged_cells import MergedCells
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Job:
     trained: str = ""
     partials: tuple[str, ...] = ()
     """The trained index and the partial indexes of ``indexed``, where they are known."""
+    cells: "MergedCells | None" = None
+    """Its hits, where a grid was searched."""
     previous: PreviousNeighbours | None = None
     few: bool = False
     """Most rows have neighbours in the base version, so few need a search of the whole index."""
@@ -73,9 +80,11 @@ class PlannedJobs:
     Fields that the jobs of a split have in common are computed once: for thousands of shards they take a while.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, plan_uri: str, grid: Grid | None = None) -> None:
+        """``plan_uri``: where ``plan`` is stored; ``grid``: of the cells that were searched for it."""
+        self._plan, self._plan_uri, self._grid = plan, plan_uri, grid
         self._of_split = cache(self._common)
+        self._counts = cache(self._count_queries)
 
     def job(self, name: str) -> Job:
         plan, shard = self._plan, self._plan.shard(name)
@@ -98,9 +107,33 @@ class PlannedJobs:
             pad_id=plan.identity.pad_id,
             trained=paths.trained_index_uri(plan),
             partials=common.partials,
+            cells=self._cells(shard, self._grid) if self._grid else None,
             previous=self._previous(shard, common.previous),
             few=plan.base is not None and any(of_base.neighbours for of_base in plan.base.shards),
         )
+
+    def _cells(self, shard: Shard, grid: Grid) -> "MergedCells":
+        from retro_ops.search.cells import CellFiles
+        from retro_ops.search.merged_cells import MergedCells
+
+        plan, split = self._plan, shard.split
+        counts = {of: self._counts(of) for of in plan.splits()}
+        rows = {of: sum(counts[of].values()) for of in counts}
+        ranges = ranges_of(grid, rows)[split]
+        names = list(counts[split])
+        offset = sum(counts[split][name] for name in names[: names.index(shard.name)])
+        digest = digests.cells_digest(plan, split)
+
+        def opened(part: int, number: int) -> CellFiles:
+            cell = Cell(split, part, grid.parts, number, ranges)
+            return CellFiles(paths.cell_folder(plan, self._plan_uri, cell), digest)
+
+        return MergedCells(opened, grid.parts, ranges, offset, rows[split], plan.parameters.num_neighbours)
+
+    def _count_queries(self, split: Split) -> dict[str, int]:
+        from retro_ops.search.queries import count_queries
+
+        return count_queries(self._plan, split)
 
     def _common(self, split: Split) -> _OfSplit:
         plan, current = self._plan, self._plan.indexed(split)

@@ -26,7 +26,7 @@ from retro_ops.search.hits import Found, HitFilter
 from retro_ops.search.ivf_parts import in_parts
 from retro_ops.search.reranking import Index
 from retro_ops.storage import read_ahead, store
-from retro_ops.storage.npy import open_npy
+from retro_ops.storage.npy import NpyReader, open_npy
 
 MOST_CANDIDATES = 2**15
 """Rows that need more are searched exactly."""
@@ -148,8 +148,39 @@ class SearchedIndex:
         ``partials``: partial indexes of the shards at ``positions``. None on a CPU, or if one of them has no such note,
         as those of earlier releases.
         """
+        if self.device.chosen != "cuda" or not partials:
+            return None
+        readers = self._noted_lists(partials, positions)
+        if readers is None:
+            return None
+        lists = read_ahead.side_by_side(lambda reader: reader.rows(0, len(reader)), readers, read_ahead.READERS)
+        return self._over_vectors(load_index(trained), positions, np.concatenate(lists))
+
+    def part(self, first: int, end: int) -> tuple[gpu_search.Scan, int]:
+        """Search of the vectors ``first:end`` alone, in global ids, and the number of lists. GPUs only.
+
+        BadInputError if the lists of the vectors are not known.
+        """
+        positions = range(len(self.chunks.embeddings))
+        readers = self._noted_lists(self.partials, positions) if self.partials else None
+        if readers is None:
+            raise BadInputError(
+                "a partial index has no lists.npy: an earlier release built it", "build the index again, or use no grid"
+            )
+        starts = self.chunks.offsets
+        lists = [
+            reader.rows(max(first - int(starts[at]), 0), end - int(starts[at]))
+            for at, reader in enumerate(readers)
+            if starts[at] < end and starts[at + 1] > first
+        ]
+        index = load_index(self.trained)
+        of = faiss_index.lists_of(index, np.arange(first, end), np.concatenate(lists))
+        return self._scan(of, positions), faiss_index.list_count(index)
+
+    def _noted_lists(self, partials: Sequence[str], positions: Sequence[int]) -> list[NpyReader] | None:
+        """The list of each vector of ``partials``, which hold the shards at ``positions``; None if one is not noted."""
         uris = [paths.lists_uri(uri) for uri in partials]
-        if self.device.chosen != "cuda" or not uris or not all(read_ahead.side_by_side(store.exists, uris)):
+        if not all(read_ahead.side_by_side(store.exists, uris)):
             return None
         readers = read_ahead.side_by_side(partial(open_npy, ndim=1, kind="i"), uris)
         for reader, position in zip(readers, positions, strict=True):
@@ -158,24 +189,25 @@ class SearchedIndex:
                     f"{reader.uri} has {len(reader):,} rows, its shard has {len(self.chunks.embeddings[position]):,}",
                     "repair the shard",
                 )
-        lists = read_ahead.side_by_side(lambda reader: reader.rows(0, len(reader)), readers, read_ahead.READERS)
-        return self._over_vectors(load_index(trained), positions, np.concatenate(lists))
+        return readers
 
     def _over_vectors(self, index: Any, positions: Sequence[int], lists_of: NDArray[np.int32] | None) -> Index:
         """Search of whole vectors on GPUs. ``lists_of``: the list of each vector, if ``index`` is empty."""
-        import torch
-
         blocks, ids = self.chunks.blocks_of(positions), self.chunks.ids_of(positions)
-        name = prepare(self.device)
-        devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
-        of = faiss_index.lists_of(index, ids, lists_of)
-        capacity = min(map(gpu_search.capacity, devices))
-        spans = gpu_search.spans(of, self.chunks.embeddings[0].shape[1], devices, capacity)
-        scan = gpu_search.Scan(of, blocks, spans)
+        scan = self._scan(faiss_index.lists_of(index, ids, lists_of), positions)
         lists = faiss_index.list_count(index)
         return Index(
-            *(None, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter), vectors=scan, compare=self.compare
+            None, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter, vectors=scan, compare=self.compare
         )
+
+    def _scan(self, of: faiss_index.Lists, positions: Sequence[int]) -> gpu_search.Scan:
+        import torch
+
+        name = prepare(self.device)
+        devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
+        capacity = min(map(gpu_search.capacity, devices))
+        spans = gpu_search.spans(of, self.chunks.embeddings[0].shape[1], devices, capacity)
+        return gpu_search.Scan(of, self.chunks.blocks_of(positions), spans)
 
     def _check_total(self, total: int) -> None:
         if total != self.chunks.total:

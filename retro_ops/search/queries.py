@@ -67,6 +67,9 @@ class StoredRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def between(self, start: int, stop: int) -> "StoredRows":
+        return StoredRows(self.shards, self.rows[start:stop])
+
     def read(self, start: int, stop: int) -> Queries:
         return join([take(*of) for of in self._by_shard(self.rows[start:stop])])
 
@@ -142,6 +145,13 @@ def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: b
         else other_shard(paths.index_shard(plan, shard.name), chunks, with_tokens)
         for shard in plan.queried(split)
     }
+
+
+def count_queries(plan: Plan, split: Split) -> dict[str, int]:
+    """Rows of each query shard of ``split``, by name and in the order of the plan."""
+    names = [shard.name for shard in plan.queried(split)]
+    readers = read_ahead.side_by_side(open_npy, [paths.embeddings_uri(plan, name) for name in names])
+    return dict(zip(names, map(len, readers), strict=True))
 
 
 def sample(shards: Sequence[QueryShard], count: int, seed: int) -> Queries:

@@ -121,8 +121,14 @@ def find(queries: QueryRows, k: int, index: Index, width: Width, cells: int, eff
     if index.whole():
         width = Width(width.nprobe, index.total)
     found = candidates(queries, k, index, width, cells)
+    effort.widened_rows += len(_short(found.keys))
+    widen(found, queries, k, index, width, cells, effort)
+    return found
+
+
+def widen(found: Found, queries: QueryRows, k: int, index: Index, width: Width, cells: int, effort: Effort) -> None:
+    """Search the short rows of ``found`` again, steps 2 and 3 of ``find``. ``width``: of the pass that gave them."""
     short = _short(found.keys)
-    effort.widened_rows += len(short)
     while len(short) and (wider := _wider(width, index)) != width:
         width = wider
         effort.by_round.append(len(short))
@@ -132,7 +138,6 @@ def find(queries: QueryRows, k: int, index: Index, width: Width, cells: int, eff
     if len(short) and width != Width(index.lists, index.total):
         effort.exact_rows += len(short)
         found.put(short, index.exact(queries.select(short), k))
-    return found
 
 
 def _wider(width: Width, index: Index) -> Width:
@@ -160,18 +165,19 @@ def candidates(queries: QueryRows, k: int, index: Index, width: Width, cells: in
     if whole := index.whole():
         return whole.nearest(queries, k, width.nprobe)
     if index.vectors:
-        return _passing(queries, k, index, *index.vectors.hits(queries, width.candidates, width.nprobe))
+        return passing(queries, k, index.hit_filter, *index.vectors.hits(queries, width.candidates, width.nprobe))
     found = Found.nothing(len(queries), k)
     rows = max(1, cells // max(1, width.candidates))
     for start in range(0, len(queries), rows):
         part = queries.read(start, min(start + rows, len(queries)))
         hits = rescore(part, coarse_ids(index, part.vectors, width), index.blocks)
-        found.put(slice(start, start + len(part)), _passing(part, k, index, *hits))
+        found.put(slice(start, start + len(part)), passing(part, k, index.hit_filter, *hits))
     return found
 
 
-def _passing(queries: QueryRows, k: int, index: Index, keys: Keys, same_document: Removed) -> Found:
-    best, filtered = nearest_passing(queries, keys, k, index.hit_filter)
+def passing(queries: QueryRows, k: int, hit_filter: HitFilter | None, keys: Keys, same_document: Removed) -> Found:
+    """The ``k`` nearest of ``keys`` ``[m, w]`` that pass the filter, and the counts of those that do not."""
+    best, filtered = nearest_passing(queries, keys, k, hit_filter)
     removed = joined([same_document, filtered]).nearer_than(best)
     return Found(best, removed.counts(len(best)))
 

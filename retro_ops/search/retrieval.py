@@ -25,14 +25,16 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import Split
 from retro_ops.progress import say
 from retro_ops.search import incremental, reranking
 from retro_ops.search.brute_force import exact_search
 from retro_ops.search.chunk_reader import IndexedChunks
-from retro_ops.search.exact import unpack
+from retro_ops.search.exact import NOTHING, unpack
 from retro_ops.search.filters import REASONS
-from retro_ops.search.hits import Found, QueryRows
+from retro_ops.search.hits import HIT_BYTES, ROW_BYTES, Found, QueryRows
 from retro_ops.search.jobs import Job
+from retro_ops.search.merged_cells import MergedCells
 from retro_ops.search.open_index import SearchedIndex
 from retro_ops.search.queries import QueryShard, StoredRows, open_arrays, other_shard, query_shard, sample
 from retro_ops.search.reranking import Effort
@@ -45,12 +47,6 @@ EXACT_CANDIDATES = 64
 
 CANDIDATE_BYTES = 48
 """Memory of a candidate while it is scored: id, order, key, distance, and copies on the way."""
-
-HIT_BYTES = 32
-"""Memory of a hit of whole vectors: its key, of this part, of all parts and of the batch, and a copy on the way."""
-
-ROW_BYTES = 192
-"""Memory of a row of a batch beside that: counts, and hits of its own document."""
 
 
 def searched_index(job: Job, parameters: Parameters, device: Device) -> SearchedIndex:
@@ -107,6 +103,8 @@ class Retriever:
         }
 
     def _search_batch(self, start: int) -> Found:
+        if self._job.cells:
+            return self._merge(self._job.cells, start, min(start + self.batch_rows, len(self._shard)))
         if self._update:
             return self._update.search_rows(start, start + self.batch_rows, self._full_search)
         if start == 0 and self._job.report in self._searched.found_ahead:
@@ -114,6 +112,19 @@ class Retriever:
         if start == 0 and len(self._shard) < self.batch_rows:
             return self._search_with_following()
         return self._full_search(StoredRows([self._shard], range(len(self._shard))[start : start + self.batch_rows]))
+
+    def _merge(self, cells: MergedCells, start: int, stop: int) -> Found:
+        """Neighbours from the cells of a grid. Rows that a filter leaves short are searched in the whole index."""
+        if not self._searched.hit_filter:
+            return cells.neighbours(start, stop, self._effort)
+        index, queries = self._searched.index, StoredRows([self._shard], range(start, stop))
+        assert self._width  # Otherwise there are no cells.
+        width = index.clip(self._width)
+        hits = cells.hits(start, stop, width.candidates)
+        found = reranking.passing(queries, self._k, index.hit_filter, *hits)
+        self._effort.widened_rows += int((found.keys == NOTHING).any(axis=1).sum())
+        reranking.widen(found, queries, self._k, index, width, self._cells, self._effort)
+        return found
 
     def _full_search(self, queries: QueryRows) -> Found:
         """Neighbours in the whole index."""
@@ -168,6 +179,8 @@ class Retriever:
         embedding (also widened to float32)."""
         candidates = self._width.candidates if self._width else EXACT_CANDIDATES
         tokens = 2 * self._shard.tokens.row_bytes if self._shard.tokens else 0
+        if self._job.cells:
+            return self._job.cells.row_bytes(candidates if self._searched.hit_filter else self._k) + tokens
         if self._searches_vectors() and not self._searched.hit_filter:
             return ROW_BYTES + self._k * HIT_BYTES
         if self._searches_vectors():
@@ -181,19 +194,25 @@ class Retriever:
         are searched instead of codes.
         """
         job, parameters = self._job, self._parameters
-        if job.tuning:
-            found = report.read(job.tuning)
-            if found is None:
-                raise BadInputError(
-                    f"{job.tuning} does not exist", "run `retro-ops tune-search` with the same plan first"
-                )
-            tuned: dict[str, Any] = found["details"][job.split]
+        if job.tuning and job.split:
+            tuned = read_tuned(job.tuning, job.split)
+            if job.cells:
+                return tuned
             by_codes = tuned.get("searched", "codes") == "codes"
             if self._searched.device.chosen == "cuda" or by_codes or not tuned["width"]:
                 return tuned
             say("retrieve-neighbours: the search was tuned on a GPU, so it is tuned again for this CPU")
         queries = sample([self._shard], parameters.recall_sample, parameters.seed)
         return tune(queries, self._searched.index, parameters).as_json()
+
+
+def read_tuned(uri: str, split: Split) -> dict[str, Any]:
+    """What `tune-search` measured for ``split``, from its report at ``uri``."""
+    found = report.read(uri)
+    if found is None:
+        raise BadInputError(f"{uri} does not exist", "run `retro-ops tune-search` with the same plan first")
+    tuned: dict[str, Any] = found["details"][split]
+    return tuned
 
 
 def open_query_shard(job: Job, searched: SearchedIndex) -> QueryShard:

@@ -41,6 +41,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if after != before:
         history.write(after)
     say(f"{STAGE}: {plan.dataset}: {message}: {before.uri}", event="published", version=after.current)
+    cells = paths.search_folder(arguments.plan)  # Large, and their neighbours are written.
+    store.at(cells).delete_folder(cells)
 
 
 def _check_condemned(plan: Plan) -> None:

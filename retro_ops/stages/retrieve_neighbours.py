@@ -13,7 +13,7 @@ from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
-from retro_ops.plan import digests, paths
+from retro_ops.plan import digests, grid, paths
 from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import IndexShard, index_spec_from_json
 from retro_ops.search.jobs import Job, PlannedJobs
@@ -43,6 +43,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--query-chunk2seq", nargs="+", default=[], help="chunk2seq of the same shards (.npy)")
     parser.add_argument("--neighbours-output", nargs="+", default=[], help="neighbours to write, one a shard (.npy)")
     parser.add_argument("--index", help="filled index")
+    parser.add_argument(
+        "--grid",
+        type=grid.parse,
+        metavar="PxR",
+        help="with --plan: merge the cells that `search-parts` found, for P parts of the vectors and R ranges of the "
+        "queries",
+    )
     parser.add_argument("--index-spec", help="index spec that the index was filled from")
 
 
@@ -53,7 +60,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             _run(job, parameters, indexes)
         return
     plan = read_plan(arguments.plan)
-    jobs = PlannedJobs(plan)
+    jobs = PlannedJobs(plan, arguments.plan, arguments.grid)
 
     def work(name: str) -> None:
         job = jobs.job(name)

@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("stage")
     parser.add_argument("--plan")
     parser.add_argument("--shard")
+    parser.add_argument("--cell")
+    parser.add_argument("--grid")
     names = ("root", "dataset", "corpus", "validation-corpus", "sources", "output", "as-of", "run", "shards")
     for name in (*names, "indexed", "queried"):
         parser.add_argument(f"--{name}")

@@ -11,7 +11,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowFailException
 from retro_airflow import tasks
 
-from retro_ops.plan import digests, paths, source_list, stage_graph
+from retro_ops.plan import digests, grid, paths, source_list, stage_graph
 from retro_ops.plan.plan import Plan, plan_from_json, plan_to_json
 
 Params = dict[str, Any]
@@ -46,6 +46,28 @@ def test_more_shards_than_tasks_go_in_groups(uri: str, monkeypatch: pytest.Monke
     assert listed(uri) == ["a,b", "v"]
     monkeypatch.setenv(variable, "1")
     assert listed(uri) == ["a,b,v"]
+
+
+def test_the_search_is_divided_only_if_the_vectors_exceed_the_gpus_of_a_worker(
+    uri: str, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard, chunks in zip(plan.shards, (6000, 4000, 500), strict=True):
+        write(paths.report_uri(plan, "tokenize-and-chunk", shard.name), json.dumps({"counts": {"chunks": chunks}}))
+    plain = tasks.list_shards(uri, "retrieve-neighbours")
+    vector = plan.identity.dimension * 2 + grid.SLOT_BYTES
+    for memory, shape in ((None, None), (20_000 * vector, None), (3000 * vector, "4x4")):
+        runtime = tmp_path / "runtime.toml"
+        table = "" if memory is None else f'[grid]\ngpu_memory = "{memory}B"\nworkers = 8\n'
+        write(str(runtime), f'runtime = "local"\n{table}')
+        monkeypatch.setenv("RETRO_RUNTIME_FILE", str(runtime))
+        cells, shards = tasks.list_cells(uri), tasks.list_shards_to_query(uri)
+        if shape is None:
+            assert (cells, shards) == ([], plain)
+            continue
+        assert shards == [{**entry, "grid": shape} for entry in plain]
+        names = [entry["cell"] for entry in cells]
+        assert names[0] == "train-part-0-of-4-range-0-of-4"
+        assert len(names) == 4 * 4 + 4
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 1000, 2000, 5003])

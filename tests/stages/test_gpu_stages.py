@@ -11,6 +11,7 @@ import pytest
 import torch
 from counting import CountingStore
 from nightly import Nights
+from runs import Done
 from samples import Run
 
 from retro_ops.compute import device
@@ -88,38 +89,92 @@ def test_a_dataset_by_gpu_is_one_by_cpu(run: Run, folder: Path) -> None:
     assert said["device"]["why"] == "pretended"
 
 
-PARTS = 10
+PARTS, RANGES = 10, 3
 
 
-@pytest.mark.parametrize("flags", [(), ("--max-overlap", "0.5")], ids=["plain", "filtered"])
-def test_what_does_not_fit_on_a_gpu_is_read_once_and_no_index_is(
-    nights: Nights, run: Run, counted: CountingStore, request: pytest.FixtureRequest, flags: tuple[str, ...]
-) -> None:
-    nights.flags = ("--index-type", "IVF8,Flat", "--nprobe", "3", "--retrieval-margin", "4000", "--min-recall", "0")
-    nights.flags += flags
-    made = nights.first()
-    plan, found = made.plan, []
-    request.getfixturevalue("pretended_search")
-    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
-    names = [shard.name for shard in plan.shards]
-    sizes = {name: store.at(uri).size(uri) for name in names for uri in [paths.embeddings_uri(plan, name)]}
-    for parts in (1, PARTS):
-        monkeypatch.setattr(gpu_search, "spans", partial(divided, parts))
-        for stage, name in [("tune-search", None), *(("retrieve-neighbours", name) for name in names)]:
-            uri = paths.report_uri(plan, stage, name)
+@pytest.fixture(scope="module", params=[(), ("--max-overlap", "0.5")], ids=["plain", "filtered"])
+def built_by_cpu(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str, request: pytest.FixtureRequest
+) -> Done:
+    folder = tmp_path_factory.mktemp("built")
+    flags = ("--index-type", "IVF8,Flat", "--nprobe", "3", "--retrieval-margin", "4000", "--min-recall", "0")
+    made = Nights(folder / "corpus", str(folder / "root"), texts, model_dir, (*flags, *request.param))
+    for name in ("train/a", "train/b", "val/v"):
+        made.put(name)
+    return made.first()
+
+
+class Searched:
+    """Runs the search of a plan again."""
+
+    def __init__(self, made: Done, run: Run) -> None:
+        self.plan, self.uri, self._run = made.plan, made.plan_uri, run
+        self.names = [shard.name for shard in made.plan.shards]
+
+    def tune(self) -> None:
+        self._forget("tune-search", None)
+        self._run("tune-search", "--plan", self.uri)
+
+    def retrieve(self, *flags: str, code: int = 0) -> list[bytes]:
+        for name in self.names:
+            self._forget("retrieve-neighbours", name)
+        self._run("retrieve-neighbours", "--plan", self.uri, "--shard", ",".join(self.names), *flags, code=code)
+        return [] if code else [store.read(paths.neighbours_uri(self.plan, name)) for name in self.names]
+
+    def counts(self) -> list[dict[str, int]]:
+        uris = [paths.report_uri(self.plan, "retrieve-neighbours", name) for name in self.names]
+        return [report.require(uri, "it")["details"]["removed"] for uri in uris]
+
+    def _forget(self, stage: str, name: str | None) -> None:
+        uri = paths.report_uri(self.plan, stage, name)
+        if store.exists(uri):
             store.at(uri).delete(uri)
-        counted.bytes.clear()
-        run("tune-search", "--plan", made.plan_uri)
-        run("retrieve-neighbours", "--plan", made.plan_uri, "--shard", ",".join(names))
-        found.append([store.read(paths.neighbours_uri(plan, name)) for name in names])
-        assert not [uri for uri in counted.bytes if uri.endswith(("train.index", "val.index", "partial.index"))]
-    assert found[0] == found[1]
-    for name, size in sizes.items():
-        # By `tune-search` for both splits (the sample, and all), by the searches of both, and as queries of each part.
-        splits = 2 if plan.shard(name).split == "train" else 1
-        assert counted.bytes[paths.embeddings_uri(plan, name)] <= size * (splits * (1 + 1) + 2 + PARTS)
 
 
 def divided(parts: int, lists: Lists, dimension: int, devices: list[str], capacity: int) -> list[Span]:
     cuts = [len(lists.ids) * number // parts for number in range(parts + 1)]
     return [Span(*cut, devices[0]) for cut in pairwise(cuts)]
+
+
+def test_parts_of_the_vectors_give_what_all_of_them_give_and_no_index_is_read(
+    built_by_cpu: Done,
+    run: Run,
+    counted: CountingStore,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched, found = Searched(built_by_cpu, run), []
+    request.getfixturevalue("pretended_search")
+    for parts in (1, PARTS):
+        monkeypatch.setattr(gpu_search, "spans", partial(divided, parts))
+        counted.bytes.clear()
+        searched.tune()
+        found.append(searched.retrieve())
+        assert not [uri for uri in counted.bytes if uri.endswith(("train.index", "val.index", "partial.index"))]
+    assert found[0] == found[1]
+
+
+def test_a_grid_gives_what_one_search_gives(
+    built_by_cpu: Done,
+    run: Run,
+    counted: CountingStore,
+    request: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    searched = Searched(built_by_cpu, run)
+    request.getfixturevalue("pretended_search")
+    searched.tune()
+    expected, removed = searched.retrieve(), searched.counts()
+    shape = f"{PARTS}x{RANGES}"
+    capfd.readouterr()
+    run("search-parts", "--plan", searched.uri, "--list", "--grid", shape)
+    names = capfd.readouterr().out.split()
+    assert len(names) > PARTS * RANGES
+    for name in names[1:]:
+        run("search-parts", "--plan", searched.uri, "--cell", name)
+    searched.retrieve("--grid", shape, code=65)
+    assert f"search-parts --cell {names[0]}" in capfd.readouterr().err
+    run("search-parts", "--plan", searched.uri, "--cell", ",".join(names))
+    assert capfd.readouterr().err.count("already done") == len(names) - 1
+    assert searched.retrieve("--grid", shape) == expected
+    assert searched.counts() == removed

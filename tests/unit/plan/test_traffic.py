@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from retro_ops.plan import estimate, limits, traffic
+from retro_ops.plan import estimate, grid, limits, traffic
 
 INDEX = estimate.Index(131_072, 40, 33_554_432)
 ROW = 384 * 2 + 8
@@ -28,26 +28,27 @@ def sized(chunks: int, shards: int = 100, largest: int = 0) -> estimate.Work:
     )
 
 
-def test_vectors_that_fit_are_loaded_once_a_task_and_others_part_by_part() -> None:
-    chunks = 1_000_000
-    for parts in (1, 10):
-        gpu_bytes = chunks * (384 * 2 + traffic.SLOT_BYTES) // parts
-        read = traffic.traffic(sized(chunks), INDEX, gpu_bytes)["retrieve-neighbours"].read
-        assert read == pytest.approx(100 * chunks * (ROW + traffic.LIST_BYTES) + parts * chunks * ROW, rel=1e-6)
+def test_vectors_that_fit_are_loaded_once_a_task_and_others_once_a_range() -> None:
+    chunks, slot = 1_000_000, 384 * 2 + grid.SLOT_BYTES
+    fitting = traffic.traffic(sized(chunks), INDEX, 1, chunks * slot)["retrieve-neighbours"]
+    assert fitting.read == 100 * chunks * (ROW + traffic.LIST_BYTES) + chunks * ROW
+    made = traffic.traffic(sized(chunks), INDEX, 20, chunks * slot // 10)
+    ranges = made["search-parts"].tasks // 10
+    assert ranges == 4
+    assert made["search-parts"].read == ranges * chunks * (ROW + traffic.LIST_BYTES) + 10 * chunks * ROW
+    assert made["retrieve-neighbours"].read == made["search-parts"].written == 10 * chunks * (4 * 8 + 16)
 
 
-def test_only_what_reads_all_vectors_in_every_task_grows_faster_than_the_corpus() -> None:
-    assert traffic.faster_than_linear(replace(sized(10**9), memory_budget=2**31), INDEX).keys() == {
-        "retrieve-neighbours"
-    }
-    assert not traffic.faster_than_linear(sized(10**6), INDEX)
+def test_only_what_compares_all_with_all_grows_faster_than_the_corpus() -> None:
+    assert traffic.faster_than_linear(sized(10**10), INDEX, 64).keys() == {"search-parts", "retrieve-neighbours"}
+    assert not traffic.faster_than_linear(sized(10**6), INDEX, 1)
 
 
 def test_stages_that_run_once_do_not_gain_from_workers_nor_does_the_largest_shard() -> None:
     even, skewed = sized(10**9), sized(10**9, largest=5 * 10**8)
     seconds = estimate.estimate(even, INDEX).seconds["cuda"]
     one, many, uneven = (
-        traffic.hours(work, seconds, traffic.traffic(work, INDEX), workers)
+        traffic.hours(work, seconds, traffic.traffic(work, INDEX, workers), workers)
         for work, workers in ((even, 1), (even, 50), (skewed, 50))
     )
     assert many["merge-indexes"] == one["merge-indexes"]
