@@ -158,17 +158,21 @@ class LayerWriter:
 
 
 class CellFiles:
-    """The layers of a finished cell in ``folder``, read by rows of its range. BadInputError if it is not finished."""
+    """The layers of a finished cell in ``folder``, read by rows of its range."""
 
-    def __init__(self, folder: str, digest: str) -> None:
+    def __init__(self, folder: str, levels: int) -> None:
+        self._folder, self.levels = folder, levels
+        self._all = {name: self._open(name, 0) for name in FILES if name != "rows"}
+        self._short = [self._whole(level) for level in range(1, self.levels)]
+
+    @staticmethod
+    def finished(folder: str, digest: str) -> "CellFiles":
+        """BadInputError if the cell in ``folder`` is not finished, or was made from other inputs."""
         done = report.read(join(folder, paths.REPORT))
         if done is None or done["digest"] != digest:
             name = folder.rpartition("/")[2]
             raise BadInputError(f"{folder} does not exist", f"run `retro-ops search-parts --cell {name}` first")
-        self.levels = len(done["details"]["levels"])
-        self._folder = folder
-        self._all = {name: self._open(name, 0) for name in FILES if name != "rows"}
-        self._short = [self._whole(level) for level in range(1, self.levels)]
+        return CellFiles(folder, len(done["details"]["levels"]))
 
     def first(self, start: int, stop: int) -> Layer:
         """Level 0 of rows ``start:stop``."""

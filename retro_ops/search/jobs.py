@@ -126,7 +126,7 @@ class PlannedJobs:
 
         def opened(part: int, number: int) -> CellFiles:
             cell = Cell(split, part, grid.parts, number, ranges)
-            return CellFiles(paths.cell_folder(plan, self._plan_uri, cell), digest)
+            return CellFiles.finished(paths.cell_folder(plan, self._plan_uri, cell), digest)
 
         return MergedCells(opened, grid.parts, ranges, offset, rows[split], plan.parameters.num_neighbours)
 

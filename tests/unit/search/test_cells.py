@@ -79,7 +79,7 @@ def test_merged_cells_are_one_search(
             made.write_cell(folder / f"{part} {number}", made.scan(*vectors), queries.read(*of), shape, batch)
 
     def opened(part: int, number: int) -> CellFiles:
-        return CellFiles(str(folder / f"{part} {number}"), "d")
+        return CellFiles.finished(str(folder / f"{part} {number}"), "d")
 
     # The query shard is the rows from the seventh on, read in two goes.
     merged, effort = MergedCells(opened, parts, ranges, 7, rows, k), Effort()
@@ -109,4 +109,4 @@ def test_a_cell_that_is_missing_or_of_other_vectors_is_named(tmp_path: Path) -> 
     made.write_cell(tmp_path / "one", made.scan(0, 20), queries, shape, 8)
     for folder, digest in ((tmp_path / "other", "d"), (tmp_path / "one", "e")):
         with pytest.raises(BadInputError, match=f"search-parts --cell {folder.name}"):
-            CellFiles(str(folder), digest)
+            CellFiles.finished(str(folder), digest)
