@@ -11,7 +11,7 @@ BUILD_OPTIONS ?=
 SIDE_BY_SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 STAGES := .venv/stages/bin
 AIRFLOW := .venv/airflow/bin
-export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins
+export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins:$(CURDIR)/reader
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
@@ -72,9 +72,9 @@ images: ## Build the images of the stages (CPU), Airflow and the object store
 image-gpu: ## Build the image of the stages for GPUs (several GB)
 	$(build) -f docker/stage.Dockerfile --target gpu -t retro-ops-stage:gpu .
 
-wheels: ## Build the wheels of retro-ops and retro-airflow into dist/
+wheels: ## Build the wheels of retro-ops, retro-airflow and retro-data into dist/
 	@rm -rf build dist
-	$(PYTHON) -m pip wheel -q --no-deps --wheel-dir dist . ./plugins
+	$(PYTHON) -m pip wheel -q --no-deps --wheel-dir dist . ./plugins ./reader
 
 check: lint types imports ## Check style, types and import rules
 
@@ -83,7 +83,7 @@ lint: dev
 	$(AIRFLOW)/ruff format --check .
 
 types: dev
-	$(STAGES)/mypy --python-executable $(STAGES)/python -p retro_ops
+	$(STAGES)/mypy --python-executable $(STAGES)/python -p retro_ops -p retro_data
 	$(AIRFLOW)/mypy plugins/retro_airflow dags
 
 imports: dev

@@ -137,6 +137,11 @@ def condemned_uri(root: str, dataset: str) -> str:
     return join(dataset_folder(root, dataset), "condemned.json")
 
 
+def readers_folder(root: str, dataset: str) -> str:
+    """Leases of the processes that have a version open."""
+    return join(dataset_folder(root, dataset), "readers")
+
+
 def stage_folder(plan: Plan, stage: str, shard: str | None = None) -> str:
     """Output folder of ``stage``; the stages that map over shards need ``shard``."""
     folder, digest = STAGES[stage].folder if stage in STAGES else None, output_digest(plan, stage, shard)

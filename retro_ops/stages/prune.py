@@ -4,13 +4,14 @@ import json
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
-from retro_ops.versions import history
+from retro_ops.versions import history, leases
 from retro_ops.versions.unused import Unused, kept_versions, unused_folders
 
 STAGE = "prune"
@@ -45,7 +46,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     dataset = paths.dataset_folder(root, arguments.dataset)
     series = history.read(root, arguments.dataset)
     series.entry()
-    kept = kept_versions(series, arguments.keep, arguments.keep_version)
+    named = [*arguments.keep_version, *(leases.leased(root, arguments.dataset).keys() & series.entries.keys())]
+    kept = kept_versions(series, arguments.keep, named)
     dropped = [number for number in series.entries if number not in kept.entries]
     oldest = time.time() - arguments.grace
     unused = unused_folders(dataset, kept, oldest)
@@ -54,8 +56,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         return
     if dropped:
         history.write(kept)  # First, so that no rollback can choose a version that is being removed.
-    # Listed again, since a run may have been planned meanwhile.
-    read_ahead.side_by_side(_remove, unused_folders(dataset, kept, oldest))
+    # Again, since a version may have been opened just before it was dropped, and a run planned meanwhile.
+    kept = replace(kept, entries={**leases.leased(root, arguments.dataset), **kept.entries})
+    unused = unused_folders(dataset, kept, oldest)
+    read_ahead.side_by_side(_remove, unused)
+    leases.sweep(root, arguments.dataset)
     say(f"{STAGE}: removed {len(unused):,} folders of {arguments.dataset}", event="pruned")
 
 

@@ -4,10 +4,12 @@ Writes are atomic: an object exists in full or not at all. S3 uses boto3, which 
 ``AWS_ENDPOINT_URL`` from the environment, so this package never handles secrets.
 """
 
+import functools
+import importlib.util
 from contextlib import AbstractContextManager
 from typing import IO
 
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.storage.base import Store, Writer, Written, aborted_unless_closed, hash_stream
 from retro_ops.storage.local import LocalStore
 from retro_ops.storage.s3 import S3Store
@@ -19,8 +21,15 @@ def at(uri: str) -> Store:
     if scheme == "":
         return _LOCAL
     if scheme == "s3":
+        _require_boto3()
         return _S3
     raise BadInputError(f"cannot open {uri!r}", "use a local path or s3://bucket/key")
+
+
+@functools.cache
+def _require_boto3() -> None:
+    if importlib.util.find_spec("boto3") is None:
+        raise ConfigurationError("s3:// needs boto3, which is not installed", "pip install 'retro-ops[s3]'")
 
 
 def exists(uri: str) -> bool:
