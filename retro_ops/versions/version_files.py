@@ -45,12 +45,12 @@ def read(folder: str) -> VersionFiles:
         if queried := history.names_of_queries(manifest, split):
             dataset, index = read_specs(paths.dataset_spec_in(folder, split))
             names = history.names_of_index(manifest, split)
-            if len(index) != len(names):
+            if (len(index), len(dataset.shards)) != (len(names), len(queried)):
                 raise BadInputError(
-                    f"{dataset.index_spec} lists {len(index):,} shards, but the manifest {len(names):,}",
+                    f"the specs of {split} in {folder} and its manifest list different shards",
                     "the version is damaged: run `retro-ops validate`",
                 )
-            splits[split] = SplitFiles(dataset, index, tuple(_chosen(queried, dataset)), tuple(names))
+            splits[split] = SplitFiles(dataset, index, tuple(queried), tuple(names))
     return VersionFiles(manifest, splits)
 
 
@@ -65,14 +65,6 @@ def checksums(uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     reports = {join(parent(uri), paths.REPORT) for uri in uris}
     contents = read_ahead.side_by_side(report.read, sorted(reports))
     return {output["uri"]: output for content in contents if content for output in content["outputs"]}
-
-
-def _chosen(names: list[str], dataset: DatasetSpec) -> list[str]:
-    """Names of the shards of ``dataset``, which has fewer than the manifest if an export left some out."""
-    if len(names) == len(dataset.shards):
-        return names
-    stems = {name_of(shard.chunks): shard for shard in dataset.shards}
-    return [name for name in names if name in stems]
 
 
 def name_of(chunks: str) -> str:
