@@ -16,7 +16,7 @@ from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameters
-from retro_ops.plan.plan import Identity, Plan, check_name
+from retro_ops.plan.plan import Identity, Plan
 from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
 from retro_ops.planning.repair import plan_repair
@@ -24,7 +24,7 @@ from retro_ops.planning.shard_choice import check_patterns, chosen
 from retro_ops.planning.shards import checked_day, of_patterns, of_recipe
 from retro_ops.progress import say
 from retro_ops.sizes import parse_bytes
-from retro_ops.storage import store
+from retro_ops.storage import probe, store
 from retro_ops.tokens.chunking import token_dtype
 from retro_ops.tokens.tokenizer import Tokenizer, store_for_tasks
 from retro_ops.versions import condemned, history
@@ -64,7 +64,7 @@ def add_choices(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    check_name("dataset", arguments.dataset)
+    probe.check_writes(paths.dataset_folder(arguments.root.rstrip("/"), arguments.dataset))
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     if arguments.repair:
         plan, models = plan_repair(arguments, series), None

@@ -41,6 +41,11 @@ CREDENTIAL_CODES = frozenset(
 )
 """Refusals that concern the keys or the policy. Answers without a body (to HEAD) have only a status: 401 or 403."""
 
+CHECKSUM_WORDS = ("checksum", "trailer", "aws-chunked", "x-amz-content-sha256", "streaming-unsigned")
+"""Words in the answers of stores that do not know the checksums which clients send since 2025."""
+
+CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
+
 
 def part_bytes(number: int) -> int:
     """Size of part ``number`` (from 1) of an object of unknown length: 16 MiB, then 32, 80, 160 MiB and so on.
@@ -97,6 +102,16 @@ class S3Store:
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
         with _s3_errors(uri):
             _client().put_object(**_bucket_key(uri), Body=data, **condition)
+
+    def accepts(self, uri: str, *, checksums: bool, conditional: bool) -> bool:
+        """Whether the store takes a small object at ``uri``, which is overwritten or must not exist yet."""
+        condition = {"IfNoneMatch": "*"} if conditional else {}
+        try:
+            with _s3_errors(uri):
+                _client(checksums=checksums).put_object(**_bucket_key(uri), Body=b"1", **condition)
+        except RetroError:
+            return False
+        return True
 
     def create(self, uri: str) -> Writer:
         return _S3Writer(self, uri)
@@ -261,11 +276,14 @@ class _S3Writer:
 
 
 @functools.cache
-def _client() -> Any:
+def _client(*, checksums: bool = True) -> Any:
+    """``checksums``: as the environment says, by default with every request; otherwise only where S3 requires them."""
     import boto3
     from botocore.config import Config
 
     config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=LOOKUPS)
+    if not checksums:
+        config = config.merge(Config(request_checksum_calculation="when_required"))
     # A new session, because the default one keeps the first credentials that it saw.
     return boto3.session.Session().client("s3", config=config)
 
@@ -306,8 +324,15 @@ def _refusal(uri: str, error: Any) -> RetroError:
         return ConflictError(f"{uri} was changed by another process", "run the command again")
     if status == 416:
         return BadInputError(f"{uri} is shorter than its header says")
+    if status == 501 or code == "NotImplemented":
+        return ConfigurationError(
+            f"the store does not implement a request for {uri}: {answer}",
+            f"use another store, or, if that concerns checksums, set {CHECKSUMS}",
+        )
     if status not in range(300, 500) or status in (408, 429) or code in TRANSIENT_CODES:
         return TransientError(f"the store failed on {uri}: {answer}")
+    if any(word in answer.lower() for word in CHECKSUM_WORDS):
+        return ConfigurationError(f"the store refused {uri}: {answer}", f"it may not know checksums: set {CHECKSUMS}")
     if status in (401, 403) or code in CREDENTIAL_CODES:
         return ConfigurationError(
             f"the store refused {uri}: {answer}",

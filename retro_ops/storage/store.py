@@ -12,17 +12,20 @@ from typing import IO
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.storage.base import Store, Writer, Written, aborted_unless_closed, hash_stream
 from retro_ops.storage.local import LocalStore
+from retro_ops.storage.memory import MemoryStore
 from retro_ops.storage.s3 import S3Store
 
 
 def at(uri: str) -> Store:
-    """The store that holds ``uri``: ``s3://…`` or a local path."""
+    """The store that holds ``uri``: ``s3://…``, a local path, or ``memory://…`` in tests."""
     scheme = uri.partition("://")[0] if "://" in uri else ""
     if scheme == "":
         return _LOCAL
     if scheme == "s3":
         _require_boto3()
         return _S3
+    if scheme == "memory":
+        return _MEMORY
     raise BadInputError(f"cannot open {uri!r}", "use a local path or s3://bucket/key")
 
 
@@ -76,3 +79,4 @@ def open_stream(uri: str) -> IO[bytes]:
 
 _LOCAL = LocalStore()
 _S3 = S3Store()
+_MEMORY = MemoryStore()

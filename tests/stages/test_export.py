@@ -22,7 +22,11 @@ RETRIEVER = "retriever_sentence_transformer"
 NAMES = {
     *("manifest.json", "card.html", "card.json", "train.data.spec.json", "val.data.spec.json"),
     *(f"chunk_shards/{n}.{kind}.npy" for n in TRAIN + VALIDATION for kind in ("chunks", "seq2chunk", "chunk2seq")),
-    *(f"chunk_shards/{n}.chunks.{kind}" for n in TRAIN + VALIDATION for kind in ("documents.jsonl.zst", "document_ids.npy")),
+    *(
+        f"chunk_shards/{n}.chunks.{kind}"
+        for n in TRAIN + VALIDATION
+        for kind in ("documents.jsonl.zst", "document_ids.npy")
+    ),
     *("export.json", "tokenizer.json"),
     *(f"{RETRIEVER}/embeddings/{name}.embeddings.npy" for name in TRAIN + VALIDATION),
     *(f"{RETRIEVER}/neighbours/{n}.{k}.npy" for n in QUERIED + VALIDATION for k in ("neighbours", "distances")),
