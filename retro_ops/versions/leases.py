@@ -50,6 +50,8 @@ class Lease:
         while not self._closed.wait(RENEW_S):
             try:
                 self._write()
+                if self._closed.is_set():  # Meanwhile.
+                    store.at(self.uri).delete(self.uri)
             except RetroError as error:  # Of 24 tries one must succeed.
                 logger.warning("the lease %s was not renewed: %s", self.uri, error)
 
