@@ -14,6 +14,7 @@ from retro_ops.plan.parameters import PARAMETERS, Parameter
 
 DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
+PACKAGES = ("retro_ops/**/*.py", "plugins/retro_airflow/**/*.py", "reader/retro_data/**/*.py")
 
 
 def content_table() -> list[str]:
@@ -37,8 +38,9 @@ def other_table() -> list[str]:
 def imports_picture() -> list[str]:
     """Mermaid graph of the packages: an arrow for each import that no longer chain of arrows stands for already."""
     imports: dict[str, set[str]] = {}
-    for path in sorted([*REPOSITORY.glob("retro_ops/**/*.py"), *REPOSITORY.glob("plugins/retro_airflow/**/*.py")]):
-        importer = _package(path.relative_to(REPOSITORY).with_suffix("").as_posix().removeprefix("plugins/").split("/"))
+    for path in sorted(path for pattern in PACKAGES for path in REPOSITORY.glob(pattern)):
+        names = path.relative_to(REPOSITORY).with_suffix("").parts
+        importer = _package(list(names[1:] if names[0] in ("plugins", "reader") else names))
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("retro_ops"):
                 for alias in node.names:
@@ -56,8 +58,8 @@ def imports_picture() -> list[str]:
 
 def _package(names: list[str]) -> str:
     """``["retro_ops", "plan", "paths"]`` -> ``plan``; single modules other than the command line are the ground."""
-    if names[0] == "retro_airflow":
-        return "retro_airflow"
+    if names[0] != "retro_ops":
+        return names[0]
     if len(names) > 1 and (REPOSITORY / "retro_ops" / names[1]).is_dir():
         return names[1]
     return "cli" if names[1:2] == ["cli"] else "ground"

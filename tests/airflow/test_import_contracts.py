@@ -14,14 +14,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
-    for package in ("retro_ops", "plugins"):
+    for package in ("retro_ops", "plugins", "reader"):
         shutil.copytree(REPOSITORY / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def _check(copy: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    environment = {"PYTHONPATH": f"{copy}:{copy / 'plugins'}"}
+    environment = {"PYTHONPATH": f"{copy}:{copy / 'plugins'}:{copy / 'reader'}"}
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -41,6 +41,8 @@ def test_the_contracts_hold(copy: Path) -> None:
         ("retro_ops/search/exact.py", "from retro_ops.storage import store", "Algorithms have no input"),
         ("retro_ops/storage/s3.py", "from retro_ops.plan import paths", "Inside retro_ops imports point one way"),
         ("retro_ops/stages/list.py", "import airflow", "The stages know nothing of Airflow"),
+        ("reader/retro_data/split.py", "from retro_ops.corpus import json_lines", "The reader uses only"),
+        ("reader/retro_data/split.py", "import torch", "Only the reader's PyTorch datasets"),
     ],
 )
 def test_an_import_that_a_contract_excludes_breaks_it(copy: Path, place: str, line: str, contract: str) -> None:

@@ -18,8 +18,8 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 REASON = re.compile(r"<!-- not run: (.+) -->")
-LANGUAGES = {"", "sh", "yaml", "mermaid"}
-"""``sh`` is what a reader may paste; a block without a language is output, a file tree or the like."""
+LANGUAGES = {"", "sh", "python", "yaml", "mermaid"}
+"""``sh`` and ``python`` are what a reader may paste; a block without a language is output, a file tree or the like."""
 
 SUBSTITUTES = {"IVF16,PQ32": "IVF4,PQ32x4"}
 """An index for as few chunks as there are here."""
@@ -65,8 +65,15 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(page: Path) -> str:
-    """The blocks of a page that can run, in order, as one script: a block may use variables of earlier ones."""
-    script = "\n".join(block.text for block in blocks(page) if block.language == "sh" and not block.why_not)
+    """The blocks of a page that can run, in order, as one script: a block may use variables of earlier ones.
+
+    Those in Python run at the end, as one program.
+    """
+    of = {
+        language: "\n".join(block.text for block in blocks(page) if block.language == language and not block.why_not)
+        for language in ("sh", "python")
+    }
+    script = of["sh"] + (f"\npython -W error - <<'END'\n{of['python']}END\n" if of["python"] else "")
     for written, here in SUBSTITUTES.items():
         script = script.replace(written, here)
     return script
@@ -104,8 +111,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir:
     command.write_text(COMMAND.format(python=sys.executable, model=model_dir))
     command.chmod(0o755)
     environment = {
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
+        "PATH": f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RETRO_DATA_CACHE": str(folder / "cache"),
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/reader",
         "ROOT": nights.root,
         "DATASET": "d",
         "CORPUS": f"{nights.folder}/train",
@@ -162,4 +170,4 @@ def test_pages_have_commands_in_blocks_that_are_checked() -> None:
 
 
 def test_the_pages_with_sequences_of_commands_are_run() -> None:
-    assert {"by-hand", "quality", "recipes", "refresh", "runbook"} <= {page.stem for page in RUNNABLE}
+    assert {"by-hand", "quality", "reading", "recipes", "refresh", "runbook"} <= {page.stem for page in RUNNABLE}

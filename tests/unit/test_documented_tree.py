@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROOTS = ("retro_ops", "plugins/retro_airflow", "dags")
+ROOTS = ("retro_ops", "plugins/retro_airflow", "reader/retro_data", "dags")
 
 
 def tree() -> list[str]:

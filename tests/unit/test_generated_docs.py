@@ -15,7 +15,7 @@ def test_the_generated_parts_are_up_to_date() -> None:
 
 
 def test_a_stale_table_is_found(tmp_path: Path) -> None:
-    for folder in ("retro_ops", "plugins"):
+    for folder in ("retro_ops", "plugins", "reader"):
         (tmp_path / folder).symlink_to(REPOSITORY / folder)
     (tmp_path / "docs").mkdir()
     for name in ("generate.py", "parameters.md", "architecture.md"):
