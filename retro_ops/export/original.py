@@ -52,9 +52,9 @@ def export(version: ExportVersion, record: ExportRecord, chosen: Collection[str]
     new = sum(read_ahead.side_by_side(copied, wanted, read_ahead.READERS))
     progress.close()
     if stored := version.stored_tokenizer():
-        record.ensure("tokenizer.json", [stored], lambda target: store.write(target, store.read(stored)))
+        new += record.ensure("tokenizer.json", [stored], lambda target: store.write(target, store.read(stored)))
     manifest = (json.dumps(_manifest(version, splits, names), indent=1) + "\n").encode()
-    record.ensure("manifest.json", [manifest.decode()], lambda target: store.write(target, manifest))
+    new += record.ensure("manifest.json", [manifest.decode()], lambda target: store.write(target, manifest))
     # Last, so that a spec never refers to files that are not there yet.
     for split, files in splits.items():
         _write_specs(split, files, places, record.to)
