@@ -50,6 +50,10 @@ class Dataset:
         if self._lease:
             self._lease.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which reads while this one keeps the lease."""
+        return {**self.__dict__, "_lease": None}
+
     def __enter__(self) -> "Dataset":
         return self
 
@@ -116,7 +120,7 @@ def _of_spec(uri: str, cache: Cache, tokenizer: str | None) -> Dataset:
     dataset, index = version_files.read_specs(uri)
     names = [[version_files.name_of(shard.chunks) for shard in shards] for shards in (dataset.shards, index)]
     files = SplitFiles(dataset, index, tuple(names[0]), tuple(names[1]))
-    split = _split("train", files, PAD_ID, {}, cache, Documents(cache), Decoder(None, tokenizer))
+    split = _split("train", files, PAD_ID, {}, _Arrays(cache), Documents(cache), Decoder(None, tokenizer))
     return Dataset(uri, None, {"train": split}, {})
 
 
@@ -127,9 +131,9 @@ def _opened(
     manifest, documents = found.manifest, Documents(cache)
     decoder = Decoder(None if tokenizer else stored, tokenizer or manifest["parameters"].get("tokenizer"))
     others = history.embeddings_of_others(manifest, paths.manifest_in(folder))
-    pad_id = manifest["identity"]["pad_id"]
+    pad_id, arrays = manifest["identity"]["pad_id"], _Arrays(cache)
     splits = {
-        str(name): _split(name, files, pad_id, others, cache, documents, decoder)
+        str(name): _split(name, files, pad_id, others, arrays, documents, decoder)
         for name, files in found.splits.items()
     }
     return splits, manifest
@@ -140,7 +144,7 @@ def _split(
     files: SplitFiles,
     pad_id: int,
     others: Mapping[str, str],
-    cache: Cache,
+    arrays: "_Arrays",
     documents: Documents,
     decoder: Decoder,
 ) -> Split:
@@ -148,25 +152,35 @@ def _split(
 
     def opened(pair: tuple[str, IndexShard | DatasetShard]) -> Shard:
         of, shard = pair
-        return _shard(of, shard, embeddings.get(of), cache)
+        return _shard(of, shard, embeddings.get(of), arrays)
 
     queried = read_ahead.side_by_side(opened, zip(files.queried, files.dataset.shards, strict=True))
     indexed = read_ahead.side_by_side(opened, zip(files.indexed, files.index, strict=True))
     return Split(name, Chunks(queried, pad_id), Chunks(indexed, pad_id), documents, decoder)
 
 
-def _shard(name: str, files: IndexShard | DatasetShard, embeddings: str | None, cache: Cache) -> Shard:
-    def array(uri: str, ndim: int, kind: str, rows: int | None = None) -> Array:
-        reader = npy.open_npy(uri, ndim=ndim, kind=kind)
-        if rows is not None and len(reader) != rows:
-            raise BadInputError(f"{uri} has {len(reader):,} rows, its shard {rows:,} chunks", "rebuild the shard")
-        return Array(reader, cache)
+class _Arrays:
+    """Opens each array once: the splits share those of the index."""
 
-    chunks = array(files.chunks, 2, "u")
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._opened: dict[str, Array] = {}
+
+    def open(self, uri: str, ndim: int, kind: str, rows: int | None = None) -> Array:
+        if uri not in self._opened:
+            self._opened[uri] = Array(npy.open_npy(uri, ndim=ndim, kind=kind), self._cache)
+        found = self._opened[uri]
+        if rows is not None and len(found) != rows:
+            raise BadInputError(f"{uri} has {len(found):,} rows, its shard {rows:,} chunks", "rebuild the shard")
+        return found
+
+
+def _shard(name: str, files: IndexShard | DatasetShard, embeddings: str | None, arrays: _Arrays) -> Shard:
+    chunks = arrays.open(files.chunks, 2, "u")
     neighbours = distances = None
     if isinstance(files, DatasetShard):
-        neighbours = array(files.neighbours, 2, "i", len(chunks))
+        neighbours = arrays.open(files.neighbours, 2, "i", len(chunks))
         near = paths.distances_uri(files.neighbours)
-        distances = array(near, 2, "f", len(chunks)) if store.exists(near) else None
-    seq2chunk, chunk2seq = array(files.seq2chunk, 1, "iu"), array(files.chunk2seq, 1, "iu", len(chunks))
+        distances = arrays.open(near, 2, "f", len(chunks)) if store.exists(near) else None
+    seq2chunk, chunk2seq = arrays.open(files.seq2chunk, 1, "iu"), arrays.open(files.chunk2seq, 1, "iu", len(chunks))
     return Shard(name, chunks, seq2chunk, chunk2seq, neighbours, distances, embeddings)

@@ -41,7 +41,9 @@ class Split:
         numbers = np.asarray(rows)
         if numbers.dtype == np.bool_:
             numbers = np.flatnonzero(numbers)
-        numbers = numbers.astype(np.int64) if numbers.size else np.empty(0, np.int64)
+        if numbers.size and numbers.dtype.kind not in "iu":
+            raise TypeError(f"rows are numbered by integers, not {numbers.dtype}")
+        numbers = numbers.astype(np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"{self.name} has {len(self):,} rows, numbered from 0")

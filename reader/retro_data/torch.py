@@ -106,7 +106,10 @@ class WindowStream(IterableDataset[Batch]):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Batches that are left in this epoch."""
-        return sum(len(positions) > 0 for positions, _ in self._steps())
+        together = self._batch_size * self._ranks
+        whole, rest = divmod(max(0, len(self._windows) - self._position), together)
+        last = order.steps(rest, self._batch_size, self._rank, self._ranks, drop_last=self._drop_last)
+        return whole + sum(len(positions) > 0 for positions, _ in last)
 
     def _identity(self) -> dict[str, Any]:
         """What the positions in a state refer to."""

@@ -1,4 +1,4 @@
-"""Both distributions as wheels, in environments of their own, where nothing of the checkout is on Python's path."""
+"""All distributions as wheels, in environments of their own, where nothing of the checkout is on Python's path."""
 
 import json
 import os
@@ -76,9 +76,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
-    for name in ("retro_ops", "plugins"):
+    for name in ("retro_ops", "plugins", "reader"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
-    pip("wheel", "--no-deps", "--wheel-dir", built, source, source / "plugins")
+    pip("wheel", "--no-deps", "--wheel-dir", built, source, source / "plugins", source / "reader")
     return sorted(built.glob("*.whl"))
 
 
@@ -89,8 +89,8 @@ def of_airflow(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def of_stages(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    only_ops = [wheel for wheel in wheels if wheel.name.startswith("retro_ops")]
-    return install(tmp_path_factory.mktemp("of_stages"), STAGES_PYTHON, only_ops)
+    without_airflow = [wheel for wheel in wheels if not wheel.name.startswith("retro_airflow")]
+    return install(tmp_path_factory.mktemp("of_stages"), STAGES_PYTHON, without_airflow)
 
 
 def install(folder: Path, libraries_of: Path, wheels: list[Path]) -> Environment:
@@ -120,7 +120,9 @@ def test_pinned_libraries_meet_what_the_wheels_require(
 ) -> None:
     for made, asked in (
         (of_airflow, ("retro-airflow", "docker", "kubernetes")),
-        (of_stages, ("retro-ops", "cpu", "stages", "fast", "parquet")),
+        (of_airflow, ("retro-ops", "s3")),
+        (of_stages, ("retro-ops", "cpu", "stages", "s3", "fast", "parquet")),
+        (of_stages, ("retro-data", "s3", "text", "torch")),
     ):
         assert made.run(made.python, "-c", UNMET, *asked, cwd=tmp_path).stdout == ""
 

@@ -75,6 +75,8 @@ def test_rows_by_number_slice_and_list(train: Split, spec: Path) -> None:
         np.testing.assert_array_equal(found.neighbours, neighbours[at])
         np.testing.assert_array_equal(found.distances, distances[at])
         assert found.retrieved(2).shape == (*neighbours[at][..., :2].shape, 2 * SIZE)
+    with pytest.raises(TypeError, match="not float64"):
+        train[[1.5]]
     for rows in (52, -53, [1, 52]):
         with pytest.raises(IndexError, match="train has 52 rows"):
             train[rows]
@@ -108,10 +110,16 @@ def test_arrays_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 def test_a_loader_of_torch_reads_in_other_processes(train: Split) -> None:
     windows = train.windows(4)
     expected = windows.batch(range(len(windows)))
-    loader = DataLoader(WindowDataset(windows), batch_size=5, num_workers=2, multiprocessing_context="spawn")
+    loader = DataLoader(WindowDataset(windows), batch_size=5, num_workers=1, multiprocessing_context="spawn")
     found = list(loader)
     for name, array in expected.items():
         np.testing.assert_array_equal(torch.cat([batch[name] for batch in found]), array)
     one = WindowDataset(windows)[3]
     np.testing.assert_array_equal(one["neighbour_ids"], expected["neighbour_ids"][3])
     assert len(pickle.dumps(windows)) < 20_000  # Headers, not arrays.
+
+
+def test_a_dataset_goes_to_another_process(spec: Path) -> None:
+    with open_dataset(str(spec)) as dataset:
+        copy = pickle.loads(pickle.dumps(dataset))
+        np.testing.assert_array_equal(copy.train[3:9].retrieved(), dataset.train[3:9].retrieved())
