@@ -46,8 +46,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     dataset = paths.dataset_folder(root, arguments.dataset)
     series = history.read(root, arguments.dataset)
     series.entry()
-    named = [*arguments.keep_version, *(leases.leased(root, arguments.dataset).keys() & series.entries.keys())]
-    kept = kept_versions(series, arguments.keep, named)
+    opened = sorted(leases.leased(root, arguments.dataset).keys() & series.entries.keys())
+    if opened:
+        say(f"{STAGE}: versions {', '.join(map(str, opened))} are open in a reader, and kept", event="open_versions")
+    kept = kept_versions(series, arguments.keep, [*arguments.keep_version, *opened])
     dropped = [number for number in series.entries if number not in kept.entries]
     oldest = time.time() - arguments.grace
     unused = unused_folders(dataset, kept, oldest)

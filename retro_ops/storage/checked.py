@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
-from functools import partial
 from typing import IO, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.errors import BadInputError
-from retro_ops.storage import read_ahead, store
+from retro_ops.storage import store
 from retro_ops.storage.base import Written
 from retro_ops.storage.npy import open_npy
 
@@ -22,11 +22,14 @@ def checked_rows(uri: str, rows: int, sha256: str, *, overlap: int = 0) -> Itera
     """
     reader = open_npy(uri)
     digest = hashlib.sha256(reader.header)
-    starts = range(0, len(reader), rows)
-    reads = (partial(reader.rows, start, start + rows + overlap) for start in starts)
-    for block in read_ahead.ahead(reads):
-        digest.update(block[:rows].tobytes())
-        yield block
+    held: NDArray[Any] | None = None  # Until the block after it is read.
+    for _, block in reader.blocks(rows):
+        digest.update(block.tobytes())
+        if held is not None:
+            yield np.concatenate([held, block[:overlap]]) if overlap else held
+        held = block
+    if held is not None:
+        yield held
     _compare(uri, digest.hexdigest(), sha256)
 
 
