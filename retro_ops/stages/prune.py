@@ -11,6 +11,7 @@ from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
+from retro_ops.uris import resolve
 from retro_ops.versions import history, leases
 from retro_ops.versions.unused import Unused, kept_versions, unused_folders
 
@@ -59,8 +60,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if dropped:
         history.write(kept)  # First, so that no rollback can choose a version that is being removed.
     # Again, since a version may have been opened just before it was dropped, and a run planned meanwhile.
-    kept = replace(kept, entries={**leases.leased(root, arguments.dataset), **kept.entries})
-    unused = unused_folders(dataset, kept, oldest)
+    leased = leases.leased(root, arguments.dataset)
+    there = {n: entry for n, entry in leased.items() if store.exists(resolve(entry["plan"], series.uri))}
+    unused = unused_folders(dataset, replace(kept, entries={**there, **kept.entries}), oldest)
     read_ahead.side_by_side(_remove, unused)
     leases.sweep(root, arguments.dataset)
     say(f"{STAGE}: removed {len(unused):,} folders of {arguments.dataset}", event="pruned")
