@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,10 @@ class Cache:
         if uri not in self._sums and folder not in self._listed:
             self._listed.add(folder)
             self._sums |= self._of_export() if self._exported else _of_report(folder)
-        return self._sums.get(uri) or hashlib.sha256(store.at(uri).fingerprint(uri).encode()).hexdigest()
+        found = self._sums.get(uri) or hashlib.sha256(store.at(uri).fingerprint(uri).encode()).hexdigest()
+        if not re.fullmatch("[0-9a-f]{64}", found):  # It becomes a file name.
+            raise BadInputError(f"{uri} is listed with {found!r} as its SHA-256", "export or repair the dataset")
+        return found
 
     def _of_export(self) -> dict[str, str]:
         assert self._exported
