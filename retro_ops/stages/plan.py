@@ -16,7 +16,7 @@ from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameters
-from retro_ops.plan.plan import Identity, Plan
+from retro_ops.plan.plan import Identity, Plan, check_name
 from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
 from retro_ops.planning.repair import plan_repair
@@ -64,6 +64,7 @@ def add_choices(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
+    check_name("dataset", arguments.dataset)
     probe.check_writes(paths.dataset_folder(arguments.root.rstrip("/"), arguments.dataset))
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
     if arguments.repair:

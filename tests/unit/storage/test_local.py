@@ -6,6 +6,7 @@ import pytest
 
 from retro_ops.errors import TransientError
 from retro_ops.storage import store
+from retro_ops.storage.base import ConflictError
 
 
 def _write_and_fail(uri: str) -> None:
@@ -34,3 +35,16 @@ def test_a_writer_that_another_swept_away_is_to_be_tried_again(tmp_path: Path) -
         first.close()
     first.abort()
     assert store.read(uri) == b"second"
+
+
+def test_compare_and_swap_on_files(tmp_path: Path) -> None:
+    uri = str(tmp_path / "current.json")
+    local = store.at(uri)
+    assert local.read_tagged(uri) is None
+    local.write_if(uri, b"1", None)
+    with pytest.raises(ConflictError):
+        local.write_if(uri, b"2", None)
+    tagged = local.read_tagged(uri)
+    assert tagged is not None
+    local.write_if(uri, b"3", tagged[1])
+    assert store.read(uri) == b"3"
