@@ -15,7 +15,19 @@ from retro_ops.versions.unused import kept_versions
 
 
 def published(root: str, numbers: list[int]) -> Series:
-    entries = {number: {"version": number, "path": f"versions/{number}"} for number in numbers}
+    entries = {
+        number: {
+            "format": 1,
+            "version": number,
+            "path": f"versions/{number}",
+            "plan": f"versions/{number}/plan.json",
+            "published_at": "2026-01-01T00:00:00+00:00",
+            "specs": {},
+            "card": "card.html",
+            "counts": {},
+        }
+        for number in numbers
+    }
     before = history.read(root, "d")
     series = Series(before.uri, before.tag, max(numbers), entries, max(numbers))
     history.write(series)
