@@ -1,10 +1,9 @@
-"""Finds, decompresses and parses documents in JSON lines files."""
+"""Decompresses and parses documents in JSON lines files."""
 
 import contextlib
 import gzip
 import io
 import json
-import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,17 +11,14 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 import zstandard
-from wcmatch import glob
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan.plan import Source
 from retro_ops.storage import store
 from retro_ops.storage.base import Writer, Written
-from retro_ops.uris import parent
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 STDIN = "-"
-MAGIC_CHARACTERS = "*?[{"
 
 QUARANTINED_CHARACTERS = 200
 """Characters of a bad record that are kept, so that it can be recognised."""
@@ -50,63 +46,6 @@ class BadRecord:
     line: int
     reason: str
     content: str
-
-
-DATE = "{date}"
-A_DATE = r"(?=(\d{4}-\d{2}-\d{2}))"
-"""A lookahead, so that overlapping dates are all found."""
-
-
-@dataclass(frozen=True)
-class CorpusFile:
-    """A corpus file."""
-
-    uri: str
-    date: str | None = None
-    """The date (``YYYY-MM-DD``) in its name; None when the pattern has no ``{date}``."""
-
-
-def find_dated(pattern: str, as_of: str | None) -> list[CorpusFile]:
-    """Corpus files like ``find``; with ``{date}`` in the pattern, only those dated (``YYYY-MM-DD``) up to ``as_of``."""
-    if DATE not in pattern:
-        return [CorpusFile(uri) for uri in find(pattern)]
-    dated = [
-        CorpusFile(uri, date)
-        for uri in find(pattern.replace(DATE, "????-??-??"))
-        if (date := next((d for d in re.findall(A_DATE, uri) if _matches(uri, pattern.replace(DATE, d))), None))
-    ]
-    kept = [file for file in dated if as_of is None or str(file.date) <= as_of]
-    if not kept:
-        raise BadInputError(
-            f"no corpus file at {pattern!r} has a date up to {as_of}",
-            f"{len(dated):,} files have later dates; dates are written YYYY-MM-DD",
-        )
-    return kept
-
-
-def _matches(uri: str, pattern: str) -> bool:
-    # Compared as plain strings: "s3://bucket/key" has no special meaning to the matcher.
-    return glob.globmatch(uri, pattern, flags=glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX)
-
-
-def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
-    """Corpus files at a path, in a folder or prefix, or matching a pattern (``*``, ``**``, ``{00..29}``), sorted.
-
-    ``suffixes``: file names that count as corpus files in a folder. Raises BadInputError when there is none.
-    """
-    if any(character in pattern for character in MAGIC_CHARACTERS):
-        magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
-        folder = parent(pattern[:magic])
-        files = [uri for uri in store.at(pattern).list(folder) if _matches(uri, pattern)]
-    elif pattern.endswith(suffixes) and store.exists(pattern):
-        files = [pattern]
-    else:
-        files = [uri for uri in store.at(pattern).list(pattern) if uri.endswith(suffixes)]
-    if not files:
-        raise BadInputError(
-            f"no corpus file at {pattern!r}", f"name a file, a folder or a pattern of {', '.join(suffixes)} files"
-        )
-    return files
 
 
 def changed_source(sources: Iterable[Source]) -> str | None:

@@ -4,7 +4,7 @@ import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import finding
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.plan import source_list
@@ -20,9 +20,9 @@ def of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[li
             "--corpus is missing",
             "name the corpus, or a recipe: `build --recipe NAME`, or `plan --sources` with the list of `list-sources`",
         )
-    files = {"train": json_lines.find_dated(places["corpus"], as_of)}
+    files = {"train": finding.find_dated(places["corpus"], as_of)}
     if places["validation_corpus"]:
-        files["val"] = json_lines.find_dated(places["validation_corpus"], as_of)
+        files["val"] = finding.find_dated(places["validation_corpus"], as_of)
     shards = _shards(files["train"], "train") + _shards(files.get("val", []), "val")
     _check_names(shards)
     return shards, [file.date for of_split in files.values() for file in of_split if file.date]
@@ -46,8 +46,8 @@ def checked_day(text: str | None) -> str | None:
     return text
 
 
-def _shards(files: Sequence[json_lines.CorpusFile], split: Split) -> list[Shard]:
-    def shard(file: json_lines.CorpusFile) -> Shard:
+def _shards(files: Sequence[finding.CorpusFile], split: Split) -> list[Shard]:
+    def shard(file: finding.CorpusFile) -> Shard:
         where = store.at(file.uri)
         source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
         return Shard(check_name("shard", _shard_name(file)), split, (source,))
@@ -55,7 +55,7 @@ def _shards(files: Sequence[json_lines.CorpusFile], split: Split) -> list[Shard]
     return sorted(read_ahead.side_by_side(shard, files), key=lambda shard: shard.name)
 
 
-def _shard_name(file: json_lines.CorpusFile) -> str:
+def _shard_name(file: finding.CorpusFile) -> str:
     """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``, after the date if its folder has one."""
     name = re.sub(r"\.jsonl(\.gz|\.zst)?$", "", file.uri.rpartition("/")[2])
     return name if file.date is None or file.date in name else f"{file.date}_{name}"

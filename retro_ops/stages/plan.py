@@ -8,7 +8,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import finding
 from retro_ops.corpus.recipes.shard_patterns import split_patterns
 from retro_ops.embedding.model import Model, chosen_model
 from retro_ops.errors import BadInputError
@@ -117,7 +117,7 @@ def _from_corpus(
         shards, days = of_patterns(places, as_of)
     if as_of and not days:
         where = places.get("corpus") or places["recipe"]
-        say(f"plan: {where} has no {json_lines.DATE}, so the current files are used for {as_of}")
+        say(f"plan: {where} has no {finding.DATE}, so the current files are used for {as_of}")
     # Only patterns of this run must match a shard: the shards of an earlier choice may be gone.
     check_patterns(shards, {"indexed": arguments.indexed, "queried": arguments.queried})
     patterns = {name: None if text is None else split_patterns(text) for name, text in choice.items()}

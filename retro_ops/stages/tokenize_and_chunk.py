@@ -10,7 +10,7 @@ from functools import partial
 from retro_ops import uris
 from retro_ops.compute import device
 from retro_ops.compute.workers import ahead, in_order
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import finding, json_lines
 from retro_ops.corpus.batches import batches as in_batches
 from retro_ops.corpus.left_out import LeftOut
 from retro_ops.errors import BadInputError, require_flags
@@ -97,7 +97,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     require_flags(arguments, *wanted, remedy="name the three output files, or give --plan and --shard")
     inputs = arguments.inputs or [json_lines.STDIN]
     stdin = json_lines.STDIN in inputs
-    sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in json_lines.find(pattern))
+    sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in finding.find(pattern))
     # Standard input has no fingerprint beforehand, so such a run never counts as done.
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
     settings = {name: value for name, value in values_for(STAGE, parameters).items() if name != "memory_budget"}

@@ -84,8 +84,9 @@ class Store(Protocol):
     def objects(self, folder: str) -> builtins.list[Stored]:
         """All objects below ``folder``, sorted by URI."""
 
-    def list(self, folder: str) -> builtins.list[str]:
-        """URIs of all objects below ``folder``, sorted."""
+    def list(self, folder: str, *, follow_links: bool = False) -> builtins.list[str]:
+        """URIs of all objects below ``folder``, sorted. ``follow_links``: also those in linked folders, where the store
+        has links."""
 
     def fingerprint(self, uri: str) -> str:
         """A text that identifies the content of the object, independent of its name and time."""

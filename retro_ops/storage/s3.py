@@ -141,7 +141,7 @@ class S3Store:
                 key=lambda stored: stored.uri,
             )
 
-    def list(self, folder: str) -> builtins.list[str]:
+    def list(self, folder: str, *, follow_links: bool = False) -> builtins.list[str]:
         return [stored.uri for stored in self.objects(folder)]
 
     def fingerprint(self, uri: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from retro_ops import uris
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import finding
 from retro_ops.corpus.recipes.model import SUFFIXES, Output, Recipe, RecipeLine, Rule, suffix_of
 from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.corpus.recipes.yaml_nodes import Faults
@@ -64,7 +64,7 @@ def _files(rule: Rule, pattern: RecipeLine, folder: str, absent: list[str], faul
     for name in alternatives(pattern.text):
         uri = resolve(name, uris.join(folder, "recipe"))
         try:
-            found |= dict.fromkeys(json_lines.find(uri, SUFFIXES))
+            found |= dict.fromkeys(finding.find(uri, SUFFIXES))
         except BadInputError:
             missing.append(uri)
     if missing:

@@ -1,4 +1,4 @@
-"""JSON lines: compressed or not, whole or damaged; how corpus files are found."""
+"""JSON lines: compressed or not, whole or damaged."""
 
 import gzip
 import json
@@ -62,41 +62,3 @@ def test_line_ends_and_lines_beyond_the_budget(tmp_path: Path) -> None:
     texts = _texts(path, 100)
     assert (texts[0], texts[2]) == ("a", "b")
     assert "longer than 100 bytes" in texts[1]
-
-
-def test_corpus_files_are_found_by_file_folder_and_pattern(tmp_path: Path) -> None:
-    for name in ("00_a.jsonl", "01_a.jsonl.gz", "02_a.jsonl.zst", "x/03_b.jsonl", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def found(pattern: str) -> list[str]:
-        return [Path(uri).relative_to(tmp_path).as_posix() for uri in json_lines.find(f"{tmp_path}/{pattern}")]
-
-    everything = ["00_a.jsonl", "01_a.jsonl.gz", "02_a.jsonl.zst", "x/03_b.jsonl"]
-    assert found("00_a.jsonl") == ["00_a.jsonl"]
-    assert found("") == found("**/*.jsonl*") == everything
-    assert found("{00..01}_*.jsonl*") == everything[:2]
-    assert found("*_a.jsonl") == ["00_a.jsonl"]
-    with pytest.raises(BadInputError, match="no corpus file"):
-        found("*.parquet")
-
-
-def test_dates_in_folders_and_in_names(tmp_path: Path) -> None:
-    for name in ("2026-01-01/a", "2026-01-02/a", "2026-01-03/a", "latest/a", "2026-01-02/sub/a"):
-        path = tmp_path / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
-    pattern = f"{tmp_path}/{{date}}/*.jsonl"
-    found = json_lines.find_dated(pattern, "2026-01-02")
-    assert [(Path(f.uri).relative_to(tmp_path).as_posix(), f.date) for f in found] == [
-        ("2026-01-01/a.jsonl", "2026-01-01"),
-        ("2026-01-02/a.jsonl", "2026-01-02"),
-    ]
-    assert len(json_lines.find_dated(pattern, None)) == 3
-    with pytest.raises(BadInputError, match="has a date up to 2025-12-31"):
-        json_lines.find_dated(pattern, "2025-12-31")
-    (tmp_path / "flat").mkdir()
-    for name in ("news_2026-01-01_2026-01-05", "news_2026-01-02_2026-01-01"):
-        (tmp_path / "flat" / f"{name}.jsonl").write_text("{}")
-    (only,) = json_lines.find_dated(f"{tmp_path}/flat/news_*_{{date}}.jsonl", "2026-01-03")
-    assert only.date == "2026-01-01"

@@ -1,0 +1,142 @@
+"""Finds the files of a corpus at a path, in a folder or by a pattern, and logs what it passes over."""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from wcmatch import glob
+from wcmatch._wcparse import PatternLimitException  # Exported nowhere else.
+
+from retro_ops.corpus.json_lines import SUFFIXES
+from retro_ops.errors import BadInputError
+from retro_ops.progress import say
+from retro_ops.storage import store
+from retro_ops.uris import join, parent
+
+MAGIC_CHARACTERS = "*?[{"
+
+DATE = "{date}"
+A_DATE = r"(?=(\d{4}-\d{2}-\d{2}))"
+"""A lookahead, so that overlapping dates are all found."""
+
+SHOWN = 5
+"""Names in a log message about files that are passed over."""
+
+MOST_ALTERNATIVES = 10_000
+"""Limit on the names that the braces of one pattern expand to."""
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """A corpus file."""
+
+    uri: str
+    date: str | None = None
+    """The date (``YYYY-MM-DD``) in its name; None when the pattern has no ``{date}``."""
+
+
+def find_dated(pattern: str, as_of: str | None) -> list[CorpusFile]:
+    """Corpus files like ``find``; with ``{date}`` in the pattern, only those dated (``YYYY-MM-DD``) up to ``as_of``."""
+    if DATE not in pattern:
+        return [CorpusFile(uri) for uri in find(pattern)]
+    dated = [
+        CorpusFile(uri, date)
+        for uri in find(pattern.replace(DATE, "????-??-??"))
+        if (date := next((d for d in re.findall(A_DATE, uri) if _matching([uri], pattern.replace(DATE, d))), None))
+    ]
+    kept = [file for file in dated if as_of is None or str(file.date) <= as_of]
+    if not kept:
+        raise BadInputError(
+            f"no corpus file at {pattern!r} has a date up to {as_of}",
+            f"{len(dated):,} files have later dates; dates are written YYYY-MM-DD",
+        )
+    return kept
+
+
+def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+    """Corpus files at a path, in a folder or prefix, or matching a pattern (``*``, ``**``, ``{00..29}``), sorted.
+
+    A file or folder of that very name comes before a pattern. ``suffixes``: names that count as corpus files in a
+    folder, and for a pattern that ends in ``*``. Hidden files count only if the pattern names them; files that are
+    passed over are logged. Raises BadInputError when there is none.
+    """
+    if pattern.endswith(suffixes) and store.exists(pattern):
+        return [pattern]
+    is_pattern = any(character in pattern for character in MAGIC_CHARACTERS)
+    inside = _listed(pattern)
+    if inside or not is_pattern:
+        candidates, others = _visible(inside, pattern)
+    else:
+        magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
+        candidates, others = _matching(_listed(parent(pattern[:magic])), pattern), []
+    if inside or not is_pattern or pattern.endswith("*"):
+        others += [uri for uri in candidates if not uri.endswith(suffixes)]
+        candidates = [uri for uri in candidates if uri.endswith(suffixes)]
+    files = _once(uri for uri in candidates if not uri.endswith("/"))  # Such keys mark folders of S3.
+    _say_what_is_passed_over(pattern, sorted({*others, *candidates} - set(files)))
+    if not files:
+        raise BadInputError(
+            f"no corpus file at {pattern!r}" + (f"; {_some(others)} has another format" if others else ""),
+            f"name a file, a folder or a pattern of {', '.join(suffixes)} files",
+        )
+    return files
+
+
+def _listed(folder: str) -> list[str]:
+    return store.at(folder).list(folder, follow_links=True)
+
+
+def _visible(uris: Iterable[str], folder: str) -> tuple[list[str], list[str]]:
+    """``uris`` below ``folder`` without those that are hidden, or in a hidden folder; and these."""
+    base = join(folder, "")
+    hidden: list[str] = []
+    visible: list[str] = []
+    for uri in uris:
+        names = uri.removeprefix(base).split("/")
+        (hidden if any(name.startswith(".") and name != "." for name in names) else visible).append(uri)
+    return visible, hidden
+
+
+def _matching(uris: Sequence[str], pattern: str) -> list[str]:
+    """``uris`` that match ``pattern``, compared as plain strings: ``s3://bucket/key`` is nothing special."""
+    flags = glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX
+    try:
+        matcher = glob.compile(pattern.removeprefix("./"), flags=flags, limit=MOST_ALTERNATIVES)
+        return [uri for uri in uris if matcher.match(uri.removeprefix("./"))]
+    except PatternLimitException as error:
+        raise BadInputError(
+            f"the braces of {pattern[:200]!r} expand to more than {MOST_ALTERNATIVES:,} names", "use * or a folder"
+        ) from error
+    except (RecursionError, ValueError, re.error) as error:
+        raise BadInputError(f"{pattern[:200]!r} is not a pattern: {error}", "write a shorter pattern") from error
+
+
+def _once(uris: Iterable[str]) -> list[str]:
+    """``uris`` without those that lie in a linked folder and are found under their own path, too; sorted."""
+    of_folder: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for uri in uris:
+        folder, name = parent(uri), uri.rpartition("/")[2]
+        if folder not in of_folder:
+            of_folder[folder] = store.canonical(folder)
+        real = join(of_folder[folder], name)
+        if real not in found or uri == real:
+            found[real] = uri
+    return sorted(found.values())
+
+
+def _say_what_is_passed_over(pattern: str, uris: Sequence[str]) -> None:
+    if not uris:
+        return
+    looks_like_a_corpus = any(re.search(r"json|parquet|\.tar|\.tgz", uri.rpartition("/")[2], re.I) for uri in uris)
+    say(
+        f"{pattern}: {len(uris):,} files are passed over, as hidden, of another format or found twice: {_some(uris)}",
+        logging.WARNING if looks_like_a_corpus else logging.INFO,
+        event="passed_over",
+        files=len(uris),
+    )
+
+
+def _some(uris: Sequence[str]) -> str:
+    return ", ".join(uris[:SHOWN]) + (", …" if len(uris) > SHOWN else "")
