@@ -13,12 +13,27 @@ from typing import IO, Any, Literal
 import zstandard
 
 from retro_ops.errors import BadInputError
+from retro_ops.plan.digests import MAX_LINE_BYTES
 from retro_ops.plan.plan import Source
 from retro_ops.storage import store
 from retro_ops.storage.base import Writer, Written
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 STDIN = "-"
+
+BOM = b"\xef\xbb\xbf"
+
+MOST_LEVELS = 500
+"""Levels of lists and mappings in a record. Python's parser has a limit that depends on its caller."""
+
+TOO_DEEP = f"nested deeper than {MOST_LEVELS} levels"
+
+MOST_BLANK_LINES = 1_000_000
+LONGEST_SKIPPED_LINE = 2**30
+"""Limits on lines without a record: a few megabytes can decompress to many hours of them."""
+
+SKIPPED_BYTES = 2**20
+NO_CORPUS = "check that it holds JSON lines; remove it from the corpus"
 
 QUARANTINED_CHARACTERS = 200
 """Characters of a bad record that are kept, so that it can be recognised."""
@@ -197,14 +212,27 @@ class _ZstdStream(io.RawIOBase):
 
 
 def lines_of(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[bytes | None]:
-    """Lines without their line end. A line longer than ``max_line_bytes`` is None and never held in memory."""
+    """Lines without their line end. A line longer than ``max_line_bytes`` is None and never held in memory.
+
+    BadInputError for a file that is damaged, or that expands to blank lines or to one line without end.
+    """
+    blank = 0
     try:
         while line := stream.readline(max_line_bytes + 1):
             if len(line) <= max_line_bytes or line.endswith(b"\n"):
-                yield line.rstrip(b"\r\n")
+                line = line.rstrip(b"\r\n")
+                if line.startswith(BOM):  # At the beginning of a file, also of one of several joined.
+                    line = line.removeprefix(BOM)
+                blank = 0 if line and not line.isspace() else blank + 1
+                if blank > MOST_BLANK_LINES:
+                    raise BadInputError(f"{source} has more than {MOST_BLANK_LINES:,} blank lines in a row", NO_CORPUS)
+                yield line
                 continue
-            while (rest := stream.readline(max_line_bytes)) and not rest.endswith(b"\n"):
-                pass
+            skipped = len(line)
+            while (rest := stream.readline(SKIPPED_BYTES)) and not rest.endswith(b"\n"):
+                skipped += len(rest)
+                if skipped > LONGEST_SKIPPED_LINE:
+                    raise BadInputError(f"{source} has a line of more than {LONGEST_SKIPPED_LINE:,} bytes", NO_CORPUS)
             yield None
     except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
@@ -216,26 +244,32 @@ def lines_of(stream: IO[bytes], source: str, max_line_bytes: int) -> Iterator[by
 
 def parse(
     line: bytes | None, source: str, number: int, max_line_bytes: int, text_key: str = "text"
-) -> Document | BadRecord:
-    """Parse one line. ``text_key``: the key of the document text, which is not part of ``extra``."""
+) -> Document | BadRecord | None:
+    """Parse one line; None for a blank one. ``text_key``: the key of the document text, which is not part of
+    ``extra``."""
 
     def bad(reason: str) -> BadRecord:
         return BadRecord(source, number, reason, (line or b"").decode("utf-8", "backslashreplace"))
 
     if line is None:
-        return bad(f"line longer than {max_line_bytes:,} bytes, which the memory budget allows")
-    if not line.strip():
-        return bad("blank line")
+        why = "the longest line" if max_line_bytes >= MAX_LINE_BYTES else "which the memory budget allows"
+        return bad(f"line longer than {max_line_bytes:,} bytes, {why}")
+    if not line or line.isspace():
+        return None
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return bad(f"invalid UTF-8 at byte {error.start}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return bad(f"bad JSON: {error}")
+    except RecursionError:
+        return bad(TOO_DEEP)
     if not isinstance(record, dict):
         return bad(f"not a JSON object but {type(record).__name__}")
     if text_key not in record:
         return bad(f"no key {text_key!r}")
+    if line.count(b"[") + line.count(b"{") > MOST_LEVELS and depth(record, MOST_LEVELS) > MOST_LEVELS:
+        return bad(TOO_DEEP)
     text = record.pop(text_key)
     if not isinstance(text, str):
         return bad(f"{text_key!r} is not a string but {type(text).__name__}")
@@ -244,6 +278,15 @@ def parse(
     except UnicodeEncodeError as error:
         return bad(f"{text_key!r} holds a lone surrogate at character {error.start}")
     return Document(text, record, source, number, len(line))
+
+
+def depth(value: Any, most: int) -> int:
+    """Levels of lists and mappings in ``value``; stops after ``most``."""
+    level, at = 0, [value]
+    while (inside := [entry for entry in at if isinstance(entry, list | dict)]) and level <= most:
+        level += 1
+        at = [entry for of in inside for entry in (of.values() if isinstance(of, dict) else of)]
+    return level
 
 
 def refusal(record: BadRecord) -> BadInputError:
@@ -268,7 +311,16 @@ def too_many_bad(bad: int, good: int, limit: float, quarantine: str) -> BadInput
 
 def json_line(entry: dict[str, Any]) -> bytes:
     """``entry`` as one line of compact JSON in UTF-8."""
-    return (json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
+    return (strict_json(entry, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
+
+
+def strict_json(value: Any, **options: Any) -> str:
+    """``value`` as JSON. NaN and the infinities, which JSON has no words for, become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+    except ValueError:
+        finite = json.loads(json.dumps(value, **options), parse_constant=lambda _: None)
+        return json.dumps(finite, ensure_ascii=False, allow_nan=False, **options)
 
 
 class JsonLinesWriter:

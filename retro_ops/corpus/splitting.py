@@ -39,10 +39,12 @@ def route(file: SourceFile, rule: Rule, listed: Sources, fan: "Fan", bad: "BadLi
     ``bad``: None in later passes over the file, because the first one has counted bad lines and unrouted documents.
     """
     progress = Progress("split-corpus", None, "lines")
-    with ahead(_batches(lines(file.uri, rule.members, listed.line_bytes))) as batches:
+    with ahead(_batches(lines(file.uri, rule.members, listed.line_bytes, rule.text))) as batches:
         for batch in batches:
             for where, number, line in batch:
                 record = json_lines.parse(line, where, number, listed.line_bytes, rule.text)
+                if record is None:
+                    continue
                 if isinstance(record, json_lines.BadRecord):
                     if bad:
                         bad.add(record)

@@ -146,6 +146,7 @@ def _tokenise(
         out = Outputs(stack, job, dtype, size)
         for part in unfinished.parts():
             out.append(part)
+        out.blank_lines = unfinished.state.get("blank_lines", 0)
         progress = Progress(STAGE, None, "documents", out.documents)
         lines = left_out.skip(json_lines.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
         # Lines are read and tokenised while the chunks before them are written.
@@ -156,16 +157,18 @@ def _tokenise(
             package = piece.package
             fits = len(piece.sidecar) if limit is None else piece.fitting(limit - out.chunks)
             full = fits < len(piece.sidecar)
-            part = (piece.cut(fits) if full else piece).part(out.documents, out.chunks)
+            piece = piece.cut(fits) if full else piece
+            part = piece.part(out.documents, out.chunks)
             out.append(part)
+            out.blank_lines += piece.blank_lines
             progress.advance(fits)
             if full:
                 say(
                     f"{STAGE}: stopped before the first document that passes --max-chunks {limit:,}", event="max_chunks"
                 )
                 break
-            unfinished.add(part, left_out.records(out.documents + out.bad_records))
-            unfinished.commit_when_due()
+            unfinished.add(part, left_out.records(out.lines))
+            unfinished.commit_when_due({"blank_lines": out.blank_lines})
         progress.close()
         _check_unchanged(job, unfinished)
         out.check_share(parameters.max_bad_share)
@@ -175,7 +178,7 @@ def _tokenise(
             "documents": out.documents,
             "chunks": out.chunks,
             "bad_records": out.bad_records,
-            **left_out.counts(out.documents + out.bad_records, full),
+            **left_out.counts(out.lines, full),
         },
         outputs=written,
         identity={"tokenizer": tokenizer.digest, "chunk_size": size, "pad_id": tokenizer.pad_id},

@@ -38,8 +38,14 @@ class Piece:
     """A line for each bad record."""
     bad_before: NDArray[np.int64]
     """``[docs]``: bad records before each document."""
+    blank_before: NDArray[np.int64]
+    """``[docs + 1]``: blank lines before each document, and in all."""
     package: str
     """Package that encoded the documents."""
+
+    @property
+    def blank_lines(self) -> int:
+        return int(self.blank_before[-1])
 
     def fitting(self, most_chunks: int) -> int:
         """Number of documents, from the first on, that together have at most ``most_chunks`` chunks."""
@@ -52,7 +58,8 @@ class Piece:
         end = int(of.seq2chunk[documents])
         kept = Chunked(of.chunks[:end], of.seq2chunk[:documents], of.chunk2seq[:end], of.document_ids[:end])
         bad = self.quarantine[: self.bad_before[documents]]
-        return replace(self, chunked=kept, sidecar=self.sidecar[:documents], quarantine=bad)
+        blank = self.blank_before[: documents + 1]
+        return replace(self, chunked=kept, sidecar=self.sidecar[:documents], quarantine=bad, blank_before=blank)
 
     def part(self, first_document: int, first_chunk: int) -> Part:
         """Arrays for the outputs, numbered from ``first_document`` and ``first_chunk``; lines as bytes (uint8)."""
@@ -77,11 +84,16 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
         documents: list[json_lines.Document] = []
         bad: list[json_lines.BadRecord] = []
         bad_before: list[int] = []
+        blank_before: list[int] = []
+        blank = 0
         for number, line in zip(batch.numbers, batch.lines, strict=True):
             record = json_lines.parse(line, batch.source, number, settings.line_bytes)
-            if isinstance(record, json_lines.Document):
+            if record is None:
+                blank += 1
+            elif isinstance(record, json_lines.Document):
                 documents.append(record)
                 bad_before.append(len(bad))
+                blank_before.append(blank)
             elif settings.on_bad_record == "fail":
                 raise json_lines.refusal(record)
             else:
@@ -93,6 +105,7 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
             [json_lines.json_line(_about(document)) for document in documents],
             [json_lines.json_line(asdict(record)) for record in bad],
             np.array(bad_before, np.int64),
+            np.array([*blank_before, blank], np.int64),
             package,
         )
 

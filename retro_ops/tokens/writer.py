@@ -37,7 +37,7 @@ class Outputs:
 
     def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: np.dtype[Any], chunk_size: int) -> None:
 
-        self.documents = self.chunks = self.bad_records = 0
+        self.documents = self.chunks = self.bad_records = self.blank_lines = 0
         self._stack = stack
         self._arrays = {
             "chunks": stack.enter_context(NpyWriter(job.chunks, dtype, (chunk_size,))),
@@ -60,6 +60,11 @@ class Outputs:
         self.documents += len(part["seq2chunk"])
         self.chunks += len(part["chunks"])
         self.bad_records += bad.count(b"\n")
+
+    @property
+    def lines(self) -> int:
+        """Lines of the sources that the outputs cover, without those that were left out."""
+        return self.documents + self.bad_records + self.blank_lines
 
     def check_share(self, limit: float) -> None:
         if refused := json_lines.too_many_bad(self.bad_records, self.documents, limit, self._quarantine_uri):

@@ -77,7 +77,6 @@ def test_defect_3_a_tiny_shard_builds(tmp_path: Path, run: Run) -> None:
 
 
 BAD_LINES = {
-    2: (b"\n", "blank line"),
     3: (b'{"text": \n', "bad JSON"),
     4: (b'{"title": "x"}\n', "no key 'text'"),
     5: (b'{"text": 7}\n', "not a string but int"),
@@ -92,7 +91,7 @@ def test_defect_4_bad_records_are_set_aside_with_file_line_and_reason(
 ) -> None:
     good = b'{"text": "good", "id": "first", "url": "u"}\n'
     corpus = tmp_path / "data.jsonl.gz"
-    corpus.write_bytes(gzip.compress(good + b"".join(line for line, _ in BAD_LINES.values()) + good * 7))
+    corpus.write_bytes(gzip.compress(good + b"\n" + b"".join(line for line, _ in BAD_LINES.values()) + good * 7))
     run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, t5_dir))
     entries = [json.loads(line) for line in (tmp_path / "chunks.quarantine.jsonl").read_text().splitlines()]
     assert [(e["source"], e["line"]) for e in entries] == [(str(corpus), line) for line in BAD_LINES]
@@ -100,9 +99,9 @@ def test_defect_4_bad_records_are_set_aside_with_file_line_and_reason(
     assert len(np.load(tmp_path / "chunks.npy")) == 8
     flags = tokenize_flags(tmp_path / "other", t5_dir)
     run("tokenize-and-chunk", corpus, *flags, "--on-bad-record", "fail", code=65)
-    assert f"{corpus}, line 2: blank line" in capfd.readouterr().err
+    assert f"{corpus}, line 3: bad JSON" in capfd.readouterr().err
     run("tokenize-and-chunk", corpus, *flags, "--max-bad-share", "0.1", code=65)
-    assert "7 of 15 records (46.7%) are bad" in capfd.readouterr().err
+    assert "6 of 14 records (42.9%) are bad" in capfd.readouterr().err
     assert not (tmp_path / "other/chunks.npy").exists()
 
 

@@ -1,12 +1,15 @@
 """JSON lines: compressed or not, whole or damaged."""
 
 import gzip
+import io
 import json
 import secrets
 from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retro_ops.corpus import json_lines
 from retro_ops.errors import BadInputError
@@ -14,7 +17,7 @@ from retro_ops.errors import BadInputError
 
 def _texts(path: Path, limit: int = 1000) -> list[str]:
     found = (json_lines.parse(line, source, n, limit) for source, n, line in json_lines.lines([str(path)], limit))
-    return [record.text if isinstance(record, json_lines.Document) else record.reason for record in found]
+    return [record.text if isinstance(record, json_lines.Document) else record.reason for record in found if record]
 
 
 def _flipped(data: bytes) -> bytes:
@@ -62,3 +65,85 @@ def test_line_ends_and_lines_beyond_the_budget(tmp_path: Path) -> None:
     texts = _texts(path, 100)
     assert (texts[0], texts[2]) == ("a", "b")
     assert "longer than 100 bytes" in texts[1]
+
+
+BLANK = st.sampled_from([b"", b" ", b"\t ", b"\r"])
+ENDS = st.sampled_from([b"\n", b"\r\n"])
+
+
+@given(st.lists(st.one_of(BLANK, st.just(b'{"text": "good"}')), max_size=20), ENDS, st.booleans(), st.booleans())
+def test_blank_lines_and_byte_order_marks_are_no_records(
+    lines: list[bytes], end: bytes, marked: bool, twice: bool
+) -> None:
+    part = (json_lines.BOM if marked else b"") + end.join(lines) + end
+    stream = io.BytesIO(part * (1 + twice))
+    found = [json_lines.parse(line, "a", n, 100) for n, line in enumerate(json_lines.lines_of(stream, "a", 100), 1)]
+    assert [n for n, record in enumerate(found, 1) if record] == [
+        n for n, line in enumerate(lines * (1 + twice), 1) if line.strip()
+    ]
+    assert all(record is None or isinstance(record, json_lines.Document) for record in found)
+
+
+@given(st.integers(450, 550), st.sampled_from(["[|]", '{"a":|}', '[{"a":|}]']), st.integers(0, 300))
+def test_depth_is_limited_by_us_and_not_by_the_parser(levels: int, kind: str, below: int) -> None:
+    """The parser's own limit moves with the depth of the call stack, and is not that of the writer."""
+    opening, closing = kind.split("|")
+    count = levels // len(closing)
+    line = b'{"text": "x", "deep": ' + (opening * count + "1" + closing * count).encode() + b"}"
+
+    def at(frames: int) -> json_lines.Document | json_lines.BadRecord | None:
+        return at(frames - 1) if frames else json_lines.parse(line, "a", 1, 10**6)
+
+    record = at(below)
+    if count * len(closing) + 1 <= json_lines.MOST_LEVELS:
+        assert isinstance(record, json_lines.Document)
+        assert json.loads(json_lines.json_line({"record": record.extra}))["record"] == record.extra
+    else:
+        assert isinstance(record, json_lines.BadRecord)
+        assert record.reason == json_lines.TOO_DEEP
+
+
+def test_brackets_in_a_text_are_no_levels() -> None:
+    record = json_lines.parse(json.dumps({"text": "[" * 10_000 + "{" * 10_000}).encode(), "a", 1, 10**6)
+    assert isinstance(record, json_lines.Document)
+    record = json_lines.parse(b'{"text": "x", "deep": ' + b"[" * 10**6 + b"}", "a", 1, 10**7)
+    assert isinstance(record, json_lines.BadRecord)
+
+
+NUMBERS = st.floats() | st.sampled_from([float("nan"), float("inf"), -float("inf")])
+
+
+@given(st.recursive(NUMBERS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20))
+def test_what_is_written_is_strict_json(value: object) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    line = json_lines.json_line({"record": value})
+    written = json.loads(line, parse_constant=refuse)["record"]
+    assert json.dumps(written) == json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None))
+
+
+def test_nan_of_a_record_becomes_null() -> None:
+    record = json_lines.parse(b'{"text": "x", "a": NaN, "b": [-Infinity, 1e999, 1.5]}', "a", 1, 100)
+    assert isinstance(record, json_lines.Document)
+    assert json_lines.json_line(record.extra) == b'{"a":null,"b":[null,null,1.5]}\n'
+
+
+def test_the_longest_line_is_not_blamed_on_the_budget() -> None:
+    reasons = [json_lines.parse(None, "a", 1, limit) for limit in (json_lines.MAX_LINE_BYTES, 1000)]
+    assert [record.reason for record in reasons if isinstance(record, json_lines.BadRecord)] == [
+        "line longer than 8,388,608 bytes, the longest line",
+        "line longer than 1,000 bytes, which the memory budget allows",
+    ]
+
+
+@pytest.mark.parametrize("unit", [b"\n", b" \n", b"x"])
+def test_a_file_that_expands_without_end_is_refused(
+    unit: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "MOST_BLANK_LINES", 1000)
+    monkeypatch.setattr(json_lines, "LONGEST_SKIPPED_LINE", 4 * 2**20)
+    path = tmp_path / "bomb.jsonl.zst"
+    path.write_bytes(zstandard.compress(unit * (8 * 2**20)))
+    with pytest.raises(BadInputError, match=r"bomb\.jsonl\.zst has"):
+        _texts(path)
