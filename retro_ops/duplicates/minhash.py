@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from unicodedata import category, normalize
 
 import numpy as np
 import rensa
@@ -17,8 +18,16 @@ PERMUTATIONS = 128
 SEED = 0
 ALGORITHM_VERSION = 2
 """Version of rensa's algorithm. A new one changes the signatures, so `sign-documents` then needs a new code version."""
+MARKS = frozenset(
+    character
+    for character in map(chr, (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0)))
+    if category(character).startswith("M")
+)
+"""Combining marks, such as the vowels of Hindi, Thai and Arabic, which are no part of ``\\w``."""
 
 WORD = re.compile(r"\w+")
+WORD_WITH_MARKS = re.compile(rf"\w+(?:[{''.join(sorted(MARKS))}]+\w*)*")
+"""Many times as slow, and needed for few texts."""
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
@@ -33,7 +42,9 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
 
 def ngrams(text: str) -> list[str]:
     """All runs of NGRAM_WORDS words. A shorter text is one n-gram, and a text without words is its own n-gram."""
-    words = WORD.findall(text.lower())
+    composed = normalize("NFC", text).lower()
+    plain = composed.isascii() or MARKS.isdisjoint(composed)
+    words = (WORD if plain else WORD_WITH_MARKS).findall(composed)
     if len(words) <= NGRAM_WORDS:
         return [" ".join(words) or text]
     return [" ".join(words[i : i + NGRAM_WORDS]) for i in range(len(words) - NGRAM_WORDS + 1)]

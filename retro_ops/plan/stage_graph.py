@@ -70,7 +70,7 @@ STAGES: dict[str, Stage] = {
             "compute the MinHash signatures of a shard's documents, so that duplicates can be found",
             maps_over="shard",
             folder="shards",
-            code_version=1,
+            code_version=2,
             in_version=False,
         ),
         Stage(

@@ -244,8 +244,8 @@ def test_a_killed_shard_resumes_without_its_duplicates(planted: Nights, monkeypa
     for ends_at in (1, 4, None):
         store.at(uri).delete(uri)
 
-        def commit_and_end(self: checkpoints.Checkpoints, ends_at: int | None = ends_at) -> None:
-            commit(self)
+        def commit_and_end(self: checkpoints.Checkpoints, state: Any, ends_at: int | None = ends_at) -> None:
+            commit(self, state)
             if self.end == ends_at:
                 raise RuntimeError("the machine died")
 

@@ -52,7 +52,13 @@ def test_every_change_to_a_plan_changes_the_digests_that_it_changed(name: str) -
     case = CASES[name]
     plan = planned(case["changes"])
     kept = {output: digest for output, digest in FORMER["digests"].items() if output not in case["gone"]}
-    assert digests(plan) == kept | case["differ"], CHANGED_SINCE
+    # A plan without code versions means those of today.
+    raised = () if plan.code_versions else ("sign-documents",)
+    found, expected = (
+        {output: digest for output, digest in of.items() if not output.startswith(raised)}
+        for of in (digests(plan), kept | case["differ"])
+    )
+    assert found == expected, CHANGED_SINCE
     assert hashlib.sha256(plan_to_json(plan).encode()).hexdigest() == case["sha256"]
     assert plan_from_json(plan_to_json(plan), "again") == plan
 
