@@ -11,10 +11,13 @@ from typing import Any
 
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan.parameters import Parameters
-from retro_ops.tokens.tokenizer import LOADING_HINT
+from retro_ops.tokens.tokenizer import LOADING_HINT, text_digest
 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Names of prompts for documents, in the order in which ``encode_document`` of sentence-transformers looks for them."""
+
+TOKENIZER_OF_THE_DEFAULT = "9114256b104cca80"
+"""Digest of the tokenizer of all-MiniLM-L6-v2, which many models share. It was in no digest of the first versions."""
 
 LIMIT = 16_384
 """More ids than any chunk has; a batch must hold as many."""
@@ -119,9 +122,8 @@ def _opened(network: Any, name: str, prompt: str | None, dimensions: int | None)
         )
     network.truncate_dim = kept = dimensions or own or whole
     text = _prompt(network, prompt)
-    # What the model does by itself was not in the digest of earlier versions.
-    changed = [text if text != _default_prompt(network) else None, kept if kept != (own or whole) else None]
-    return Model(network, text, _digest(network, changed), kept, _longest(network))
+    decides = [text or None, kept if kept != whole else None]
+    return Model(network, text, _digest(network, decides), kept, _longest(network))
 
 
 def chosen_model(parameters: Parameters) -> Model:
@@ -140,17 +142,14 @@ def _prompt(network: Any, requested: str | None) -> str:
     for name in DOCUMENT_PROMPTS:
         if prompts.get(name):
             return str(prompts[name])
-    return _default_prompt(network)
+    return str(prompts.get(network.default_prompt_name) or "")
 
 
-def _default_prompt(network: Any) -> str:
-    return str((network.prompts or {}).get(network.default_prompt_name) or "")
+def _digest(network: Any, decides: list[Any]) -> str:
+    """SHA-256 over everything that decides the vectors: independent of where the model is stored.
 
-
-def _digest(network: Any, changed: list[Any]) -> str:
-    """SHA-256 over module types, their settings and all weights: independent of where the model is stored.
-
-    ``changed``: prompt and dimensions where they differ from the model's own, else nothing.
+    These are module types, their settings and all weights; then, where they are not as in the first versions of this
+    package, so that the names of their outputs stay: ``decides`` (prompt and dimensions), tokenizer and type.
     """
     import torch
 
@@ -164,9 +163,28 @@ def _digest(network: Any, changed: list[Any]) -> str:
         digest.update(name.encode())
         # NumPy has no bfloat16.
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-    if changed != [None, None]:
-        digest.update(json.dumps(changed).encode())
+    if decides != [None, None]:
+        digest.update(json.dumps(decides).encode())
+    if (tokenizer := _tokenizer_digest(network)) != TOKENIZER_OF_THE_DEFAULT:
+        digest.update(f"tokenizer {tokenizer}".encode())
+    if any(tensor.dtype == torch.bfloat16 for tensor in network.state_dict().values()):
+        digest.update(b"bfloat16")  # Bytes of float16 would be as many.
     return digest.hexdigest()[:16]
+
+
+def _tokenizer_digest(network: Any) -> str:
+    """Identifies the model's own tokenizer, without its settings for padding and truncation."""
+    from tokenizers import Tokenizer
+
+    found = getattr(network, "tokenizer", None)
+    backend = found if isinstance(found, Tokenizer) else getattr(found, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        words = found.get_vocab() if hasattr(found, "get_vocab") else None
+        return text_digest(json.dumps([type(found).__name__, words], sort_keys=True))
+    plain = Tokenizer.from_str(backend.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    return text_digest(plain.to_str())
 
 
 def _longest(network: Any) -> int:

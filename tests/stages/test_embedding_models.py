@@ -120,12 +120,38 @@ def test_no_prompt_wins_over_the_models_default(words: Any, tmp_path: Path) -> N
 
 def test_dimensions_of_the_models_own_settings_are_kept(words: Any, tmp_path: Path) -> None:
     folder = Path(tiny_models.write(tmp_path, "Bert", words))
-    whole = open_model(str(folder)).digest
     _change(folder / "config_sentence_transformers.json", truncate_dim=16)
     embedder = prepared(str(folder))
     assert embedder.model.dimension == embedded(embedder, TEXTS).shape[1] == 16
-    assert embedder.model.digest == whole, "as in earlier versions"
     assert open_model(str(folder), dimensions=24).dimension == 24
+
+
+def test_the_digest_of_the_default_model_stays(model_dir: str) -> None:
+    """Otherwise every dataset would be embedded again."""
+    assert open_model(model_dir).digest == "bc0815a841dda32a"
+
+
+def test_everything_that_decides_vectors_is_in_the_digest(words: Any, tmp_path: Path) -> None:
+    """Whatever is changed in place in the folder of a model: vectors and digest change together."""
+    folder = Path(tiny_models.write(tmp_path, "Bert", words, prompts={"about": "about: ", "passage": ""}))
+    found: dict[str, bytes] = {}
+
+    def look() -> None:
+        embedder = prepared(str(folder))
+        found[embedder.model.digest] = embedded(embedder, TEXTS).tobytes()
+
+    look()
+    settings = folder / "config_sentence_transformers.json"
+    for change in ({"default_prompt_name": "about"}, {"prompts": {"about": "of: "}}, {"truncate_dim": 8}):
+        _change(settings, **change)
+        look()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = (vocabulary[word] for word in ("the", "of"))
+    vocabulary["the"], vocabulary["of"] = other, one
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    look()
+    assert len(found) == len(set(found.values())) == 5
 
 
 def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(words: Any, tmp_path: Path) -> None:
