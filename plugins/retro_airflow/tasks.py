@@ -17,6 +17,8 @@ from retro_ops.plan import grid, paths, source_list, stage_graph
 from retro_ops.plan.name_lists import join_names, split_names
 from retro_ops.plan.plan import Plan, Shard, Split, check_choice, plan_from_json, plan_to_json
 from retro_ops.sizes import parse_bytes
+from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
+from retro_ops.plan.removals import check_removed
 
 MOST_NAMES = 100
 """Most shards of each kind that an asset event names; it counts all of them."""
@@ -169,6 +171,9 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
                 name: index for index, entry in enumerate(listed or ()) for name in shards_in(entry) if name in gone
             }
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
+        changes = paths.changes_uri(plan_uri)
+        if store.exists(changes):
+            check_removed(json.loads(store.read(changes)), plan.parameters.max_removed_share, gone)
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = paths.next_plan_uri(plan_uri, "selected")
         store.write(uri, plan_to_json(selected).encode())

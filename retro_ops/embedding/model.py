@@ -176,7 +176,7 @@ def _tokenizer_digest(network: Any) -> str:
     """Identifies the model's own tokenizer, without its settings for padding and truncation."""
     from tokenizers import Tokenizer
 
-    found = getattr(network, "tokenizer", None)
+    found: Any = getattr(network, "tokenizer", None)
     backend = found if isinstance(found, Tokenizer) else getattr(found, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         words = found.get_vocab() if hasattr(found, "get_vocab") else None

@@ -433,6 +433,17 @@ class Parameters:
         refresh_only=True,
         read_by=("check-drift",),
     )
+    max_removed_share: float = _share(
+        0.5,
+        "Share of the published shards above which a refresh stops instead of removing them: an empty mount looks like "
+        "a corpus that shrank.",
+        CHUNKS,
+        title="Max removed shards",
+        refresh_only=True,
+        kept_on_refresh=False,
+        read_by=("plan",),
+        added_later=True,
+    )
     device: str = _choice(
         "auto",
         ("auto", "cpu", "cuda"),

@@ -17,6 +17,7 @@ from retro_ops.plan import digests, paths
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameters
 from retro_ops.plan.plan import Identity, Plan, check_name
+from retro_ops.plan.removals import check_removed
 from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
 from retro_ops.planning.repair import plan_repair
@@ -74,6 +75,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     for uri in (*paths.plans_after(arguments.output), paths.duplicates_uri(arguments.output)):  # Of an earlier try.
         store.at(uri).delete(uri)
     changed = since_published(plan, series)
+    if arguments.refresh:
+        check_removed(changed, plan.parameters.max_removed_share)
     store.write(paths.changes_uri(arguments.output), (json.dumps(changed, indent=1) + "\n").encode())
     if models and not plan.base:
         write_estimate(plan, *models, arguments.output, arguments.workers)

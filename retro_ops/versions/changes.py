@@ -38,7 +38,8 @@ def compare(previous: Sequence[Shard], current: Sequence[Shard]) -> Changes:
 
 
 def since_published(plan: Plan, series: history.Series) -> dict[str, Any]:
-    """The changes since the published version. ``nothing`` is true if the run would produce the same version."""
+    """The changes since the published version. ``nothing`` is true if the run would produce the same version;
+    ``of_earlier_day`` if the published version stays the current one."""
     if not series.current:
         return {"nothing": False, "base": None, **asdict(compare([], plan.shards))}
     changes = compare(read_plan(series.plan_uri()).shards, plan.shards)
@@ -49,4 +50,5 @@ def since_published(plan: Plan, series: history.Series) -> dict[str, Any]:
         + ("; nothing to do" if nothing else ""),
         event="changes",
     )
-    return {"nothing": nothing, "base": series.current, **asdict(changes)}
+    earlier = {"of_earlier_day": True} if history.is_older(plan, series) else {}
+    return {"nothing": nothing, "base": series.current, **asdict(changes), **earlier}

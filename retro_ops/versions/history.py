@@ -42,7 +42,7 @@ def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
     if not number:
         number, outcome = series.last + 1, "published"
         grown = replace(series, entries={**series.entries, number: {"version": number, **entry}}, last=number)
-    if _is_older(plan, series):
+    if is_older(plan, series):
         later = series.entry()["as_of"]
         return (
             grown,
@@ -58,7 +58,8 @@ def published(series: Series, entry: Entry, plan: Plan) -> tuple[Series, str]:
     return replace(grown, current=number), f"version {number} is {outcome}"
 
 
-def _is_older(plan: Plan, series: Series) -> bool:
+def is_older(plan: Plan, series: Series) -> bool:
+    """Whether ``plan`` is of an earlier day than the current version, which then stays the current one."""
     current = series.entries.get(series.current, {}).get("as_of")
     return bool(plan.as_of and current and plan.as_of < current)
 

@@ -63,6 +63,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "min-full-rows": "0.0",
         "max-duplicates": "1.0",
         "max-leaked": "1.0",
+        "max-removed-share": "0.5",
         "max-drift": "0.25",
         "device": "auto",
         "memory-budget": "2GiB",

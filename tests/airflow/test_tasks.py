@@ -154,6 +154,16 @@ def test_gate_selects_the_embedded_shards(plan: Plan, uri: str) -> None:
     assert plan_from_json(Path(selected).read_text(), selected) == expected
 
 
+def test_gate_keeps_most_of_the_published_shards(plan: Plan, uri: str) -> None:
+    changes = {"base": 1, "nothing": False, "added": [], "changed": ["a"], "removed": ["c", "d"], "unchanged": 2}
+    write(paths.changes_uri(uri), json.dumps(changes))
+    embed(plan, "b", "v")
+    with pytest.raises(AirflowFailException, match=r"3 of 5 shards of version 1 would be removed .*: c, d, a"):
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
+    write(paths.changes_uri(uri), json.dumps(changes | {"added": ["a"], "changed": []}))
+    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}) != uri
+
+
 @pytest.mark.parametrize("embedded", [(), ("v",)])
 def test_gate_needs_a_training_shard(plan: Plan, uri: str, embedded: tuple[str, ...]) -> None:
     embed(plan, *embedded)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from nightly import EXACT, Nights
+from nightly import EXACT, Nights, planned
 from runs import StageFailedError, call, compare, whole_run
 
 from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.index import index_types
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
@@ -62,6 +63,25 @@ def test_after_every_night_all_is_as_if_built_from_scratch(
     # Otherwise the test proves nothing: some rows were merged, and rows that lost a neighbour were searched again.
     assert merged > searched > 0
     call("validate", "--plan", done.plan_uri)
+
+
+def test_most_of_a_version_is_removed_only_where_that_is_meant(
+    built: Nights, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An empty mount, or a folder that lost its files, would publish an almost empty dataset."""
+    for name in ("train/b", "train/d", "train/f"):
+        built.remove(name)
+    built.put("train/e")
+    with pytest.raises(StageFailedError):
+        planned(built, "x")
+    error = capfd.readouterr().err
+    assert "3 of 4 shards of version 1 would be removed (75%, more than max_removed_share of 50%): b, d, f" in error
+    assert not store.exists(paths.plan_uri(built.root, "d", "x"))
+    planned(built, "y", "--max-removed-share", "0.75")
+    assert read_plan(paths.plan_uri(built.root, "d", "y")).parameters.max_removed_share == 0.75
+    built.refresh("--max-removed-share", "0.75")
+    planned(built, "z")
+    assert read_plan(paths.plan_uri(built.root, "d", "z")).parameters.max_removed_share == 0.5  # It held for one run.
 
 
 def test_only_what_changed_is_built(built: Nights) -> None:
