@@ -1,7 +1,6 @@
 """The small tasks between the stages. They read plans and reports, never large data."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from retro_ops.plan.name_lists import join_names, split_names
 from retro_ops.plan.plan import Plan, Shard, Split, check_choice, plan_from_json, plan_to_json
 from retro_ops.sizes import parse_bytes
 from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
-from retro_ops.plan.removals import check_removed
+from retro_ops.plan.published_changes import check_removed, read_changes
 
 MOST_NAMES = 100
 """Most shards of each kind that an asset event names; it counts all of them."""
@@ -137,7 +136,8 @@ def anything_to_do(plan_uri: str) -> bool:
 
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
-        changes = json.loads(store.read(paths.changes_uri(plan_uri)))
+        uri = paths.changes_uri(plan_uri)
+        changes = read_changes(store.read(uri), uri)
     kinds = ", ".join(f"{kind}: {_some(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
     print(f"{plan.dataset}: {kinds}; unchanged: {changes['unchanged']}")
     return not changes["nothing"]
@@ -173,7 +173,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
             raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
         changes = paths.changes_uri(plan_uri)
         if store.exists(changes):
-            check_removed(json.loads(store.read(changes)), plan.parameters.max_removed_share, gone)
+            check_removed(read_changes(store.read(changes), changes), plan.parameters.max_removed_share, gone)
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = paths.next_plan_uri(plan_uri, "selected")
         store.write(uri, plan_to_json(selected).encode())
@@ -221,7 +221,8 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     extra |= {"as_of": published.get("as_of"), "is_current": number == series.current}
     changes = paths.changes_uri(result["plan"])
     if store.exists(changes):
-        found = json.loads(store.read(changes))
+        with failures.airflow_errors():
+            found = read_changes(store.read(changes), changes)
         extra |= {kind: found[kind][:MOST_NAMES] for kind in ("added", "changed", "removed")}
         extra |= {f"{kind}_shards": len(found[kind]) for kind in ("added", "changed", "removed")}
     context["outlet_events"][DATASETS].add(Asset(name=uri, uri=uri), extra=extra)

@@ -21,8 +21,7 @@ from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import NEVER_PLANNED, PARAMETERS, Parameters, read_by
 from retro_ops.progress import say
 from retro_ops.stages import plan as plan_stage
-from retro_ops.storage import store
-from retro_ops.versions import history
+from retro_ops.versions import card, history
 
 PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards", "quick")
 """Arguments that only `plan` needs."""
@@ -159,7 +158,7 @@ def _published(plan_uri: str) -> dict[str, Any]:
     """``version``: its number; ``recall`` by split; ``card``: its page."""
     plan = read_plan(plan_uri)
     series, folder = history.read(plan.root, plan.dataset), paths.stage_folder(plan, "publish")
-    quality = json.loads(store.read(paths.card_uri(plan, "json")))["quality"]
+    quality = card.quality(paths.card_uri(plan, "json"))
     return {
         "version": next(number for number in series.entries if series.folder(number) == folder),
         "recall": {split: figures["recall"] for split, figures in quality.items()},

@@ -1,6 +1,5 @@
 """The steps of a whole run, in order: which stage comes next, with which arguments and on which shards."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +8,7 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list, stage_graph
 from retro_ops.plan.locations import NEXT_PLAN
 from retro_ops.plan.plan import Plan
+from retro_ops.plan.published_changes import read_changes
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.storage import read_ahead, store
 
@@ -80,7 +80,8 @@ def steps(request: Request) -> Iterator[Step]:
 
 def is_nothing_to_do(plan_uri: str) -> bool:
     """Whether the published version is the one that the plan would make."""
-    return bool(json.loads(store.read(paths.changes_uri(plan_uri)))["nothing"])
+    uri = paths.changes_uri(plan_uri)
+    return bool(read_changes(store.read(uri), uri)["nothing"])
 
 
 def _planning(request: Request, arguments: Mapping[str, Any]) -> Iterator[Step]:

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import retro_ops
 from retro_ops import uris
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.execution.checkpoints import Checkpoints
-from retro_ops.plan import paths
+from retro_ops.plan import documents, paths
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
@@ -94,6 +94,23 @@ def run_once(
 SEAL = "sha256"
 
 
+class _Output(TypedDict):
+    uri: str
+    bytes: int
+    sha256: str
+
+
+class _Report(TypedDict):
+    """What is read of a report."""
+
+    digest: str
+    outputs: list[_Output]
+    seconds: float
+    counts: dict[str, int]
+    identity: dict[str, Any]
+    details: dict[str, Any]
+
+
 def sealed(report: Mapping[str, Any]) -> bytes:
     """``report`` as stored: JSON whose last key is the SHA-256 of the document without that key."""
 
@@ -112,12 +129,7 @@ def read(uri: str) -> dict[str, Any] | None:
     if stored is None:
         return None
     data = stored[0]
-    try:
-        report = json.loads(data)
-    except ValueError as error:
-        raise BadInputError(f"{uri} is not a report: {error}", "delete it, then run the stage again") from error
-    if not isinstance(report, dict) or "digest" not in report or "outputs" not in report:
-        raise BadInputError(f"{uri} is not a report", "delete it, then run the stage again")
+    report: dict[str, Any] = documents.read(data, uri, _Report, "delete it, then run the stage again")
     if sealed({key: value for key, value in report.items() if key != SEAL}) != data:
         raise BadInputError(f"{uri} is not what its stage wrote", "delete it, then run the stage again")
     for output in report["outputs"]:

@@ -6,9 +6,10 @@ are a first guess; the dataset card shows them next to the measured values. Stan
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from retro_ops import memory
+from retro_ops.plan import documents
 from retro_ops.plan.stage_graph import STAGES
 
 MIB = 2**20
@@ -136,6 +137,18 @@ def estimate(work: Work, index: Index) -> Estimate:
         },
         seconds={device: _seconds(work, index, rates) for device, rates in RATES.items()},
     )
+
+
+class _Document(TypedDict):
+    chunks: dict[str, int]
+    bytes: dict[str, int]
+    peak_rss_bytes: dict[str, int]
+    seconds: dict[str, dict[str, float]]
+
+
+def read_estimate(data: bytes, uri: str) -> dict[str, Any]:
+    """The estimate of a plan as JSON. BadInputError if it is none."""
+    return dict(documents.read(data, uri, _Document, "delete it: it is shown and used for nothing else"))
 
 
 def scaled(samples: Sequence[tuple[int, float, int]], total_bytes: int) -> int:

@@ -5,7 +5,8 @@ from these definitions. Standard library only, because Airflow parses it.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,15 @@ RUN: Section = "How it runs"
 
 TOKENIZE = ("tokenize-and-chunk",)
 TUNE_AND_RETRIEVE = ("tune-search", "retrieve-neighbours")
+KINDS: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "flag": (bool,)}
+"""Types of a value by the kind of its parameter; the others are texts."""
+
+SHOWN = 80
+"""Characters of a wrong value in an error."""
+
+LONGEST_TEXT = 10_000
+LARGEST = 2**63
+
 WORKING = (
     *("sign-documents", "find-duplicates", "tokenize-and-chunk", "embed-chunks", "train-faiss-index"),
     *("build-faiss-index", "merge-indexes", "tune-search", "search-parts", "retrieve-neighbours"),
@@ -65,25 +75,51 @@ class Parameter:
 
     def parse(self, text: str) -> Any:
         """The value that ``text`` stands for. BadInputError when it is not one."""
-        if self.kind in ("integer", "number"):
-            return self._number(text)
-        if self.kind == "memory":
-            parse_bytes(text)
-        if self.kind == "choice" and text not in self.choices:
-            raise BadInputError(f"{self.name} is {text!r}", f"use one of: {', '.join(self.choices)}")
-        return text
-
-    def _number(self, text: str) -> int | float:
-        noun = "a whole number" if self.kind == "integer" else "a number"
+        if self.kind not in ("integer", "number"):
+            return self.check(text)
         try:
-            value: int | float = int(text) if self.kind == "integer" else float(text)
+            return self.check(int(text) if self.kind == "integer" else float(text))
         except ValueError:
-            raise BadInputError(f"{self.name} is {text!r}", f"give {noun}{self._bounds()}") from None
-        too_low = self.minimum is not None and not value >= self.minimum  # NaN is refused too.
-        too_high = self.maximum is not None and not value <= self.maximum
-        if too_low or too_high:
-            raise BadInputError(f"{self.name} is {text}", f"give {noun}{self._bounds()}")
+            raise self._refusal(text) from None
+
+    def check(self, value: Any) -> Any:
+        """``value``, if it is one that this parameter can have. BadInputError otherwise."""
+        if value is None and self.default is None:
+            return None
+        if type(value) not in KINDS.get(self.kind, (str,)):
+            raise self._refusal(value)
+        if isinstance(value, str):
+            self._check_text(value)
+        elif self.kind != "flag":
+            finite = -LARGEST < value < LARGEST  # NaN is not.
+            too_low = self.minimum is not None and value < self.minimum
+            too_high = self.maximum is not None and value > self.maximum
+            if not finite or too_low or too_high:
+                raise self._refusal(value)
         return value
+
+    def _check_text(self, text: str) -> None:
+        if self.kind == "memory":
+            try:
+                parse_bytes(text)
+            except BadInputError as error:
+                raise BadInputError(f"{self.name}: {error}") from error
+        if self.kind == "choice" and text not in self.choices:
+            raise BadInputError(f"{self.name} is {text[:SHOWN]!r}", f"use one of: {', '.join(self.choices)}")
+        if self.kind == "text" and not text and self.default is not None:
+            raise BadInputError(f"{self.name} is empty", f"leave it out for its default: {self.default}")
+        if len(text) > LONGEST_TEXT or "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise BadInputError(
+                f"{self.name} is {text[:SHOWN]!r}", f"give at most {LONGEST_TEXT:,} characters, without NUL"
+            )
+
+    def _refusal(self, value: Any) -> BadInputError:
+        noun = {"integer": "a whole number", "number": "a number", "flag": "true or false"}.get(self.kind, "a text")
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)
+        return BadInputError(
+            f"{self.name} is {shown[:SHOWN]!r}" if isinstance(value, str) else f"{self.name} is {shown[:SHOWN]}",
+            f"give {noun}{self._bounds()}",
+        )
 
     def _bounds(self) -> str:
         if self.minimum is not None and self.maximum is not None:
@@ -534,9 +570,19 @@ def as_written(chosen: Parameters) -> dict[str, Any]:
     }
 
 
-def from_written(document: dict[str, Any]) -> Parameters:
-    """The parameters that a plan holds as ``document``."""
-    return Parameters(**{name: value for name, value in document.items() if name not in NEVER_PLANNED})
+def from_written(document: Mapping[str, Any], uri: str) -> Parameters:
+    """The parameters that the plan at ``uri`` holds as ``document``. BadInputError for a value that is none."""
+    values = {name: value for name, value in document.items() if name not in NEVER_PLANNED}
+    if unknown := sorted(set(values) - set(PARAMETERS)):
+        raise BadInputError(
+            f"{uri}: unknown parameter {unknown[0][:SHOWN]!r}", "run `retro-ops plan` again, with this version"
+        )
+    for name, value in values.items():
+        try:
+            PARAMETERS[name].check(value)
+        except BadInputError as error:
+            raise BadInputError(f"{uri}: parameters: {error}") from error
+    return Parameters(**values)
 
 
 def _is_default(chosen: Parameters, name: str) -> bool:

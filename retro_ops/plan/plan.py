@@ -5,12 +5,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan import parameters
+from retro_ops.plan import documents, parameters
 from retro_ops.plan.parameters import Parameters
-from retro_ops.plan.specs import load_json
 
 Split = Literal["train", "val"]
 
@@ -20,9 +19,7 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Dataset and shard names become folder names, so they contain no path separator and cannot be ``..``."""
 
 PLAN_FORMAT = 2
-
-READABLE_PLAN_FORMATS = (1, PLAN_FORMAT)
-"""Format 1 lacks the fields added with refreshing, which all have defaults."""
+"""Format 1, which can be read, lacks the fields added with refreshing, which all have defaults."""
 
 S = TypeVar("S", "Shard", "BaseShard")
 
@@ -236,37 +233,69 @@ def plan_to_json(plan: Plan) -> str:
     return json.dumps({"format": PLAN_FORMAT, **document}, indent=1) + "\n"
 
 
+class _Document(TypedDict):
+    format: Literal[1, 2]
+    dataset: str
+    root: str
+    parameters: dict[str, Any]
+    identity: Identity
+    shards: list[Shard]
+    skipped: list[str]
+    base: NotRequired[Base | None]
+    condemned: NotRequired[list[str]]
+    supersedes: NotRequired[int | None]
+    code_versions: NotRequired[dict[str, int] | None]
+    deduplicated: NotRequired[bool]
+    corpus: NotRequired[str | None]
+    validation_corpus: NotRequired[str | None]
+    as_of: NotRequired[str | None]
+    recipe: NotRequired[str | None]
+    source_folder: NotRequired[str | None]
+    index_shards: NotRequired[str | None]
+    query_shards: NotRequired[str | None]
+
+
 def plan_from_json(text: str | bytes, uri: str) -> Plan:
     """Parse a plan. Raises BadInputError, which names ``uri``, if it is not a complete plan."""
-    document = load_json(text, uri)
-    if not isinstance(document, dict) or document.get("format") not in READABLE_PLAN_FORMATS:
-        raise BadInputError(f"{uri} is not a plan of format {PLAN_FORMAT}", "run `retro-ops plan` again")
+    document = documents.read(text, uri, _Document, "run `retro-ops plan` again")
     base = document.get("base")
-    try:
-        plan = Plan(
-            dataset=check_name("dataset", document["dataset"]),
-            root=document["root"],
-            parameters=parameters.from_written(document["parameters"]),
-            identity=Identity(**document["identity"]),
-            shards=tuple(_shard(s, uri) for s in document["shards"]),
-            skipped=tuple(document["skipped"]),
-            **{
-                key: document.get(key)
-                for key in (
-                    *("corpus", "validation_corpus", "as_of", "supersedes", "code_versions"),
-                    *("recipe", "source_folder", "index_shards", "query_shards"),
-                )
-            },
-            base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
-            condemned=tuple(document.get("condemned", ())),
-            deduplicated=document.get("deduplicated", False),
-        )
-        for previous in plan.base.shards if plan.base else ():
-            check_name("shard", previous.name)
-            check_name("digest", previous.neighbours or previous.embeddings)
-    except (KeyError, TypeError) as error:
-        raise BadInputError(f"{uri} is not a complete plan: {error}", "run `retro-ops plan` again") from error
+    plan = Plan(
+        dataset=check_name("dataset", document["dataset"]),
+        root=document["root"],
+        parameters=parameters.from_written(document["parameters"], uri),
+        identity=Identity(**document["identity"]),
+        shards=tuple(_shard(s, uri) for s in document["shards"]),
+        skipped=tuple(document["skipped"]),
+        **{
+            key: document.get(key)
+            for key in (
+                *("corpus", "validation_corpus", "as_of", "supersedes", "code_versions"),
+                *("recipe", "source_folder", "index_shards", "query_shards"),
+            )
+        },
+        base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
+        condemned=tuple(document.get("condemned", ())),
+        deduplicated=document.get("deduplicated", False),
+    )
+    _check_plan(plan, uri)
     return plan
+
+
+def _check_plan(plan: Plan, uri: str) -> None:
+    """Raise BadInputError for names that are no folder names, for a shard that is there twice and for a wrong size."""
+    if plan.base:
+        # They become parts of locations.
+        names = [plan.base.trained, plan.base.index, plan.base.tuning]
+        names += [name for shard in plan.base.shards for name in (shard.embeddings, shard.neighbours)]
+        for name in filter(None, names):
+            check_name("digest", name)
+        for previous in plan.base.shards:
+            check_name("shard", previous.name)
+    if len(plan.by_name) != len(plan.shards):
+        raise BadInputError(f"{uri} has a shard twice", "run `retro-ops plan` again")
+    sizes = plan.identity
+    if sizes.vocabulary_size < 1 or sizes.dimension < 1 or not 0 <= sizes.pad_id < sizes.vocabulary_size:
+        raise BadInputError(f"{uri}: identity has impossible sizes: {sizes}", "run `retro-ops plan` again")
 
 
 def _shard(entry: Mapping[str, Any], uri: str) -> Shard:

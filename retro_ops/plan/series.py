@@ -6,13 +6,32 @@ It has the fields of the current version, which are enough for most readers, and
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from retro_ops.errors import BadInputError
+from retro_ops.plan import documents
 from retro_ops.uris import parent, resolve
 
 Entry = Mapping[str, Any]
 """One version as JSON: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``as_of``, …"""
+
+
+class _Entry(TypedDict):
+    version: int
+    path: str
+    plan: str
+    published_at: str
+    counts: dict[str, int]
+    specs: NotRequired[dict[str, str]]
+    card: NotRequired[str | None]
+    as_of: NotRequired[str | None]
+    run: NotRequired[str]
+    skipped: NotRequired[list[str]]
+
+
+class _Document(_Entry):
+    last: NotRequired[int]
+    history: NotRequired[list[_Entry]]
 
 
 @dataclass(frozen=True)
@@ -63,16 +82,14 @@ def series_from_json(found: tuple[bytes, str] | None, uri: str) -> Series:
     """The series at ``uri``. ``found``: text and tag, as ``Store.read_tagged`` returns them; None: never published."""
     if found is None:
         return Series(uri, None, 0, {})
-    try:
-        current = json.loads(found[0])
-        last = current.pop("last", 0)
-        entries = sorted([*current.pop("history", ()), current], key=lambda entry: int(entry["version"]))
-        by_number = {entry["version"]: entry for entry in entries}
-        return Series(uri, found[1], current["version"], by_number, max(last, *by_number))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(
-            f"{uri} is damaged: {error!r}", "restore it from a backup; the versions themselves lie in versions/"
-        ) from error
+    hint = "restore it from a backup; the versions themselves lie in versions/"
+    current = documents.read(found[0], uri, _Document, hint)
+    last = current.pop("last", 0)
+    entries = sorted([*current.pop("history", ()), current], key=lambda entry: int(entry["version"]))
+    by_number = {entry["version"]: entry for entry in entries}
+    if entries[0]["version"] < 1 or len(by_number) < len(entries):
+        raise BadInputError(f"{uri} is damaged: its versions are {[entry['version'] for entry in entries]}", hint)
+    return Series(uri, found[1], current["version"], by_number, max(last, *by_number))
 
 
 def series_to_json(series: Series) -> str:

@@ -5,11 +5,11 @@ Standard library only, because Airflow imports this module.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypedDict
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan import paths
+from retro_ops.plan import documents, paths
 from retro_ops.plan.plan import Source, check_name
 
 FORMAT = 1
@@ -75,6 +75,22 @@ class Sources:
         return paths.report_in(self.parts_folder(file), "split-corpus")
 
 
+class _Document(TypedDict):
+    format: Literal[1]
+    root: str
+    dataset: str
+    recipe: str
+    text: str
+    folder: str
+    given_folder: str | None
+    files: list[SourceFile]
+    on_bad_record: str
+    max_bad_share: float
+    line_bytes: int
+    memory_budget: str
+    absent: list[str]
+
+
 def to_json(sources: Sources) -> str:
     document: dict[str, Any] = asdict(sources)
     del document["by_name"]
@@ -83,14 +99,10 @@ def to_json(sources: Sources) -> str:
 
 def from_json(text: str | bytes, uri: str) -> Sources:
     """Parse the list at ``uri``. Raises BadInputError if it is not one of this format."""
-    try:
-        document = json.loads(text)
-        if document.pop("format") != FORMAT:
-            raise ValueError("unknown format")
-        files = tuple(SourceFile(**file) for file in document.pop("files"))
-        sources = Sources(**document | {"absent": tuple(document["absent"])}, files=files)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{uri} is not a list of sources: {error}", "run `retro-ops list-sources` again") from error
+    document = documents.read(text, uri, _Document, "run `retro-ops list-sources` again")
+    files = tuple(SourceFile(**file) for file in document["files"])
+    others = {field.name: document[field.name] for field in fields(Sources) if field.init and field.name in document}
+    sources = Sources(**others | {"absent": tuple(document["absent"]), "files": files})
     check_name("dataset", sources.dataset)
     for file in sources.files:
         check_name("source file", file.name)

@@ -91,13 +91,15 @@ def measure(
         for name in categories
         if name in rates
     }
-    total = max(1, sum(rows.values()))
+    total = sum(rows.values())
     return {
-        "rows": sum(rows.values()),
-        "fill_rate": sum(w["full"] for w in whole.values()) / total,
+        "rows": total,
+        "fill_rate": sum(w["full"] for w in whole.values()) / total if total else 1.0,
         "sampled_rows": sum(len(entry.rows) for entry in drawn),
         **{
-            rate: sum(rates[name][rate] * rows[name] for name in rates) / max(1, sum(rows[name] for name in rates))
+            rate: sum(rates[name][rate] * rows[name] for name in rates) / sum(rows[name] for name in rates)
+            if rates
+            else float(rate == "recall")  # Without queries no neighbour is missing.
             for rate in RATES
         },
         "categories": by_category,

@@ -1,6 +1,7 @@
 """Measures a built version and writes its dataset card: all figures as JSON, and an HTML page."""
 
 import json
+import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,8 @@ from retro_ops.compute import device
 from retro_ops.errors import require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import digests, paths
+from retro_ops.plan import digests, documents, paths
+from retro_ops.plan.estimate import read_estimate
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.progress import say
@@ -34,8 +36,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     digest = digests.digest(digests.CODE_VERSIONS[STAGE], digests.version_digest(plan))
     inputs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
     duplicates = paths.duplicates_uri(arguments.plan)
-    expected = json.loads(store.read(estimate)) if store.exists(estimate) else None
-    repeats = json.loads(store.read(duplicates)) if store.exists(duplicates) else None
+    expected = read_estimate(store.read(estimate), estimate) if store.exists(estimate) else None
+    repeats = documents.read(store.read(duplicates), duplicates, dict[str, Any]) if store.exists(duplicates) else None
     plan = replace(plan, parameters=replace(plan.parameters, search_memory=parameters.search_memory))
     work = partial(_work, plan, partial(planned, arguments.plan, plan), parameters.device, expected, repeats)
     report.run_once(STAGE, paths.report_uri(plan, STAGE), digest, {}, inputs, work)
@@ -59,7 +61,10 @@ def _work(
         drawn = measure.sample(plan, split, chunks)
         rows = sum(len(shard.rows) for shard in drawn)
         hardware = f"{where.chosen} ({where.why})"
-        say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks on {hardware}")
+        if rows:
+            say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks on {hardware}")
+        else:
+            say(f"{STAGE}: {split} has no rows, so nothing is measured", logging.WARNING, event="empty")
         measured[split] = measure.measure(plan, split, chunks, drawn, where)
         examples[split] = draw_examples(plan, split, chunks, drawn, tokenizer)
     figures = card(plan, measured, examples, expected, repeats)

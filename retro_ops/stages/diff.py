@@ -10,8 +10,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
-from retro_ops.storage import store
-from retro_ops.versions import history
+from retro_ops.versions import card, history
 from retro_ops.versions.changes import compare
 
 FIGURES = ("recall", "fill_rate", "near_duplicate", "leaked")
@@ -60,10 +59,8 @@ def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:
 
 
 def _figures(folder: str) -> dict[str, float]:
-    card: Mapping[str, Any] = json.loads(store.read(paths.card_in(folder, "json")))
-    return {
-        f"{split} {name}": round(figures[name], 4) for split, figures in card["quality"].items() for name in FIGURES
-    }
+    quality = card.quality(paths.card_in(folder, "json"))
+    return {f"{split} {name}": round(figures[name], 4) for split, figures in quality.items() for name in FIGURES}
 
 
 def _text(facts: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from retro_ops.plan import digests, paths
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameters
 from retro_ops.plan.plan import Identity, Plan, check_name
-from retro_ops.plan.removals import check_removed
+from retro_ops.plan.published_changes import check_removed
 from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
 from retro_ops.planning.repair import plan_repair

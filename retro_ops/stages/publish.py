@@ -1,6 +1,5 @@
 """Makes a validated version the current one of its dataset, by compare-and-swap on one object."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -13,9 +12,8 @@ from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
-from retro_ops.storage import store
 from retro_ops.uris import parent, relative
-from retro_ops.versions import history
+from retro_ops.versions import card, history
 from retro_ops.versions.condemned import read_condemned
 
 STAGE = "publish"
@@ -63,7 +61,7 @@ def _check_floors(plan: Plan, parameters: Parameters) -> None:
         raise BadInputError(f"this version is not measured: {uri} does not exist", "run `retro-ops describe` first")
     beyond = [
         f"{name} of {split} is {value:.4f}, {limit}"
-        for split, figures in json.loads(store.read(uri))["quality"].items()
+        for split, figures in card.quality(uri).items()
         for name, value, limit in _beyond(split, figures, parameters, plan.parameters.profile)
     ]
     if beyond:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, stage_graph
+from retro_ops.plan.estimate import read_estimate
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
@@ -51,7 +52,7 @@ def _plan_uri(arguments: Namespace) -> str:
 def _left(plan: Plan, plan_uri: str, entries: Sequence[TaskState]) -> float:
     """Estimated seconds of work left, from the tasks of a stage that are done, else from the estimate of the plan."""
     uri = paths.estimate_uri(plan_uri)
-    expected = json.loads(store.read(uri))["seconds"]["cpu"] if store.exists(uri) else {}
+    expected = read_estimate(store.read(uri), uri)["seconds"].get("cpu", {}) if store.exists(uri) else {}
     total = 0.0
     for stage in audit.stages(plan):
         of_stage = [entry for entry in entries if entry.stage == stage]

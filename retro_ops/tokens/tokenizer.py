@@ -5,14 +5,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from numpy.typing import NDArray
 
 from retro_ops.errors import BadInputError, ConfigurationError
-from retro_ops.plan import paths
+from retro_ops.plan import documents, paths
 from retro_ops.plan.plan import Plan
-from retro_ops.plan.specs import load_json
 from retro_ops.storage import store
 from retro_ops.tokens import encoders, model_inputs
 
@@ -85,6 +84,11 @@ class Tokenizer:
         return model_inputs.Decoding(self.json, self.cleans_up)
 
 
+class _Stored(TypedDict):
+    tokenizer: str
+    cleans_up: bool
+
+
 def store_for_tasks(tokenizer: Tokenizer, plan_location: str) -> None:
     """Write ``tokenizer`` beside the plan, for ``planned``."""
     content = {"tokenizer": tokenizer.json, "cleans_up": tokenizer.cleans_up}
@@ -95,10 +99,10 @@ def planned(plan_location: str, plan: Plan) -> Tokenizer:
     """The tokenizer of ``plan``: as `plan` stored it, or loaded where it did not or stored another."""
     uri = paths.tokenizer_uri(plan_location)
     if store.exists(uri):
-        content = load_json(store.read(uri), uri)
-        text = str(content["tokenizer"])
+        content = documents.read(store.read(uri), uri, _Stored, "delete it; the stage then loads the tokenizer by name")
+        text = content["tokenizer"]
         if text_digest(text) == plan.identity.tokenizer_digest:
-            return Tokenizer(text, plan.identity.pad_id, cleans_up=bool(content["cleans_up"]))
+            return Tokenizer(text, plan.identity.pad_id, cleans_up=content["cleans_up"])
     return Tokenizer.load(plan.parameters.tokenizer, plan.parameters.pad_id)
 
 

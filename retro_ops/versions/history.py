@@ -1,13 +1,12 @@
 """Reads and writes the series of versions of a dataset: one object, which changes only by compare-and-swap."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan import paths
-from retro_ops.plan.plan import SPLITS, Plan
+from retro_ops.plan import documents, paths
+from retro_ops.plan.plan import SPLITS, Plan, Split
 from retro_ops.plan.series import Entry as Entry
 from retro_ops.plan.series import Series as Series
 from retro_ops.plan.series import series_from_json, series_to_json
@@ -69,13 +68,33 @@ def _is_newer(plan: Plan, series: Series) -> bool:
     return bool(plan.as_of and current and plan.as_of > current)
 
 
+class ManifestShard(TypedDict):
+    """A shard in a manifest: as in the plan, with its counts."""
+
+    name: str
+    split: Split
+    counts: dict[str, int]
+    indexed: NotRequired[bool]
+    queried: NotRequired[bool]
+    embeddings: NotRequired[str]
+
+
+class Manifest(TypedDict):
+    """What is read of a manifest."""
+
+    parameters: dict[str, Any]
+    identity: dict[str, str | int]
+    trained_index: str
+    index_type: str
+    shards: list[ManifestShard]
+    code_versions: NotRequired[dict[str, int] | None]
+    tuning: NotRequired[str | None]
+
+
 def manifest(folder: str) -> dict[str, Any]:
     """The manifest of the version in ``folder``. Raises BadInputError if it is damaged."""
     uri = paths.manifest_in(folder)
-    try:
-        return dict(json.loads(store.read(uri)))
-    except ValueError as error:
-        raise BadInputError(f"{uri} is damaged: {error}", "repair the dataset with retro_repair") from error
+    return dict(documents.read(store.read(uri), uri, Manifest, "repair the dataset with retro_repair"))
 
 
 def names_of_index(manifest: Mapping[str, Any], split: str) -> list[str]:

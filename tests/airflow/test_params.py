@@ -1,5 +1,6 @@
 """The trigger form and the flags of ``plan`` that follow from it."""
 
+import json
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -202,7 +203,8 @@ def publish(root: Path, **of_plan: Any) -> None:
     identity = Identity("t", 1, 0, "m", 1)
     plan = Plan("d", str(root), Parameters(), identity, (), **of_plan)
     (current.parent / "plan.json").write_text(plan_to_json(plan))
-    current.write_text('{"version": 1, "plan": "plan.json"}')
+    entry = {"version": 1, "path": "versions/1", "plan": "plan.json", "published_at": "then", "counts": {}}
+    current.write_text(json.dumps(entry))
 
 
 def test_a_refresh_uses_the_recipe_of_the_version_or_of_the_form(tmp_path: Path) -> None:

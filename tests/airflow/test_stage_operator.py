@@ -392,11 +392,18 @@ def test_the_stage_sees_no_secret_of_airflow() -> None:
         "AIRFLOW_CONN_X": "secret",
         "_AIRFLOW_PROCESS_CONTEXT": "internal",
         "PYTHONPATH": "/opt/airflow",
-        "POSTGRES_PASSWORD": "secret",
-        "GITHUB_TOKEN": "secret",
+        **dict.fromkeys(("POSTGRES_PASSWORD", "GITHUB_TOKEN", "GITHUB_PAT", "DATABASE_URL", "PGPASSWORD"), "secret"),
+        **dict.fromkeys(("SLACK_WEBHOOK_URL", "OPENAI_APIKEY", "MY_AWS_KEY", "PATHS", "XHOME"), "secret"),
+        "OMP_NUM_THREADS": "2",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "https_proxy": "http://proxy",
+        "LC_ALL": "C",
+        "MYCERT": "needed",
+        "RETRO_STAGE_VARIABLES": "MYCERT, NOT_SET",
     }
-    kept = local.of_worker(environ)
-    assert set(kept) == {"PATH", "HOME", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RETRO_X", "TOKENIZERS_PARALLELISM"}
+    needed = {"PATH", "HOME", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RETRO_X", "TOKENIZERS_PARALLELISM", "MYCERT"}
+    needed |= {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "https_proxy", "LC_ALL", "RETRO_STAGE_VARIABLES"}
+    assert set(local.of_worker(environ)) == needed
 
 
 @pytest.mark.parametrize(

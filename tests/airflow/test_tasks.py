@@ -200,14 +200,15 @@ def test_announce_dataset(plan: Plan, uri: str, is_current: bool) -> None:
     ours = {
         "version": 3,
         "path": f"versions/{digests.version_digest(plan)}",
+        "plan": "runs/x/plan.json",
         "published_at": "then",
         "as_of": "2026-01-02",
+        "counts": {"chunks": 7},
     }
-    ours["counts"] = {"chunks": 7}
-    other = {"version": 2, "path": "versions/x", "published_at": "before", "as_of": "2026-01-03", "counts": {}}
+    other = ours | {"version": 2, "path": "versions/x", "published_at": "before", "as_of": "2026-01-03"}
     newest, history = (ours, other) if is_current else (other, ours)
     write(paths.current_uri(plan.root, plan.dataset), json.dumps({**newest, "history": [history]}))
-    changes = {"added": ["a"], "changed": [], "removed": ["x", "y"], "unchanged": 1, "nothing": False}
+    changes = {"added": ["a"], "changed": [], "removed": ["x", "y"], "unchanged": 1, "nothing": False, "base": 2}
     write(paths.changes_uri(uri), json.dumps(changes))
     added: list[tuple[Any, Any]] = []
     events = {tasks.DATASETS: SimpleNamespace(add=lambda asset, extra: added.append((asset, extra)))}

@@ -39,9 +39,25 @@ code=$?
 echo $code >"$folder/exit-code.part" && mv "$folder/exit-code.part" "$folder/exit-code"
 """
 
-_STAGE_PREFIXES = ("AWS_", "HF_", "RETRO_")
-_SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS)(_|$)", re.IGNORECASE)
-_OF_THE_WORKER = re.compile(r"AIRFLOW|^(PYTHONPATH|PYTHONHOME|VIRTUAL_ENV)$")
+_OF_STAGES = re.compile(
+    "|".join(
+        (
+            # The store, the hub and this package.
+            r"(AWS|HF|RETRO|TRANSFORMERS|TOKENIZERS|SENTENCE_TRANSFORMERS)_\w+",
+            # Libraries that compute.
+            r"(OMP|KMP|GOMP|MKL|OPENBLAS|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|TORCHINDUCTOR|TRITON|MPL)_?\w*",
+            # The machine: programs, languages, places, certificates, proxies.
+            r"PATH|LD_LIBRARY_PATH|LD_PRELOAD|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|TEMP|TMP",
+            r"XDG_\w+|CC|CXX|HOSTNAME|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(HTTPS?|NO|ALL)_PROXY",
+            r"PYTHON(UNBUFFERED|UTF8|IOENCODING|WARNINGS|FAULTHANDLER|HASHSEED|DONTWRITEBYTECODE|MALLOC)|MALLOC_\w+",
+        )
+    ),
+    re.IGNORECASE,
+)
+"""Variables that a stage may need. An allow-list: nobody knows the names of all secrets."""
+
+MORE_VARIABLES = "RETRO_STAGE_VARIABLES"
+"""Names of further variables for stages, with commas between them."""
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
 """Children of this process, whichever runtime object started them."""
@@ -174,12 +190,9 @@ class LocalRuntime:
 
 
 def of_worker(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without Airflow's variables and without secrets that no stage needs."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name.startswith(_STAGE_PREFIXES) or not (_OF_THE_WORKER.search(name) or _SECRET.search(name))
-    }
+    """The variables of ``environ`` that a stage may need, and those that the deployment names besides."""
+    more = {name.strip() for name in environ.get(MORE_VARIABLES, "").split(",")}
+    return {name: value for name, value in environ.items() if name in more or _OF_STAGES.fullmatch(name)}
 
 
 def _reap() -> None:

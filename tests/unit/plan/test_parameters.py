@@ -85,6 +85,7 @@ def published(tmp_path: Path) -> history.Series:
             "identity": asdict(PLAN.identity),
             "code_versions": dict(digests.CODE_VERSIONS),
             "trained_index": f"../../index/train-faiss-index-{digests.train_digest(PLAN)}/trained.index",
+            "index_type": "Flat",
             "tuning": digests.tuning_digest(PLAN),
             "shards": [{"name": "a", "split": "train", "counts": {"chunks": 10}}],
         },
@@ -93,7 +94,13 @@ def published(tmp_path: Path) -> history.Series:
             "shards": [{**chunks, "neighbours": neighbours}],
             "neighbours": {"faiss_index": index, "index_spec": "train.index.spec.json"},
         },
-        "../../current.json": {"version": 1, "path": "versions/1", "plan": "versions/1/plan.json", "history": []},
+        "../../current.json": {
+            "version": 1,
+            "path": "versions/1",
+            "plan": "versions/1/plan.json",
+            "published_at": "then",
+            "counts": {"chunks": 10},
+        },
     }
     for name, content in files.items():
         (version / name).write_text(json.dumps(content))
@@ -184,4 +191,40 @@ def test_stages_take_their_parameters_as_flags_in_the_order_of_the_table() -> No
 def test_a_plan_never_allows_code_of_a_model() -> None:
     allowed = Parameters(trust_remote_code=True)
     assert "trust_remote_code" not in parameters.as_written(allowed)
-    assert not parameters.from_written({**parameters.as_written(allowed), "trust_remote_code": True}).trust_remote_code
+    written = {**parameters.as_written(allowed), "trust_remote_code": True}
+    assert not parameters.from_written(written, "plan.json").trust_remote_code
+
+
+WRONG: dict[str, list[Any]] = {
+    "pad_id": [-1, 1.5, True, "3", 2**70],
+    "max_chunks": [-1, 0, 10**400],
+    "chunk_size": [0, 5000, None, "64"],
+    "on_bad_record": ["maybe", None, 1, ["fail"]],
+    "min_recall": [float("nan"), -0.1, 1.1, "0.5", True],
+    "max_drift": [float("inf"), -1],
+    "max_imbalance": [0.5, float("inf")],
+    "search_memory": ["inf", "-1GiB", "9" * 400, 5],
+    "model": ["", "a\0b", "\ud800", "x" * 20_000, 1],
+    "shard_index": ["yes", 1],
+    "index_type": ["", None],
+    "typo": [1],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_that_no_flag_takes_is_refused_in_a_plan_too(name: str) -> None:
+    good = parameters.as_written(Parameters())
+    assert parameters.from_written(good, "plan.json") == Parameters()
+    for value in WRONG[name]:
+        with pytest.raises(BadInputError, match=r"plan\.json: "):
+            parameters.from_written(good | {name: value}, "plan.json")
+
+
+@pytest.mark.parametrize("name", sorted(set(WRONG) - {"typo", "shard_index"}))
+def test_a_flag_refuses_what_a_plan_refuses(name: str) -> None:
+    for value in WRONG[name]:
+        if isinstance(value, str) or (isinstance(value, float) and PARAMETERS[name].kind == "number"):
+            if name == "pad_id" or (name, value) == ("min_recall", "0.5") or (name, value) == ("chunk_size", "64"):
+                continue  # A text that is a number.
+            with pytest.raises(BadInputError, match=name):
+                PARAMETERS[name].parse(str(value))

@@ -12,7 +12,8 @@ URI = "s3://bucket/root/d/current.json"
 
 
 def entry(number: int) -> dict[str, Any]:
-    return {"version": number, "path": f"versions/{number}", "plan": f"versions/{number}/plan.json", "counts": {}}
+    folder = f"versions/{number}"
+    return {"version": number, "path": folder, "plan": f"{folder}/plan.json", "published_at": "t", "counts": {}}
 
 
 def text(**changes: Any) -> bytes:
@@ -42,7 +43,10 @@ def test_nothing_was_published_where_there_is_no_object() -> None:
         series.plan_uri()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"version": "x"}', text(history=[{}]), text(last=None)])
+WRONG = [b"", b"{", b"[]", b"{}", b'{"version": "x"}', text(history=[{}]), text(last=None), text(version=1)]
+
+
+@pytest.mark.parametrize("data", WRONG)
 def test_a_damaged_object_is_bad_input_that_names_it(data: bytes) -> None:
-    with pytest.raises(BadInputError, match=r"current\.json is damaged"):
+    with pytest.raises(BadInputError, match=r"current\.json.*\n.*restore it"):
         series_from_json((data, "tag"), URI)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan.removals import check_removed
+from retro_ops.plan.published_changes import check_removed
 
 NAMES = st.sets(st.integers(0, 9).map(str))
 

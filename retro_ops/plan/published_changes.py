@@ -1,15 +1,33 @@
-"""Refuses a version without many of the shards of the published one: an empty mount looks like a corpus that shrank."""
+"""The changes that a run makes to the published shards, and how many of them it may remove."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from retro_ops.errors import BadInputError
+from retro_ops.plan import documents
 
 SHOWN = 10
 
 
+class _Document(TypedDict):
+    nothing: bool
+    base: int | None
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    unchanged: int
+    of_earlier_day: NotRequired[bool]
+
+
+def read_changes(data: bytes, uri: str) -> dict[str, Any]:
+    """The changes since the published version, as `plan` wrote them to ``uri``. BadInputError if they are none."""
+    return dict(documents.read(data, uri, _Document, "clear the task `plan`, or run `retro-ops plan` again"))
+
+
 def check_removed(changes: Mapping[str, Any], limit: float, failed: Collection[str] = ()) -> None:
     """Raise BadInputError if more than ``limit``, a share, of the published shards would be removed.
+
+    An empty mount looks like a corpus that shrank.
 
     ``changes``: since the published version, as `plan` writes them; ``failed``: shards that are left out besides. A
     version of an earlier day may be as small as it was.
