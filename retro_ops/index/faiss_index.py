@@ -144,6 +144,6 @@ def bytes_per_vector(index: Any) -> int:
     return int(inner.code_size) + (ID_BYTES if isinstance(inner, faiss.IndexIVF) else 0)
 
 
-def faiss_message(error: RuntimeError) -> str:
+def faiss_message(error: Exception) -> str:
     """Message of a faiss ``error`` without the prefix of function, file and line."""
     return re.sub(r"^Error in .*?:\d+: ", "", str(error)).strip()

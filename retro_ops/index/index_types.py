@@ -1,6 +1,7 @@
 """Index types: chooses one by the number of vectors, makes it, and checks its requirements."""
 
 import math
+import re
 from typing import Any
 
 import faiss
@@ -9,6 +10,8 @@ from retro_ops.errors import BadInputError
 from retro_ops.index.faiss_index import ID_BYTES, faiss_message, inner_index, list_count, transforms_of
 
 AUTO = "auto"
+
+LONGEST_TYPE = 100
 
 FLAT_VECTORS = 20_000
 """Up to this number brute force over whole vectors is cheapest."""
@@ -92,9 +95,11 @@ def make_index(index_type: str, dimension: int) -> Any:
 
     BadInputError for a string that faiss does not know.
     """
+    if re.search(r"(?<![\d.])0+(?![\d.])", index_type) or len(index_type) > LONGEST_TYPE:
+        raise BadInputError(f"index type {index_type[:LONGEST_TYPE]!r} has a part of size 0", HINT_OF_TYPES)
     try:
         index = faiss.index_factory(dimension, index_type, faiss.METRIC_L2)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise BadInputError(
             f"faiss cannot make index type {index_type!r} for {dimension} dimensions: {faiss_message(error)}",
             HINT_OF_TYPES,

@@ -105,7 +105,7 @@ def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_t
     for transform, quantiser in zip(rotations, quantisers, strict=True):
         transform.pq = quantiser
     for clustering in _clusterings(inner):
-        clustering.seed = seed
+        clustering.seed = seed % 2**31  # An int of C.
     for clustering in _clusterings(inner) + [quantiser.cp for quantiser in quantisers]:
         # faiss would warn once per subspace and iteration; the stage logs it once.
         clustering.min_points_per_centroid = 1
@@ -118,6 +118,11 @@ def _train_by_faiss(index: Any, vectors: NDArray[np.float32], seed: int, index_t
     try:
         index.train(vectors)
     except RuntimeError as error:
+        if too_small(index, len(vectors)) is None:
+            raise BadInputError(
+                f"faiss cannot train index type {index_type!r} on {len(vectors):,} vectors: {faiss_message(error)}",
+                "choose another --index-type, or auto",
+            ) from error
         raise BadInputError(
             f"{len(vectors):,} vectors are too few to train index type {index_type!r}: {faiss_message(error)}",
             "choose --index-type auto, fewer lists (about a thirtieth of the vectors) or Flat instead of PQ, or set "

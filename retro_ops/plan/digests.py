@@ -14,7 +14,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan.parameters import Parameters, set_later
 from retro_ops.plan.plan import BaseShard, Plan, Shard, Split
 from retro_ops.plan.stage_graph import CODE_VERSIONS as CODE_VERSIONS
-from retro_ops.plan.stage_graph import STAGES, runs_on
+from retro_ops.plan.stage_graph import STAGES, runs_on, stages
 from retro_ops.sizes import parse_bytes
 
 P = ParamSpec("P")
@@ -38,8 +38,8 @@ def code_version(plan: Plan, stage: str) -> int:
 
 
 def other_code(plan: Plan) -> list[str]:
-    """Stages whose output would have other bytes than when ``plan`` was made."""
-    return [stage for stage in CODE_VERSIONS if code_version(plan, stage) != CODE_VERSIONS[stage]]
+    """Stages of ``plan`` whose output would have other bytes than when it was made."""
+    return [stage for stage in stages(plan) if code_version(plan, stage) != CODE_VERSIONS[stage]]
 
 
 def line_limit(memory_budget: str) -> int:

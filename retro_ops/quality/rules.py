@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ROUNDING = 1e-3
+"""Distances of equal vectors that were computed in half precision may be this much below 0."""
+
 NORM_TOLERANCE = 0.01
 """float16 rounds each component by up to 0.05 %."""
 
@@ -69,7 +72,11 @@ def check_neighbours(block: NDArray[Any], total: int, own_first: NDArray[Any], o
 
 
 def check_distances(block: NDArray[Any], neighbours: NDArray[Any]) -> list[str]:
-    """Check that distances are infinite exactly where a neighbour is missing, and ascending along each row."""
+    """Check that distances are not negative, infinite exactly where a neighbour is missing, and ascend along a row."""
+    if np.isnan(block).any():
+        return ["distances contain NaN"]
+    if (block < -ROUNDING).any():
+        return ["distances are negative"]
     if not np.array_equal(np.isinf(block), neighbours == -1):
         return ["distances and neighbours disagree about which neighbours exist"]
     finite = np.where(np.isinf(block), np.float32(np.finfo(np.float32).max), block)

@@ -56,7 +56,7 @@ class IndexedChunks:
     """
 
     def __init__(self, shards: Sequence[IndexShard]) -> None:
-        opened = partial(open_npy, ndim=2, kind="f")
+        opened = partial(open_npy, ndim=2, kind="f", finite=True)
         self.embeddings = read_ahead.side_by_side(opened, [shard.embeddings for shard in shards])
         self._kept: dict[tuple[int, int], Block] = {}
         self._kept_bytes = 0

@@ -103,7 +103,7 @@ def open_arrays(job: Job, indexed: NpyReader) -> tuple[NpyReader, NpyReader]:
 
     BadInputError unless they are of the same chunks and have the dimension of ``indexed``, embeddings of the index.
     """
-    embeddings = open_npy(job.embeddings, ndim=2, kind="f")
+    embeddings = open_npy(job.embeddings, ndim=2, kind="f", finite=True)
     chunk2seq = open_npy(job.chunk2seq, ndim=1, kind="iu")
     if len(embeddings) != len(chunk2seq):
         raise BadInputError(
@@ -133,7 +133,9 @@ def other_shard(shard: IndexShard, chunks: IndexedChunks, with_tokens: bool) -> 
     documents = Documents([shard.chunks], [shard.chunk2seq])
     known = documents.by_content and chunks.documents.by_content
     tokens = open_npy(shard.chunks, ndim=2, kind="u") if with_tokens else None
-    return QueryShard(open_npy(shard.embeddings, ndim=2, kind="f"), documents if known else None, tokens=tokens)
+    return QueryShard(
+        open_npy(shard.embeddings, ndim=2, kind="f", finite=True), documents if known else None, tokens=tokens
+    )
 
 
 def query_shards(plan: Plan, split: Split, chunks: IndexedChunks, with_tokens: bool) -> dict[str, QueryShard]:

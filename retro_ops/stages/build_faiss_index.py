@@ -119,7 +119,7 @@ def _work(job: Job, parameters: Parameters, trained: Shared[Any]) -> report.Outc
     identity = report.check_same_identity({uri: report.read(uri) for uri in reports})
     index = trained.get(job.trained_index, lambda: _load_trained(job.trained_index))
     index.reset()  # The shard before filled it, and is saved.
-    shards = [open_npy(uri, ndim=2, kind="f") for uri in job.embeddings]
+    shards = [open_npy(uri, ndim=2, kind="f", finite=True) for uri in job.embeddings]
     for shard in shards:
         if shard.shape[1] != index.d:
             raise BadInputError(

@@ -83,7 +83,7 @@ def _work(job: Job, parameters: Parameters) -> report.Outcome:
 
     if job.pinned:  # A new training would not fit the codes that are stored.
         raise BadInputError(f"the trained index of the base version is missing: {job.output}", "repair the dataset")
-    shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f"), job.embeddings)
+    shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f", finite=True), job.embeddings)
     if not sum(map(len, shards)):
         raise BadInputError("there are no embeddings to train an index on", "check that the corpus holds documents")
     dimension = shards[0].shape[1]

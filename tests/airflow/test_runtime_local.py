@@ -74,11 +74,11 @@ def test_a_command_that_does_not_exist_is_a_failure(runtime: LocalRuntime) -> No
 def test_arguments_and_environment_arrive_unchanged(runtime: LocalRuntime) -> None:
     argument = "a b 'c' \"d\" $HOME *"
     code = "import os, sys; print(sys.argv[1]); print(sorted(os.environ)); print(repr(sys.stdin.read()))"
-    handle = runtime.submit(Job("job", [sys.executable, "-I", "-c", code, argument], {"ONLY": "this"}))
+    handle = runtime.submit(Job("job", [sys.executable, "-I", "-c", code, argument], {"RETRO_ONLY": "this"}))
     end(runtime, handle)
     lines, _ = runtime.logs(handle, 0)
     assert lines[0] == argument
-    assert "ONLY" in lines[1]
+    assert "RETRO_ONLY" in lines[1]
     assert "HOME" not in lines[1]
     assert lines[2] == "''"
 

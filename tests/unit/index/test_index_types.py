@@ -82,3 +82,38 @@ def test_what_is_too_small_to_train_is_what_faiss_refuses(index_type: str, vecto
 def test_more_vectors_get_more_lists() -> None:
     chosen = [index_types.choose_index_type(10**power, 384)[0] for power in (4, 5, 6, 8)]
     assert chosen == ["Flat", "IVF1024,PQ64", "IVF2048,PQ64", "IVF32768,PQ64"]
+
+
+@pytest.mark.parametrize(
+    "index_type",
+    [
+        "IVF0,Flat",
+        "PCA0,Flat",
+        "OPQ0,IVF4,PQ4",
+        "IVF4,PQ8x0",
+        "SQ0",
+        "IVF4_HNSW0,Flat",
+        "IVF99999999999,Flat",
+        "x" * 9999,
+    ],
+)
+def test_a_part_of_no_size_is_refused(index_type: str) -> None:
+    with pytest.raises(BadInputError, match="index type"):
+        index_types.make_index(index_type, 32)
+    for sound in ("IVF10,Flat", "PCA10,IVF100,PQ10", "IVF4,PQ8x10"):
+        index_types.make_index(sound, 40)
+
+
+@pytest.mark.parametrize("seed", [2**31 - 1, 2**31, 3_000_000_000, 2**63 - 1])
+def test_any_seed_trains(seed: int) -> None:
+    index = index_types.make_index("IVF4,PQ4x4", 16)
+    vectors = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
+    training.train(index, vectors, seed, "IVF4,PQ4x4", CPU)
+    assert index.is_trained
+
+
+def test_too_few_vectors_are_blamed_only_where_they_are_too_few() -> None:
+    vectors = np.full((400, 16), np.nan, np.float32)
+    with pytest.raises(BadInputError, match="NaN") as caught:
+        training.train(index_types.make_index("IVF4,Flat", 16), vectors, 0, "IVF4,Flat", CPU)
+    assert "too few" not in str(caught.value)

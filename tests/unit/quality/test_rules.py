@@ -27,3 +27,5 @@ def test_each_rule_fires_on_what_breaks_it_and_not_on_good_blocks() -> None:
     assert not rules.check_distances(near, row)
     assert rules.check_distances(near[:, ::-1], row)
     assert rules.check_distances(np.array([[0.2, 0.1, np.inf]], np.float32), row)
+    for wrong in (np.nan, -0.5):
+        assert rules.check_distances(np.array([[wrong, 0.2, np.inf]], np.float32), row)
