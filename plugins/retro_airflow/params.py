@@ -15,7 +15,7 @@ from retro_airflow.settings import Settings, load
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import join_names
-from retro_ops.plan.parameters import PARAMETERS
+from retro_ops.plan.parameters import LONGEST_TEXT, PARAMETERS, SHOWN
 from retro_ops.plan.plan import NAME_PATTERN, plan_from_json
 from retro_ops.sizes import parse_bytes
 
@@ -25,6 +25,9 @@ PRESETS: dict[str, dict[str, str]] = {
     "original": {"index_type": "IVF131072,PQ32"},
 }
 """Values of fields that are left empty, by preset; other fields have the default of their parameter."""
+
+VERBATIM = ("embed_prompt",)
+"""Texts whose blanks count, and whose empty text is a value."""
 
 _CHOICE = ("indexed", "queried")
 _HOW_IT_RUNS = ("runtime", "resources", "allow_partial")
@@ -156,24 +159,27 @@ def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | N
     run = context["dag_run"]
     check_names(run.conf or {}, context["dag"].params)
     with failures.airflow_errors():
-        check_resources(context["params"]["resources"] or {}, "the trigger form")
-        return arguments(dict(context["params"]), run.run_id)
+        params = clean(context["params"])
+        check_resources(params["resources"] or {}, "the trigger form")
+        return arguments(params, run.run_id)
 
 
 def sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
     """Arguments of ``list-sources``; empty if the form has no recipe."""
-    run, params = context["dag_run"], context["params"]
-    if not params.get("recipe"):
-        return {}
-    check_names(run.conf or {}, context["dag"].params)
+    run = context["dag_run"]
     with failures.airflow_errors():
+        params = clean(context["params"])
+        if not params.get("recipe"):
+            return {}
+        check_names(run.conf or {}, context["dag"].params)
         return _sources_arguments(params, run.run_id)
 
 
 def refresh_sources_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
     """Arguments of ``list-sources`` for a refresh, which uses the recipe of the form or of the published version."""
-    run, params = context["dag_run"], context["params"]
+    run = context["dag_run"]
     with failures.airflow_errors():
+        params = clean(context["params"])
         object_store.use_connection(load().deployment.object_store.connection)
         root, dataset = _place(params)
         if not _has_recipe(params, root, dataset):
@@ -217,9 +223,10 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
     """Arguments of ``plan`` for a refresh: the fields that are set on the form, and the day of the run."""
     from retro_ops.storage import store
 
-    run, params = context["dag_run"], context["params"]
+    run = context["dag_run"]
     check_names(run.conf or {}, context["dag"].params)
     with failures.airflow_errors():
+        params = clean(context["params"])
         check_resources(params["resources"] or {}, "the trigger form")
         object_store.use_connection(load().deployment.object_store.connection)
         root, dataset = _place(params)
@@ -245,9 +252,10 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
 
 def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
     """Arguments of ``plan`` for a repair."""
-    run, params = context["dag_run"], context["params"]
+    run = context["dag_run"]
     check_names(run.conf or {}, context["dag"].params)
     with failures.airflow_errors():
+        params = clean(context["params"])
         check_resources(params["resources"] or {}, "the trigger form")
         root, dataset = _place(params)
     return {
@@ -259,6 +267,29 @@ def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str |
         "shards": join_names(params["shards"] or []) or None,
         "quick": params["quick"],
     }
+
+
+def clean(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a form or of a run's conf: ``64.0`` for a whole number is 64, texts have no blanks around them, and
+    an empty text is an empty field, as templates and `TriggerDagRunOperator` leave it.
+
+    BadInputError for a text that no field can have.
+    """
+    return {name: _clean(name, value) for name, value in params.items()}
+
+
+def _clean(name: str, value: Any) -> Any:
+    parameter = PARAMETERS.get(name)
+    if isinstance(value, float) and parameter and parameter.kind == "integer" and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        if len(value) > LONGEST_TEXT or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise BadInputError(
+                f"{name} is {value[:SHOWN]!r}", f"give at most {LONGEST_TEXT:,} characters, without NUL"
+            )
+        if name not in VERBATIM:
+            return value.strip() or None
+    return value
 
 
 def _day(context: Context) -> str | None:

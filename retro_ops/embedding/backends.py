@@ -121,10 +121,15 @@ def its_layers(model: Model, dtype: str, where: str) -> tuple[Hidden, pooling.Po
 
 
 def half_units(vectors: Tensor) -> Vectors:
-    """``vectors`` with length 1, as float16 on the CPU."""
+    """``vectors`` with length 1, as float16 on the CPU.
+
+    A vector of zeros, which a model may give for a text without any token, has no direction and gets a fixed one.
+    """
     import torch
 
-    return np.asarray(torch.nn.functional.normalize(vectors.float(), dim=1).half().cpu().numpy())
+    units = torch.nn.functional.normalize(vectors.float(), dim=1)
+    units = torch.where((vectors == 0).all(dim=1, keepdim=True), vectors.shape[1] ** -0.5, units)
+    return np.asarray(units.half().cpu().numpy())
 
 
 def _replica(model: Model, dtype: str, where: str) -> Any:

@@ -18,6 +18,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Dataset and shard names become folder names, so they contain no path separator and cannot be ``..``."""
 
+LONGEST_NAME = 230
+"""A file system takes 255 bytes; files are named after shards, with an ending."""
+
 PLAN_FORMAT = 2
 """Format 1, which can be read, lacks the fields added with refreshing, which all have defaults."""
 
@@ -195,10 +198,10 @@ def check_choice(shards: Sequence[Shard]) -> None:
 
 def check_name(kind: str, name: str) -> str:
     """Return ``name`` when it is safe as a folder name, else raise BadInputError."""
-    if not re.fullmatch(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > LONGEST_NAME:
         raise BadInputError(
-            f"{kind} name {name!r} cannot be used as a folder name",
-            "use letters, digits, '.', '_' and '-', and begin with a letter or digit",
+            f"{kind} name {name[:LONGEST_NAME]!r} cannot be used as a folder name",
+            f"use at most {LONGEST_NAME} letters, digits, '.', '_' and '-', and begin with a letter or digit",
         )
     return name
 

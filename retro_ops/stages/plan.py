@@ -5,6 +5,7 @@ of unchanged shards. ``--repair`` plans with the corpus of that version (or of a
 """
 
 import json
+import logging
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
@@ -153,6 +154,7 @@ def _identity(parameters: Parameters, tokenizer: Tokenizer, model: Model) -> Ide
     from retro_ops.index import index_types
 
     token_dtype(tokenizer.vocabulary_size, parameters.token_dtype)
+    _check_length(parameters, model)
     if parameters.index_type != index_types.AUTO:  # Chosen once the vectors are counted, and always fit.
         index = index_types.make_index(parameters.index_type, model.dimension)
         index_types.check_mergeable(index, parameters.index_type)
@@ -163,3 +165,16 @@ def _identity(parameters: Parameters, tokenizer: Tokenizer, model: Model) -> Ide
         model_digest=model.digest,
         dimension=model.dimension,
     )
+
+
+def _check_length(parameters: Parameters, model: Model) -> None:
+    """Log a warning if chunks are longer than what the model reads. BadInputError if it would read less than half."""
+    size, longest = parameters.chunk_size, model.longest
+    if size <= longest:
+        return
+    found = f"chunks have {size:,} tokens, but model {parameters.model!r} reads {longest:,} of a text"
+    if size > 2 * longest:
+        raise BadInputError(
+            f"{found}: most of each would not be in its vector", "choose a smaller --chunk-size or another --model"
+        )
+    say(f"plan: {found}; the rest of a chunk is not in its vector", logging.WARNING, event="cut_chunks")

@@ -319,3 +319,34 @@ def test_bad_memory_budget_fails_without_retry() -> None:
     with pytest.raises(AirflowException, match="2GiB") as caught:
         params.plan_arguments(bad)
     assert isinstance(caught.value, AirflowFailException)
+
+
+def test_values_as_templates_and_other_systems_write_them() -> None:
+    """JSON of other systems has 64.0; a template that is empty gives an empty text."""
+    conf = {"chunk_size": 64.0, "nprobe": 8.0, "max_drift": 1.0, "root": " s3://retro/x \n", "corpus": " /c "}
+    blank = dict.fromkeys(("index_type", "indexed", "queried", "as_of", "recipe", "validation_corpus", "tokenizer"), "")
+    cleaned = params.clean({**conf, **blank, "embed_prompt": "passage: ", "quick": False, "shards": ["a"]})
+    assert cleaned == {
+        "chunk_size": 64,
+        "nprobe": 8,
+        "max_drift": 1.0,
+        "root": "s3://retro/x",
+        "corpus": "/c",
+        **dict.fromkeys(blank),
+        "embed_prompt": "passage: ",
+        "quick": False,
+        "shards": ["a"],
+    }
+    assert isinstance(cleaned["chunk_size"], int)
+    assert params.clean({"embed_prompt": "", "chunk_size": 64.5}) == {"embed_prompt": "", "chunk_size": 64.5}
+    conf.pop("max_drift")  # Only of a refresh.
+    arguments = params.plan_arguments(context({**conf, "index_type": "", "indexed": "", "validation_corpus": ""}))
+    assert (arguments["root"], arguments["chunk-size"], arguments["nprobe"]) == ("s3://retro/x", "64", "8")
+    assert (arguments["index-type"], arguments["indexed"], arguments["validation-corpus"]) == ("auto", None, None)
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800", "x" * 1_000_000])
+@pytest.mark.parametrize("name", ["root", "corpus", "model", "embed_prompt", "indexed"])
+def test_a_text_that_no_field_can_have_fails_without_retry(name: str, value: str) -> None:
+    with pytest.raises(AirflowFailException, match=name):
+        params.plan_arguments(context({name: value}))

@@ -250,6 +250,10 @@ def test_a_model_of_static_vectors_is_left_to_encode(words: Any, tmp_path: Path)
     assert embedder.how["way"] == "encode"
     texts = [text for text in TEXTS if text]
     assert cosines(embedded(embedder, texts), encoded(str(tmp_path / "static"), texts)).min() > 0.998
+    # A text without tokens has no direction, which `validate` would refuse, but a vector like any other.
+    found = embedded(embedder, ["", "a", "", " "])
+    assert np.abs(np.linalg.norm(found.astype(np.float32), axis=1) - 1).max() < 0.01
+    assert (found[0] == found[2]).all()
 
 
 def test_nan_ends_in_one_clear_error(words: Any, tmp_path: Path, run: Run, capfd: pytest.CaptureFixture[str]) -> None:

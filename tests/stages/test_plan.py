@@ -48,3 +48,17 @@ def test_other_code_finds_what_was_published_and_builds_it_again(
     monkeypatch.setitem(digests.CODE_VERSIONS, "embed-chunks", 99)
     assert built.refresh().calls["embed-chunks"] == 4
     assert condemned.read_condemned(built.root, "d") == ()
+
+
+def test_chunks_that_the_model_does_not_read_to_their_end_are_logged_or_refused(
+    nights: Nights, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = ("plan", "--root", nights.root, "--dataset", "d", "--output", f"{nights.root}/p.json", *nights.settings)
+    call(*place, "--chunk-size", "256")
+    assert "the rest of a chunk" not in capfd.readouterr().err
+    call(*place, "--chunk-size", "300")
+    assert "chunks have 300 tokens, but model" in capfd.readouterr().err
+    with pytest.raises(StageFailedError) as failed:
+        call(*place, "--chunk-size", "600")
+    assert failed.value.code == 65
+    assert "reads 256 of a text: most of each" in capfd.readouterr().err
