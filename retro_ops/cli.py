@@ -26,7 +26,7 @@ from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
 from retro_ops.plan.stage_graph import CODE_VERSIONS, STAGES
-from retro_ops.progress import configure_logging, logger, say
+from retro_ops.progress import configure_logging, say
 
 COMMANDS = {
     "build": "run every stage, from a corpus or a plan to a published version",
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error), logging.ERROR, event="failed", exit_code=error.exit_code)
         return error.exit_code
     except Exception:
-        logger.error("%s failed unexpectedly:\n%s", called or "retro-ops", traceback.format_exc())
+        say(f"{called or 'retro-ops'} failed unexpectedly:\n{traceback.format_exc()}", logging.ERROR)
         return 1
     return EXIT_OK
 

@@ -4,6 +4,8 @@ The codes are those of BSD's ``sysexits.h``. Any other non-zero code (an unexpec
 may be a temporary problem, so it is retried.
 """
 
+import re
+
 EXIT_OK = 0
 EXIT_USAGE = 2
 """The code of argparse for an invalid command line."""
@@ -14,13 +16,24 @@ EXIT_CONFIGURATION = 78
 EXIT_CODES_WITHOUT_RETRY = frozenset({EXIT_USAGE, EXIT_BAD_INPUT, EXIT_CONFIGURATION})
 
 
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal or a log: control characters escaped, except line ends and tabs, and passwords in URLs
+    masked. Names and texts of a corpus could otherwise control the terminal, or hide what is written."""
+    masked = _PASSWORD.sub(r"\1***@", text) if "://" in text else text
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], masked)
+
+
 class RetroError(Exception):
     """Base of the errors that this package raises deliberately, with a message and a hint for the user."""
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(f"{message}\n  What to do: {hint}" if hint else message)
+        super().__init__(printable(f"{message}\n  What to do: {hint}" if hint else message))
 
 
 class BadInputError(RetroError):

@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from retro_ops.errors import printable
+
 logger = logging.getLogger("retro_ops")
 
 INTERVAL_S = 10.0
@@ -36,7 +38,12 @@ def configure_logging() -> None:
 
 def say(message: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log ``message``; ``fields`` are added to its JSON line."""
-    logger.log(level, message, extra={"fields": fields})
+    logger.log(level, "%s", printable(message), extra={"fields": fields})
+
+
+def show(text: str = "") -> None:
+    """Print ``text``, a result for the user, to standard output."""
+    print(printable(text))
 
 
 class Progress:

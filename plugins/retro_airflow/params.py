@@ -41,7 +41,7 @@ def form(settings: Settings) -> dict[str, Param]:
         "corpus": form_fields.optional_text(
             settings.corpus,
             "Corpus",
-            "Documents to train on: a folder, a glob or a prefix of `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files. "
+            "Documents to train on: a folder or a glob of `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files. "
             "Each file becomes a shard. Ignored if there is a recipe.",
         ),
         "validation_corpus": form_fields.optional_text(
@@ -103,14 +103,14 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
         "corpus": form_fields.optional_text(
             None,
             "Corpus",
-            "A folder, a glob or a prefix, as for a new dataset. `{date}` matches a day, as in "
+            "A folder or a glob, as for a new dataset. `{date}` matches a day, as in "
             "`s3://bucket/corpus/{date}/*.jsonl.zst`, and a run for a day leaves out files of later days. "
             f"Empty: {form_fields.AS_PUBLISHED}.",
         ),
         "validation_corpus": form_fields.optional_text(
             None,
             "Validation corpus",
-            f"A folder, a glob or a prefix, with `{{date}}` if needed. Empty: {form_fields.AS_PUBLISHED}.",
+            f"A folder or a glob, with `{{date}}` if needed. Empty: {form_fields.AS_PUBLISHED}.",
         ),
         **{name: form_fields.as_published(param) for name, param in form_fields.recipe_fields().items()},
         "as_of": Param(

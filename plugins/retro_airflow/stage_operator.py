@@ -18,6 +18,7 @@ from retro_airflow import failures, object_store, runtimes, settings, task_state
 from retro_airflow.runtimes import Handle, Job, Position
 from retro_airflow.task_states import STARTING_OR_RUNNING
 from retro_airflow.triggers import StageTrigger
+from retro_ops.errors import printable
 
 POLL_S = 0.5
 MAX_POLL_S = 2.0
@@ -271,10 +272,10 @@ def flags(arguments: Arguments) -> list[str]:
 
 
 def parse_log_line(line: str) -> tuple[int, str]:
-    """Level and text of a line of a stage's log; a line that is not JSON of the stage is left unchanged."""
+    """Level and text of a line of a stage's log; a line that is not JSON of the stage is its own text."""
     try:
         entry = json.loads(line)
         level = logging.getLevelNamesMapping()[str(entry["level"]).upper()]
-        return level, str(entry["message"])
-    except (ValueError, KeyError, TypeError):
-        return logging.INFO, line
+        return level, printable(str(entry["message"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return logging.INFO, printable(line)

@@ -19,7 +19,7 @@ from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import NEVER_PLANNED, PARAMETERS, Parameters, read_by
-from retro_ops.progress import say
+from retro_ops.progress import say, show
 from retro_ops.stages import plan as plan_stage
 from retro_ops.versions import card, history
 
@@ -77,7 +77,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         summary.seconds[step.stage] = time.monotonic() - started
         summary.shards[step.stage] = step.shards
     facts = summary.as_json()
-    print(json.dumps(facts, indent=1) if arguments.json else _as_text(read_plan(summary.plan_uri).dataset, facts))
+    show(json.dumps(facts, indent=1) if arguments.json else _as_text(read_plan(summary.plan_uri).dataset, facts))
 
 
 def perform(step: Step, changed: Mapping[str, Any]) -> None:

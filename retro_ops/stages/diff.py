@@ -10,6 +10,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
+from retro_ops.progress import show
 from retro_ops.versions import card, history
 from retro_ops.versions.changes import compare
 
@@ -35,7 +36,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             "there is nothing to compare yet" if only else "name a version with --from",
         )
     facts = _facts(series, before, after)
-    print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
+    show(json.dumps(facts, indent=1) if arguments.json else _text(facts))
 
 
 def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
-from retro_ops.progress import say
+from retro_ops.progress import say, show
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import resolve
 from retro_ops.versions import history, leases
@@ -78,13 +78,13 @@ def _show(unused: Sequence[Unused], dropped: Sequence[int], arguments: Namespace
     size = sum(entry.bytes for entry in unused)
     if arguments.json:
         folders = [{"folder": entry.folder, "bytes": entry.bytes} for entry in unused]
-        print(
+        show(
             json.dumps(
                 {"versions": list(dropped), "folders": folders, "bytes": size, "removed": arguments.yes}, indent=1
             )
         )
         return
     for entry in unused:
-        print(f"{entry.bytes / 1e6:12,.1f} MB  {entry.folder}")
+        show(f"{entry.bytes / 1e6:12,.1f} MB  {entry.folder}")
     action = "removes" if arguments.yes else "would remove (with --yes)"
-    print(f"{action}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {size / 1e6:,.1f} MB")
+    show(f"{action}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {size / 1e6:,.1f} MB")

@@ -12,6 +12,7 @@ from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.specs import IndexShard, dataset_spec_from_json, index_spec_from_json
+from retro_ops.progress import show
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, open_npy
 from retro_ops.tokens.tokenizer import Tokenizer
@@ -36,18 +37,18 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         if not len(own):
             continue
         row = int(rng.integers(len(own)))
-        print(f"\n{shard.chunks}, chunk {row}")
-        print(_text(tokenizer, own, row, "  "))
+        show(f"\n{shard.chunks}, chunk {row}")
+        show(_text(tokenizer, own, row, "  "))
         distances = paths.distances_uri(shard.neighbours)
         near = open_npy(distances).rows(row, row + 1)[0].tolist() if store.exists(distances) else None
         for rank, neighbour in enumerate(neighbours.rows(row, row + 1)[0].tolist()):
             if neighbour < 0:
-                print(f"    {rank + 1}. none")
+                show(f"    {rank + 1}. none")
                 continue
             where = int(np.searchsorted(offsets, neighbour, side="right")) - 1
             at = f", squared distance {near[rank]:.3f}" if near else ""
-            print(f"    {rank + 1}. {shards[where].chunks}, chunk {neighbour - offsets[where]}{at}")
-            print(_text(tokenizer, chunks[where], int(neighbour - offsets[where]), "       "))
+            show(f"    {rank + 1}. {shards[where].chunks}, chunk {neighbour - offsets[where]}{at}")
+            show(_text(tokenizer, chunks[where], int(neighbour - offsets[where]), "       "))
 
 
 def _text(tokenizer: Tokenizer, chunks: NpyReader, row: int, indent: str) -> str:

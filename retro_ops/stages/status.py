@@ -11,6 +11,7 @@ from retro_ops.plan import paths, stage_graph
 from retro_ops.plan.estimate import read_estimate
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
+from retro_ops.progress import show
 from retro_ops.storage import store
 from retro_ops.versions import audit, history
 from retro_ops.versions.audit import TaskState
@@ -33,11 +34,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     left = _left(plan, uri, entries)
     if arguments.json:
         facts = {"plan": uri, "dataset": plan.dataset, "entries": [asdict(entry) for entry in entries]}
-        print(json.dumps({**facts, "expected_seconds_left": left}, indent=1))
+        show(json.dumps({**facts, "expected_seconds_left": left}, indent=1))
         return
-    print(f"{plan.dataset}: {uri}\n")
-    print("\n".join(_table(plan, entries, show_all=arguments.all)))
-    print("\n" + _summary(entries, left))
+    show(f"{plan.dataset}: {uri}\n")
+    show("\n".join(_table(plan, entries, show_all=arguments.all)))
+    show("\n" + _summary(entries, left))
 
 
 def _plan_uri(arguments: Namespace) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,14 @@ TRANSIENT_CODES = frozenset(
     | {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
 )
 """Refusals with a status of the 400s that a retry may not meet again."""
+
+WRONG_SETTINGS = (
+    *("ConfigNotFound", "ConfigParseError", "ProfileNotFound", "NoRegionError", "InvalidRegionError"),
+    *("UnsupportedS3ArnError", "UnsupportedS3ConfigurationError", "InvalidRetryModeError"),
+)
+"""Errors of botocore that no retry can help, besides a ValueError about the endpoint."""
+
+SETTINGS = "check AWS_ENDPOINT_URL (http://host:port), AWS_DEFAULT_REGION and AWS_PROFILE"
 
 CREDENTIAL_CODES = frozenset(
     {"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -290,7 +299,12 @@ def _client(*, checksums: bool = True) -> Any:
 
 def _bucket_key(uri: str) -> dict[str, str]:
     prefix, key = split_scheme(uri)
-    return {"Bucket": prefix.removeprefix("s3://"), "Key": key.removeprefix("/")}
+    bucket, key = prefix.removeprefix("s3://"), key.removeprefix("/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
+        raise BadInputError(f"{uri!r} is not a location in S3", "write it like s3://bucket/key, without ARNs")
+    if any(character < " " or "\ud800" <= character <= "\udfff" for character in key):
+        raise BadInputError(f"{uri!r} is not a location in S3", "use a key without control characters")
+    return {"Bucket": bucket, "Key": key}
 
 
 @contextlib.contextmanager
@@ -307,7 +321,13 @@ def _s3_errors(uri: str) -> Iterator[None]:
         ) from error
     except exceptions.ParamValidationError as error:
         raise BadInputError(f"{uri} is not a location in S3: {error}", "write it like s3://bucket/key") from error
+    except ValueError as error:
+        if "endpoint" not in str(error):
+            raise
+        raise ConfigurationError(f"cannot use the store of {uri}: {error}", SETTINGS) from error
     except exceptions.BotoCoreError as error:
+        if type(error).__name__ in WRONG_SETTINGS:
+            raise ConfigurationError(f"cannot use the store of {uri}: {error}", SETTINGS) from error
         raise TransientError(f"cannot reach the store of {uri}: {error}", "check AWS_ENDPOINT_URL") from error
 
 

@@ -413,6 +413,9 @@ def test_the_stage_sees_no_secret_of_airflow() -> None:
         ('{"level": "info"}', (logging.INFO, '{"level": "info"}')),
         ('{"level": "odd", "message": "m"}', (logging.INFO, '{"level": "odd", "message": "m"}')),
         ("[1]", (logging.INFO, "[1]")),
+        ('{"level": "info", "message": "\\u001b[2Jgone"}', (logging.INFO, r"\x1b[2Jgone")),
+        ("\x1b[2Jhttp://u:p@h", (logging.INFO, r"\x1b[2Jhttp://u:***@h")),
+        ("[" * 100_000, (logging.INFO, "[" * 100_000)),
         ("Traceback (most recent call last):", (logging.INFO, "Traceback (most recent call last):")),
     ],
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 from retro_ops.storage import store
@@ -137,3 +137,31 @@ def test_a_server_that_refuses_to_complete_an_upload(s3: str) -> None:
 def test_a_name_that_no_bucket_has_is_bad_input() -> None:
     with pytest.raises(BadInputError, match="not a location in S3"):
         store.read("s3://no bucket!/key")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("s3://", "s3:///key", "s3://a/key", "s3://two words/key", "s3://arn:aws:s3:us-east-1:1:accesspoint/x/key"),
+        *("s3://bucket/a\0b", "s3://bucket/\ud800", "s3://\udcff/key", "s3://-b/key"),
+    ],
+)
+def test_what_is_no_location_fails_without_retry(uri: str) -> None:
+    for call in ("exists", "read", "list", "fingerprint", "delete", "read_tagged"):
+        with pytest.raises(BadInputError):
+            getattr(store.at(uri), call)(uri)
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "host:9000", "http://", "ftp//x"])
+def test_an_endpoint_that_is_no_url_fails_without_retry(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    _client.cache_clear()
+    with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL"):
+        store.exists("s3://bucket/key")
+    _client.cache_clear()
+
+
+def test_the_password_of_an_endpoint_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = EndpointConnectionError(endpoint_url="http://user:secret@host/")
+    with pytest.raises(TransientError, match=r"user:\*\*\*@host"), _s3_errors("s3://bucket/key"):
+        raise error
