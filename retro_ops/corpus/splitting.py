@@ -13,6 +13,7 @@ from retro_ops.corpus.recipes import file_list
 from retro_ops.corpus.recipes.model import Rule
 from retro_ops.corpus.routing import LeftOut, Place
 from retro_ops.plan import paths
+from retro_ops.plan.plan import check_name
 from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.progress import Progress
 from retro_ops.storage import s3, store
@@ -125,6 +126,7 @@ class Fan:
             if part:
                 self._done.append(part.close())
             name = file_list.shard_name(self._rule.outputs[place[0]], self._file.uri, place[1], number)
+            check_name("shard", name)
             part = self._open[place] = _OpenPart(place, number, name, paths.part_uri(self._folder, name))
         part.append(line)
         return None
@@ -173,6 +175,8 @@ class BadLines:
         self._lines = self._lines or json_lines.JsonLinesWriter(
             self._stack.enter_context(store.create(self._uri)), self._uri
         )
+        if self.count >= json_lines.MOST_BAD_AT_FIRST and not self.good:
+            self.check_share()
         kept = replace(record, content=record.content[: json_lines.QUARANTINED_CHARACTERS])
         self._lines.append(json_lines.json_line(asdict(kept)))
         self.count += 1

@@ -4,6 +4,7 @@ Standard library only, because Airflow imports this module.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypedDict
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypedDict
 from retro_ops.errors import BadInputError
 from retro_ops.plan import documents, paths
 from retro_ops.plan.plan import Source, check_name
+from retro_ops.uris import join
 
 FORMAT = 1
 
@@ -68,7 +70,8 @@ class Sources:
 
     def part(self, file: SourceFile, entry: Mapping[str, Any]) -> Source:
         """The part that ``entry`` in the report of ``file`` describes."""
-        return Source(paths.part_uri(self.parts_folder(file), entry["shard"]), entry["bytes"], entry["fingerprint"])
+        uri = paths.part_uri(self.parts_folder(file), check_name("shard", entry["shard"]))
+        return Source(uri, entry["bytes"], entry["fingerprint"])
 
     def report_uri(self, file: SourceFile) -> str:
         """The report of splitting ``file``, which exists if and only if it was split."""
@@ -104,7 +107,22 @@ def from_json(text: str | bytes, uri: str) -> Sources:
     others = {field.name: document[field.name] for field in fields(Sources) if field.init and field.name in document}
     sources = Sources(**others | {"absent": tuple(document["absent"]), "files": files})
     check_name("dataset", sources.dataset)
+    _check_place(sources, uri)
     for file in sources.files:
         check_name("source file", file.name)
         check_name("digest", file.digest)
     return sources
+
+
+def _check_place(sources: Sources, uri: str) -> None:
+    """Raise BadInputError if a list in the folder of a run would have its parts written to another dataset."""
+    folder, _, name = uri.rpartition("/runs/")
+    if name.count("/") == 1 and _canonical(folder) != _canonical(join(sources.root, sources.dataset)):
+        raise BadInputError(
+            f"{uri} is of dataset {sources.dataset!r} in {sources.root}, where it does not lie",
+            "run `retro-ops list-sources` again",
+        )
+
+
+def _canonical(folder: str) -> str:
+    return folder if "://" in folder else os.path.realpath(folder)

@@ -161,6 +161,7 @@ def _tokenise(
             part = piece.part(out.documents, out.chunks)
             out.append(part)
             out.blank_lines += piece.blank_lines
+            out.check_first(parameters.max_bad_share)
             progress.advance(fits)
             if full:
                 say(

@@ -61,6 +61,11 @@ class Outputs:
         self.chunks += len(part["chunks"])
         self.bad_records += bad.count(b"\n")
 
+    def check_first(self, limit: float) -> None:
+        """Raise BadInputError if a great number of records is bad before the first document."""
+        if self.bad_records >= json_lines.MOST_BAD_AT_FIRST and not self.documents:
+            self.check_share(limit)
+
     @property
     def lines(self) -> int:
         """Lines of the sources that the outputs cover, without those that were left out."""

@@ -20,6 +20,8 @@ def alternatives(pattern: str) -> list[str]:
         raise ValueError("{date} is not supported in a recipe")
     try:
         names = bracex.expand(pattern, keep_escapes=True, limit=MOST_ALTERNATIVES)
+    except RecursionError:
+        raise ValueError("its braces are nested too deep") from None
     except bracex.ExpansionLimitException:
         raise ValueError(f"its braces expand to more than {MOST_ALTERNATIVES:,} names") from None
     if any("{" in name or "}" in name for name in names):

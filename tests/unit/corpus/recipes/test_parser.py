@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_ops.corpus.recipes import shipped
+from retro_ops.corpus.recipes import shipped, yaml_nodes
 from retro_ops.corpus.recipes.model import Output, Recipe, RecipeLine
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.corpus.recipes.patterns import alternatives
@@ -188,3 +188,27 @@ def test_any_value_of_any_key_is_right_or_a_clear_error(value: Any) -> None:
         source = {"files": "a.jsonl", "category": "docs", key: value}
         text = yaml.safe_dump({"categories": ["docs"], "sources": [source], "indexed": value})
         assert all(line.startswith("r.yaml:") for line in what_is_wrong(text))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+UNBOUNDED = {
+    "aliases": BOMB,
+    "unknown keys": "".join(f"{'k' * 300}{n}: x\n" for n in range(2000)),
+    "one long key": f"{'files' * 1000}: x\n",
+    "many values": f"categories: [{', '.join('x' * 3000)}]",
+    "nested lists": "sources: " + "[" * 800,
+    "nested and closed": "sources: " + "[" * 300 + "]" * 300,
+    "nested braces": "sources:\n- files: '" + "{" * 20_000 + "a,b" + "}" * 20_000 + "'\n  category: x\n",
+    "many alternatives": "categories: x\nsources:\n- files: '{1..1000000000}.jsonl'\n  category: x\n",
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_no_recipe_runs_without_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_nodes, "MOST_VALUES", 5000 if name != "many values" else 2000)
+    with pytest.raises(BadInputError) as caught:
+        parse_recipe(UNBOUNDED[name], "/r.yaml")
+    assert "/r.yaml:" in str(caught.value)
+    assert str(caught.value).count("\n") <= 51
