@@ -38,8 +38,9 @@ def code_version(plan: Plan, stage: str) -> int:
 
 
 def other_code(plan: Plan) -> list[str]:
-    """Stages of ``plan`` whose output would have other bytes than when it was made."""
-    return [stage for stage in stages(plan) if code_version(plan, stage) != CODE_VERSIONS[stage]]
+    """Stages that a run of ``plan`` still needs and whose output would have other bytes than when it was made."""
+    needed = [stage for stage in stages(plan) if not (plan.deduplicated and stage == "sign-documents")]
+    return [stage for stage in needed if code_version(plan, stage) != CODE_VERSIONS[stage]]
 
 
 def line_limit(memory_budget: str) -> int:

@@ -38,7 +38,9 @@ def plan_repair(arguments: Namespace, series: history.Series) -> Plan:
         return whole
     useless = tuple(audit.digests(previous, damaged, named))
     condemned = tuple(dict.fromkeys((*read_condemned(root, arguments.dataset), *useless)))
-    plan = replace(whole, condemned=condemned, code_versions=dict(digests.CODE_VERSIONS))
+    # The records that are left out follow from the signatures of the previous plan, which are not made again.
+    signed = {"sign-documents": digests.code_version(previous, "sign-documents")} if whole.deduplicated else {}
+    plan = replace(whole, condemned=condemned, code_versions={**digests.CODE_VERSIONS, **signed})
     # The base is read from the specs of the version; if these are damaged, only the plan is left to start from.
     if not arguments.run and not any(task.stage == "write-specs" for task in damaged):
         plan = with_base(plan, series)
