@@ -131,11 +131,24 @@ def quantisation_error(index: Any, vectors: NDArray[np.float16]) -> float | None
     if not len(vectors):
         return None
     wide = vectors.astype(np.float32)
+    if not _can_decode(inner_index(index)):
+        return None
     try:
         decoded = index.sa_decode(index.sa_encode(wide))
     except RuntimeError:
         return None
     return float(((decoded - wide) ** 2).sum() / max(float((wide**2).sum()), 1e-12))
+
+
+def _can_decode(inner: Any) -> bool:
+    """Whether faiss can decode codes of ``inner``.
+
+    A fast-scan index that was read from a file lacks its quantiser, without which faiss would end the process.
+    """
+    if isinstance(inner, faiss.IndexIVFPQFastScan):
+        inner.fine_quantizer = inner.pq
+        return True
+    return not isinstance(inner, faiss.IndexIVFAdditiveQuantizerFastScan)
 
 
 def bytes_per_vector(index: Any) -> int:

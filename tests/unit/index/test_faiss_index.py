@@ -4,6 +4,7 @@ import gc
 
 import faiss
 import numpy as np
+import pytest
 
 from retro_ops.index import faiss_index
 
@@ -19,3 +20,22 @@ def test_queries_are_projected_after_the_index_is_dropped() -> None:
     del index
     gc.collect()
     np.testing.assert_array_equal(project(vectors), expected)
+
+
+TYPES = [
+    *("Flat", "SQ4", "SQ8", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4", "IVF4,RaBitQ", "IVF4,RaBitQfs", "RaBitQ"),
+    *("PQ8x4fs", "IVF4,PQ8x4fs", "IVF4,PQ8x4fsr", "PCA8,IVF4,PQ4x4fs"),
+]
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_the_error_of_an_index_is_the_same_after_it_was_read(index_type: str) -> None:
+    """faiss ends the process where it decodes codes of a fast-scan index that was read from a file."""
+    vectors = np.random.default_rng(0).standard_normal((600, 16)).astype(np.float32)
+    index = faiss.index_factory(16, index_type)
+    index.train(vectors)
+    index.add(vectors)
+    expected = faiss_index.quantisation_error(index, vectors[:50].astype(np.float16))
+    read = faiss.deserialize_index(faiss.serialize_index(index))
+    assert faiss_index.quantisation_error(read, vectors[:50].astype(np.float16)) == expected
+    assert expected is not None
