@@ -63,8 +63,6 @@ def _parsed(data: str | bytes, uri: str, hint: str) -> Any:
         raise BadInputError(f"{uri} is not JSON: {error}", hint) from error
     except RecursionError as error:
         raise BadInputError(f"{uri} is not JSON of ours: nested deeper than {MOST_LEVELS} levels", hint) from error
-    if _is_deep(document):
-        raise BadInputError(f"{uri} is not JSON of ours: nested deeper than {MOST_LEVELS} levels", hint)
     return document
 
 
@@ -79,13 +77,15 @@ def _finite(text: str) -> float:
     return value
 
 
-def _is_deep(document: Any) -> bool:
-    level, at = 0, [document] if isinstance(document, dict | list) else []
-    while at and level < MOST_LEVELS:
+def _check_depth(value: Any) -> None:
+    """For a value of any type, since the others have the depth of their type."""
+    level, at = 0, [value] if isinstance(value, dict | list) else []
+    while at:
+        if level == MOST_LEVELS:
+            raise _MismatchError(f"nested at most {MOST_LEVELS} levels deep", value)
         inside = (entry.values() if isinstance(entry, dict) else entry for entry in at)
         at = [entry for of in inside for entry in of if isinstance(entry, dict | list)]
         level += 1
-    return bool(at)
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def _checker(kind: Any) -> Check:
     """The function that raises _MismatchError for a value that is not of ``kind``."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
-        return lambda value: None
+        return _check_depth
     if origin is Literal:
         return _literal(arguments)
     if origin in (Union, types.UnionType):
@@ -189,6 +189,7 @@ def _object(hints: Mapping[str, Any], required: set[str] | frozenset[str], *, cl
             if (of := checks.get(key)) is None:
                 if closed:
                     raise _MismatchError(f"an object without {key[:SHOWN]!r}", value)
+                _check_depth(entry)
                 continue
             try:
                 of(entry)

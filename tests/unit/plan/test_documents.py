@@ -17,7 +17,6 @@ HOSTILE = {
     "empty": b"",
     "deep lists": b"[" * 100_000,
     "deep and closed": b"[" * 100_000 + b"]" * 100_000,
-    "deep within the parser's limit": b"[" * 150 + b"]" * 150,
     "deep objects": b'{"a":' * 100_000,
     "a long number": b'{"a": ' + b"7" * 5000 + b"}",
     "UTF-16": '{"a": 1}'.encode("utf-16"),
@@ -34,6 +33,13 @@ HOSTILE = {
 def test_what_is_no_json_of_ours_is_named_with_its_file(name: str) -> None:
     with pytest.raises(BadInputError, match=r"^/d/current\.json is not JSON.*\n  What to do: "):
         documents.read(HOSTILE[name], "/d/current.json", Any)
+
+
+def test_the_depth_is_limited_where_no_type_does_so() -> None:
+    deep = "[" * 150 + "]" * 150
+    for text, kind in ((deep, Any), (f'{{"name": "a", "more": {deep}}}', Entry), (f'{{"a": {deep}}}', dict[str, Any])):
+        with pytest.raises(BadInputError, match="should be nested at most 100 levels deep"):
+            documents.read(text, "/f", kind)
 
 
 class Entry(TypedDict):
