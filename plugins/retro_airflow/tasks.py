@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from airflow.sdk import Asset, AssetAlias, Context
 from airflow.sdk.configuration import conf
@@ -12,12 +12,11 @@ from retro_airflow import failures, object_store, runtimes, settings, task_state
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
-from retro_ops.plan import grid, paths, source_list, stage_graph
+from retro_ops.plan import documents, grid, paths, source_list, stage_graph
 from retro_ops.plan.name_lists import join_names, split_names
 from retro_ops.plan.plan import Plan, Shard, Split, check_choice, plan_from_json, plan_to_json
-from retro_ops.sizes import parse_bytes
-from retro_ops.plan.plan import Plan, Shard, check_choice, plan_from_json, plan_to_json
 from retro_ops.plan.published_changes import check_removed, read_changes
+from retro_ops.sizes import parse_bytes
 
 MOST_NAMES = 100
 """Most shards of each kind that an asset event names; it counts all of them."""
@@ -81,13 +80,17 @@ def _grid_of(plan: Plan) -> tuple[grid.Grid, dict[Split, int]] | None:
     return shape, {split: sum(chunks[shard.name] for shard in plan.queried(split)) for split in plan.splits()}
 
 
+class _Report(TypedDict):
+    counts: dict[str, int]
+
+
 def _chunks(plan: Plan) -> dict[str, int]:
     """Chunks of each shard, from the reports of ``tokenize-and-chunk``."""
     from retro_ops.storage import read_ahead, store
 
     uris = [paths.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
     with failures.airflow_errors():
-        reports = read_ahead.side_by_side(lambda uri: json.loads(store.read(uri)), uris)
+        reports = read_ahead.side_by_side(lambda uri: documents.read(store.read(uri), uri, _Report), uris)
     counts = (report["counts"]["chunks"] for report in reports)
     return dict(zip((shard.name for shard in plan.shards), counts, strict=True))
 

@@ -7,15 +7,23 @@ import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
-from retro_ops.plan import paths
-from retro_ops.plan.specs import load_json
+from retro_ops.plan import documents, paths
 from retro_ops.storage import store
 from retro_ops.uris import join, parent
 
 COPY_BYTES = 8 * 2**20
+
+
+class _File(TypedDict):
+    sha256: str
+
+
+class _Record(TypedDict):
+    files: dict[str, _File]
 
 
 class Cache:
@@ -86,7 +94,7 @@ class Cache:
         assert self._exported
         uri = join(self._exported, "export.json")
         found = store.at(uri).read_tagged(uri)
-        files = load_json(found[0], uri)["files"] if found else {}
+        files = documents.read(found[0], uri, _Record, "export the version again")["files"] if found else {}
         return {join(self._exported, name): about["sha256"] for name, about in files.items()}
 
 

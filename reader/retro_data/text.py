@@ -2,14 +2,19 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from numpy.typing import NDArray
 
 from retro_ops.errors import ConfigurationError
-from retro_ops.plan.specs import load_json
+from retro_ops.plan import documents
 from retro_ops.storage import store
 from retro_ops.tokens.model_inputs import Decoding, texts
+
+
+class _Stored(TypedDict):
+    tokenizer: str
+    cleans_up: bool
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Decoder:
 
     def _decoding(self) -> Decoding:
         if self.stored and (found := store.at(self.stored).read_tagged(self.stored)):
-            content = load_json(found[0], self.stored)
+            content = documents.read(found[0], self.stored, _Stored, "open the dataset with tokenizer=NAME")
             return Decoding(str(content["tokenizer"]), bool(content["cleans_up"]))
         if self.name is None:
             raise ConfigurationError(

@@ -4,11 +4,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from retro_ops.errors import BadInputError
+from retro_ops.plan import documents
 from retro_ops.plan.digests import digest
-from retro_ops.plan.specs import load_json
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
 from retro_ops.uris import join
@@ -17,6 +17,18 @@ RECORD = "export.json"
 FORMAT = 1
 SAVE_S = 10.0
 """A kill costs the files of this many seconds."""
+
+
+class _File(TypedDict):
+    bytes: int
+    sha256: str
+    made_from: str
+
+
+class _Record(TypedDict):
+    layout: str
+    dataset: str
+    files: dict[str, _File]
 
 
 class ExportRecord:
@@ -59,7 +71,7 @@ class ExportRecord:
         found = store.at(uri).read_tagged(uri)
         if found is None:
             return {}
-        document = load_json(found[0], uri)
+        document = documents.read(found[0], uri, _Record, "delete it: every file is then copied again")
         for key in ("layout", "dataset"):
             if document.get(key) != self._about[key]:
                 raise BadInputError(

@@ -145,8 +145,9 @@ def _can_decode(inner: Any) -> bool:
 
     A fast-scan index that was read from a file lacks its quantiser, without which faiss would end the process.
     """
+    scanned: Any = inner
     if isinstance(inner, faiss.IndexIVFPQFastScan):
-        inner.fine_quantizer = inner.pq
+        scanned.fine_quantizer = scanned.pq
         return True
     return not isinstance(inner, faiss.IndexIVFAdditiveQuantizerFastScan)
 

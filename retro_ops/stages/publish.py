@@ -12,6 +12,7 @@ from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
+from retro_ops.storage import store
 from retro_ops.uris import parent, relative
 from retro_ops.versions import card, history
 from retro_ops.versions.condemned import read_condemned

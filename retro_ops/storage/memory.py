@@ -70,7 +70,7 @@ class MemoryStore:
             found = [(uri, *of) for uri, of in self._objects.items() if uri.startswith(prefix)]
         return [Stored(uri, len(data), modified) for uri, data, modified in sorted(found)]
 
-    def list(self, folder: str) -> builtins.list[str]:
+    def list(self, folder: str, *, follow_links: bool = False) -> builtins.list[str]:
         return [stored.uri for stored in self.objects(folder)]
 
     def fingerprint(self, uri: str) -> str:

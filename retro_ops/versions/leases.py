@@ -13,11 +13,11 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any, TypedDict
 
 from retro_ops.errors import ConfigurationError, RetroError
-from retro_ops.plan import paths
+from retro_ops.plan import documents, paths
 from retro_ops.plan.series import Entry, Series
-from retro_ops.plan.specs import load_json
 from retro_ops.progress import logger
 from retro_ops.storage import store
 from retro_ops.storage.base import Stored
@@ -28,6 +28,10 @@ LEASE_S = 24 * 3600
 """A lease that was not renewed for this long counts for nothing: its reader was killed."""
 
 RENEW_S = 3600
+
+
+class _Lease(TypedDict):
+    entry: dict[str, Any]
 
 
 class Lease:
@@ -110,4 +114,7 @@ def _all(root: str, dataset: str) -> list[Stored]:
 def _entry(uri: str) -> Entry | None:
     """The version that the lease at ``uri`` keeps; None if the reader has just given it back."""
     found = store.at(uri).read_tagged(uri)
-    return None if found is None else dict(load_json(found[0], uri)["entry"])
+    if found is None:
+        return None
+    lease: _Lease = documents.read(found[0], uri, _Lease, "delete it, if no reader has the version open")
+    return lease["entry"]

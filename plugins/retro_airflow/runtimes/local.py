@@ -191,7 +191,7 @@ class LocalRuntime:
 
 def of_worker(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of ``environ`` that a stage may need, and those that the deployment names besides."""
-    more = {name.strip() for name in environ.get(MORE_VARIABLES, "").split(",")}
+    more = {name.strip() for name in split_names(environ.get(MORE_VARIABLES, ""))}
     return {name: value for name, value in environ.items() if name in more or _OF_STAGES.fullmatch(name)}
 
 
