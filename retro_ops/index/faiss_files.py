@@ -35,7 +35,7 @@ def save_index(index: Any, uri: str) -> Written:
     with tempfile.TemporaryDirectory(prefix="retro-ops-") as scratch:
         path = Path(scratch, "index")
         faiss.write_index(index, str(path))
-        with store.create(uri) as writer:
+        with store.create(uri, path.stat().st_size) as writer:
             with path.open("rb") as file:
                 while data := file.read(COPY_BYTES):
                     writer.write(data)

@@ -68,7 +68,8 @@ class Store(Protocol):
     def write_if(self, uri: str, data: bytes, tag: str | None) -> None:
         """Write if the object still has ``tag`` (None: if it does not exist), else raise ConflictError."""
 
-    def create(self, uri: str) -> Writer: ...
+    def create(self, uri: str, length: int | None = None) -> Writer:
+        """A writer for a new object of ``length`` bytes (None: unknown). BadInputError if the store cannot hold it."""
 
     def open(self, uri: str) -> IO[bytes]:
         """Sequential reader."""

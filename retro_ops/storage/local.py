@@ -75,7 +75,7 @@ class LocalStore:
                 writer.write(data)
                 writer.close()
 
-    def create(self, uri: str) -> Writer:
+    def create(self, uri: str, length: int | None = None) -> Writer:
         with _errors(uri):
             return _LocalWriter(uri)
 

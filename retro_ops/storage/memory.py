@@ -47,7 +47,7 @@ class MemoryStore:
                 raise ConflictError(f"{uri} was changed by another process", "run the command again")
             self._objects[uri] = bytes(data), time.time()
 
-    def create(self, uri: str) -> Writer:
+    def create(self, uri: str, length: int | None = None) -> Writer:
         return _MemoryWriter(self, uri)
 
     def open(self, uri: str) -> IO[bytes]:

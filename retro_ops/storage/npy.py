@@ -134,6 +134,8 @@ def _is_possible(shape: tuple[int, ...]) -> bool:
 class NpyWriter:
     """Appends rows to a new array, whose length need not be known before ``close``.
 
+    With ``rows`` an array that is too large for the store is an error before any of it is sent.
+
     Use as a context manager: an exception discards the array.
     """
 
@@ -142,10 +144,12 @@ class NpyWriter:
         self._row_shape = row_shape
         self._promised = rows
         self._rows = 0
-        self._writer = store.at(uri).create(uri)
+        header = self._header(rows or 0)
+        row_bytes = self._dtype.itemsize * math.prod(row_shape)
+        self._writer = store.at(uri).create(uri, None if rows is None else len(header) + rows * row_bytes)
         self._uri = uri
         self._closed = False
-        self._writer.write(self._header(rows or 0))
+        self._writer.write(header)
 
     def append(self, rows: NDArray[Any]) -> None:
         if rows.shape[1:] != self._row_shape:

@@ -17,7 +17,7 @@ from retro_ops.storage.read_ahead import LOOKUPS, RangeStream
 from retro_ops.uris import split_scheme
 
 PART_BYTES = 16 * 2**20
-"""Size of the first parts of a multipart upload. Objects of unknown length need parts that grow: see ``part_bytes``."""
+"""Least size of the parts of a multipart upload, except for the last one. See ``part_bytes``."""
 
 PARTS_OF_ONE_SIZE = 900
 
@@ -56,12 +56,15 @@ CHECKSUM_WORDS = ("checksum", "trailer", "aws-chunked", "x-amz-content-sha256", 
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
 
 
-def part_bytes(number: int) -> int:
-    """Size of part ``number`` (from 1) of an object of unknown length: 16 MiB, then 32, 80, 160 MiB and so on.
+def part_bytes(number: int, length: int | None = None) -> int:
+    """Size of part ``number`` (from 1) of an object of ``length`` bytes.
 
-    The first 900 parts (14 GiB) are small, so that most objects take little memory; the growth is quadratic, so that
-    10,000 parts hold more than 5 TiB and the last one is below 2 GiB.
+    Of a known length: 16 MiB, or more if 10,000 parts of 16 MiB (156 GiB) are too few; at most 525 MiB. Of an unknown
+    length: 16 MiB, then 32, 80, 160 MiB and so on. The first 900 parts (14 GiB) are small, so that most objects take
+    little memory; the growth is quadratic, so that 10,000 parts hold more than 5 TiB and the last one is below 2 GiB.
     """
+    if length is not None:
+        return max(PART_BYTES, -(-length // MOST_PARTS))
     return PART_BYTES * (1 + (number // PARTS_OF_ONE_SIZE) ** 2)
 
 
@@ -122,8 +125,8 @@ class S3Store:
             return False
         return True
 
-    def create(self, uri: str) -> Writer:
-        return _S3Writer(self, uri)
+    def create(self, uri: str, length: int | None = None) -> Writer:
+        return _S3Writer(self, uri, length)
 
     def open(self, uri: str) -> IO[bytes]:
         """A sequential reader. It reads ranges, each with retries, so it survives idle connections."""
@@ -185,9 +188,12 @@ class _S3Writer:
     PART_BYTES, or one part if it is larger.
     """
 
-    def __init__(self, store: S3Store, uri: str) -> None:
+    def __init__(self, store: S3Store, uri: str, length: int | None) -> None:
         self._store = store
         self._uri = uri
+        self._length = length
+        if length is not None and length > MOST_BYTES:
+            raise _too_large(uri, f"{length:,} bytes")
         self._target = _bucket_key(uri)
         self._first: bytearray | None = None
         self._buffer = bytearray()
@@ -203,17 +209,15 @@ class _S3Writer:
         rest = memoryview(data).cast("B")
         self._bytes += len(rest)
         if self._bytes > MOST_BYTES:
-            raise BadInputError(
-                f"{self._uri} would have more than {MOST_BYTES:,} bytes, the most that S3 keeps as one object",
-                "make it smaller: more and smaller shards, or an index type with shorter codes",
-            )
+            raise _too_large(self._uri, f"more than {MOST_BYTES:,} bytes")
         if self._hash:
             self._hash.update(rest)
         while rest:
-            room = part_bytes(self._number) - len(self._buffer)
+            size = part_bytes(self._number, self._length)
+            room = size - len(self._buffer)
             self._buffer += rest[:room]
             rest = rest[room:]
-            if len(self._buffer) == part_bytes(self._number):
+            if len(self._buffer) == size:
                 self._next_part()
 
     def set_head(self, data: bytes) -> None:
@@ -282,6 +286,13 @@ class _S3Writer:
         for upload in _client().list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads", ()):
             if upload["Key"] == key:
                 _client().abort_multipart_upload(**self._target, UploadId=upload["UploadId"])
+
+
+def _too_large(uri: str, size: str) -> BadInputError:
+    return BadInputError(
+        f"{uri} would have {size}; S3 stores at most {MOST_BYTES:,} as one object",
+        "make it smaller: more and smaller shards, or an index type with shorter codes",
+    )
 
 
 @functools.cache

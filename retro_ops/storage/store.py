@@ -52,9 +52,9 @@ def write(uri: str, data: bytes) -> Written:
         return writer.close()
 
 
-def create(uri: str) -> AbstractContextManager[Writer]:
-    """A writer for a new object, which is discarded unless ``close`` was called."""
-    return aborted_unless_closed(at(uri).create(uri))
+def create(uri: str, length: int | None = None) -> AbstractContextManager[Writer]:
+    """A writer for a new object of ``length`` bytes, if it is known. It is discarded unless ``close`` was called."""
+    return aborted_unless_closed(at(uri).create(uri, length))
 
 
 def same_object(a: str, b: str) -> bool:

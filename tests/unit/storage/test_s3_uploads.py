@@ -6,14 +6,19 @@ import re
 from collections.abc import Iterator
 from itertools import accumulate
 
+import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from retro_ops.errors import BadInputError
 from retro_ops.storage import s3 as s3_storage
 from retro_ops.storage import store
+from retro_ops.storage.npy import NpyWriter
 from retro_ops.storage.s3 import MOST_BYTES, MOST_PART_BYTES, MOST_PARTS, PART_BYTES, part_bytes
 
 Writer = s3_storage._S3Writer
+MIB = 2**20
 
 
 def test_the_largest_object_of_s3_fits_in_its_parts() -> None:
@@ -26,6 +31,15 @@ def test_the_largest_object_of_s3_fits_in_its_parts() -> None:
 def test_small_objects_have_the_parts_that_they_had() -> None:
     """So common objects take no more memory than before parts could grow."""
     assert {part_bytes(number) for number in range(1, 900)} == {PART_BYTES} == {16 * 2**20}
+
+
+@given(st.integers(0, MOST_BYTES))
+@example(MOST_BYTES)
+def test_parts_of_a_known_length_are_as_small_as_their_number_allows(length: int) -> None:
+    size = part_bytes(1, length)
+    assert -(-length // size) <= MOST_PARTS
+    assert size == PART_BYTES or -(-length // (size - 1)) > MOST_PARTS, "smaller parts would be too many"
+    assert size <= 525 * MIB
 
 
 def held_bytes(sizes: list[int]) -> Iterator[int]:
@@ -46,7 +60,6 @@ def test_memory_is_what_split_corpus_counts_with_up_to_42_gib() -> None:
     assert max(held) < 4 * 2**30
 
 
-MIB = 2**20
 SMALLEST = 5 * MIB
 """The least that S3, and the server of the tests, takes as a part that is not the last one."""
 
@@ -90,6 +103,20 @@ def test_an_object_of_growing_parts_arrives_whole(s3: str, small_parts: None, le
     arrives_whole(s3, length, b"")
 
 
+def test_an_array_of_a_known_length_arrives_in_as_many_parts_as_there_may_be(
+    s3: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_storage, "MOST_PARTS", 3)
+    uri = f"{s3}/growing/known.npy"
+    rows = np.frombuffer(random.Random(0).randbytes(31 * MIB), np.uint8).reshape(-1, MIB)
+    with NpyWriter(uri, np.uint8, rows.shape[1:], rows=len(rows)) as writer:
+        for row in rows:
+            writer.append(row[None])
+        writer.close()
+    assert store.read(uri)[-rows.nbytes :] == rows.tobytes()
+    assert re.fullmatch(r"etag:[0-9a-f]+-3:\d+", store.at(uri).fingerprint(uri))
+
+
 def test_its_head_may_be_known_last(s3: str, small_parts: None) -> None:
     arrives_whole(s3, 1000, b"known last")
     arrives_whole(s3, 31 * MIB, b"known last")
@@ -115,5 +142,7 @@ def test_an_object_beyond_the_limit_of_s3_is_refused_before_the_store_does(
     write(17 * MIB)
     with pytest.raises(BadInputError, match=r"growing/beyond.bin would have more than 17,825,792 bytes"):
         write(17 * MIB + 1)
+    with pytest.raises(BadInputError, match=r"growing/beyond.npy would have 17,825,793 bytes"):
+        NpyWriter(f"{s3}/growing/beyond.npy", np.uint8, (), rows=17 * MIB + 1 - 128)  # Before any row is sent.
     bucket = uri.split("/")[2]
     assert not s3_storage._client().list_multipart_uploads(Bucket=bucket, Prefix="growing/beyond").get("Uploads")
