@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 from seaweedfs import seaweedfs
 
-from retro_ops.storage import s3, store
+from retro_ops.storage import read_ahead, s3, store
 from retro_ops.storage.npy import NpyWriter, open_npy
 
 ROWS = 8192
@@ -45,6 +45,21 @@ def read_stream(uri: str) -> None:
             pass
 
 
+def delete(bucket: str, count: int) -> None:
+    """Delete ``count`` objects one after the other, and as many as a folder."""
+    for way in ("one after the other", "as a folder"):
+        uris = [f"{bucket}/{way}/{number}" for number in range(count)]
+        read_ahead.side_by_side(lambda uri: store.write(uri, b"x"), uris)
+        start = time.monotonic()
+        if way == "as a folder":
+            store.at(bucket).delete_folder(f"{bucket}/{way}")
+        else:
+            for uri in uris:
+                store.at(bucket).delete(uri)
+        assert not store.at(bucket).list(f"{bucket}/{way}")
+        print(f"delete {count:,} objects {way:24}{time.monotonic() - start:>10.1f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=256)
@@ -52,6 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--delay", type=float, default=0.0, help="seconds added to each request, to simulate a distant store"
     )
+    parser.add_argument("--objects", type=int, default=0, help="number of small objects to delete")
     of = parser.parse_args()
     rows = of.megabytes * 2**20 // (DIMENSION * 2)
     data = np.random.default_rng(0).integers(0, 2**15, (rows, DIMENSION), np.uint16).view(np.float16)
@@ -71,6 +87,8 @@ def main() -> None:
             "read, boto3 get_object": lambda: client.get_object(Bucket=name, Key="raw")["Body"].read(),
             "copy within memory": lambda: data.copy(),
         }
+        if of.objects:
+            delete(bucket, of.objects)
         taken: dict[str, list[float]] = {work: [] for work in works}
         for _ in range(of.turns):
             for work, do in works.items():

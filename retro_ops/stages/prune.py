@@ -10,7 +10,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say, show
-from retro_ops.storage import read_ahead, store
+from retro_ops.storage import store
 from retro_ops.uris import resolve
 from retro_ops.versions import history, leases
 from retro_ops.versions.unused import Unused, kept_versions, unused_folders
@@ -63,15 +63,16 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     leased = leases.leased(root, arguments.dataset)
     there = {n: entry for n, entry in leased.items() if store.exists(resolve(entry["plan"], series.uri))}
     unused = unused_folders(dataset, replace(kept, entries={**there, **kept.entries}), oldest)
-    read_ahead.side_by_side(_remove, unused)
+    _remove(root, unused)
     leases.sweep(root, arguments.dataset)
     say(f"{STAGE}: removed {len(unused):,} folders of {arguments.dataset}", event="pruned")
 
 
-def _remove(unused: Unused) -> None:
-    """Delete a folder, reports first, so that a half-deleted output does not count as done."""
-    for entry in sorted(unused.objects, key=lambda entry: not entry.uri.endswith(paths.REPORT)):
-        store.at(entry.uri).delete(entry.uri)
+def _remove(root: str, unused: Sequence[Unused]) -> None:
+    """Delete folders, reports first, so that no half-deleted output counts as done."""
+    objects = [entry.uri for folder in unused for entry in folder.objects]
+    for is_report in (True, False):
+        store.at(root).delete_all([uri for uri in objects if uri.endswith(paths.REPORT) == is_report])
 
 
 def _show(unused: Sequence[Unused], dropped: Sequence[int], arguments: Namespace) -> None:

@@ -3,7 +3,7 @@
 import builtins
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -78,6 +78,9 @@ class Store(Protocol):
         """The same text for all URIs of one object."""
 
     def delete(self, uri: str) -> None: ...
+
+    def delete_all(self, uris: Sequence[str]) -> None:
+        """Delete objects of one bucket or file system, in any order. Missing ones are no error."""
 
     def delete_folder(self, folder: str) -> None:
         """Delete all objects below ``folder``."""

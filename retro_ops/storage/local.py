@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,6 +90,10 @@ class LocalStore:
     def delete(self, uri: str) -> None:
         with _errors(uri):
             Path(uri).unlink(missing_ok=True)
+
+    def delete_all(self, uris: Sequence[str]) -> None:
+        for uri in uris:
+            self.delete(uri)
 
     def delete_folder(self, folder: str) -> None:
         # Another process may be writing into it; a leftover file is not an error.

@@ -5,6 +5,7 @@ import hashlib
 import io
 import threading
 import time
+from collections.abc import Sequence
 from typing import IO
 
 from retro_ops.storage.base import ConflictError, Stored, Writer, Written, exactly, missing
@@ -60,9 +61,12 @@ class MemoryStore:
         with self._lock:
             self._objects.pop(uri, None)
 
-    def delete_folder(self, folder: str) -> None:
-        for uri in self.list(folder):
+    def delete_all(self, uris: Sequence[str]) -> None:
+        for uri in uris:
             self.delete(uri)
+
+    def delete_folder(self, folder: str) -> None:
+        self.delete_all(self.list(folder))
 
     def objects(self, folder: str) -> builtins.list[Stored]:
         prefix = folder.rstrip("/") + "/"

@@ -5,15 +5,16 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 from retro_ops.storage.base import ConflictError, Stored, Writer, Written, exactly, hash_stream, missing, taken_over
-from retro_ops.storage.read_ahead import LOOKUPS, RangeStream
+from retro_ops.storage.read_ahead import LOOKUPS, READERS, RangeStream, side_by_side
 from retro_ops.uris import split_scheme
 
 PART_BYTES = 16 * 2**20
@@ -28,6 +29,12 @@ MOST_BYTES = 5 * 2**40
 
 PARTS_IN_FLIGHT = 3
 """Parts of the first size that are sent at a time, or as many larger ones as take no more memory, but at least one."""
+
+DELETED_AT_ONCE = 1000
+"""Most objects that S3 deletes in one request."""
+
+NO_BATCHES = (400, 405, 411, 501)
+"""Answers of stores that know no such request, or not its checksum: MethodNotAllowed, NotImplemented and others."""
 
 TRANSIENT_CODES = frozenset(
     {"RequestTimeout", "BadDigest", "IncompleteBody", "InvalidPart", "XAmzContentSHA256Mismatch", "ExpiredToken"}
@@ -139,9 +146,13 @@ class S3Store:
         with _s3_errors(uri):
             _client().delete_object(**_bucket_key(uri))
 
+    def delete_all(self, uris: Sequence[str]) -> None:
+        batches = [uris[start : start + DELETED_AT_ONCE] for start in range(0, len(uris), DELETED_AT_ONCE)]
+        left = side_by_side(_delete_batch, batches, READERS)
+        side_by_side(self.delete, itertools.chain.from_iterable(left))
+
     def delete_folder(self, folder: str) -> None:
-        for uri in self.list(folder):
-            self.delete(uri)
+        self.delete_all(self.list(folder))
 
     def objects(self, folder: str) -> builtins.list[Stored]:
         bucket, prefix = _bucket_key(folder.rstrip("/") + "/").values()
@@ -293,6 +304,23 @@ def _too_large(uri: str, size: str) -> BadInputError:
         f"{uri} would have {size}; S3 stores at most {MOST_BYTES:,} as one object",
         "make it smaller: more and smaller shards, or an index type with shorter codes",
     )
+
+
+def _delete_batch(uris: Sequence[str]) -> list[str]:
+    """Delete objects in one request. Returns those that are left, for requests of their own: all of them if the store
+    does not know this request, else those that it names in its answer."""
+    from botocore.exceptions import ClientError
+
+    by_key = {_bucket_key(uri)["Key"]: uri for uri in uris}
+    named = {"Objects": [{"Key": key} for key in by_key], "Quiet": True}
+    with _s3_errors(uris[0]):
+        try:
+            answer = _client().delete_objects(Bucket=_bucket_key(uris[0])["Bucket"], Delete=named)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in NO_BATCHES:
+                return list(uris)
+            raise
+    return [by_key[failed["Key"]] for failed in answer.get("Errors", ())]
 
 
 @functools.cache
