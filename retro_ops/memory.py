@@ -1,6 +1,6 @@
 """How memory is divided: every share of it, and the reason for the share. Standard library only.
 
-Two amounts are divided:
+Bytes that are read ahead are constant. Two amounts are divided:
 
 - the **memory budget** (``--memory-budget``) of a stage, beside its model and its index;
 - the **memory limit of an index** (``--search-memory``, else most of the memory of the machine).
@@ -13,6 +13,13 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+READER_BYTES = 64 * 2**20
+"""Bytes that one reader has in flight: requests to the store that run, and answers that wait for the caller. Eight
+requests of 8 MiB, since a connection to a store gives some 85 MB/s; smaller requests are more of them."""
+
+READERS_BYTES = 256 * 2**20
+"""Bytes that all readers of a process have in flight. Above it a reader has one request at a time."""
 
 SHARE_FOR_AN_INDEX = 0.75
 """Share of the memory of the machine. The rest is for the operating system, the libraries and unforeseen growth."""

@@ -129,7 +129,7 @@ class SignedShards:
         """(number of the first document, signature rows ``first:end``, ``[end - first, docs]``) of each shard."""
         yield from zip(
             self.offsets[:-1].tolist(),
-            read_ahead.ahead(partial(reader.rows, first, end) for reader in self._signatures),
+            read_ahead.ahead(self._read(at, first, end) for at in range(len(self._signatures))),
             strict=True,
         )
 
@@ -138,11 +138,15 @@ class SignedShards:
         rows = np.empty((end - first, len(documents)), np.uint32)
         bounds = np.searchsorted(documents, self.offsets)
         shards = [at for at in range(len(self._signatures)) if bounds[at] < bounds[at + 1]]
-        blocks = read_ahead.ahead(partial(self._signatures[at].rows, first, end) for at in shards)
+        blocks = read_ahead.ahead(self._read(at, first, end) for at in shards)
         for at, block in zip(shards, blocks, strict=True):
             part = slice(bounds[at], bounds[at + 1])
             rows[:, part] = block[:, documents[part] - self.offsets[at]]
         return rows
+
+    def _read(self, shard: int, first: int, end: int) -> read_ahead.Read[NDArray[np.uint32]]:
+        reader = self._signatures[shard]
+        return (end - first) * reader.row_bytes, partial(reader.rows, first, end)
 
     def shard_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Position of the shard of each document, ``[documents]``."""

@@ -71,10 +71,13 @@ class ListFile:
         faiss_index.set_total(index, 0)
         return index
 
+    def list_bytes(self, start: int, stop: int) -> int:
+        return int(self.offsets[stop] - self.offsets[start])
+
     def lists(self, start: int, stop: int) -> memoryview:
         """The bytes of lists ``start:stop``, as they are stored."""
-        first, end = int(self.offsets[start]), int(self.offsets[stop])
-        return memoryview(store.at(self.uri).read_range(self.uri, first, end - first))
+        first, length = int(self.offsets[start]), self.list_bytes(start, stop)
+        return memoryview(store.at(self.uri).read_range(self.uri, first, length))
 
     def split(self, block: memoryview, start: int, number: int) -> tuple[memoryview, NDArray[np.int64]]:
         """Codes and ids of list ``number`` in ``block``, which begins with list ``start``."""
@@ -186,7 +189,9 @@ def merge(base: ListFile, parts: Sequence[ListFile], uri: str, most_bytes: int) 
         writer.write(whole.head)
         writer.write(_sizes(sizes, base.code_size))
         for start, stop in whole.runs(np.arange(len(sizes)), most_bytes):
-            blocks = list(read_ahead.ahead(partial(file.lists, start, stop) for file in files))
+            blocks = list(
+                read_ahead.ahead((file.list_bytes(start, stop), partial(file.lists, start, stop)) for file in files)
+            )
             for number in range(start, stop):
                 held = [of for of in range(len(files)) if files[of].sizes[number]]
                 found = [files[of].split(blocks[of], start, number) for of in held]

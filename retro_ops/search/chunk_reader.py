@@ -86,7 +86,13 @@ class IndexedChunks:
             for cut, of in _wanted(cuts, wanted):
                 yield cut, int(wanted[of.start]), int(wanted[of.stop - 1]) + 1
 
-        return lambda wanted: read_ahead.ahead(partial(self._block, *of) for of in ranges(wanted))
+        row_bytes = self.embeddings[0].row_bytes + np.dtype(np.uint64).itemsize
+
+        def read(cut: tuple[int, int], first: int, end: int) -> read_ahead.Read[Block]:
+            rows = end - first if self._in_one_shard(cut) else cut[1] - cut[0]
+            return rows * row_bytes, partial(self._block, cut, first, end)
+
+        return lambda wanted: read_ahead.ahead(read(*of) for of in ranges(wanted))
 
     def _cuts(self, positions: Iterable[int]) -> list[tuple[int, int]]:
         """(first id, end) of each block: BLOCK_ROWS rows of a shard, or small shards that follow one another."""
@@ -118,15 +124,17 @@ class IndexedChunks:
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
         wanted = [of for _, of in _wanted(self._cuts(range(len(self.embeddings))), ascending)]
-        reads = (partial(self._rows, int(ascending[of][0]), int(ascending[of][-1]) + 1, rows_of) for of in wanted)
+        bounds = [(int(ascending[of][0]), int(ascending[of][-1]) + 1) for of in wanted]
+        row_bytes = out.nbytes // max(1, len(out))
+        reads = (((end - first) * row_bytes, partial(self._rows, first, end, rows_of)) for first, end in bounds)
         for of, rows in zip(wanted, read_ahead.ahead(reads), strict=True):
             out[order[of]] = rows[ascending[of] - ascending[of][0]]
         return out
 
     def _block(self, cut: tuple[int, int], first: int, end: int) -> Block:
         """Chunks ``first:end`` of the block ``cut``, all by global id."""
-        if np.searchsorted(self.offsets, cut[0], side="right") == np.searchsorted(self.offsets, cut[1]):
-            return self._read(first, end)  # A block of one shard.
+        if self._in_one_shard(cut):
+            return self._read(first, end)
         whole = self._kept.get(cut)
         if whole is None:
             whole = self._read(*cut)
@@ -135,6 +143,9 @@ class IndexedChunks:
                 self._kept_bytes += whole.vectors.nbytes
         rows = slice(first - cut[0], end - cut[0])
         return Block(first, whole.vectors[rows], whole.documents[rows])
+
+    def _in_one_shard(self, cut: tuple[int, int]) -> bool:
+        return bool(np.searchsorted(self.offsets, cut[0], side="right") == np.searchsorted(self.offsets, cut[1]))
 
     def _read(self, first: int, end: int) -> Block:
         vectors = self._rows(first, end, lambda i: self.embeddings[i].rows).astype(np.float16)

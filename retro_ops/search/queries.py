@@ -74,7 +74,8 @@ class StoredRows:
         return join([take(*of) for of in self._by_shard(self.rows[start:stop])])
 
     def each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Queries]:
-        return read_ahead.ahead(partial(self.read, *of) for of in ranges)
+        row_bytes = self.shards[0].embeddings.row_bytes
+        return read_ahead.ahead(((stop - start) * row_bytes, partial(self.read, start, stop)) for start, stop in ranges)
 
     def select(self, rows: NDArray[np.int64]) -> "StoredRows":
         return StoredRows(self.shards, np.asarray(self.rows, np.int64)[rows])

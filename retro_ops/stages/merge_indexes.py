@@ -132,7 +132,10 @@ def _in_memory(job: Job) -> tuple[int, list[Written]]:
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
     outputs = []
     for step in job.steps:
-        loaded = read_ahead.ahead(partial(load_index, uri) for uri in step.partials)
+        sizes = read_ahead.side_by_side(lambda uri: store.at(uri).size(uri), step.partials)
+        loaded = read_ahead.ahead(
+            (size, partial(load_index, uri)) for size, uri in zip(sizes, step.partials, strict=True)
+        )
         for uri, index_of_shard in zip(step.partials, loaded, strict=True):
             filling.merge(index, index_of_shard, uri)
             progress.advance(1)

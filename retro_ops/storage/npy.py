@@ -81,9 +81,9 @@ class NpyReader:
     def blocks(self, rows: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield (first row, at most ``rows`` rows) in order from row ``first`` on, reading ahead."""
         starts = range(first, len(self), rows)
-        yield from zip(
-            starts, read_ahead.ahead(partial(self.rows, start, start + rows) for start in starts), strict=True
-        )
+        size = rows * self.row_bytes
+        reads = ((size, partial(self.rows, start, start + rows)) for start in starts)
+        yield from zip(starts, read_ahead.ahead(reads), strict=True)
 
 
 def is_finite(rows: NDArray[Any]) -> bool:

@@ -329,7 +329,7 @@ def _client(*, checksums: bool = True) -> Any:
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=LOOKUPS)
+    config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=READERS * LOOKUPS)
     if not checksums:
         config = config.merge(Config(request_checksum_calculation="when_required"))
     # A new session, because the default one keeps the first credentials that it saw.
