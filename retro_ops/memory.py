@@ -40,9 +40,20 @@ def index_limit(requested: int | None, budget: int) -> MemoryLimit:
     """Limit of an index: the ``requested`` one, else most of the memory of this machine or container."""
     if requested is not None:
         return MemoryLimit(requested, "--search-memory")
-    available = min(limit for limit in (_machine_memory(), _cgroup_memory()) if limit)
+    available = _available()
     left = max(LEAST_FOR_AN_INDEX, int(available * SHARE_FOR_AN_INDEX) - budget)
     return MemoryLimit(left, f"three quarters of {available / 2**30:.1f} GiB, less the memory budget")
+
+
+def training_sample(budget: int | None) -> MemoryLimit:
+    """Limit of the training sample: all of the memory ``budget``, since training holds little else.
+
+    Without a budget it is three eighths of the memory of this machine or container: transforms and faiss copy vectors.
+    """
+    if budget is not None:
+        return MemoryLimit(budget, "--memory-budget")
+    available = _available()
+    return MemoryLimit(int(available * SHARE_FOR_AN_INDEX / 2), f"three eighths of {available / 2**30:.1f} GiB")
 
 
 # Shares of the memory budget.
@@ -52,11 +63,6 @@ def search_batch(budget: int) -> int:
     """Half: the queries of a search and their candidates. The other half is for the blocks of embeddings that are read
     ahead, kept, and widened to float32 while they are scored."""
     return budget // 2
-
-
-def training_sample(budget: int) -> int:
-    """All: training reads its sample first and holds nothing else but one block."""
-    return budget
 
 
 def open_parts(budget: int) -> int:
@@ -101,6 +107,11 @@ def lists_at_once(limit: int) -> int:
 def queries_at_once(limit: int) -> int:
     """The last third: queries that search these lists, with their candidates."""
     return limit // 3
+
+
+def _available() -> int:
+    """Memory of this machine or container."""
+    return min(limit for limit in (_machine_memory(), _cgroup_memory()) if limit)
 
 
 def _machine_memory() -> int:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.index import faiss_index
-from retro_ops.index.sampling import sample_rows
+from retro_ops.index.sampling import RUN_ROWS, sample_rows
+from retro_ops.storage import read_ahead
 from retro_ops.storage.npy import NpyReader
 
 MOST_GROWTH = 2.0
@@ -18,7 +20,6 @@ of chunks, so up to here it would choose nearly the same."""
 RETUNE_GROWTH = 1.1
 """Growth from which the search is tuned again: with more chunks the same width finds fewer of the neighbours."""
 
-RUN_ROWS = 64
 SAMPLED_RUNS = 256
 """Rows are sampled in runs, because each run is a request to the store. Their number does not depend on the corpus."""
 
@@ -94,7 +95,9 @@ def measure(trained: Any, shards: Sequence[NpyReader], seed: int) -> Fit:
     """The fit of ``trained`` to the embeddings ``shards``. It is empty, and a sample of them is added to it."""
     counts = np.array([len(shard) for shard in shards], np.int64)
     firsts = sample_runs(counts, seed)
-    parts = [
-        shard.rows(first, first + RUN_ROWS) for shard, of in zip(shards, firsts, strict=True) for first in of.tolist()
-    ]
-    return fit(trained, [part.astype(np.float16) for part in parts], int(counts.sum()))
+    reads = (
+        (RUN_ROWS * shard.row_bytes, partial(shard.rows, first, first + RUN_ROWS))
+        for shard, of in zip(shards, firsts, strict=True)
+        for first in of.tolist()
+    )
+    return fit(trained, [part.astype(np.float16) for part in read_ahead.ahead(reads)], int(counts.sum()))

@@ -501,7 +501,8 @@ class Parameters:
     memory_budget: str = _memory(
         "2GiB",
         "Memory that a stage may use beside its model and index. A line of the corpus may take a 256th of it, at most "
-        "8 MiB; this limit decides which documents are read.",
+        "8 MiB; this limit decides which documents are read. At its default the training sample may take three eighths "
+        "of the memory of the machine or container.",
         RUN,
         title="Memory budget",
         read_by=("list-sources", "split-corpus", *WORKING),

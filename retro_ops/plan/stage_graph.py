@@ -108,9 +108,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "train-faiss-index",
-            "train a faiss index on a uniform sample of the embeddings",
+            "train a faiss index on a sample of the embeddings",
             folder="index",
-            code_version=1,
+            code_version=2,
             unit="training_vectors",
             gpu=True,
             base_memory_mib=300,

@@ -18,6 +18,8 @@ from retro_ops.versions import history
 NAMED_IN_IDENTITY = {"tokenizer": "tokenizer_digest", "model": "model_digest", "pad_id": "pad_id"}
 """Parameters whose effect is recorded in the identity: the content counts, not the name."""
 
+TRAINING = "train-faiss-index"
+
 PROBE = Shard("probe", "train", (Source("probe", 0, "probe"),))
 """Stands for any shard where the digests of two plans are compared."""
 
@@ -89,6 +91,7 @@ def _differences(plan: Plan, manifest: Mapping[str, Any], digest_of: Callable[[P
     It compares digests, so there is no second list that could miss a parameter.
     """
     current = Plan("probe", "probe", plan.parameters, plan.identity, (PROBE,))
+    current_training = digests.CODE_VERSIONS[TRAINING]
     known = {name: value for name, value in manifest["parameters"].items() if name in PARAMETERS}
     identity = replace(plan.identity, **manifest["identity"])
     previous = replace(
@@ -96,7 +99,8 @@ def _differences(plan: Plan, manifest: Mapping[str, Any], digest_of: Callable[[P
         # A parameter or a code version that the manifest does not have was the default, or as it is now.
         parameters=Parameters(**known),
         identity=identity,
-        code_versions={**digests.CODE_VERSIONS, **(manifest.get("code_versions") or {})},
+        # The base keeps its trained index, however its vectors were sampled; check-drift decides whether it fits.
+        code_versions={**digests.CODE_VERSIONS, **(manifest.get("code_versions") or {}), TRAINING: current_training},
     )
     if digest_of(previous) == digest_of(current):
         return []

@@ -2,7 +2,7 @@
 
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from retro_ops.compute import device
 from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.index.sampling import sample_rows
+from retro_ops.index.sampling import ranges, run_rows, sample_in_runs
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import index_spec_from_json
@@ -134,34 +134,52 @@ def _index_type(parameters: Parameters, vectors: int, dimension: int) -> tuple[s
 
 
 def _sample(shards: Sequence[NpyReader], wanted: int, parameters: Parameters, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A uniform sample over all shards, ``[n, d]``, read in blocks. BadInputError if it exceeds the memory budget."""
+    """A sample over all shards, ``[n, d]``, in runs of rows. BadInputError if it exceeds its memory limit."""
 
     counts = np.array([len(shard) for shard in shards], np.int64)
     dimension = shards[0].shape[1]
     taken = min(wanted, int(counts.sum()))
     row_bytes = dimension * dtype.itemsize
     needed = taken * row_bytes
-    budget = memory.training_sample(parse_bytes(parameters.memory_budget))
-    if needed > budget:
+    limit = _memory_limit(parameters)
+    if needed > limit.bytes:
         raise BadInputError(
             f"{taken:,} training vectors of {dimension} dimensions need {needed / 2**30:.1f} GiB, "
-            f"the memory budget is {budget / 2**30:.1f} GiB",
-            f"raise --memory-budget, or set --max-training-vectors to {budget // row_bytes:,} or less",
+            f"the limit is {limit.bytes / 2**30:.1f} GiB ({limit.why})",
+            f"raise --memory-budget, or set --max-training-vectors to {limit.bytes // row_bytes:,} or less",
         )
+    for shard in shards:
+        _check_dimension(shard, dimension)
     vectors = np.empty((taken, dimension), dtype)
     filled = 0
     progress = Progress(STAGE, taken, "vectors")
-    for shard, rows in zip(shards, sample_rows(counts, wanted, parameters.seed), strict=True):
-        _check_dimension(shard, dimension)
-        for start in range(0, len(shard), BLOCK_ROWS):
-            low, high = np.searchsorted(rows, (start, start + BLOCK_ROWS))
-            if low < high:
-                block: Any = shard.rows(start, start + BLOCK_ROWS)
-                vectors[filled : filled + high - low] = block[rows[low:high] - start]
-                filled += int(high - low)
-                progress.advance(int(high - low))
+    for rows in read_ahead.ahead(_reads(shards, sample_in_runs(counts, wanted, parameters.seed), run_rows(taken))):
+        vectors[filled : filled + len(rows)] = rows
+        filled += len(rows)
+        progress.advance(len(rows))
     progress.close()
     return vectors
+
+
+def _memory_limit(parameters: Parameters) -> memory.MemoryLimit:
+    is_default = parameters.memory_budget == PARAMETERS["memory_budget"].default
+    return memory.training_sample(None if is_default else parse_bytes(parameters.memory_budget))
+
+
+def _reads(
+    shards: Sequence[NpyReader], sample: Sequence[NDArray[np.int64]], gap: int
+) -> Iterator[read_ahead.Read[NDArray[Any]]]:
+    """Reads of the rows ``sample`` of each shard, in order. Gaps of up to ``gap`` rows are read along."""
+
+    def read(shard: NpyReader, rows: NDArray[np.int64]) -> NDArray[Any]:
+        first = int(rows[0])
+        return shard.rows(first, int(rows[-1]) + 1)[rows - first]
+
+    for shard, rows in zip(shards, sample, strict=True):
+        for start, stop in ranges(rows, gap, BLOCK_ROWS):
+            some = rows[start:stop]
+            # Twice: as read, and without the gaps.
+            yield 2 * int(some[-1] + 1 - some[0]) * shard.row_bytes, partial(read, shard, some)
 
 
 def _check_dimension(shard: NpyReader, dimension: int) -> None:

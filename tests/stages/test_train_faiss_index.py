@@ -1,16 +1,24 @@
-"""The index type that a corpus gets."""
+"""The index type that a corpus gets, and the sample that it is trained on."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from books import build, make_corpus, plan_of
-from samples import Run
+from counting import CountingStore
+from samples import Run, write_index_spec
 
+from retro_ops import memory
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
+from retro_ops.index.drift import RUN_ROWS, SAMPLED_RUNS
 from retro_ops.plan import paths
+from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.specs import index_spec_from_json
+from retro_ops.stages.train_faiss_index import _sample
 from retro_ops.storage import store
+from retro_ops.storage.npy import HEADER_BYTES, open_npy
 
 
 def test_a_corpus_too_small_for_its_index_type_fails_or_gets_another_type_on_request(
@@ -43,3 +51,51 @@ def test_an_index_type_of_auto_is_chosen_and_recorded(
     tuned = report.read(paths.report_uri(plan, "tune-search"))
     assert tuned is not None
     assert tuned["details"]["train"]["recall"] > 0.95
+
+
+def synthetic(folder: Path) -> Path:
+    """Three shards of 80,000 vectors in all, and their index spec."""
+    rng = np.random.default_rng(0)
+    for name, count in (("a", 30_000), ("b", 10), ("c", 49_990)):
+        (folder / name).mkdir()
+        np.save(folder / name / "embeddings.npy", rng.standard_normal((count, 8)).astype(np.float16))
+    return write_index_spec(folder / "index.spec.json", [folder / name for name in "abc"])
+
+
+def test_bytes_read_for_training_are_a_small_multiple_of_the_sample(
+    tmp_path: Path, run: Run, counted: CountingStore
+) -> None:
+    spec = synthetic(tmp_path)
+    counted.bytes.clear()
+    options = ("--index-type", "IVF16,Flat", "--max-training-vectors", 5_000)
+    run("train-faiss-index", "--spec", spec, "--output", tmp_path / "some.index", *options)
+    read = sum(size for uri, size in counted.bytes.items() if uri.endswith("embeddings.npy"))
+    by_drift = SAMPLED_RUNS * RUN_ROWS * 16
+    assert 5_000 * 16 <= read - by_drift < 3 * 5_000 * 16 + 3 * HEADER_BYTES
+
+
+def test_a_sample_of_everything_is_all_rows_in_order(tmp_path: Path) -> None:
+    spec = synthetic(tmp_path)
+    shards = [open_npy(shard.embeddings) for shard in index_spec_from_json(spec.read_bytes(), str(spec))]
+    every = np.concatenate([shard.rows(0, len(shard)) for shard in shards])
+    for wanted in (80_000, 10**7):
+        found = _sample(shards, wanted, Parameters(), np.dtype(np.float32))
+        assert np.array_equal(found, every.astype(np.float32))
+    some = _sample(shards, 5_000, Parameters(), np.dtype(np.float16))
+    places = {row.tobytes(): number for number, row in enumerate(every)}
+    numbers = [places[row.tobytes()] for row in some]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_sample_that_exceeds_its_limit_is_refused_with_the_reason(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = synthetic(tmp_path)
+    train = ("train-faiss-index", "--spec", spec, "--output", tmp_path / "x.index", "--index-type", "IVF16,Flat")
+    run(*train, "--max-training-vectors", 10_000, "--memory-budget", "300KiB", code=65)
+    assert "the limit is 0.0 GiB (--memory-budget)" in capfd.readouterr().err
+    # At its default the limit is that of the machine.
+    monkeypatch.setattr(memory, "_machine_memory", lambda: 2**20)
+    run(*train, "--max-training-vectors", 20_000, code=65)
+    assert "the limit is 0.0 GiB (three eighths of 0.0 GiB)" in capfd.readouterr().err
+    run(*train, "--max-training-vectors", 20_000, "--memory-budget", "1GiB")
