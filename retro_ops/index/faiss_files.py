@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 
 from retro_ops.errors import BadInputError
+from retro_ops.index.ivf_file import table_flags
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
 from retro_ops.uris import split_scheme
@@ -15,8 +16,11 @@ from retro_ops.uris import split_scheme
 COPY_BYTES = 8 * 2**20
 
 
-def load_index(uri: str) -> Any:
-    """The index at ``uri``, in memory. BadInputError if the file is not an index."""
+def load_index(uri: str, *, search: bool = True) -> Any:
+    """The index at ``uri``, in memory. BadInputError if the file is not an index.
+
+    ``search``: whether it will search, for which faiss computes a table.
+    """
     with tempfile.TemporaryDirectory(prefix="retro-ops-") as scratch:
         path = uri
         if split_scheme(uri)[0]:
@@ -26,7 +30,7 @@ def load_index(uri: str) -> Any:
         else:
             store.at(uri).size(uri)
         try:
-            return faiss.read_index(path)
+            return faiss.read_index(path, table_flags(search))
         except RuntimeError as error:
             raise BadInputError(f"{uri} is not a faiss index: {error}", "it may be cut off: build it again") from error
 

@@ -5,10 +5,11 @@ ids. So any list can be read from the file where it lies, and a merged file can 
 """
 
 import logging
+import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,6 +35,9 @@ are not empty (``sprs``), and how many numbers follow."""
 FIRST_READ_BYTES = 2**20
 MOST_HEAD_BYTES = 2**32
 
+PIECES_AT_ONCE = 2**16
+"""Pieces of lists, one for each file, that are joined at a time: Python holds some 600 bytes for each."""
+
 GAP_BYTES = 2**18
 """Smaller gaps between lists are read along, which costs less than another request."""
 
@@ -42,11 +46,12 @@ GAP_BYTES = 2**18
 class ListFile:
     """An index file.
 
-    ``head``: the trained part; ``sizes`` int64 ``[lists]``: vectors of each list; ``first``: offset of the first list.
+    ``trained``: the index without its vectors, as faiss serialises it; ``sizes`` int64 ``[lists]``: vectors of each
+    list; ``first``: offset of the first list.
     """
 
     uri: str
-    head: bytes
+    trained: bytes = field(repr=False)
     sizes: NDArray[np.int64]
     code_size: int
     first: int
@@ -64,20 +69,36 @@ class ListFile:
         """Offset of each list, and of the end of the last one: int64 ``[lists + 1]``."""
         return self.first + np.concatenate(([0], np.cumsum(self.sizes))) * self.vector_bytes
 
-    def empty(self) -> Any:
-        """The index without its vectors."""
-        data = self.head + _sizes(np.zeros(len(self.sizes), np.int64), self.code_size)
-        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-        faiss_index.set_total(index, 0)
-        return index
+    def empty(self, *, search: bool = True) -> Any:
+        """The index without its vectors. ``search``: whether it will search, for which faiss computes a table."""
+        return faiss.deserialize_index(np.frombuffer(self.trained, np.uint8), table_flags(search))
 
     def list_bytes(self, start: int, stop: int) -> int:
         return int(self.offsets[stop] - self.offsets[start])
 
-    def lists(self, start: int, stop: int) -> memoryview:
-        """The bytes of lists ``start:stop``, as they are stored."""
+    def lists(self, start: int, stop: int, shift: int = 0) -> memoryview:
+        """The bytes of lists ``start:stop`` as they are stored, with ``shift`` added to the ids."""
         first, length = int(self.offsets[start]), self.list_bytes(start, stop)
-        return memoryview(store.at(self.uri).read_range(self.uri, first, length))
+        block = memoryview(store.at(self.uri).read_range(self.uri, first, length))
+        if not shift:
+            return block
+        words, is_id = self._words(block, start, stop)
+        shifted = words.copy()
+        shifted[is_id] = (words[is_id].view("<i8") + shift).view(words.dtype)
+        return shifted.view(np.uint8).data
+
+    def ids(self, block: memoryview, start: int, stop: int) -> NDArray[np.int64]:
+        """Ids of the vectors of lists ``start:stop``, list by list; ``block``: the bytes of these lists."""
+        words, is_id = self._words(block, start, stop)
+        return words[is_id].view("<i8")
+
+    def _words(self, block: memoryview, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """``block`` in words that divide codes and ids, and whether each word belongs to an id."""
+        word = math.gcd(self.code_size, ID_BYTES)
+        sizes = self.sizes[start:stop]
+        lengths = np.stack((sizes * self.code_size, sizes * ID_BYTES), axis=1).reshape(-1) // word
+        is_id = np.repeat(np.tile([False, True], len(sizes)), lengths)
+        return np.frombuffer(block, f"<u{word}"), is_id
 
     def split(self, block: memoryview, start: int, number: int) -> tuple[memoryview, NDArray[np.int64]]:
         """Codes and ids of list ``number`` in ``block``, which begins with list ``start``."""
@@ -103,15 +124,17 @@ class ListFile:
         """The list of each vector, by its id: int32 ``[total]``. Reads ``most_bytes`` at a time."""
         found = np.zeros(self.total, np.int32)
         for start, stop in self.runs(np.flatnonzero(self.sizes), most_bytes):
-            block = self.lists(start, stop)
-            for number in range(start, stop):
-                found[self.split(block, start, number)[1]] = number
+            numbers = np.repeat(np.arange(start, stop, dtype=np.int32), self.sizes[start:stop])
+            found[self.ids(self.lists(start, stop), start, stop)] = numbers
         return found
 
 
-def open_lists(uri: str) -> ListFile | None:
-    """The index file at ``uri``; None for a type without such lists, which must be loaded whole."""
-    size, wanted = store.at(uri).size(uri), FIRST_READ_BYTES
+def open_lists(uri: str, like: ListFile | None = None) -> ListFile | None:
+    """The index file at ``uri``; None for a type without such lists, which must be loaded whole.
+
+    ``like``: another file. If both have the same trained part, it is in memory once.
+    """
+    size, wanted = store.at(uri).size(uri), max(FIRST_READ_BYTES, like.first if like else 0)
     while True:
         wanted = min(wanted, size)
         data = store.at(uri).read_range(uri, 0, wanted)
@@ -128,7 +151,9 @@ def open_lists(uri: str) -> ListFile | None:
                 sizes[stored[::2]] = stored[1::2]
             # The trained part may hold the mark by chance, but then the sizes do not add up to the file.
             if len(sizes) == lists and first + int(sizes.sum()) * (code_size + ID_BYTES) == size:
-                return ListFile(uri, data[: found.start()], sizes, code_size, first)
+                trained = _trained(data[: found.start()] + _sizes(np.zeros(lists, np.int64), code_size))
+                shared = like is not None and like.trained == trained
+                return ListFile(uri, like.trained if like and shared else trained, sizes, code_size, first)
         if wanted == size or wanted >= MOST_HEAD_BYTES:
             return None
         wanted *= 4
@@ -150,12 +175,21 @@ def open_if_larger_than(limit: MemoryLimit, uris: Sequence[str]) -> list[ListFil
         return None
     name = f"{uris[0]}{' and others' if len(uris) > 1 else ''}"
     too_large = f"{name}: {size:,} bytes exceed the limit of {limit.bytes:,} ({limit.why})"
-    files = [file for uri in uris if (file := open_lists(uri))]
+    first = open_lists(uris[0])
+    # Twice: as read, and without vectors.
+    head = 2 * first.first if first else 0
+    others = read_ahead.ahead((head, partial(open_lists, uri, first)) for uri in uris[1:])
+    files = [file for file in (first, *others) if file]
     if len(files) < len(uris):
         say(f"{too_large}, but this type must be loaded whole", logging.WARNING, event="too_large")
         return None
     say(f"{too_large}, so it is read part by part", event="in_parts")
     return files
+
+
+def table_flags(search: bool) -> int:
+    """Flags for reading an index: faiss' table for product codes takes up to 2 GiB, and only a search needs it."""
+    return 0 if search else int(faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
 
 
 def _sizes(sizes: NDArray[np.int64], code_size: int) -> bytes:
@@ -173,32 +207,48 @@ def merge(base: ListFile, parts: Sequence[ListFile], uri: str, most_bytes: int) 
     ``most_bytes`` are read at a time, and held once more while they are written. BadInputError if the parts do not come
     from one trained index.
     """
-    trained = _trained(base)
     for part in parts:
-        if _trained(part) != trained:
+        if part.trained != base.trained:
             raise BadInputError(f"{part.uri} cannot be appended", "build all partial indexes from one trained index")
     files = [base, *parts]
     shifts = np.cumsum([0, *(file.total for file in files)])[:-1].tolist()
     sizes: NDArray[np.int64] = np.add.reduce([file.sizes for file in files])
-    index = base.empty()
+    index = base.empty(search=False)
     faiss_index.set_total(index, int(sizes.sum()))
     empty = _sizes(np.zeros(len(sizes), np.int64), base.code_size)
-    head = faiss.serialize_index(index).tobytes()
-    whole = ListFile(uri, head.removesuffix(empty), sizes, base.code_size, 0)
-    with store.create(uri) as writer:
-        writer.write(whole.head)
-        writer.write(_sizes(sizes, base.code_size))
+    head = faiss.serialize_index(index).tobytes().removesuffix(empty) + _sizes(sizes, base.code_size)
+    whole = ListFile(uri, base.trained, sizes, base.code_size, len(head))
+    with store.create(uri, int(whole.offsets[-1])) as writer:
+        writer.write(head)
         for start, stop in whole.runs(np.arange(len(sizes)), most_bytes):
-            blocks = list(
-                read_ahead.ahead((file.list_bytes(start, stop), partial(file.lists, start, stop)) for file in files)
+            reads = (
+                (file.list_bytes(start, stop), partial(file.lists, start, stop, shift))
+                for file, shift in zip(files, shifts, strict=True)
             )
-            for number in range(start, stop):
-                held = [of for of in range(len(files)) if files[of].sizes[number]]
-                found = [files[of].split(blocks[of], start, number) for of in held]
-                writer.write(b"".join(codes for codes, _ in found))
-                writer.write(b"".join((ids + shifts[of]).tobytes() for of, (_, ids) in zip(held, found, strict=True)))
+            blocks = list(read_ahead.ahead(reads))
+            for joined in _joined(files, blocks, start, stop):
+                writer.write(joined)
         return writer.close()
 
 
-def _trained(file: ListFile) -> bytes:
-    return bytes(faiss.serialize_index(file.empty()).tobytes())
+def _joined(files: Sequence[ListFile], blocks: Sequence[memoryview], start: int, stop: int) -> Iterator[bytes]:
+    """Lists ``start:stop`` of all ``files``: of each list first the codes of all files, then the ids. ``blocks``: the
+    bytes of these lists, by file."""
+    step = max(1, PIECES_AT_ONCE // len(files))
+    for first in range(start, stop, step):
+        lists = slice(first, min(first + step, stop))
+        sizes = np.stack([file.sizes[lists] for file in files], axis=1)
+        codes = np.stack([file.offsets[lists] - file.offsets[start] for file in files], axis=1)
+        ids = codes + sizes * files[0].code_size
+        starts = np.stack((codes, ids), axis=1)  # [lists, 2, files]
+        ends = np.stack((ids, ids + sizes * ID_BYTES), axis=1)
+        filled = starts < ends
+        pieces = zip(np.nonzero(filled)[2].tolist(), starts[filled].tolist(), ends[filled].tolist(), strict=True)
+        yield b"".join([blocks[of][begin:end] for of, begin, end in pieces])
+
+
+def _trained(index: bytes) -> bytes:
+    """The serialised ``index`` without its number of vectors."""
+    empty = faiss.deserialize_index(np.frombuffer(index, np.uint8), table_flags(search=False))
+    faiss_index.set_total(empty, 0)
+    return bytes(faiss.serialize_index(empty).tobytes())

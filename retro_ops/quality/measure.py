@@ -181,7 +181,7 @@ def _rates(
 def _index_figures(uri: str, drawn: Sequence[Sampled], limit: MemoryLimit) -> dict[str, Any]:
     parts = open_if_larger_than(limit, [uri])
     # A large index need not be loaded: the list sizes and the trained part suffice.
-    index = parts[0].empty() if parts else load_index(uri)
+    index = parts[0].empty(search=False) if parts else load_index(uri, search=False)
     sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)
     vectors = join([entry.queries for entry in drawn]).vectors if drawn else None
     return {

@@ -103,7 +103,7 @@ def _load_trained(uri: str) -> Any:
     """The trained faiss index. BadInputError if it holds vectors."""
     from retro_ops.index.faiss_files import load_index
 
-    index = load_index(uri)
+    index = load_index(uri, search=False)
     if index.ntotal:
         raise BadInputError(f"{uri} already holds {index.ntotal:,} vectors", "give the trained index")
     return index

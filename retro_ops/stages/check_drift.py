@@ -50,7 +50,7 @@ def _decide(plan: Plan, parameters: Parameters) -> tuple[Plan, dict[str, Any]]:
     baseline = drift.Fit(**fit) if fit else None
     embeddings = [paths.embeddings_uri(plan, shard.name) for shard in plan.indexed("train")]
     shards = read_ahead.side_by_side(partial(open_npy, ndim=2, kind="f", finite=True), embeddings)
-    current = drift.measure(load_index(paths.trained_index_uri(plan)), shards, parameters.seed)
+    current = drift.measure(load_index(paths.trained_index_uri(plan), search=False), shards, parameters.seed)
     reason = (
         drift.reason_to_retrain(baseline, current, parameters.max_drift) if baseline else "its fit was never measured"
     )

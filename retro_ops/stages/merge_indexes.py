@@ -117,7 +117,7 @@ def _on_disk(job: Job, limit: memory.MemoryLimit) -> tuple[int, list[Written]] |
         parts, rest = rest[: len(step.partials)], rest[len(step.partials) :]
         outputs.append(ivf_file.merge(whole, parts, step.output, memory.lists_at_once(limit.bytes)))
         progress.advance(len(parts))
-        merged = ivf_file.open_lists(step.output)
+        merged = ivf_file.open_lists(step.output, whole)
         assert merged, f"{step.output} is an index of lists"
         whole = merged
     progress.close()
@@ -128,13 +128,13 @@ def _in_memory(job: Job) -> tuple[int, list[Written]]:
     from retro_ops.index import filling
     from retro_ops.index.faiss_files import load_index, save_index
 
-    index = load_index(job.base)
+    index = load_index(job.base, search=False)
     progress = Progress(STAGE, sum(len(step.partials) for step in job.steps), "partial indexes")
     outputs = []
     for step in job.steps:
         sizes = read_ahead.side_by_side(lambda uri: store.at(uri).size(uri), step.partials)
         loaded = read_ahead.ahead(
-            (size, partial(load_index, uri)) for size, uri in zip(sizes, step.partials, strict=True)
+            (size, partial(load_index, uri, search=False)) for size, uri in zip(sizes, step.partials, strict=True)
         )
         for uri, index_of_shard in zip(step.partials, loaded, strict=True):
             filling.merge(index, index_of_shard, uri)

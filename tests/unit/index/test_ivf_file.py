@@ -15,6 +15,7 @@ from vectors import unit_vectors
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index, filling, ivf_file, training
+from retro_ops.index.faiss_files import load_index
 from retro_ops.memory import MemoryLimit
 from retro_ops.search import faiss_search, ivf_parts
 
@@ -62,13 +63,14 @@ def opened(uri: str) -> ivf_file.ListFile:
     return found
 
 
-@pytest.mark.parametrize("index_type", TYPES)
+@pytest.mark.parametrize("index_type", [*TYPES, "IVF64,PQ1"])
 def test_merged_on_disk_are_the_bytes_of_a_merge_in_memory(
-    tmp_path: Path, index_type: str, built: Callable[[str], Built]
+    tmp_path: Path, index_type: str, built: Callable[[str], Built], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, (trained, *parts) = built(index_type)
     faiss.write_index(whole, str(tmp_path / "whole"))
-    for most_bytes in (9_000, 10**9):
+    for most_bytes, pieces in ((9_000, 2**16), (10**9, 2**16), (10**9, 17)):
+        monkeypatch.setattr(ivf_file, "PIECES_AT_ONCE", pieces)
         ivf_file.merge(opened(trained), [opened(uri) for uri in parts], str(tmp_path / "merged"), most_bytes)
         assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
     # A filled index grows in the same way.
@@ -119,6 +121,30 @@ def test_what_is_not_of_lists_or_not_whole_is_left_to_faiss(
     assert ivf_file.open_lists(str(cut)) is None
     assert ivf_file.open_if_larger_than(MemoryLimit(2**30, "a test"), [trained]) is None
     assert ivf_file.open_if_larger_than(MemoryLimit(1, "a test"), [trained])
+
+
+def test_the_trained_part_of_equal_files_is_in_memory_once(tmp_path: Path, built: Callable[[str], Built]) -> None:
+    _, (trained, *parts) = built("IVF64,PQ8")
+    files = ivf_file.open_if_larger_than(MemoryLimit(1, "a test"), [trained, *parts])
+    assert files
+    assert {id(file.trained) for file in files} == {id(files[0].trained)}
+    assert ivf_file.merge(files[0], files[1:], str(tmp_path / "merged"), 10**6).bytes > files[0].first
+    _, (other, *_) = built("IVF64,Flat")
+    found = ivf_file.open_lists(other, files[0])
+    assert found
+    assert found.trained != files[0].trained
+
+
+def test_without_a_search_faiss_computes_no_table(built: Callable[[str], Built], vectors: NDArray[np.float32]) -> None:
+    _, (_, first, *_) = built("IVF64,PQ8")
+    for read in (functools.partial(load_index, first), opened(first).empty):
+        with_table, without = read(), read(search=False)
+        assert without.precomputed_table.size() == 0 < with_table.precomputed_table.size()
+        assert np.array_equal(with_table.sa_encode(vectors[:100]), without.sa_encode(vectors[:100]))
+        for index in (with_table, without):
+            index.reset()
+            index.add(vectors)
+        assert np.array_equal(faiss.serialize_index(with_table), faiss.serialize_index(without))
 
 
 def test_parts_of_another_index_are_refused(
