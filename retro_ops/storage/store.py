@@ -19,7 +19,7 @@ from retro_ops.storage.s3 import S3Store
 def at(uri: str) -> Store:
     """The store that holds ``uri``: ``s3://…``, a local path, or ``memory://…`` in tests."""
     scheme = uri.partition("://")[0] if "://" in uri else ""
-    if scheme == "":
+    if scheme == "" and not uri.startswith("s3:"):  # A root `s3://` loses its slashes.
         return _LOCAL
     if scheme == "s3":
         _require_boto3()

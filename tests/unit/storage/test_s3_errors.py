@@ -152,6 +152,12 @@ def test_what_is_no_location_fails_without_retry(uri: str) -> None:
             getattr(store.at(uri), call)(uri)
 
 
+@pytest.mark.parametrize("uri", ["s3:", "s3:/d/current.json", "S3://bucket/key", "gs://bucket/key"])
+def test_what_looks_like_a_store_is_no_local_folder(uri: str) -> None:
+    with pytest.raises(BadInputError, match="use a local path or s3://bucket/key"):
+        store.exists(uri)
+
+
 @pytest.mark.parametrize("endpoint", ["nonsense", "host:9000", "http://", "ftp//x"])
 def test_an_endpoint_that_is_no_url_fails_without_retry(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
