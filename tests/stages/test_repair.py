@@ -170,6 +170,6 @@ def test_a_damaged_manifest_is_reported(built: Nights, capfd: Any) -> None:
     with pytest.raises(StageFailedError) as failed:
         built.refresh()
     assert failed.value.code == 65
-    assert f"{manifest} is damaged" in capfd.readouterr().err
+    assert f"{manifest} is not JSON" in capfd.readouterr().err
     built.repair()
     assert Counter(entry.state for entry in audit(read_plan(built.series().plan_uri())))["damaged"] == 0
