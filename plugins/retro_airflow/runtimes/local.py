@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from retro_airflow.runtimes import Handle, Job, Position, Status
+from retro_ops.plan.name_lists import split_names
 
 GRACE_S = 3.0
 """Seconds between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
