@@ -19,7 +19,7 @@ RUNTIME_FILE = "runtime.toml"
 @dataclass(frozen=True)
 class Settings:
     """``stage_command``: how a worker calls the stages. ``mapped_tasks``: most tasks that a stage is mapped to; with
-    more shards, each task takes several."""
+    more shards, each task takes several. ``page_roots``: roots whose datasets Airflow's pages show."""
 
     deployment: Deployment
     stage_command: tuple[str, ...]
@@ -28,6 +28,7 @@ class Settings:
     mapped_tasks: int
     retry_delay: timedelta
     root: str | None
+    page_roots: tuple[str, ...]
     dataset: str | None
     corpus: str | None
     validation_corpus: str | None
@@ -49,6 +50,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mapped_tasks=_positive("RETRO_MAPPED_TASKS", env.get("RETRO_MAPPED_TASKS", "256")),
         retry_delay=timedelta(seconds=_seconds("RETRO_RETRY_DELAY", env.get("RETRO_RETRY_DELAY", "30"))),
         root=env.get("RETRO_ROOT"),
+        page_roots=_roots(env.get("RETRO_ROOT", ""), env.get("RETRO_PAGE_ROOTS", "")),
         dataset=env.get("RETRO_DATASET"),
         corpus=env.get("RETRO_CORPUS"),
         validation_corpus=env.get("RETRO_VALIDATION_CORPUS"),
@@ -69,6 +71,15 @@ def _runtime_file(configured: str | None) -> Path:
         return Path(configured).expanduser()
     beside = (Path(folder) / RUNTIME_FILE for folder in sys.path)
     return next((path for path in beside if path.is_file()), Path(__file__).with_name(RUNTIME_FILE))
+
+
+def _roots(root: str, others: str) -> tuple[str, ...]:
+    """``root`` and the roots in ``others``, which are separated by commas, each once."""
+    named = [name.strip().rstrip("/") for name in (root, *others.split(","))]
+    for name in filter(None, named):
+        if not name.startswith("/") and "://" not in name:
+            raise ConfigurationError(f"RETRO_PAGE_ROOTS: {name!r} is a relative path", "use full paths or s3://…")
+    return tuple(dict.fromkeys(filter(None, named)))
 
 
 def _positive(name: str, text: str) -> int:

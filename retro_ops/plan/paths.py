@@ -30,7 +30,12 @@ def dataset_folder(root: str, dataset: str) -> str:
 
 def run_folder(root: str, dataset: str, run: str) -> str:
     """Folder of one run; ``run`` may be any text, such as an Airflow run id."""
-    return join(dataset_folder(root, dataset), "runs", re.sub(r"[^A-Za-z0-9._-]+", "-", run).strip(".-") or "run")
+    return join(dataset_folder(root, dataset), "runs", run_name(run))
+
+
+def run_name(run: str) -> str:
+    """Name of the folder of ``run``: its id with unusual characters replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", run).strip(".-") or "run"
 
 
 def plan_uri(root: str, dataset: str, run: str) -> str:

@@ -1,13 +1,13 @@
 """The example chunks and neighbours on a dataset card."""
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split
+from retro_ops.quality.shared_words import shared_words
 from retro_ops.storage.npy import open_npy
 from retro_ops.tokens.tokenizer import Tokenizer
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = 20
-
-LEAST_SHARED_WORDS = 3
 
 
 def draw_examples(
@@ -62,19 +60,6 @@ def _place(plan: Plan, shard: Shard, row: int) -> str:
 
     document = int(open_npy(paths.chunks_files(plan, shard.name)["chunk2seq"]).rows(row, row + 1)[0])
     return f"{shard.name} / {document} / {row}"
-
-
-def shared_words(text: str, other: str) -> list[tuple[str, bool]]:
-    """Cut ``other`` into pieces (words, whether ``text`` contains the same run of LEAST_SHARED_WORDS words or more)."""
-
-    words = other.split()
-    runs = SequenceMatcher(None, text.split(), words, autojunk=False).get_matching_blocks()
-    pieces, at = [], 0
-    for run in runs:
-        if run.size >= LEAST_SHARED_WORDS:
-            pieces += [(" ".join(words[at : run.b]), False), (" ".join(words[run.b : run.b + run.size]), True)]
-            at = run.b + run.size
-    return [piece for piece in [*pieces, (" ".join(words[at:]), False)] if piece[0]]
 
 
 def spread(examples: dict[Split, list[dict[str, Any]]]) -> list[dict[str, Any]]:

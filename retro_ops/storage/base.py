@@ -92,6 +92,9 @@ class Store(Protocol):
         """URIs of all objects below ``folder``, sorted. ``follow_links``: also those in linked folders, where the store
         has links."""
 
+    def folders(self, folder: str) -> builtins.list[str]:
+        """Names of the folders directly in ``folder``, sorted; their content is not listed."""
+
     def fingerprint(self, uri: str) -> str:
         """A text that identifies the content of the object, independent of its name and time."""
 

@@ -112,6 +112,12 @@ class LocalStore:
             path for path in _walk(folder, follow_links=follow_links) if not path.endswith(_LocalWriter.SUFFIX)
         )
 
+    def folders(self, folder: str) -> builtins.list[str]:
+        if not os.path.isdir(folder):
+            return []
+        with _errors(folder), os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+
     def fingerprint(self, uri: str) -> str:
         stream = self.open(uri)
         with _errors(uri):

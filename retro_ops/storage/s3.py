@@ -167,6 +167,13 @@ class S3Store:
     def list(self, folder: str, *, follow_links: bool = False) -> builtins.list[str]:
         return [stored.uri for stored in self.objects(folder)]
 
+    def folders(self, folder: str) -> builtins.list[str]:
+        bucket, prefix = _bucket_key(folder.rstrip("/") + "/").values()
+        with _s3_errors(folder):
+            pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+            found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+        return sorted(name[len(prefix) :].rstrip("/") for name in found)
+
     def fingerprint(self, uri: str) -> str:
         head = self._head(uri)
         if head is None:

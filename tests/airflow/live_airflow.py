@@ -40,9 +40,18 @@ class LiveAirflow:
         self.scheduler: subprocess.Popen[bytes] | None = None
         self._dag_processor: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start_api_server(self) -> None:
+        """The API server alone, for what needs no scheduler."""
         self._airflow("db", "migrate").wait()
         self._airflow("api-server", "--host", "127.0.0.1", "--port", str(self._port))
+        wait_for(self._answers)
+
+    def start(self) -> None:
+        self.start_api_server()
         self._dag_processor = self._airflow("dag-processor")
         self.start_scheduler()
         wait_for(self._authenticate)
@@ -121,6 +130,10 @@ class LiveAirflow:
         rows = self.call("GET", f"dags/{self.dag}/dagRuns?limit=1000")["dag_runs"]
         return dict(sorted((str(row["logical_date"])[:10], str(row["state"])) for row in rows))
 
+    def token(self, user: str, password: str) -> str:
+        answer = self._client.post("/auth/token", json={"username": user, "password": password})
+        return str(answer.json()["access_token"])
+
     def call(self, method: str, path: str, body: Any = None) -> Any:
         response = self._request(method, path, body)
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
@@ -137,11 +150,14 @@ class LiveAirflow:
     def _request(self, method: str, path: str, body: Any) -> httpx.Response:
         return self._client.request(method, f"/api/v2/{path}", json=body)
 
-    def _authenticate(self) -> bool:
+    def _answers(self) -> bool:
         try:
-            answer = self._client.get("/auth/token")
+            return self._client.get("/api/v2/version").is_success
         except httpx.TransportError:
             return False
+
+    def _authenticate(self) -> bool:
+        answer = self._client.get("/auth/token")
         if not answer.is_success:
             return False
         self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"

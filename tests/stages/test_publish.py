@@ -91,6 +91,13 @@ def read_on(nights: Nights, stop: threading.Event, seen: list[tuple[int, bool]])
         time.sleep(0.02)
 
 
+def test_a_published_version_names_its_figures(built: Nights) -> None:
+    entry = built.series().entry()
+    card = json.loads(store.read(paths.card_in(built.series().folder(), "json")))
+    assert entry["figures"]["stored_bytes"] == card["totals"]["stored_bytes"]
+    assert entry["figures"]["quality"]["train"]["recall"] == round(card["quality"]["train"]["recall"], 4)
+
+
 def test_publishing_an_old_run_again_changes_nothing(built: Nights) -> None:
     built.put("train/e")
     old = built.refresh()

@@ -69,3 +69,11 @@ def test_an_abandoned_upload_is_swept_and_a_lost_race_is_reported(s3: str) -> No
     with pytest.raises(ConflictError):
         store.at(current).write_if(current, b"4", tagged[1])
     assert store.read(current) == b"3"
+
+
+def test_folders_are_listed_without_their_content(s3: str) -> None:
+    for name in ("roots/b/c/d.bin", "roots/a/e.bin", "roots/f.bin"):
+        store.write(f"{s3}/{name}", b"")
+    at = store.at(s3)
+    assert at.folders(f"{s3}/roots") == ["a", "b"]
+    assert at.folders(f"{s3}/nothing") == []

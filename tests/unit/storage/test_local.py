@@ -145,3 +145,11 @@ def test_every_name_that_the_file_system_takes_can_be_written(name: str) -> None
 
 def test_a_name_as_long_as_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
     store.write(str(tmp_path / ("x" * 255)), b"content")
+
+
+def test_folders_are_listed_without_their_content(tmp_path: Path) -> None:
+    for name in ("b/c/d.bin", "a/e.bin", "f.bin"):
+        store.write(str(tmp_path / name), b"")
+    at = store.at(str(tmp_path))
+    assert at.folders(str(tmp_path)) == ["a", "b"]
+    assert at.folders(str(tmp_path / "nothing")) == []

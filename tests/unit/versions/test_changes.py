@@ -2,7 +2,7 @@
 
 from plans import shard
 
-from retro_ops.versions.changes import compare
+from retro_ops.plan.shard_changes import compare
 
 
 def test_changes_are_by_content_not_by_order() -> None:

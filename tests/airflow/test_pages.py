@@ -1,0 +1,200 @@
+"""The pages of a real API server, as users with and without rights see them."""
+
+import dataclasses
+import html
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+from live_airflow import LiveAirflow
+from retro_airflow.pages.app import app
+from retro_airflow.pages.place import root_key
+from stored_dataset import make_plan, write_dataset
+
+from retro_ops.plan import paths
+from retro_ops.plan.plan import plan_to_json
+
+USERS = {"ann": "admin", "vic": "viewer"}
+HOSTILE = ("<script>alert(1)</script>", "../../etc/passwd", "%2e%2e", "\u202egnp", "a\x00b", "a\nb", "x" * 3000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """``news``: address of a dataset with two versions of three shards."""
+
+    root: Path
+    url: str
+    news: str
+    tokens: dict[str, str]
+
+    def get(self, path: str, user: str | None = "vic", **headers: str) -> httpx.Response:
+        if user:
+            headers["Authorization"] = f"Bearer {self.tokens[user]}"
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=60)
+
+    def text(self, path: str, status: int = 200) -> str:
+        answer = self.get(path)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("airflow")
+    root = home / "datasets"
+    write_dataset(root, "news", versions=2)
+    passwords = home / "passwords.json"
+    passwords.write_text(json.dumps(dict.fromkeys(USERS, "secret")))
+    environment = {
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in USERS.items()),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        "RETRO_ROOT": str(root),
+    }
+    airflow = LiveAirflow(home, environment)
+    try:
+        airflow.start_api_server()
+        tokens = {name: airflow.token(name, "secret") for name in USERS}
+        yield Server(root, airflow.url, f"/retro/{root_key(str(root))}/news", tokens)
+    finally:
+        airflow.stop()
+
+
+def addresses(news: str) -> list[str]:
+    """An address of every route, so that no route is forgotten."""
+    root, dataset = news.split("/")[2:]
+    values = {"root": root, "dataset": dataset, "kind": "versions", "name": "2"}
+    found = [route.path.format(**values) for route in app.routes if "/static/" not in route.path]  # type: ignore[attr-defined]
+    assert len(found) >= 7
+    return [f"/retro{path}" + ("?from=1&to=2" if path.endswith("/diff") else "") for path in found]
+
+
+def test_every_page_needs_a_user_of_airflow(server: Server) -> None:
+    for address in addresses(server.news):
+        assert server.get(address, user=None).status_code == 401, address
+        assert server.get(address, None, Authorization="Bearer forged").status_code == 403, address
+        answer = server.get(address)
+        assert answer.status_code == 200, (address, answer.text)
+        assert "default-src 'none'" in answer.headers["content-security-policy"], address
+        assert answer.headers["x-content-type-options"] == "nosniff", address
+
+
+def test_the_session_of_the_browser_is_enough(server: Server) -> None:
+    answer = httpx.get(f"{server.url}/retro/", cookies={"_token": server.tokens["vic"]})
+    assert answer.status_code == 200
+    assert "news" in answer.text
+
+
+def test_the_list_shows_version_size_and_recall(server: Server) -> None:
+    text = server.text("/retro/")
+    for expected in (">news</a>", ">2</td>", "1.5 MB", "90.0 %", "run-2"):
+        assert expected in text, expected
+
+
+def test_versions_are_listed_and_compared(server: Server) -> None:
+    text = server.text(server.news)
+    assert re.search(r'versions/2">2</a> <span class="state done">current', text)
+    assert "<polyline" in text
+    changed = server.text(f"{server.news}/diff?from=1&to=2")
+    # The first shard has the same source in both versions.
+    assert "2 changed" in changed
+    assert "<li>0001_news</li>" in changed
+    assert "<li>0000_news</li>" not in changed
+
+
+def test_states_tell_what_a_run_still_lacks(server: Server) -> None:
+    plan = make_plan(server.root, "night", 2, "new")
+    uri = Path(paths.plan_uri(plan.root, "night", "manual__1"))
+    uri.parent.mkdir(parents=True)
+    uri.write_text(plan_to_json(plan))
+    done = Path(paths.report_uri(plan, "tokenize-and-chunk", "val_0"))
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    begun = Path(paths.embeddings_uri(plan, "val_0"))
+    begun.parent.mkdir(parents=True)
+    begun.write_text("")
+    address = server.news.replace("news", "night")
+    text = server.text(f"{address}/runs/manual__1/shards?search=VAL")
+    row = text[text.index("<tbody>") : text.index("</tbody>")]
+    assert re.findall(r'class="state ?(\w*)"', row) == ["done", "started", "", ""]
+    assert "0000_news" not in row
+    assert "not yet" in server.text(address, 200).replace("Nothing is published yet", "not yet")
+
+
+def test_a_chunk_lies_beside_its_neighbours(server: Server) -> None:
+    address = f"{server.news}/versions/2/neighbours"
+    text = html.unescape(server.text(f"{address}?shard=0001_news&chunk=2"))
+    assert "gamma gamma" in text
+    # Ids count over the shards: 6 + 2 is chunk 2 of the second training shard, 0 is chunk 0 of the first.
+    assert re.findall(r">(\d{4}_news), chunk (\d)</a>", text) == [("0001_news", "2"), ("0000_news", "0")]
+    assert [*re.findall(r"distance (0\.\d+)", text)] == ["0.500", "0.750"]
+    assert "same document" in text
+    assert "/corpus/0.jsonl" in text
+    by_document = html.unescape(server.text(f"{address}?shard=0001_news&chunk=&document=1"))
+    assert "chunk 2 of 6" in by_document
+    # A row that is not full has fewer neighbours.
+    assert len(re.findall("squared L2 distance", server.text(f"{address}?shard=val_0&chunk=0"))) == 1
+
+
+def test_texts_of_the_corpus_are_shown_as_text(server: Server) -> None:
+    text = server.text(f"{server.news}/versions/2/neighbours?shard=0000_news")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\u202e" not in text
+    assert "\\u202eevil" in text
+    card = server.get(f"{server.news}/versions/2/card")
+    assert card.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_addresses_are_refused(server: Server, text: str) -> None:
+    hostile = quote(text, safe="")
+    for address in (
+        f"{server.news[: -len('news')]}{hostile}",
+        f"{server.news}/versions/{hostile}",
+        f"{server.news}/runs/{hostile}",
+        f"{server.news}/versions/2/neighbours?shard={hostile}",
+        f"{server.news}/versions/2/neighbours?chunk={hostile}",
+        f"{server.news}/versions/2/shards?page={hostile}",
+        f"{server.news}/diff?from={hostile}&to=2",
+        f"/retro/{hostile}/news",
+        f"/retro/static/{hostile}",
+    ):
+        answer = server.get(address)
+        assert answer.status_code == 404, (address, answer.text)
+        assert "<script>alert" not in answer.text
+        assert "root:" not in answer.text
+    search = server.get(f"{server.news}/versions/2/shards?search={hostile}")
+    assert search.status_code == (404 if len(text) > 200 else 200)
+    assert "<script>alert" not in search.text
+
+
+def test_files_elsewhere_are_not_read(server: Server, tmp_path: Path) -> None:
+    """Neither through a path in `current.json` nor through a link in the dataset's folder."""
+    secret = tmp_path / "plan.json"
+    secret.write_text(plan_to_json(make_plan(tmp_path, "d", 2, "secret-content")))
+    current = json.loads(Path(paths.current_uri(str(server.root), "news")).read_text())
+    for number, path in enumerate((str(secret), f"../../../../{secret}", "versions/../../../x", "linked/plan.json")):
+        name = f"crafted{number}"
+        folder = server.root / name
+        folder.mkdir()
+        (folder / "linked").symlink_to(tmp_path)
+        (folder / "current.json").write_text(json.dumps({**current, "history": [], "plan": path}))
+        answer = server.get(f"{server.news.replace('news', name)}/versions/2/shards")
+        assert answer.status_code == 404, answer.text
+        assert "secret-content" not in answer.text
+    assert "crafted0" in server.text("/retro/")
+
+
+def test_a_damaged_dataset_does_not_hide_the_others(server: Server) -> None:
+    folder = server.root / "broken"
+    folder.mkdir()
+    (folder / "current.json").write_text('{"version": "<script>alert(1)</script>"')
+    text = server.text("/retro/")
+    assert ">news</a>" in text
+    assert "is damaged" in text
+    assert "<script>alert" not in text
