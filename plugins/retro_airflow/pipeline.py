@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
-from airflow.sdk import TriggerRule, task_group
+from airflow.sdk import TaskGroup, TriggerRule, task_group
 
 from retro_airflow import tasks
 from retro_airflow.settings import Settings
@@ -30,6 +29,16 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+GROUPS = {
+    "sources": "With a recipe: list its files and split them into shards",
+    "duplicates": "If duplicates are reported or dropped: find documents that repeat others",
+    "index": "Train, fill and merge the faiss index",
+    "cells": "If the vectors do not fit on the GPUs of a worker: search them part by part",
+    "neighbours": "Tune the search and retrieve the neighbours of every chunk",
+    "publish": "Write the specs, measure, validate and publish the version",
+}
+"""What the tasks of each group do. In Airflow a group is a row that can be opened."""
+
 FILTERS = {"group_label": group_label}
 SHARD_LABEL = "{{ task.arguments['shard'] | group_label('shard') }}"
 CELL_LABEL = "{{ task.arguments['cell'] | group_label('cell') }}"
@@ -37,7 +46,9 @@ FILE_LABEL = "{{ task.arguments['file'] | group_label('file') }}"
 
 # Empty without a plan: the gate runs even then, and reports it.
 PLANNED_URI = "{{ (ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
-PLAN_URI = "{{ (ti.xcom_pull(task_ids='find_duplicates') or ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
+PLAN_URI = (
+    "{{ (ti.xcom_pull(task_ids='duplicates.find_duplicates') or ti.xcom_pull(task_ids='plan') or {}).get('plan', '') }}"
+)
 """The plan of `find_duplicates`, if that task ran."""
 
 
@@ -60,10 +71,31 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
     }
 
 
-def _stage(name: str, config: Settings | None = None) -> dict[str, Any]:
+def stage(name: str, config: Settings | None = None) -> dict[str, Any]:
     """Arguments of the operator that follow from the table of stages. ``config``: given if the stage may use a GPU."""
     pool = {"pool": config.gpu_pool} if config and STAGES[name].gpu else {}
-    return {"task_id": name.replace("-", "_"), "stage": name, **pool}
+    return {"task_id": name.replace("-", "_"), "stage": name, "doc_md": stage_doc(name), **pool}
+
+
+def stage_doc(name: str) -> str:
+    """What a stage does and how to run it by hand, as Airflow shows it beside the task."""
+    row = STAGES[name]
+    flags = {
+        "file": " --sources SOURCES --file FILE",
+        "cell": " --plan PLAN --cell CELL",
+        "shard": " --plan PLAN --shard SHARD",
+    }
+    by_hand = f"retro-ops {name}" + (" …" if row.marker == "output" else flags.get(row.maps_over or "", " --plan PLAN"))
+    mapped = f" It runs for each {row.maps_over}, or for a group of them." if row.maps_over else ""
+    return (
+        f"{row.help[0].upper()}{row.help[1:]}.{mapped}\n\n"
+        f"By hand: `{by_hand}`. *Rendered Templates* shows the whole command of this task, and its log begins with it. "
+        "Finished work is never repeated, so the task can be cleared at any time."
+    )
+
+
+def _group(name: str) -> TaskGroup:
+    return TaskGroup(name, tooltip=GROUPS[name])
 
 
 def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> None:
@@ -71,15 +103,17 @@ def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> Non
 
     ``arguments``: those of ``list-sources``. If they are empty, that task and the others added here are skipped.
     """
-    list_sources = StageOperator(**_stage("list-sources"), arguments=arguments)
-    list_source_files = PythonOperator(
-        task_id="list_source_files",
-        python_callable=tasks.list_source_files,
-        op_kwargs={"sources_uri": "{{ ti.xcom_pull(task_ids='list_sources')['sources'] }}"},
-    )
-    split_corpus = StageOperator.partial(**_stage("split-corpus"), map_index_template=FILE_LABEL).expand(
-        arguments=list_source_files.output
-    )
+    with _group("sources"):
+        list_sources = StageOperator(**stage("list-sources"), arguments=arguments)
+        list_source_files = PythonOperator(
+            task_id="list_source_files",
+            python_callable=tasks.list_source_files,
+            op_kwargs={"sources_uri": "{{ ti.xcom_pull(task_ids='sources.list_sources')['sources'] }}"},
+            doc_md=tasks.list_source_files.__doc__,
+        )
+        split_corpus = StageOperator.partial(**stage("split-corpus"), map_index_template=FILE_LABEL).expand(
+            arguments=list_source_files.output
+        )
     plan.trigger_rule = TriggerRule.NONE_FAILED
     list_sources >> list_source_files >> split_corpus >> plan
 
@@ -89,76 +123,67 @@ def build(plan: StageOperator, config: Settings) -> None:
     list_shards = _listed(tasks.list_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
-    to_index = _listed(tasks.list_shards, "list_shards_to_index", kept["plan"], "build-faiss-index")
-    to_query, to_search = (
-        PythonOperator(task_id=which.__name__, python_callable=which, op_kwargs={"plan_uri": kept["plan"]})
-        for which in (tasks.list_shards_to_query, tasks.list_cells)
-    )
-    train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
-        config, kept, to_index.output, to_query.output
-    )
-    search_parts = StageOperator.partial(**_stage("search-parts", config), map_index_template=CELL_LABEL).expand(
-        arguments=to_search.output
-    )
-    # Without a grid no cells are searched.
-    retrieve.trigger_rule = TriggerRule.NONE_FAILED
+    to_index, train, merge = _index(config, kept, tasks.list_shards)
+    to_query, tune, retrieve = _neighbours(config, kept, tasks.list_shards_to_query)
+    to_search = _cells(config, kept, tune, retrieve)
     _duplicates(plan, list_shards)
     _shards(config).expand(arguments=list_shards.output) >> gate
     gate >> [to_index, to_query, to_search, train]
-    train >> build_index >> merge >> tune >> search_parts >> retrieve >> write_specs
-    tune >> retrieve
-    _publish(config, write_specs, kept, {})
+    merge >> tune
+    retrieve >> _publish(config, kept, {})
 
 
 def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     """Add all tasks after the plan, only for unfinished shards. If there is nothing to do, all are skipped."""
     anything_to_do = ShortCircuitOperator(
-        task_id="anything_to_do", python_callable=tasks.anything_to_do, op_kwargs={"plan_uri": PLANNED_URI}
+        task_id="anything_to_do",
+        python_callable=tasks.anything_to_do,
+        op_kwargs={"plan_uri": PLANNED_URI},
+        doc_md=tasks.anything_to_do.__doc__,
     )
     list_shards = _listed(tasks.list_unfinished_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     decide: PythonOperator | StageOperator = gate
     if check_drift:
-        decide = StageOperator(**_stage("check-drift"), arguments=kept)
+        decide = StageOperator(**stage("check-drift"), arguments=kept)
         gate >> decide
         kept = {"plan": "{{ ti.xcom_pull(task_ids='check_drift')['plan'] }}"}
-    of_stage = partial(_listed, tasks.list_unfinished_shards)
-    to_index = of_stage("list_shards_to_index", kept["plan"], "build-faiss-index")
-    to_query = of_stage("list_shards_to_query", kept["plan"], "retrieve-neighbours")
-    train, build_index, merge, tune, retrieve, write_specs = _index_tasks(
-        config, kept, to_index.output, to_query.output
-    )
+    to_index, train, merge = _index(config, kept, tasks.list_unfinished_shards)
+    to_query, tune, retrieve = _neighbours(config, kept, tasks.list_unfinished_shards)
+    write_specs = _publish(config, kept, {"changed-only": True} if check_drift else {})
     # A list of shards may be empty, so the tasks that map over it may be skipped.
     merge.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
     plan >> anything_to_do
     _duplicates(anything_to_do, list_shards)
     _shards(config).expand(arguments=list_shards.output) >> gate
     decide >> [to_index, to_query, train]
-    train >> build_index >> merge >> tune >> retrieve >> write_specs
-    _publish(config, write_specs, kept, {"changed-only": True} if check_drift else {})
+    merge >> tune
+    retrieve >> write_specs
 
 
 def _duplicates(before: Any, list_shards: PythonOperator) -> None:
     """Add the tasks between the plan and its shards. If duplicates are kept, all but the first are skipped."""
-    look_for_duplicates = ShortCircuitOperator(
-        task_id="look_for_duplicates",
-        python_callable=tasks.look_for_duplicates,
-        op_kwargs={"plan_uri": PLANNED_URI},
-        # Skips only the next two tasks: the shards are built in any case.
-        ignore_downstream_trigger_rules=False,
-    )
-    list_shards_to_sign = _listed(tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
-    sign_documents = StageOperator.partial(**_stage("sign-documents"), map_index_template=SHARD_LABEL).expand(
-        arguments=list_shards_to_sign.output
-    )
-    find_duplicates = StageOperator(
-        **_stage("find-duplicates"),
-        arguments={"plan": PLANNED_URI},
-        trigger_rule=TriggerRule.NONE_FAILED,  # The shards may all be signed.
-    )
+    with _group("duplicates"):
+        look_for_duplicates = ShortCircuitOperator(
+            task_id="look_for_duplicates",
+            python_callable=tasks.look_for_duplicates,
+            op_kwargs={"plan_uri": PLANNED_URI},
+            # Skips only the next two tasks: the shards are built in any case.
+            ignore_downstream_trigger_rules=False,
+            doc_md=tasks.look_for_duplicates.__doc__,
+        )
+        to_sign = _listed(tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
+        sign_documents = StageOperator.partial(**stage("sign-documents"), map_index_template=SHARD_LABEL).expand(
+            arguments=to_sign.output
+        )
+        find_duplicates = StageOperator(
+            **stage("find-duplicates"),
+            arguments={"plan": PLANNED_URI},
+            trigger_rule=TriggerRule.NONE_FAILED,  # The shards may all be signed.
+        )
     list_shards.trigger_rule = TriggerRule.NONE_FAILED
-    before >> look_for_duplicates >> [list_shards_to_sign, find_duplicates]
+    before >> look_for_duplicates >> [to_sign, find_duplicates]
     sign_documents >> find_duplicates >> list_shards
 
 
@@ -167,12 +192,12 @@ def _shards(config: Settings) -> Any:
     def shards(arguments: dict[str, str]) -> None:
         """From documents to embeddings, each shard at its own pace."""
         chunks = StageOperator(
-            **_stage("tokenize-and-chunk", config),
+            **stage("tokenize-and-chunk", config),
             arguments=arguments,
             map_index_template=SHARD_LABEL,
         )
         embeddings = StageOperator(
-            **_stage("embed-chunks", config),
+            **stage("embed-chunks", config),
             arguments=arguments,
             map_index_template=SHARD_LABEL,
             # In a group, the shards that could be tokenised are embedded; the stage names the others.
@@ -184,7 +209,12 @@ def _shards(config: Settings) -> Any:
 
 
 def _listed(which: Callable[..., Any], task_id: str, plan_uri: str, stage: str) -> PythonOperator:
-    return PythonOperator(task_id=task_id, python_callable=which, op_kwargs={"plan_uri": plan_uri, "stage": stage})
+    return PythonOperator(
+        task_id=task_id,
+        python_callable=which,
+        op_kwargs={"plan_uri": plan_uri, "stage": stage},
+        doc_md=f"Lists the shards of `{stage}`: a task for each, or for a group of them.",
+    )
 
 
 def _gate(list_shards: PythonOperator) -> PythonOperator:
@@ -193,32 +223,68 @@ def _gate(list_shards: PythonOperator) -> PythonOperator:
         python_callable=tasks.gate,
         op_kwargs={"plan_uri": PLAN_URI, "listed": list_shards.output},
         trigger_rule=TriggerRule.ALL_DONE,
+        doc_md="Checks that every shard is embedded. If not, the run stops here, and the log names the shards and says "
+        "what to do; with *Go on without failed shards* it continues without them.",
     )
 
 
-def _index_tasks(config: Settings, kept: dict[str, str], to_index: Any, to_query: Any) -> tuple[Any, ...]:
-    """The tasks from embeddings to specs, without their dependencies."""
-    train = StageOperator(**_stage("train-faiss-index", config), arguments=kept)
-    build_index = StageOperator.partial(**_stage("build-faiss-index", config), map_index_template=SHARD_LABEL).expand(
-        arguments=to_index
-    )
-    merge = StageOperator(**_stage("merge-indexes", config), arguments=kept)
-    tune = StageOperator(**_stage("tune-search", config), arguments=kept)
-    retrieve = StageOperator.partial(
-        **_stage("retrieve-neighbours", config),
-        map_index_template=SHARD_LABEL,
-    ).expand(arguments=to_query)
-    write_specs = StageOperator(**_stage("write-specs", config), arguments=kept)
-    return train, build_index, merge, tune, retrieve, write_specs
+Listing = Callable[..., Any]
+"""Lists the shards of a stage: all of them, or those that are unfinished."""
 
 
-def _publish(config: Settings, write_specs: Any, kept: dict[str, str], of_validation: dict[str, bool]) -> None:
-    describe = StageOperator(**_stage("describe", config), arguments=kept)
-    validate = StageOperator(**_stage("validate", config), arguments={**kept, **of_validation})
-    publish = StageOperator(
-        **_stage("publish", config),
-        arguments=kept,
-        outlets=[tasks.DATASETS],
-        post_execute=tasks.announce_dataset,
-    )
-    write_specs >> describe >> validate >> publish
+def _index(config: Settings, kept: dict[str, str], which: Listing) -> tuple[Any, Any, Any]:
+    """From embeddings to the merged indexes; the tasks that wait for the gate, and the last one."""
+    with _group("index"):
+        to_index = _listed(which, "list_shards_to_index", kept["plan"], "build-faiss-index")
+        train = StageOperator(**stage("train-faiss-index", config), arguments=kept)
+        build_index = StageOperator.partial(
+            **stage("build-faiss-index", config), map_index_template=SHARD_LABEL
+        ).expand(arguments=to_index.output)
+        merge = StageOperator(**stage("merge-indexes", config), arguments=kept)
+        train >> build_index >> merge
+    return to_index, train, merge
+
+
+def _neighbours(config: Settings, kept: dict[str, str], which: Listing) -> tuple[Any, Any, Any]:
+    """From indexes to neighbours; the task that waits for the gate, the first and the last one."""
+    with _group("neighbours"):
+        to_query = _listed(which, "list_shards_to_query", kept["plan"], "retrieve-neighbours")
+        tune = StageOperator(**stage("tune-search", config), arguments=kept)
+        retrieve = StageOperator.partial(**stage("retrieve-neighbours", config), map_index_template=SHARD_LABEL).expand(
+            arguments=to_query.output
+        )
+        tune >> retrieve
+    return to_query, tune, retrieve
+
+
+def _cells(config: Settings, kept: dict[str, str], tune: Any, retrieve: Any) -> PythonOperator:
+    """Add the search of the cells of a grid between ``tune`` and ``retrieve``; the task that waits for the gate."""
+    with _group("cells"):
+        to_search = PythonOperator(
+            task_id="list_cells",
+            python_callable=tasks.list_cells,
+            op_kwargs={"plan_uri": kept["plan"]},
+            doc_md=tasks.list_cells.__doc__,
+        )
+        search_parts = StageOperator.partial(**stage("search-parts", config), map_index_template=CELL_LABEL).expand(
+            arguments=to_search.output
+        )
+    retrieve.trigger_rule = TriggerRule.NONE_FAILED  # Without a grid no cell is searched.
+    tune >> search_parts >> retrieve
+    return to_search
+
+
+def _publish(config: Settings, kept: dict[str, str], of_validation: dict[str, bool]) -> Any:
+    """From neighbours to the published version; the first task."""
+    with _group("publish"):
+        write_specs = StageOperator(**stage("write-specs", config), arguments=kept)
+        describe = StageOperator(**stage("describe", config), arguments=kept)
+        validate = StageOperator(**stage("validate", config), arguments={**kept, **of_validation})
+        publish = StageOperator(
+            **stage("publish", config),
+            arguments=kept,
+            outlets=[tasks.DATASETS],
+            post_execute=tasks.announce_dataset,
+        )
+        write_specs >> describe >> validate >> publish
+    return write_specs

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from airflow.sdk import BaseOperator, Context, ResumableJobMixin
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from retro_airflow import failures, object_store, runtimes, settings, task_states
+from retro_airflow import failures, links, object_store, runtimes, settings, task_states
 from retro_airflow.runtimes import Handle, Job, Position
 from retro_airflow.task_states import STARTING_OR_RUNNING
 from retro_airflow.triggers import StageTrigger
@@ -37,6 +37,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     template_fields: Sequence[str] = ("arguments", "command")
     template_fields_renderers: ClassVar[dict[str, str]] = {"arguments": "json", "command": "bash"}
+    operator_extra_links = links.LINKS
     external_id_key = "job"
     ui_color = "#e6f0ea"
 
@@ -61,6 +62,8 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             raise AirflowSkipException(f"This run has nothing to do for {self.stage}")
         with failures.airflow_errors():
             self.log.info("To run this by hand: %s", self._command(context))
+            if page := links.absolute(links.LINKS[0].get_link(self, ti_key=None)):  # The log shows it as a link.
+                self.log.info("The run and its shards: %s", page)
             object_store.use_connection(settings.load().deployment.object_store.connection)
             return self._watched(lambda: dict(self.execute_resumable(context)))
 

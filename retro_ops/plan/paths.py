@@ -7,6 +7,7 @@ is known before a stage has run, also to Airflow.
 """
 
 import functools
+import hashlib
 import re
 from itertools import product
 from typing import Literal
@@ -26,6 +27,11 @@ TOP_FOLDERS = ("shards", "index", "versions")
 
 def dataset_folder(root: str, dataset: str) -> str:
     return join(root, check_name("dataset", dataset))
+
+
+def root_key(root: str) -> str:
+    """Stands for ``root`` in the addresses of pages."""
+    return hashlib.sha256(root.rstrip("/").encode()).hexdigest()[:8]
 
 
 def run_folder(root: str, dataset: str, run: str) -> str:

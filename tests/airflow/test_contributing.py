@@ -89,10 +89,10 @@ def test_a_new_parameter_changes_no_former_plan_or_digest(with_parameter: Path) 
 
 def test_a_new_stage_runs_in_the_dags_in_its_place(with_stage: Path) -> None:
     program = (
-        "from retro_airflow.dags.retro_dataset import dag; task = dag.get_task('count_tokens'); "
+        "from retro_airflow.dags.retro_dataset import dag; task = dag.get_task('publish.count_tokens'); "
         "print(sorted(task.upstream_task_ids), sorted(task.downstream_task_ids))"
     )
-    assert run(sys.executable, with_stage, "-c", program).endswith("['validate'] ['publish']\n")
+    assert run(sys.executable, with_stage, "-c", program).endswith("['publish.validate'] ['publish.publish']\n")
 
 
 def test_a_new_stage_is_a_command_and_a_step_of_build(with_stage: Path, tmp_path: Path) -> None:

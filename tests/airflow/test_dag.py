@@ -76,8 +76,17 @@ def test_tasks_are_named_like_their_stages(name: str) -> None:
     stages -= set() if name == "retro_refresh" else {"check-drift"}
     stages -= {"list-sources", "split-corpus"} if name == "retro_repair" else set()
     stages -= {"search-parts"} if name in ("retro_refresh", "retro_repair") else set()
-    assert {task_id.removeprefix("shards.").replace("_", "-") for task_id in staged} == stages
-    assert {stage.replace("-", "_") for stage in staged.values()} == {t.removeprefix("shards.") for t in staged}
+    assert set(staged.values()) == stages
+    assert all(task_id.rpartition(".")[2] == stage.replace("-", "_") for task_id, stage in staged.items())
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_every_task_says_what_it_does(name: str) -> None:
+    for task in load(name).tasks:
+        doc = task.partial_kwargs["doc_md"] if task.is_mapped else task.doc_md
+        assert len(doc) > 30, task.task_id
+        if hasattr(operator_of(task), "stage"):
+            assert f"retro-ops {operator_of(task).stage}" in doc
 
 
 @pytest.mark.parametrize("name", DAGS)
@@ -142,14 +151,14 @@ def test_a_schedule_processes_the_day_before(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_refresh_builds_new_shards_and_then_nothing(tmp_path: Path, corpus: Path) -> None:
     place = {"root": str(tmp_path / "root"), "dataset": "demo"}
     first = load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
-    assert states(first)["publish", -1] == "success"
+    assert states(first)["publish.publish", -1] == "success"
     assert {index for task, index in states(first) if task == "shards.embed_chunks"} == {0, 1, 2}
     (corpus / "train/e.jsonl").write_text('{"text": "one more"}\n')
     more = load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
     state = states(more)
     assert str(more.state) == "success"
     assert {index for task, index in state if task == "shards.embed_chunks"} == {0}
-    assert state["check_drift", -1] == state["publish", -1] == "success"
+    assert state["check_drift", -1] == state["publish.publish", -1] == "success"
     labels = {ti.rendered_map_index for ti in more.get_task_instances() if ti.task_id == "shards.embed_chunks"}
     assert labels == {"shard e"}
     idle = load("retro_refresh").test(run_conf=place)
@@ -174,8 +183,8 @@ def test_a_repair_runs_what_is_missing_and_what_depends_on_it(tmp_path: Path, co
     assert str(done.state) == "success"
     assert state["shards.embed_chunks", 0] == "success"
     assert ("shards.embed_chunks", 1) not in state
-    assert state["retrieve_neighbours", -1] == "skipped"
-    assert state["merge_indexes", -1] == state["publish", -1] == "success"
+    assert state["neighbours.retrieve_neighbours", -1] == "skipped"
+    assert state["index.merge_indexes", -1] == state["publish.publish", -1] == "success"
 
 
 def states(run: Any) -> dict[tuple[str, int], str]:
@@ -232,16 +241,16 @@ def test_a_whole_run_from_a_recipe(tmp_path: Path, recipe: Path) -> None:
     names = ["0_code", "0_docs", "1_docs", "val_docs"]
     assert [shard.name for shard in plan.shards] == names
     instances = done.get_task_instances()
-    files = {ti.rendered_map_index for ti in instances if ti.task_id == "split_corpus"}
+    files = {ti.rendered_map_index for ti in instances if ti.task_id == "sources.split_corpus"}
     assert files == {"file mixed-0", "file mixed-1", "file val"}
-    assert {ti.rendered_map_index for ti in instances if ti.task_id == "retrieve_neighbours"} == {
+    assert {ti.rendered_map_index for ti in instances if ti.task_id == "neighbours.retrieve_neighbours"} == {
         f"shard {name}" for name in names
     }
     # A refresh uses the same recipe, unless another one is given.
     (recipe.parent / "mixed/1.jsonl").write_text('{"text": "another", "kind": "d"}\n')
     more = load("retro_refresh").test(run_conf={"root": conf["root"], "dataset": "demo"})
     assert str(more.state) == "success"
-    assert states(more)["split_corpus", 2] == "success"
+    assert states(more)["sources.split_corpus", 2] == "success"
 
 
 @pytest.mark.usefixtures("airflow_database", "stub_command")
@@ -251,8 +260,8 @@ def test_massive_open_text_is_the_same_tasks_with_its_recipe(tmp_path: Path) -> 
     done = load("massive_open_text").test(run_conf=place)
     state = states(done)
     assert str(done.state) == "failed"
-    assert state["list_sources", -1] == "failed"
-    assert state["plan", -1] == state["list_source_files", -1] == "upstream_failed"
+    assert state["sources.list_sources", -1] == "failed"
+    assert state["plan", -1] == state["sources.list_source_files", -1] == "upstream_failed"
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -262,8 +271,8 @@ def test_a_recipe_with_an_error_is_refused_before_anything_runs(
     recipe.write_text(RECIPE.replace("c: code", "c: cood"))
     conf = {"root": str(tmp_path / "root"), "dataset": "demo", "recipe": str(recipe), "preset": "tiny"}
     done = load().test(run_conf=conf)
-    assert states(done)["list_sources", -1] == "failed"
-    assert {state for (task, _), state in states(done).items() if task not in ("list_sources", "gate")} == {
+    assert states(done)["sources.list_sources", -1] == "failed"
+    assert {state for (task, _), state in states(done).items() if task not in ("sources.list_sources", "gate")} == {
         "upstream_failed"
     }
     assert f"{recipe}:5: unknown category 'cood'; did you mean 'code'?" in capfd.readouterr().out
@@ -276,14 +285,16 @@ def test_duplicates_are_looked_for_only_on_request(tmp_path: Path, corpus: Path,
     done = run(tmp_path, corpus, duplicates=duplicates)
     assert str(done.state) == "success"
     state = states(done)
-    signed = {index for task, index in state if task == "sign_documents"}
-    assert state["look_for_duplicates", -1] == "success"
+    signed = {index for task, index in state if task == "duplicates.sign_documents"}
+    assert state["duplicates.look_for_duplicates", -1] == "success"
     if duplicates == "keep":
         assert signed == {-1}
-        assert {state[task, -1] for task in ("list_shards_to_sign", "sign_documents", "find_duplicates")} == {"skipped"}
+        assert {
+            state[f"duplicates.{task}", -1] for task in ("list_shards_to_sign", "sign_documents", "find_duplicates")
+        } == {"skipped"}
         return
     assert signed == {0, 1, 2, 3}
-    assert state["find_duplicates", -1] == "success"
+    assert state["duplicates.find_duplicates", -1] == "success"
     # The later stages use the plan without duplicates.
     (current,) = Path(tmp_path / "root/demo").glob("current.json")
     assert json.loads(current.read_text())["plan"].endswith("plan.deduplicated.json")
@@ -295,13 +306,13 @@ def test_a_refresh_signs_only_new_shards(tmp_path: Path, corpus: Path) -> None:
     load("retro_refresh").test(run_conf=place)
     (corpus / "train/e.jsonl").write_text('{"text": "one more"}\n')
     more = states(load("retro_refresh").test(run_conf=place))
-    assert {index for task, index in more if task == "sign_documents"} == {0}
-    assert more["find_duplicates", -1] == more["check_drift", -1] == more["publish", -1] == "success"
+    assert {index for task, index in more if task == "duplicates.sign_documents"} == {0}
+    assert more["duplicates.find_duplicates", -1] == more["check_drift", -1] == more["publish.publish", -1] == "success"
     # A document was removed, none added: every shard is signed already, but duplicates are looked for again.
     (corpus / "train/e.jsonl").unlink()
     fewer = states(load("retro_refresh").test(run_conf=place))
-    assert fewer["sign_documents", -1] == "skipped"
-    assert fewer["find_duplicates", -1] == fewer["publish", -1] == "success"
+    assert fewer["duplicates.sign_documents", -1] == "skipped"
+    assert fewer["duplicates.find_duplicates", -1] == fewer["publish.publish", -1] == "success"
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -322,7 +333,7 @@ def test_a_run_stops_at_the_gate_when_a_shard_fails(tmp_path: Path, corpus: Path
     assert state["shards.embed_chunks", 1] == "failed"
     assert {state["shards.embed_chunks", index] for index in (0, 2, 3)} == {"success"}
     assert state["gate", -1] == "failed"
-    assert state["train_faiss_index", -1] == "upstream_failed"
+    assert state["index.train_faiss_index", -1] == "upstream_failed"
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -337,12 +348,12 @@ def test_a_bad_shard_of_a_group_fails_its_task_and_leaves_the_others_done(
         "tokenize_and_chunk": "failed",
         "embed_chunks": "failed",
     }
-    assert state["shards.embed_chunks", 1] == state["publish", -1] == "success"
+    assert state["shards.embed_chunks", 1] == state["publish.publish", -1] == "success"
     labels = {ti.task_id: set[str]() for ti in done.get_task_instances()}
     for ti in done.get_task_instances():
         labels[ti.task_id].add(ti.rendered_map_index)
     assert labels["shards.tokenize_and_chunk"] == {"shards a to b (2)", "shards c to d (2)"}
-    assert labels["retrieve_neighbours"] == {"shards a to c (2)", "shard d"}
+    assert labels["neighbours.retrieve_neighbours"] == {"shards a to c (2)", "shard d"}
     plan_uri = paths.next_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id), "selected")
     assert plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
 
@@ -352,8 +363,8 @@ def test_a_run_may_go_on_without_failed_shards(tmp_path: Path, corpus: Path, stu
     (stub_command / "fail.embed-chunks.b").write_text("65")
     done = run(tmp_path, corpus, allow_partial=True)
     state = states(done)
-    assert state["publish", -1] == "success"
-    assert {index for task, index in state if task == "retrieve_neighbours"} == {0, 1, 2}
+    assert state["publish.publish", -1] == "success"
+    assert {index for task, index in state if task == "neighbours.retrieve_neighbours"} == {0, 1, 2}
     plan_uri = paths.next_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id), "selected")
     plan = plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert plan.skipped == ("b",)

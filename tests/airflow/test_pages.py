@@ -12,7 +12,6 @@ import httpx
 import pytest
 from live_airflow import LiveAirflow
 from retro_airflow.pages.app import app
-from retro_airflow.pages.place import root_key
 from stored_dataset import make_plan, write_dataset
 
 from retro_ops.plan import paths
@@ -59,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     try:
         airflow.start_api_server()
         tokens = {name: airflow.token(name, "secret") for name in USERS}
-        yield Server(root, airflow.url, f"/retro/{root_key(str(root))}/news", tokens)
+        yield Server(root, airflow.url, f"/retro/{paths.root_key(str(root))}/news", tokens)
     finally:
         airflow.stop()
 

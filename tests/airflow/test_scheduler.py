@@ -243,6 +243,6 @@ def test_allow_partial_goes_on_without_a_failed_shard(
     run = airflow.trigger(**conf(tmp_path, documents, allow_partial=True))
     airflow.finish(run)
     states = airflow.states(run)
-    assert states["publish", -1] == "success"
-    assert {index for task, index in states if task == "retrieve_neighbours"} == {0, 1, 2}
+    assert states["publish.publish", -1] == "success"
+    assert {index for task, index in states if task == "neighbours.retrieve_neighbours"} == {0, 1, 2}
     assert Path(paths.next_plan_uri(paths.plan_uri(str(tmp_path), "demo", run), "selected")).exists()

@@ -60,7 +60,7 @@ def test_the_search_is_divided_only_if_the_vectors_exceed_the_gpus_of_a_worker(
         table = "" if memory is None else f'[grid]\ngpu_memory = "{memory}B"\nworkers = 8\n'
         write(str(runtime), f'runtime = "local"\n{table}')
         monkeypatch.setenv("RETRO_RUNTIME_FILE", str(runtime))
-        cells, shards = tasks.list_cells(uri), tasks.list_shards_to_query(uri)
+        cells, shards = tasks.list_cells(uri), tasks.list_shards_to_query(uri, "retrieve-neighbours")
         if shape is None:
             assert (cells, shards) == ([], plain)
             continue
@@ -205,6 +205,7 @@ def test_announce_dataset(plan: Plan, uri: str, is_current: bool) -> None:
         "as_of": "2026-01-02",
         "counts": {"chunks": 7},
     }
+    ours["figures"] = {"stored_bytes": 1, "quality": {"train": {"recall": 0.9756}, "val": {"recall": 0.96}}}
     other = ours | {"version": 2, "path": "versions/x", "published_at": "before", "as_of": "2026-01-03"}
     newest, history = (ours, other) if is_current else (other, ours)
     write(paths.current_uri(plan.root, plan.dataset), json.dumps({**newest, "history": [history]}))
@@ -212,12 +213,19 @@ def test_announce_dataset(plan: Plan, uri: str, is_current: bool) -> None:
     write(paths.changes_uri(uri), json.dumps(changes))
     added: list[tuple[Any, Any]] = []
     events = {tasks.DATASETS: SimpleNamespace(add=lambda asset, extra: added.append((asset, extra)))}
-    tasks.announce_dataset(cast(Context, {"outlet_events": events}), {"plan": uri})
+    pushed: dict[str, str] = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    tasks.announce_dataset(cast(Context, {"outlet_events": events, "ti": ti}), {"plan": uri})
+    page = f"/plugin/retro-datasets/retro/{paths.root_key(plan.root)}/d/versions/3"
+    assert pushed == {"summary": f"Dataset d, [version 3]({page}): recall 97.6 % (train), 96.0 % (val)"}
     ((asset, extra),) = added
     assert asset.uri == f"file://{plan.root}/d"
     assert extra == {key: ours[key] for key in ("version", "path", "published_at", "as_of")} | {
         "chunks": 7,
         "is_current": is_current,
+        "page": page,
+        "train_recall": 0.9756,
+        "val_recall": 0.96,
         **{kind: changes[kind] for kind in ("added", "changed", "removed")},
         "added_shards": 1,
         "changed_shards": 0,

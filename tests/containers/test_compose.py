@@ -132,8 +132,8 @@ def test_the_tiny_preset_runs_from_end_to_end(stack: Stack, engine: APIClient) -
     tasks = stack.call("GET", f"{path}/taskInstances?limit=200")["task_instances"]
     states = {f"{task['task_id']}[{task['map_index']}]": task["state"] for task in tasks}
     skipped = {name for name, state in states.items() if state == "skipped"}
-    of_a_recipe = ("list_sources", "list_source_files", "split_corpus")
-    of_duplicates = ("list_shards_to_sign", "sign_documents", "find_duplicates")
+    of_a_recipe = ("sources.list_sources", "sources.list_source_files", "sources.split_corpus")
+    of_duplicates = ("duplicates.list_shards_to_sign", "duplicates.sign_documents", "duplicates.find_duplicates")
     assert skipped == {f"{task}[-1]" for task in (*of_a_recipe, *of_duplicates)}, "they were not requested"
     assert set(states.values()) == {"success", "skipped"}, f"{states}\n{stack.compose('logs', '--tail', '60').stdout}"
     print(f"{len(tasks)} tasks in {time.monotonic() - start:.0f} s")

@@ -59,7 +59,7 @@ def clear(page: Page, url: str) -> Locator:
     page.get_by_role("button", name="Press shift+c to clear").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_text("Downstream", exact=True)).to_be_visible()
-    expect(dialog.get_by_text("publish")).to_be_visible()
+    expect(dialog.get_by_text("publish.publish")).to_be_visible()
     return dialog
 
 
@@ -100,7 +100,7 @@ def test_a_shard_is_repaired_from_the_form(page: Page, demo: Demo, screenshots: 
     assert finish(page, demo, "retro_repair", run_id) == "success"
     assert ran(page, demo, "retro_repair", run_id, "shards.embed_chunks") == 1
     # Training rows do not see validation chunks.
-    assert ran(page, demo, "retro_repair", run_id, "retrieve_neighbours") == 2
+    assert ran(page, demo, "retro_repair", run_id, "neighbours.retrieve_neighbours") == 2
     page.goto(f"{demo.ui}/dags/retro_repair/runs/{run_id}")
     expect(page.get_by_text("shard val_code").first).to_be_visible()
     page.screenshot(path=screenshots / "repair_grid.png")

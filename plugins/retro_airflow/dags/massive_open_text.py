@@ -11,7 +11,7 @@ DOC = """
 Wikipedia, GitHub, Pile-CC, Books3 and RealNews: 30 training shards of each and one for validation, named as in the
 original, from the files as their owners distribute them: `Pile/train/00.jsonl.zst` to `29`, `Pile/val.jsonl.zst`,
 `RealNews/realnews.tar.gz`. Each is read and decompressed once. Missing files are left out and listed in the logs of
-`list_sources` and `plan`.
+`sources.list_sources` and `plan`.
 
 **To run it:** press *Trigger* and enter the folder that holds `Pile/` and `RealNews/`. `retro-ops export` writes the
 published version under the original's file names.
@@ -31,6 +31,6 @@ with DAG(
     params=params.massive_open_text_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(task_id="plan", stage="plan", arguments=params.plan_arguments)
+    plan = StageOperator(**pipeline.stage("plan"), arguments=params.plan_arguments)
     pipeline.from_recipe(plan, params.sources_arguments)
     pipeline.build(plan, config)

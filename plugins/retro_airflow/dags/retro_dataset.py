@@ -32,6 +32,6 @@ with DAG(
     params=params.form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(task_id="plan", stage="plan", arguments=params.plan_arguments)
+    plan = StageOperator(**pipeline.stage("plan"), arguments=params.plan_arguments)
     pipeline.from_recipe(plan, params.sources_arguments)
     pipeline.build(plan, config)

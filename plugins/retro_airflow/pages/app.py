@@ -19,9 +19,10 @@ from retro_airflow.pages import build as builds
 from retro_airflow.pages import catalog, chunks, dag_runs, security
 from retro_airflow.pages import format as shown_as
 from retro_airflow.pages.build import Build
-from retro_airflow.pages.place import NAME_LENGTH, Place, root_key
+from retro_airflow.pages.place import NAME_LENGTH, Place
 from retro_ops.errors import BadInputError, RetroError, TransientError
 from retro_ops.plan.parameters import as_written
+from retro_ops.plan.paths import root_key
 from retro_ops.plan.plan import NAME_PATTERN
 from retro_ops.plan.shard_changes import compare
 

@@ -8,9 +8,8 @@ from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from retro_airflow.run_notes import DAGS
 from retro_ops.plan import paths
-
-DAGS = ("retro_dataset", "massive_open_text", "retro_refresh", "retro_repair")
 
 NEWEST = 500
 """Runs of each DAG that are searched; older ones are shown without a link."""

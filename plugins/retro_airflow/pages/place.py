@@ -1,6 +1,5 @@
 """The place of a dataset, and reads that cannot leave it."""
 
-import hashlib
 import os
 import posixpath
 from collections.abc import Sequence
@@ -18,11 +17,6 @@ MOST_BYTES = 64 * 2**20
 
 NAME_LENGTH = 200
 """Longest name of a dataset, shard or run in an address."""
-
-
-def root_key(root: str) -> str:
-    """Stands for ``root`` in addresses. Only configured roots are found by their key."""
-    return hashlib.sha256(root.rstrip("/").encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

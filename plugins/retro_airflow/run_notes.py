@@ -1,0 +1,41 @@
+"""Notes of runs: the dataset when a run starts, then the version that it published. Called by the scheduler."""
+
+import contextlib
+from typing import Any
+
+from airflow.listeners import hookimpl
+from airflow.models.xcom import XComModel
+from sqlalchemy.orm import object_session
+
+PUBLISH_TASK = "publish.publish"
+
+SUMMARY = "summary"
+"""Key under which the task `publish` leaves the note of its run."""
+
+DAGS = ("retro_dataset", "massive_open_text", "retro_refresh", "retro_repair")
+"""DAGs whose runs have a dataset."""
+
+
+@hookimpl
+def on_dag_run_running(dag_run: Any, msg: str) -> None:
+    if dag_run.dag_id in DAGS and not dag_run.note:
+        dag_run.note = _first_note(dag_run)
+
+
+@hookimpl
+def on_dag_run_success(dag_run: Any, msg: str) -> None:
+    if dag_run.dag_id not in DAGS or dag_run.note not in (None, "", _first_note(dag_run)):
+        return  # A note of the user stays.
+    session = object_session(dag_run)
+    query = XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=PUBLISH_TASK, key=SUMMARY)
+    found = session.scalar(query) if session else None
+    if found is not None:
+        dag_run.note = str(XComModel.deserialize_value(found))
+
+
+def _first_note(dag_run: Any) -> str | None:
+    """The dataset of the form, or that of the deployment."""
+    name = (dag_run.conf or {}).get("dataset")
+    with contextlib.suppress(AttributeError, KeyError):
+        name = name or dag_run.dag.params.dump()["dataset"]
+    return f"Dataset {name}" if name else None
