@@ -1,5 +1,6 @@
 """The fields of the trigger forms."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, get_args
 
@@ -10,6 +11,9 @@ from retro_airflow.settings import Settings
 from retro_ops.plan.parameters import INDEX, PARAMETERS, RUN, Parameter, Section
 
 AS_PUBLISHED = "as in the published version"
+
+RECIPE = "Recipe"
+"""Section of the fields of a recipe."""
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "text": {"type": "string", "minLength": 1},
@@ -28,11 +32,24 @@ def recipe_fields() -> dict[str, Param]:
             "Recipe",
             "Instead of a corpus: a YAML file (`s3://` or a full path) that lists source files and defines the "
             "category, the split and the shard of each document; or the name of a recipe of this package.",
+            RECIPE,
         ),
         "source_folder": optional_text(
-            None, "Source folder", "Folder of the relative paths in the recipe. Empty: the folder of the recipe."
+            None,
+            "Source folder",
+            "Folder of the relative paths in the recipe. Empty: the folder of the recipe.",
+            RECIPE,
         ),
     }
+
+
+def plan_only() -> Param:
+    return field(
+        False,
+        "Plan only",
+        "Check the form and the corpus, estimate chunks and time, and stop. The note of the run has the result.",
+        type="boolean",
+    )
 
 
 def dataset_fields(settings: Settings) -> dict[str, Param]:
@@ -74,10 +91,9 @@ def parameter_field(parameter: Parameter, default: Any, empty: str) -> tuple[str
     if default is None:
         schema["type"] = ["null", schema["type"]]
         schema.pop("minLength", None)
-        schema |= {"enum": [None, *schema["enum"]]} if parameter.choices else {}
+        schema |= with_empty(parameter.choices, empty) if parameter.choices else {}
         help_text += f" Empty: {empty}."
-    field = Param(default, title=parameter.title, description_md=help_text, section=parameter.section, **schema)
-    return parameter.name, field
+    return parameter.name, field(default, str(parameter.title), help_text, section=parameter.section, **schema)
 
 
 def shard_choice_fields() -> dict[str, Param]:
@@ -99,54 +115,73 @@ def shard_choice_fields() -> dict[str, Param]:
 
 def run_fields() -> dict[str, Param]:
     return {
-        "runtime": Param(
+        "runtime": field(
             None,
+            "Runtime",
+            "Where the stages of this run are executed. Empty: as in `runtime.toml`.",
             type=["null", "string"],
-            enum=[None, *get_args(RuntimeName)],
-            title="Runtime",
-            description_md="Where the stages of this run are executed. Empty: as in `runtime.toml`.",
+            **with_empty(get_args(RuntimeName), "as in runtime.toml"),
             section=RUN,
         ),
-        "resources": Param(
+        "resources": field(
             None,
-            type=["null", "object"],
-            title="Resources",
-            description_md="Overrides of the resources in `runtime.toml`, by stage or for `default`, such as "
+            "Resources",
+            "Overrides of the resources in `runtime.toml`, by stage or for `default`, such as "
             '`{"embed-chunks": {"gpus": 1, "memory": "16GiB"}}`.',
+            type=["null", "object"],
             section=RUN,
         ),
-        "allow_partial": Param(
+        "allow_partial": field(
             False,
+            "Go on without failed shards",
+            "Publish a version without the shards that failed. Off: a failed shard stops the run at `gate`, whose log "
+            "says how to fix it.",
             type="boolean",
-            title="Go on without failed shards",
-            description_md="Publish a version without the shards that failed. Off: a failed shard stops the run at "
-            "`gate`, whose log says how to fix it.",
             section=RUN,
         ),
     }
 
 
+def with_empty(choices: Iterable[str], empty: str) -> dict[str, Any]:
+    """Schema of a choice that may be empty; ``empty`` is shown for None."""
+    chosen = list(choices)
+    return {"enum": [None, *chosen], "values_display": {"null": empty, **{name: name for name in chosen}}}
+
+
+def field(default: Any, title: str, help_text: str, **schema: Any) -> Param:
+    return Param(default, title=title, description_md=plain(help_text), **schema)
+
+
+def plain(help_text: str) -> str:
+    """``help_text`` without code marks, which in Airflow's forms cover the lines above and below."""
+
+    def unmarked(code: re.Match[str]) -> str:
+        text = re.sub(r"([*_])", r"\\\1", code[1])
+        return f'"{text}"' if text != text.strip() else text
+
+    return re.sub("`([^`]*)`", unmarked, help_text)
+
+
 def text(default: str | None, title: str, help_text: str, section: str | None = None, **schema: Any) -> Param:
     """A text that must not be empty; without a default it must be filled in before the form can be sent."""
     value: dict[str, Any] = {} if default is None else {"default": default}
-    return Param(
-        **value, type="string", minLength=1, title=title, description_md=help_text, **_section(section), **schema
-    )
+    schema |= {"type": "string", "minLength": 1, **_section(section)}
+    return Param(**value, title=title, description_md=plain(help_text), **schema)
 
 
-def optional_text(default: str | None, title: str, help_text: str, section: str | None = None) -> Param:
+def optional_text(default: str | None, title: str, help_text: str, section: str | None = None, **schema: Any) -> Param:
     # Empty is None, not "": an empty string disables the Trigger button.
-    return Param(default, type=["null", "string"], title=title, description_md=help_text, **_section(section))
+    return field(default, title, help_text, type=["null", "string"], **_section(section), **schema)
 
 
-def as_published(field: Param) -> Param:
-    """``field`` on the form of a refresh, where it may be empty."""
-    help_text = field.schema["description_md"].partition(" Empty: ")[0]
-    return Param(None, **{**field.schema, "description_md": f"{help_text} Empty: {AS_PUBLISHED}."})
+def as_published(of_form: Param) -> Param:
+    """A field on the form of a refresh, where it may be empty."""
+    help_text = of_form.schema["description_md"].partition(" Empty: ")[0]
+    return Param(None, **{**of_form.schema, "description_md": f"{help_text} Empty: {AS_PUBLISHED}."})
 
 
 def choice(default: str, of: list[str], title: str, help_text: str, section: str | None = None) -> Param:
-    return Param(default, type="string", enum=of, title=title, description_md=help_text, **_section(section))
+    return field(default, title, help_text, type="string", enum=of, **_section(section))
 
 
 def _section(section: str | None) -> dict[str, Any]:

@@ -29,14 +29,25 @@ PRESETS: dict[str, dict[str, str]] = {
 VERBATIM = ("embed_prompt",)
 """Texts whose blanks count, and whose empty text is a value."""
 
+PRESET_HELP = (
+    "**standard**: any size, on CPUs or GPUs; the index type follows from the number of chunks. "
+    "**tiny**: a trial with 2,500 to some 100,000 chunks, minutes on a laptop (`IVF64,Flat`). "
+    "**original**: the index of the original scripts (`IVF131072,PQ32`), from 5 million chunks on; train it on a GPU."
+)
+
 _CHOICE = ("indexed", "queried")
 _HOW_IT_RUNS = ("runtime", "resources", "allow_partial")
+
+
+def _dataset(default: str | None) -> Param:
+    help_text = "Name of the dataset: letters, digits, dots, dashes and underscores."
+    return form_fields.text(default, "Dataset", help_text, pattern=f"^{NAME_PATTERN}$")
 
 
 def form(settings: Settings) -> dict[str, Param]:
     """Fields of the trigger form. Those without a section are always open, at the top."""
     return {
-        "dataset": form_fields.text(settings.dataset, "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
+        "dataset": _dataset(settings.dataset),
         "root": form_fields.text(settings.root, "Root", "Location of all datasets: a folder or `s3://bucket/prefix`."),
         "corpus": form_fields.optional_text(
             settings.corpus,
@@ -50,18 +61,9 @@ def form(settings: Settings) -> dict[str, Param]:
             "Documents to validate on. Their neighbours come from training and validation documents; those of training "
             "documents never come from them.",
         ),
+        "preset": form_fields.choice("standard", list(PRESETS), "Preset", PRESET_HELP),
+        "plan_only": form_fields.plan_only(),
         **form_fields.recipe_fields(),
-        "preset": form_fields.choice(
-            "standard",
-            list(PRESETS),
-            "Preset",
-            "Values for fields that are left empty below. "
-            + "; ".join(
-                f"**{name}**: " + ", ".join(f"{key} `{value}`" for key, value in values.items())
-                for name, values in PRESETS.items()
-            )
-            + ".",
-        ),
         **form_fields.dataset_fields(settings),
         **form_fields.run_fields(),
     }
@@ -72,7 +74,7 @@ def massive_open_text_form(settings: Settings) -> dict[str, Param]:
     whole = form(settings)
     return {
         # Not the dataset of the deployment, which is another one.
-        "dataset": form_fields.text("MassiveOpenText", "Dataset", "Name of the dataset.", pattern=f"^{NAME_PATTERN}$"),
+        "dataset": _dataset("MassiveOpenText"),
         "root": whole["root"],
         "source_folder": form_fields.text(
             None, "Source folder", "Folder that holds `Pile/` and `RealNews/`: a full path or `s3://bucket/prefix`."
@@ -83,7 +85,8 @@ def massive_open_text_form(settings: Settings) -> dict[str, Param]:
             "`massive_open_text` is a recipe of this package. For an edited copy, such as one with other queried "
             "shards, enter its full path.",
         ),
-        "preset": form_fields.choice("original", list(PRESETS), "Preset", whole["preset"].schema["description_md"]),
+        "preset": form_fields.choice("original", list(PRESETS), "Preset", PRESET_HELP),
+        "plan_only": whole["plan_only"],
         **{name: whole[name] for name in (*PARAMETERS, *_CHOICE, *_HOW_IT_RUNS) if name in whole},
     }
 
@@ -112,14 +115,15 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
             "Validation corpus",
             f"A folder or a glob, with `{{date}}` if needed. Empty: {form_fields.AS_PUBLISHED}.",
         ),
-        **{name: form_fields.as_published(param) for name, param in form_fields.recipe_fields().items()},
-        "as_of": Param(
+        "as_of": form_fields.optional_text(
             None,
-            type=["null", "string"],
+            "As of",
+            "Leave out files of days after this one, written as 2026-03-31. Empty: the day of a scheduled run or a "
+            "backfill, if any.",
             pattern=r"^\d{4}-\d{2}-\d{2}$",
-            title="As of",
-            description_md="Leave out files of later days. Empty: the day of a scheduled run or a backfill, if any.",
         ),
+        "plan_only": whole["plan_only"],
+        **{name: form_fields.as_published(param) for name, param in form_fields.recipe_fields().items()},
         **form_fields.refresh_fields(),
         **{name: whole[name] for name in _HOW_IT_RUNS},
     }
@@ -131,25 +135,26 @@ def repair_form(settings: Settings) -> dict[str, Param]:
     return {
         "dataset": whole["dataset"],
         "root": whole["root"],
-        "shards": Param(
+        "shards": form_fields.field(
             None,
+            "Shards",
+            "Shards to rebuild even if their files are intact, one per line. Empty: all shards that failed or whose "
+            "files are missing or damaged.",
             type=["null", "array"],
             items={"type": "string", "pattern": f"^{NAME_PATTERN}$"},
-            title="Shards",
-            description_md="Shards to rebuild even if their files are intact, one per line. Empty: all shards that "
-            "failed or whose files are missing or damaged.",
         ),
         "run": form_fields.optional_text(
             None,
             "Run",
             "Run id of a failed run, such as `scheduled__2026-01-01T03:00:00+00:00`. Empty: the published version.",
         ),
-        "quick": Param(
+        "quick": form_fields.field(
             False,
+            "Compare lengths only",
+            "Check only the lengths of files. Off: read every file and compare its checksum.",
             type="boolean",
-            title="Compare lengths only",
-            description_md="Check only the lengths of files. Off: read every file and compare its checksum.",
         ),
+        "plan_only": whole["plan_only"],
         **{name: whole[name] for name in _HOW_IT_RUNS},
     }
 

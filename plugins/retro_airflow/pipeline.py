@@ -120,27 +120,24 @@ def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> Non
 
 def build(plan: StageOperator, config: Settings) -> None:
     """Add all tasks after the plan, for every shard."""
+    anything_to_do = _anything_to_do(tasks.goes_beyond_plan)
     list_shards = _listed(tasks.list_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     to_index, train, merge = _index(config, kept, tasks.list_shards)
     to_query, tune, retrieve = _neighbours(config, kept, tasks.list_shards_to_query)
-    to_search = _cells(config, kept, tune, retrieve)
-    _duplicates(plan, list_shards)
+    list_cells = _cells(config, kept, tune, retrieve)
+    plan >> anything_to_do
+    _duplicates(anything_to_do, list_shards)
     _shards(config).expand(arguments=list_shards.output) >> gate
-    gate >> [to_index, to_query, to_search, train]
+    gate >> [to_index, to_query, list_cells, train]
     merge >> tune
     retrieve >> _publish(config, kept, {})
 
 
 def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     """Add all tasks after the plan, only for unfinished shards. If there is nothing to do, all are skipped."""
-    anything_to_do = ShortCircuitOperator(
-        task_id="anything_to_do",
-        python_callable=tasks.anything_to_do,
-        op_kwargs={"plan_uri": PLANNED_URI},
-        doc_md=tasks.anything_to_do.__doc__,
-    )
+    anything_to_do = _anything_to_do(tasks.anything_to_do)
     list_shards = _listed(tasks.list_unfinished_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
@@ -160,6 +157,15 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     decide >> [to_index, to_query, train]
     merge >> tune
     retrieve >> write_specs
+
+
+def _anything_to_do(which: Callable[..., bool]) -> ShortCircuitOperator:
+    return ShortCircuitOperator(
+        task_id="anything_to_do",
+        python_callable=which,
+        op_kwargs={"plan_uri": PLANNED_URI},
+        doc_md=which.__doc__,
+    )
 
 
 def _duplicates(before: Any, list_shards: PythonOperator) -> None:
@@ -260,18 +266,18 @@ def _neighbours(config: Settings, kept: dict[str, str], which: Listing) -> tuple
 def _cells(config: Settings, kept: dict[str, str], tune: Any, retrieve: Any) -> PythonOperator:
     """Add the search of the cells of a grid between ``tune`` and ``retrieve``; the task that waits for the gate."""
     with _group("cells"):
-        to_search = PythonOperator(
+        list_cells = PythonOperator(
             task_id="list_cells",
             python_callable=tasks.list_cells,
             op_kwargs={"plan_uri": kept["plan"]},
             doc_md=tasks.list_cells.__doc__,
         )
         search_parts = StageOperator.partial(**stage("search-parts", config), map_index_template=CELL_LABEL).expand(
-            arguments=to_search.output
+            arguments=list_cells.output
         )
     retrieve.trigger_rule = TriggerRule.NONE_FAILED  # Without a grid no cell is searched.
     tune >> search_parts >> retrieve
-    return to_search
+    return list_cells
 
 
 def _publish(config: Settings, kept: dict[str, str], of_validation: dict[str, bool]) -> Any:

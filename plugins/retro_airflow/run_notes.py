@@ -7,10 +7,10 @@ from airflow.listeners import hookimpl
 from airflow.models.xcom import XComModel
 from sqlalchemy.orm import object_session
 
-PUBLISH_TASK = "publish.publish"
-
 SUMMARY = "summary"
-"""Key under which the task `publish` leaves the note of its run."""
+"""Key under which the last task that decides about a run leaves its note."""
+
+SUMMARISED_BY = ("publish.publish", "anything_to_do")
 
 DAGS = ("retro_dataset", "massive_open_text", "retro_refresh", "retro_repair")
 """DAGs whose runs have a dataset."""
@@ -27,7 +27,7 @@ def on_dag_run_success(dag_run: Any, msg: str) -> None:
     if dag_run.dag_id not in DAGS or dag_run.note not in (None, "", _first_note(dag_run)):
         return  # A note of the user stays.
     session = object_session(dag_run)
-    query = XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=PUBLISH_TASK, key=SUMMARY)
+    query = XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=SUMMARISED_BY, key=SUMMARY)
     found = session.scalar(query) if session else None
     if found is not None:
         dag_run.note = str(XComModel.deserialize_value(found))

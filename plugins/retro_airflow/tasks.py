@@ -133,8 +133,35 @@ def look_for_duplicates(plan_uri: str) -> bool:
     return plan.parameters.duplicates != "keep" and not plan.deduplicated
 
 
-def anything_to_do(plan_uri: str) -> bool:
-    """Whether the new version would differ from the published one; if not, all later tasks are skipped."""
+def goes_beyond_plan(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:
+    """Whether the run continues after its plan. If not, all later tasks are skipped, and the note has the estimate."""
+    from retro_ops.storage import store
+
+    if not params.get("plan_only"):
+        return True
+    plan = read_plan(plan_uri)
+    uri = paths.estimate_uri(plan_uri)
+    with failures.airflow_errors():
+        expected = json.loads(store.read(uri)) if store.exists(uri) else None
+    about = f": about {expected['chunks']['all']:,} chunks; {_work(expected['seconds'])}" if expected else ""
+    found = f"planned only, {len(plan.shards):,} shards{about}"
+    print(f"{plan.dataset}: {found}")
+    ti.xcom_push(key=run_notes.SUMMARY, value=f"Dataset {plan.dataset}, [{found}]({links.of_run(plan_uri)})")
+    return False
+
+
+def _work(seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """``work of 3 min on cpu, 1 min on cuda``; ``seconds`` by device and stage."""
+    return "work of " + ", ".join(
+        f"{max(1, round(sum(of.values()) / 60)):,} min on {device}" for device, of in seconds.items()
+    )
+
+
+def anything_to_do(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:
+    """Whether the run continues: the new version would differ from the published one, and more than a plan is wanted.
+
+    If not, all later tasks are skipped.
+    """
     from retro_ops.storage import store
 
     plan = read_plan(plan_uri)
@@ -143,7 +170,11 @@ def anything_to_do(plan_uri: str) -> bool:
         changes = read_changes(store.read(uri), uri)
     kinds = ", ".join(f"{kind}: {_some(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
     print(f"{plan.dataset}: {kinds}; unchanged: {changes['unchanged']}")
-    return not changes["nothing"]
+    if changes["nothing"]:
+        note = f"Dataset {plan.dataset}: nothing has changed since version {changes['base']}"
+        ti.xcom_push(key=run_notes.SUMMARY, value=note)
+        return False
+    return goes_beyond_plan(plan_uri, params, ti)
 
 
 def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapping[str, Any]) -> str:

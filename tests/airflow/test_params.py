@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import Context
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, ParamValidationError
-from retro_airflow import params, settings
+from retro_airflow import form_fields, params, settings
 
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
@@ -350,3 +350,35 @@ def test_values_as_templates_and_other_systems_write_them() -> None:
 def test_a_text_that_no_field_can_have_fails_without_retry(name: str, value: str) -> None:
     with pytest.raises(AirflowFailException, match=name):
         params.plan_arguments(context({name: value}))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_fields_that_matter_are_open_and_first(form: Any) -> None:
+    sections = [param.schema.get("section") for param in form(CONFIG).values()]
+    opened = [name for name, section in zip(form(CONFIG), sections, strict=True) if section is None]
+    assert opened[:2] == ["dataset", "root"]
+    assert opened[-1] == "plan_only"
+    assert len(opened) <= 6
+    assert None not in sections[len(opened) :]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_help_has_no_code_marks(form: Any) -> None:
+    """Airflow's form draws them over the lines above and below."""
+    assert not [name for name, param in form(CONFIG).items() if "`" in param.schema["description_md"]]
+
+
+def test_help_without_marks_keeps_its_text() -> None:
+    assert form_fields.plain("`auto` or `{00..08}_*,val_*`") == r"auto or {00..08}\_\*,val\_\*"
+    assert form_fields.plain("such as `passage: `, or none") == 'such as "passage: ", or none'
+
+
+def test_presets_say_for_which_size_they_are() -> None:
+    for name in params.PRESETS:
+        assert f"**{name}**: " in params.PRESET_HELP
+
+
+def test_an_empty_choice_says_what_it_means() -> None:
+    field = params.refresh_form(CONFIG)["embed_input"].schema
+    assert field["enum"][0] is None
+    assert field["values_display"] == {"null": "as in the published version", "text": "text", "ids": "ids"}

@@ -231,3 +231,34 @@ def test_announce_dataset(plan: Plan, uri: str, is_current: bool) -> None:
         "changed_shards": 0,
         "removed_shards": 2,
     }
+
+
+class Pushed(SimpleNamespace):
+    """A task instance that keeps what is pushed."""
+
+    def xcom_push(self, key: str, value: str) -> None:
+        setattr(self, key, value)
+
+
+def test_a_run_that_only_plans_ends_with_the_estimate(plan: Plan, uri: str) -> None:
+    ti = Pushed(summary=None)
+    assert tasks.goes_beyond_plan(uri, {"plan_only": False}, ti)
+    assert tasks.goes_beyond_plan(uri, {}, ti)
+    assert ti.summary is None
+    estimate = {"chunks": {"all": 12345}, "seconds": {"cpu": {"embed-chunks": 600.0, "describe": 66.0}}}
+    write(paths.estimate_uri(uri), json.dumps(estimate))
+    assert not tasks.goes_beyond_plan(uri, {"plan_only": True}, ti)
+    assert ti.summary.startswith(
+        "Dataset d, [planned only, 3 shards: about 12,345 chunks; work of 11 min on cpu](/plugin/retro-datasets/"
+    )
+
+
+def test_a_night_without_changes_says_so(uri: str) -> None:
+    changes = {"added": [], "changed": [], "removed": [], "unchanged": 3, "nothing": True, "base": 7}
+    write(paths.changes_uri(uri), json.dumps(changes))
+    ti = Pushed()
+    assert not tasks.anything_to_do(uri, {"plan_only": False}, ti)
+    assert ti.summary == "Dataset d: nothing has changed since version 7"
+    write(paths.changes_uri(uri), json.dumps(changes | {"nothing": False}))
+    assert tasks.anything_to_do(uri, {"plan_only": False}, ti)
+    assert not tasks.anything_to_do(uri, {"plan_only": True}, ti)

@@ -11,7 +11,8 @@ DOC = """
 Turns documents (JSON lines with a `text` field) into token chunks, embeddings, a faiss index and the
 nearest neighbours of every chunk, and publishes them as a version of a dataset.
 
-**To run it:** press *Trigger*, give the dataset a name, enter where the documents are, choose a preset. If files hold
+**To run it:** press *Trigger*, give the dataset a name, enter where the documents are, choose a preset. *Plan only*
+checks all of it first, and estimates chunks and time. If files hold
 documents of several kinds, or are archives or tables, enter a recipe instead of a corpus.
 
 **If a shard fails:** the others finish, and the log of `gate` names the shard and its map index. Fix the cause and
