@@ -159,6 +159,36 @@ def repair_form(settings: Settings) -> dict[str, Param]:
     }
 
 
+def rollback_form(settings: Settings) -> dict[str, Param]:
+    whole = form(settings)
+    version = "Number of the version to make current; it may also be a later one."
+    return {
+        "dataset": whole["dataset"],
+        "root": whole["root"],
+        "version": Param(type="integer", minimum=1, title="Version", description_md=version),
+        **{name: whole[name] for name in ("runtime", "resources")},
+    }
+
+
+def prune_form(settings: Settings) -> dict[str, Param]:
+    whole = form(settings)
+    return {
+        "dataset": whole["dataset"],
+        "root": whole["root"],
+        "keep": form_fields.field(
+            7,
+            "Versions to keep",
+            "Number of newest versions to keep, besides the current one.",
+            type="integer",
+            minimum=1,
+        ),
+        "remove": form_fields.field(
+            False, "Remove", "Remove what is listed. Off: only list it in the log.", type="boolean"
+        ),
+        **{name: whole[name] for name in ("runtime", "resources")},
+    }
+
+
 def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | None]:
     """Arguments of the ``plan`` stage for the run in ``context``; called when the template field is rendered."""
     run = context["dag_run"]
@@ -295,6 +325,26 @@ def _clean(name: str, value: Any) -> Any:
         if name not in VERBATIM:
             return value.strip() or None
     return value
+
+
+def rollback_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
+    """Arguments of ``rollback``."""
+    return {**_of_dataset(context), "to": str(context["params"]["version"])}
+
+
+def prune_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
+    """Arguments of ``prune``."""
+    return {**_of_dataset(context), "keep": str(context["params"]["keep"]), "yes": context["params"]["remove"]}
+
+
+def _of_dataset(context: Context) -> dict[str, str | bool | None]:
+    """Flags that name the dataset of a run without a plan."""
+    params = context["params"]
+    check_names(context["dag_run"].conf or {}, context["dag"].params)
+    with failures.airflow_errors():
+        check_resources(params["resources"] or {}, "the trigger form")
+        root, dataset = _place(params)
+    return {"root": root, "dataset": dataset}
 
 
 def _day(context: Context) -> str | None:

@@ -12,7 +12,9 @@ SUMMARY = "summary"
 
 SUMMARISED_BY = ("publish.publish", "anything_to_do")
 
-DAGS = ("retro_dataset", "massive_open_text", "retro_refresh", "retro_repair")
+BUILDING_DAGS = ("retro_dataset", "massive_open_text", "retro_refresh", "retro_repair")
+
+DAGS = (*BUILDING_DAGS, "retro_rollback", "retro_prune")
 """DAGs whose runs have a dataset."""
 
 

@@ -27,6 +27,8 @@ class Locations:
 
 def locations(stage: str, arguments: Mapping[str, str], read: Callable[[str], bytes]) -> Locations:
     """Locations of the task that runs ``stage`` with ``arguments`` (flags without dashes). ``read`` reads an object."""
+    if stage not in STAGES:  # Rollback and prune: they change what is published, and have no plan.
+        return Locations({"stage": stage, **arguments}, [paths.current_uri(arguments["root"], arguments["dataset"])])
     marker = STAGES[stage].marker
     if marker == "output":
         return Locations({_kind_of_output(stage): arguments["output"]}, [arguments["output"]])

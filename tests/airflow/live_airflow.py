@@ -50,6 +50,10 @@ class LiveAirflow:
         self._airflow("api-server", "--host", "127.0.0.1", "--port", str(self._port))
         wait_for(self._answers)
 
+    def serialize_dags(self) -> None:
+        """Store the DAGs as a DAG processor does."""
+        assert self._airflow("dags", "reserialize").wait(120) == 0, (self.home / "dags.log").read_text()
+
     def start(self) -> None:
         self.start_api_server()
         self._dag_processor = self._airflow("dag-processor")

@@ -135,7 +135,8 @@ def test_airflow_finds_the_dags_and_the_provider(of_airflow: Environment, tmp_pa
     assert of_checkout == []
     assert all(path.startswith(str(of_airflow.folder)) for path in found["packages"])
     assert found["versions"] == [found["provider"]] * 2
-    names = ["massive_open_text", "retro_dataset", "retro_housekeeping", "retro_refresh", "retro_repair"]
+    names = ["massive_open_text", "retro_dataset", "retro_housekeeping", "retro_prune", "retro_refresh", "retro_repair"]
+    names += ["retro_rollback"]
     assert found["dags"] == names
     assert found["errors"] == []
     assert found["command"] == ["retro-ops"]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -35,6 +36,14 @@ class Server:
             headers["Authorization"] = f"Bearer {self.tokens[user]}"
         return httpx.get(f"{self.url}{path}", headers=headers, timeout=60)
 
+    def post(self, path: str, user: str | None, **headers: str) -> httpx.Response:
+        if user:
+            headers["Authorization"] = f"Bearer {self.tokens[user]}"
+        return httpx.post(f"{self.url}{path}", headers=headers, timeout=60)
+
+    def runs(self, dag: str) -> list[dict[str, Any]]:
+        return list(self.get(f"/api/v2/dags/{dag}/dagRuns", "ann").json()["dag_runs"])
+
     def text(self, path: str, status: int = 200) -> str:
         answer = self.get(path)
         assert answer.status_code == status, answer.text
@@ -57,6 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     airflow = LiveAirflow(home, environment)
     try:
         airflow.start_api_server()
+        airflow.serialize_dags()
         tokens = {name: airflow.token(name, "secret") for name in USERS}
         yield Server(root, airflow.url, f"/retro/{paths.root_key(str(root))}/news", tokens)
     finally:
@@ -64,10 +74,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def addresses(news: str) -> list[str]:
-    """An address of every route, so that no route is forgotten."""
+    """An address of every page that only shows something, so that none is forgotten."""
     root, dataset = news.split("/")[2:]
     values = {"root": root, "dataset": dataset, "kind": "versions", "name": "2"}
-    found = [route.path.format(**values) for route in app.routes if "/static/" not in route.path]  # type: ignore[attr-defined]
+    paths_of_routes = {str(getattr(route, "path", "")) for route in app.routes} - {""}
+    found = [
+        path.format(**values)
+        for path in paths_of_routes
+        if not any(part in path for part in ("/static/", "/confirm/", "/started/"))
+    ]
     assert len(found) >= 7
     return [f"/retro{path}" + ("?from=1&to=2" if path.endswith("/diff") else "") for path in found]
 
@@ -197,3 +212,48 @@ def test_a_damaged_dataset_does_not_hide_the_others(server: Server) -> None:
     assert ">news</a>" in text
     assert "is damaged" in text
     assert "<script>alert" not in text
+
+
+ACTIONS = ("rollback?version=1", "repair?shard=0000_news&shard=val_0", "prune?keep=3")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_buttons_need_the_right_to_trigger_their_dag(server: Server, action: str) -> None:
+    address = f"{server.news}/confirm/{action}"
+    for user, status in ((None, 401), ("vic", 403), ("ann", 200)):
+        assert server.get(address, user).status_code == status
+    for user, status in ((None, 401), ("vic", 403)):
+        assert server.post(address, user).status_code == status
+    other_site = server.post(address, "ann", Origin="https://evil.example")
+    assert other_site.status_code == 403
+    assert "another site" in other_site.text
+    assert server.post(address, "ann", **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert server.runs(f"retro_{action.partition('?')[0]}") == []
+
+
+def test_only_users_with_the_right_see_the_buttons(server: Server) -> None:
+    for path, label in (("", "Roll back…"), ("", "Preview what"), ("/versions/2/shards", "Repair the chosen")):
+        assert label in server.get(f"{server.news}{path}", "ann").text
+        assert label not in server.get(f"{server.news}{path}", "vic").text
+
+
+def test_a_button_triggers_its_dag_after_a_question(server: Server) -> None:
+    address = f"{server.news}/confirm/rollback?version=1"
+    asked = server.get(address, "ann").text
+    assert "Make version 1 of news the current one, instead of version 2?" in asked
+    assert server.runs("retro_rollback") == []
+    answer = server.post(address, "ann", Origin=server.url)
+    assert answer.status_code == 303
+    (run,) = server.runs("retro_rollback")
+    assert run["conf"] == {"root": str(server.root), "dataset": "news", "version": 1}
+    assert (run["triggering_user_name"], run["state"]) == ("ann", "queued")
+    assert html.escape(run["dag_run_id"]) in server.text(answer.headers["location"])
+    server.post(f"{server.news}/confirm/repair?shard=val_0", "ann")
+    (repair,) = server.runs("retro_repair")
+    assert repair["conf"]["shards"] == ["val_0"]
+
+
+@pytest.mark.parametrize("query", ["rollback?version=7", "rollback", "repair?shard=../x", "prune?keep=0", "delete"])
+def test_actions_that_do_not_exist_are_not_found(server: Server, query: str) -> None:
+    assert server.get(f"{server.news}/confirm/{query}", "ann").status_code == 404
+    assert server.post(f"{server.news}/confirm/{query}", "ann").status_code == 404

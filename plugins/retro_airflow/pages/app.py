@@ -3,27 +3,23 @@
 Every page is HTML made on the server. `static/frame.js` adds only what HTML cannot do within Airflow's frame.
 """
 
-import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import fastapi
-import jinja2
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 
-from retro_airflow import object_store, settings
+from retro_airflow.pages import actions, catalog, chunks, dag_runs, security
 from retro_airflow.pages import build as builds
-from retro_airflow.pages import catalog, chunks, dag_runs, security
 from retro_airflow.pages import format as shown_as
-from retro_airflow.pages.build import Build
-from retro_airflow.pages.place import NAME_LENGTH, Place
+from retro_airflow.pages.addresses import BuildDep, PlaceDep, roots
+from retro_airflow.pages.place import NAME_LENGTH
+from retro_airflow.pages.rendering import page as _page
 from retro_ops.errors import BadInputError, RetroError, TransientError
 from retro_ops.plan.parameters import as_written
 from retro_ops.plan.paths import root_key
-from retro_ops.plan.plan import NAME_PATTERN
 from retro_ops.plan.shard_changes import compare
 
 HERE = Path(__file__).parent
@@ -34,61 +30,9 @@ RUNS_SHOWN = 10
 MOST_LISTED = 100
 """Most names of shards that a list on a page spells out."""
 
-_PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
-
-Name = Annotated[str, fastapi.Path(pattern=f"^{NAME_PATTERN}$", max_length=NAME_LENGTH)]
-Root = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{8}$")]
-RunName = Annotated[str, fastapi.Path(pattern=_PLAIN_NAME, max_length=2 * NAME_LENGTH)]
 Position = Annotated[int, Query(ge=0, le=2**40)]
 
-_templates = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(HERE / "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    finalize=lambda value: security.shown(value) if type(value) is str else value,  # Not the output of a macro.
-)
-_templates.filters |= {
-    name: getattr(shown_as, name) for name in ("number", "share", "size", "seconds", "age", "day", "line")
-}
-
 app = FastAPI(title="RETRO datasets", docs_url=None, redoc_url=None, openapi_url=None)
-
-
-@functools.cache
-def roots() -> dict[str, str]:
-    """Configured roots by their key in addresses. Prepares the store on the first call."""
-    config = settings.load()
-    object_store.use_connection(config.deployment.object_store.connection)
-    return {root_key(root): root for root in config.page_roots}
-
-
-def _place(root: Root, dataset: Name) -> Place:
-    if root not in roots():
-        raise HTTPException(404, "The root of this dataset is not shown here: add it to RETRO_PAGE_ROOTS.")
-    return Place(roots()[root], dataset)
-
-
-def _build(place: Annotated[Place, Depends(_place)], kind: Literal["versions", "runs"], name: RunName) -> Build:
-    if kind == "runs":
-        return builds.of_run(place, name)
-    if not name.isdecimal() or len(name) > 9:
-        raise HTTPException(404, "A version is a number.")
-    return builds.of_version(place, int(name))
-
-
-PlaceDep = Annotated[Place, Depends(_place)]
-BuildDep = Annotated[Build, Depends(_build)]
-
-
-def _page(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-    base = request.scope["root_path"]
-    place = values.get("place") or (values["build"].place if "build" in values else None)
-    here = f"{base}/{root_key(place.root)}/{place.dataset}" if place else base
-    values |= {"base": base, "airflow": base.removesuffix("/retro"), "place": place, "here": here}
-    text = _templates.get_template(template).render(values)
-    return HTMLResponse(text, status, headers=dict(security.HEADERS))
 
 
 @app.get("/static/{file}")
@@ -96,6 +40,9 @@ def static(file: Literal["retro.css", "frame.js", "icon.svg"]) -> Response:
     kind = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}[file.rpartition(".")[2]]
     headers = {"Cache-Control": "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
     return Response((HERE / "static" / file).read_bytes(), media_type=kind, headers=headers)
+
+
+app.include_router(actions.router)  # Before the routes of versions and runs, which have the same number of parts.
 
 
 @app.get("/", dependencies=[security.READ])
@@ -129,6 +76,7 @@ def dataset_page(request: Request, place: PlaceDep, user: security.User) -> HTML
     return _page(
         request, "dataset.html.j2", place=place, series=series, versions=versions, charts=charts,
         runs=runs[:RUNS_SHOWN], run_count=len(runs), airflow_runs=airflow_runs, recall=catalog.recall,
+        may=actions.allowed(user),
     )  # fmt: skip
 
 
@@ -176,6 +124,7 @@ def card(build: BuildDep) -> HTMLResponse:
 def shards_page(
     request: Request,
     build: BuildDep,
+    user: security.User,
     page: Annotated[int, Query(ge=1, le=10**6)] = 1,
     search: Annotated[str, Query(max_length=NAME_LENGTH)] = "",
 ) -> HTMLResponse:
@@ -185,7 +134,7 @@ def shards_page(
     return _page(
         request, "shards.html.j2", build=build, rows=rows, stages=builds.shard_stages(build.plan), page=page,
         pages=-(-len(matching) // SHARDS_ON_A_PAGE), matching=len(matching), search=search,
-        counts=builds.counts(build), common=builds.common_states(build),
+        counts=builds.counts(build), common=builds.common_states(build), may=actions.allowed(user),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from retro_airflow.run_notes import DAGS
+from retro_airflow.run_notes import BUILDING_DAGS
 from retro_ops.plan import paths
 
 NEWEST = 500
@@ -27,13 +27,19 @@ class AirflowRun:
         return f"/dags/{self.dag_id}/runs/{quote(self.run_id, safe='')}"
 
 
+def find(dag_id: str, run_id: str) -> AirflowRun | None:
+    with create_session() as session:
+        state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    return None if state is None else AirflowRun(dag_id, run_id, str(state))
+
+
 def by_name(names: Collection[str], readable: Collection[str]) -> dict[str, AirflowRun]:
     """Runs by the name of their folder, only those of DAGs that the user may read."""
     found: dict[str, AirflowRun] = {}
     if not names:
         return found
     with create_session() as session:
-        for dag_id in set(DAGS) & set(readable):
+        for dag_id in set(BUILDING_DAGS) & set(readable):
             newest = (
                 select(DagRun.run_id, DagRun.state)
                 .where(DagRun.dag_id == dag_id)

@@ -1,0 +1,28 @@
+"""Lists, and on request removes, versions and files of a RETRO dataset that are no longer used. Wiring only."""
+
+from airflow.sdk import DAG
+
+from retro_airflow import params, pipeline, settings
+from retro_airflow.stage_operator import StageOperator
+
+DOC = """
+### Prune a RETRO dataset
+
+Lists the files that only old versions or finished runs use, with their sizes, in the log. With *Remove* it also removes
+them; those versions cannot be read or rolled back to afterwards. The newest versions and the current one are kept.
+
+A run that wrote nothing for two days counts as finished. Do not prune while a run is being planned.
+"""
+
+config = settings.load()
+
+with DAG(
+    "retro_prune",
+    description="List or remove unused versions and files of a RETRO dataset",
+    doc_md=DOC,
+    schedule=None,
+    max_active_runs=1,
+    params=params.prune_form(config),
+    **pipeline.dag_arguments(config),
+) as dag:
+    StageOperator(task_id="prune", stage="prune", arguments=params.prune_arguments, doc_md=DOC)

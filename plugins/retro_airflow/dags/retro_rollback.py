@@ -1,0 +1,28 @@
+"""Makes an earlier version of a RETRO dataset the current one again. Wiring only."""
+
+from airflow.sdk import DAG
+
+from retro_airflow import params, pipeline, settings
+from retro_airflow.stage_operator import StageOperator
+
+DOC = """
+### Roll back a RETRO dataset
+
+Makes another version the current one, after checking that all of its files exist. Readers see it from then on. No file
+is removed, so that you can undo it in the same way.
+
+Fix the corpus before the next refresh, which starts from the version that is then current.
+"""
+
+config = settings.load()
+
+with DAG(
+    "retro_rollback",
+    description="Make an earlier version of a RETRO dataset the current one",
+    doc_md=DOC,
+    schedule=None,
+    max_active_runs=1,
+    params=params.rollback_form(config),
+    **pipeline.dag_arguments(config),
+) as dag:
+    StageOperator(task_id="rollback", stage="rollback", arguments=params.rollback_arguments, doc_md=DOC)
