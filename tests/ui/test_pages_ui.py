@@ -60,7 +60,7 @@ def test_neighbours_are_read_beside_their_chunk(page: Page, addresses: dict[str,
 
 def test_the_frame_follows_airflow_and_leads_back_to_it(page: Page, demo: Demo, screenshots: Path) -> None:
     page.goto(f"{demo.ui}/dags")
-    page.get_by_role("link", name="RETRO").click()
+    page.get_by_role("link", name="RETRO", exact=True).click()
     frame = page.frame_locator(FRAME)
     frame.get_by_role("link", name="demo", exact=True).click()
     expect(page).to_have_url(re.compile("/plugin/retro-datasets/retro/[0-9a-f]{8}/demo$"))

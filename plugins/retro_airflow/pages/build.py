@@ -25,10 +25,11 @@ class Build:
     run: str
     """Name of its run; empty if the version does not name it."""
     version: int | None = None
+    """Number of the published version; None if the run has published none."""
 
     @property
     def title(self) -> str:
-        return f"version {self.version}" if self.version else f"run {self.run}"
+        return f"version {self.version}" if self.address.startswith("versions/") else f"run {self.run}"
 
     @property
     def plan_uri(self) -> str:
