@@ -12,7 +12,7 @@ from retro_ops.plan.parameters import INDEX, PARAMETERS, RUN, Parameter, Section
 
 AS_PUBLISHED = "as in the published version"
 
-RECIPE = "Recipe"
+RECIPE = "Recipe instead of a corpus"
 """Section of the fields of a recipe."""
 
 SCHEMAS: dict[str, dict[str, Any]] = {

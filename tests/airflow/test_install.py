@@ -20,9 +20,10 @@ PROBE = """
 import importlib.metadata, json, sys
 import retro_airflow, retro_ops
 from airflow.dag_processing.dagbag import DagBag
-from airflow.plugins_manager import ensure_plugins_loaded, get_import_errors
+from airflow.plugins_manager import ensure_plugins_loaded, get_fastapi_plugins, get_import_errors
 from airflow.providers_manager import ProvidersManager
 from retro_airflow import runtimes, settings
+from retro_airflow.pages.rendering import page
 from retro_airflow.runtimes import Job
 ensure_plugins_loaded()
 bag = DagBag(sys.argv[1])
@@ -33,6 +34,8 @@ print(json.dumps({
     "packages": [retro_airflow.__file__, retro_ops.__file__],
     "versions": [importlib.metadata.version(name) for name in ("retro-airflow", "retro-ops")],
     "dags": sorted(bag.dags),
+    "apps": [app["url_prefix"] for app in get_fastapi_plugins()[0]],
+    "templates": len(page.__globals__["_templates"].list_templates()),
     "errors": list(bag.import_errors.values()) + list(get_import_errors().values()),
     "provider": ProvidersManager().providers["retro-airflow"].version,
     "command": config.stage_command,
@@ -139,6 +142,9 @@ def test_airflow_finds_the_dags_and_the_provider(of_airflow: Environment, tmp_pa
     names += ["retro_rollback"]
     assert found["dags"] == names
     assert found["errors"] == []
+    assert "/retro" in found["apps"]
+    templates = REPOSITORY / "plugins/retro_airflow/pages/templates"
+    assert found["templates"] == len(list(templates.iterdir())) > 0
     assert found["command"] == ["retro-ops"]
     assert found["docker"] == "DockerRuntime"
     assert found["pod"] == "retro-ops-stage:cpu"

@@ -8,7 +8,7 @@ from demo_stack import Demo
 from playwright.sync_api import Page, expect
 
 DAG = "retro_dataset"
-SECTIONS = ("Recipe", "Documents and chunks", "Embedding", "Index and neighbours", "How it runs")
+SECTIONS = ("Recipe instead of a corpus", "Documents and chunks", "Embedding", "Index and neighbours", "How it runs")
 TASKS = ("plan", "tokenize_and_chunk", "embed_chunks", "gate", "train_faiss_index", "retrieve_neighbours", "publish")
 RUN_TIMEOUT_S = 600
 SHARDS = 8
