@@ -214,6 +214,17 @@ def test_a_damaged_dataset_does_not_hide_the_others(server: Server) -> None:
     assert "<script>alert" not in text
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"quality": 3}', "{", "\x00"])
+def test_a_damaged_card_is_an_error_that_names_the_remedy(server: Server, content: str) -> None:
+    (plan,) = write_dataset(server.root, "worn")
+    Path(paths.card_uri(plan, "json")).write_text(content)
+    address = server.news.replace("news", "worn")
+    text = server.text(f"{address}/versions/1", 500)
+    assert "retro-ops status --thorough" in text
+    assert "Traceback" not in text
+    assert server.get(address).status_code == 200
+
+
 ACTIONS = ("rollback?version=1", "repair?shard=0000_news&shard=val_0", "prune?keep=3")
 
 

@@ -3,7 +3,6 @@
 Every page is HTML made on the server. `static/frame.js` adds only what HTML cannot do within Airflow's frame.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,7 +177,11 @@ def failed(request: Request, error: RetroError) -> HTMLResponse:
     return _page(request, "error.html.j2", status=status, code=status, message=str(error))
 
 
-@app.exception_handler(json.JSONDecodeError)
-def damaged(request: Request, error: json.JSONDecodeError) -> HTMLResponse:
-    message = "A file of this dataset is damaged. Run `retro-ops status --thorough`, and repair the dataset."
+@app.exception_handler(Exception)
+def crashed(request: Request, error: Exception) -> HTMLResponse:
+    """Airflow logs the error as well."""
+    message = (
+        "This page cannot be made: a file of the dataset may be damaged. The log of the API server has the reason; "
+        "`retro-ops status --thorough` checks the files."
+    )
     return _page(request, "error.html.j2", status=500, code=500, message=message)

@@ -74,7 +74,7 @@ def figures_of_all(place: Place, entries: Sequence[Mapping[str, Any]]) -> list[M
     """``figures`` of each version, in order; empty where the card cannot be read."""
 
     def read(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        with contextlib.suppress(BadInputError, LookupError, TypeError, ValueError):
+        with contextlib.suppress(BadInputError, AttributeError, LookupError, TypeError, ValueError):
             return figures(place, entry)
         return {}
 
