@@ -329,22 +329,24 @@ def _clean(name: str, value: Any) -> Any:
 
 def rollback_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
     """Arguments of ``rollback``."""
-    return {**_of_dataset(context), "to": str(context["params"]["version"])}
+    params, place = _of_dataset(context)
+    return {**place, "to": str(params["version"])}
 
 
 def prune_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
     """Arguments of ``prune``."""
-    return {**_of_dataset(context), "keep": str(context["params"]["keep"]), "yes": context["params"]["remove"]}
+    params, place = _of_dataset(context)
+    return {**place, "keep": str(params["keep"]), "yes": params["remove"]}
 
 
-def _of_dataset(context: Context) -> dict[str, str | bool | None]:
-    """Flags that name the dataset of a run without a plan."""
-    params = context["params"]
+def _of_dataset(context: Context) -> tuple[dict[str, Any], dict[str, str | bool | None]]:
+    """The values of the form of a run without a plan, and the flags that name its dataset."""
     check_names(context["dag_run"].conf or {}, context["dag"].params)
     with failures.airflow_errors():
+        params = clean(context["params"])
         check_resources(params["resources"] or {}, "the trigger form")
         root, dataset = _place(params)
-    return {"root": root, "dataset": dataset}
+    return params, {"root": root, "dataset": dataset}
 
 
 def _day(context: Context) -> str | None:

@@ -12,7 +12,7 @@ from retro_airflow import failures, links, object_store, run_notes, runtimes, se
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
-from retro_ops.plan import documents, grid, paths, source_list, stage_graph
+from retro_ops.plan import documents, estimate, grid, paths, source_list, stage_graph
 from retro_ops.plan.name_lists import join_names, split_names
 from retro_ops.plan.plan import Plan, Shard, Split, check_choice, plan_from_json, plan_to_json
 from retro_ops.plan.published_changes import check_removed, read_changes
@@ -142,7 +142,7 @@ def goes_beyond_plan(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:
     plan = read_plan(plan_uri)
     uri = paths.estimate_uri(plan_uri)
     with failures.airflow_errors():
-        expected = json.loads(store.read(uri)) if store.exists(uri) else None
+        expected = estimate.read_estimate(store.read(uri), uri) if store.exists(uri) else None
     about = f": about {expected['chunks']['all']:,} chunks; {_work(expected['seconds'])}" if expected else ""
     found = f"planned only, {len(plan.shards):,} shards{about}"
     print(f"{plan.dataset}: {found}")

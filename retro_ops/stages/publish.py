@@ -11,7 +11,6 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
-from retro_ops.plan.series import card_figures
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.uris import parent, relative
@@ -104,7 +103,7 @@ def _entry(plan: Plan, plan_uri: str, current: str) -> dict[str, Any]:
         "specs": specs,
         "card": relative(paths.card_uri(plan, "html"), folder),
         "counts": counts,
-        "figures": card_figures(json.loads(store.read(paths.card_uri(plan, "json")))),
+        "figures": card.published_figures(paths.card_uri(plan, "json")),
         "skipped": list(plan.skipped),
         "as_of": plan.as_of,
         "base": plan.base.version if plan.base else None,

@@ -77,6 +77,11 @@ class MemoryStore:
     def list(self, folder: str, *, follow_links: bool = False) -> builtins.list[str]:
         return [stored.uri for stored in self.objects(folder)]
 
+    def folders(self, folder: str) -> builtins.list[str]:
+        prefix = folder.rstrip("/") + "/"
+        below = (uri.removeprefix(prefix) for uri in self.list(folder))
+        return sorted({name.partition("/")[0] for name in below if "/" in name})
+
     def fingerprint(self, uri: str) -> str:
         return f"sha256:{_tag(self.read(uri))}"
 

@@ -13,7 +13,7 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from retro_ops.errors import ConfigurationError, RetroError
 from retro_ops.plan import documents, paths
@@ -30,8 +30,14 @@ LEASE_S = 24 * 3600
 RENEW_S = 3600
 
 
+class _Entry(TypedDict):
+    version: int
+    path: str
+    plan: str
+
+
 class _Lease(TypedDict):
-    entry: dict[str, Any]
+    entry: _Entry
 
 
 class Lease:
@@ -117,4 +123,4 @@ def _entry(uri: str) -> Entry | None:
     if found is None:
         return None
     lease: _Lease = documents.read(found[0], uri, _Lease, "delete it, if no reader has the version open")
-    return lease["entry"]
+    return dict(lease["entry"])
