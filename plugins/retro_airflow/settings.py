@@ -11,6 +11,7 @@ from pathlib import Path
 from retro_airflow import deployment
 from retro_airflow.deployment import Deployment
 from retro_ops.errors import ConfigurationError
+from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import Parameters
 
 RUNTIME_FILE = "runtime.toml"
@@ -75,7 +76,7 @@ def _runtime_file(configured: str | None) -> Path:
 
 def _roots(root: str, others: str) -> tuple[str, ...]:
     """``root`` and the roots in ``others``, which are separated by commas, each once."""
-    named = [name.strip().rstrip("/") for name in (root, *others.split(","))]
+    named = [name.strip().rstrip("/") for name in (root, *split_names(others))]
     for name in filter(None, named):
         if not name.startswith("/") and "://" not in name:
             raise ConfigurationError(f"RETRO_PAGE_ROOTS: {name!r} is a relative path", "use full paths or s3://…")

@@ -22,6 +22,8 @@ HEADER_BYTES = 16 * 2**10
 """Bytes read to get the header. More than any header needs, so that a small array is read in the same request."""
 
 
+MOST_EMPTY_ROWS = 2**10
+
 MOST_NUMBERS = 2**56
 """More numbers than any array has. Below it, no size in bytes overflows."""
 
@@ -127,8 +129,11 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None, fini
 
 
 def _is_possible(shape: tuple[int, ...]) -> bool:
-    """Whether an array can have ``shape``. Rows of no columns would be any number of rows in no bytes."""
-    return math.prod(max(1, size) for size in shape) < MOST_NUMBERS and shape[0] >= 0 and all(n > 0 for n in shape[1:])
+    """Whether an array can have ``shape``. Rows of no columns could be any number of rows in no bytes, so they are few:
+    the signatures of a shard without documents, one row for each of their numbers."""
+    if min(shape) < 0 or math.prod(max(1, size) for size in shape) >= MOST_NUMBERS:
+        return False
+    return shape[0] <= MOST_EMPTY_ROWS or all(shape[1:])
 
 
 class NpyWriter:
