@@ -245,7 +245,8 @@ def test_a_run_that_only_plans_ends_with_the_estimate(plan: Plan, uri: str) -> N
     assert tasks.goes_beyond_plan(uri, {"plan_only": False}, ti)
     assert tasks.goes_beyond_plan(uri, {}, ti)
     assert ti.summary is None
-    estimate = {"chunks": {"all": 12345}, "seconds": {"cpu": {"embed-chunks": 600.0, "describe": 66.0}}}
+    seconds = {"cpu": {"embed-chunks": 600.0, "describe": 66.0}}
+    estimate = {"chunks": {"all": 12345}, "bytes": {}, "peak_rss_bytes": {}, "seconds": seconds}
     write(paths.estimate_uri(uri), json.dumps(estimate))
     assert not tasks.goes_beyond_plan(uri, {"plan_only": True}, ti)
     assert ti.summary.startswith(
