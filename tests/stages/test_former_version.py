@@ -93,7 +93,7 @@ def test_by_hand_every_stage_finds_its_output_done(
     assert {path: path.read_bytes() for path in (unpacked / "hand").rglob("*")} == before
 
 
-ADDED = "lists.npy"
+ADDED = "partial.lists.npy"
 """A file that no stage of the former version wrote."""
 
 
