@@ -85,7 +85,8 @@ def stage_doc(name: str) -> str:
         "cell": " --plan PLAN --cell CELL",
         "shard": " --plan PLAN --shard SHARD",
     }
-    by_hand = f"retro-ops {name}" + (" ..." if row.marker == "output" else flags.get(row.maps_over or "", " --plan PLAN"))
+    arguments = " ..." if row.marker == "output" else flags.get(row.maps_over or "", " --plan PLAN")
+    by_hand = f"retro-ops {name}{arguments}"
     mapped = f" It runs for each {row.maps_over}, or for a group of them." if row.maps_over else ""
     return (
         f"{row.help[0].upper()}{row.help[1:]}.{mapped}\n\n"

@@ -165,7 +165,8 @@ class SearchedIndex:
         readers = self._noted_lists(self.partials, positions) if self.partials else None
         if readers is None:
             raise BadInputError(
-                "a partial index has no partial.lists.npy: an earlier release built it", "build the index again, or use no grid"
+                "a partial index has no partial.lists.npy: an earlier release built it",
+                "build the index again, or use no grid",
             )
         starts = self.chunks.offsets
         lists = [
