@@ -157,7 +157,7 @@ def _missing_libraries() -> Iterator[None]:
 
 
 def _configure_libraries() -> None:
-    """Defaults of what libraries read from the environment when they are first imported."""
+    """Set defaults of environment variables that libraries read at import."""
     # Avoids a harmless warning of tokenizers when a worker forks after use.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP sees the cores of the machine rather than the quota of the container. Threads that wait actively use up

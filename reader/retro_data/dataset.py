@@ -24,7 +24,7 @@ PAD_ID = 0
 
 @dataclass(frozen=True)
 class Dataset:
-    """One version of a dataset, which stays the same while it is open, whatever is published or pruned meanwhile.
+    """One version of a dataset. Publishing and pruning do not change it while it is open.
 
     ``splits``: by name, ``"train"`` and, with a validation corpus, ``"val"``. ``manifest``: parameters, tokenizer and
     shards of the version; empty for a dataset of the original scripts.

@@ -33,7 +33,7 @@ LONGEST_SKIPPED_LINE = 2**30
 """Limits on lines without a record: a few megabytes can decompress to many hours of them."""
 
 MOST_BAD_AT_FIRST = 100_000
-"""Bad records before the first document at which a file is given up, if so many may not be bad."""
+"""Reading a file stops after this many bad records without a document, if the bad-record limit does not allow them."""
 
 SKIPPED_BYTES = 2**20
 NO_CORPUS = "check that it holds JSON lines; remove it from the corpus"

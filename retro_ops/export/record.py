@@ -32,7 +32,7 @@ class _Record(TypedDict):
 
 
 class ExportRecord:
-    """The files of an exported folder, each with its length, its SHA-256 and a digest of what it was made from."""
+    """The files of an exported folder, each with its length, SHA-256 and digest of its inputs."""
 
     def __init__(self, to: str, layout: str, dataset: str, version: int) -> None:
         self.to = to

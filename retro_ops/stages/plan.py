@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sources", help="list of source files that `list-sources` wrote, instead of a corpus")
     parser.add_argument("--output", required=True, help="plan to write")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="estimate the hours of so many workers (default: 1)"
+        "--workers", type=int, default=1, metavar="N", help="number of workers for the estimate of hours (default: 1)"
     )
     parser.add_argument("--run", help="with --repair: this run, instead of the published version")
     add_choices(parser)

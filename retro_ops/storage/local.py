@@ -133,7 +133,7 @@ class _LocalWriter:
     def __init__(self, uri: str) -> None:
         folder, name = os.path.split(uri)
         os.makedirs(folder or ".", exist_ok=True)
-        # Of a fixed length, whatever the length of the name.
+        # A hash has a fixed length, so that a long name leaves room for the suffix.
         of_name = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         for leftover in Path(folder).glob(f".{of_name}.*{self.SUFFIX}"):
             leftover.unlink(missing_ok=True)  # Left by a writer that was killed.

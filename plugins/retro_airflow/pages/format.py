@@ -10,7 +10,7 @@ NONE = "\u2013"
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 SPANS = ((90, 1, "s"), (90 * 60, 60, "min"), (36 * 3600, 3600, "h"))
-"""Seconds below which a unit of so many seconds is used."""
+"""(limit in seconds, length of the unit in seconds, its name): the first unit whose limit is larger is used."""
 
 
 def number(value: int | float | None) -> str:

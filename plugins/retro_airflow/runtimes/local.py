@@ -55,7 +55,7 @@ _OF_STAGES = re.compile(
     ),
     re.IGNORECASE,
 )
-"""Variables that a stage may need. An allow-list: nobody knows the names of all secrets."""
+"""Allow-list of the variables that a stage gets. A deny-list could not name every secret."""
 
 MORE_VARIABLES = "RETRO_STAGE_VARIABLES"
 """Names of further variables for stages, with commas between them."""
