@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from retro_ops.plan import grid
-from retro_ops.plan.estimate import Estimate, Index, Work, estimate
+from retro_ops.plan.estimate import RATES, Estimate, Index, Work, estimate
 from retro_ops.plan.stage_graph import STAGES
 
 REQUEST_BYTES = 8 * 2**20
@@ -24,13 +24,19 @@ GPU_BYTES = 72 * 10**9
 """Memory for vectors on a GPU of 80 GB, beside the workspace of a search."""
 
 DOCUMENT_BYTES = 8
-LIST_BYTES = 4
-NEIGHBOUR_BYTES = 12
-KEY_BYTES = 8
-OWN_BYTES = 16
-"""Bytes of an id or distance, and of a row of a cell: a key, and its own hits with where they end."""
+"""Identity of the document of a chunk."""
 
-DEVICES = ("cpu", "cuda")
+LIST_BYTES = 4
+"""Inverted list of a vector."""
+
+NEIGHBOUR_BYTES = 12
+"""Id and distance of a neighbour."""
+
+KEY_BYTES = 8
+"""Id and distance of a hit in a cell."""
+
+OWN_BYTES = 16
+"""Of a row of a cell: one hit of its own document, and the offset of the last one."""
 
 FASTER_THAN_LINEAR = 1.1
 """Exponent from which on bytes are said to grow faster than the corpus."""
@@ -124,12 +130,12 @@ def hours(work: Work, seconds: Mapping[str, float], moved: Mapping[str, Traffic]
     ``seconds``: computing of one worker. A worker computes while it reads, so the longer of the two counts. A mapped
     stage takes at least as long as its largest shard.
     """
+    computing = dict(seconds)
+    if "search-parts" in moved:  # In a grid the cells do the searching.
+        computing["search-parts"] = computing.pop("retrieve-neighbours")
     took = {}
     for stage, of in moved.items():
-        # In a grid the cells do the searching.
-        computing = "retrieve-neighbours" if stage == "search-parts" else stage
-        computing = "" if stage == "retrieve-neighbours" and "search-parts" in moved else computing
-        alone = max(seconds.get(computing, 0.0), of.moved / BYTES_PER_SECOND)
+        alone = max(computing.get(stage, 0.0), of.moved / BYTES_PER_SECOND)
         share = 1 / min(workers, of.tasks) if STAGES[stage].maps_over == "cell" else 1.0
         if STAGES[stage].maps_over == "shard":
             share = max(1 / min(workers, of.tasks), work.largest_shard / max(1, work.total))
@@ -142,12 +148,11 @@ def table(expected: Estimate, moved: Mapping[str, Traffic], took: Mapping[str, f
     columns = ("stored", "read", "written", "requests", "peak memory", "CPU alone", "GPU alone", "hours")
     lines = [f"{'stage':20}" + "".join(f"{name:>13}" for name in columns)]
     for stage, of in moved.items():
-        cells = [
-            *(_amount(size) for size in (expected.bytes.get(stage, 0), of.read, of.written)),
-            f"{of.requests:,}",
-        ]
+        cells = [_amount(size) for size in (expected.bytes.get(stage, 0), of.read, of.written)]
+        cells.append(f"{of.requests:,}")
         cells.append(_amount(expected.peak_rss_bytes[stage]) if stage in expected.peak_rss_bytes else "")
-        cells += [f"{expected.seconds[of][stage]:,.0f} s" if stage in expected.seconds[of] else "" for of in DEVICES]
+        seconds = [expected.seconds[device].get(stage) for device in RATES]
+        cells += ["" if alone is None else f"{alone:,.0f} s" for alone in seconds]
         lines.append(f"{stage:20}" + "".join(f"{cell:>13}" for cell in (*cells, f"{took[stage]:,.2f}")))
     return lines
 

@@ -19,7 +19,7 @@ from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.search.exact import NOTHING, Keys
-from retro_ops.search.hits import HIT_BYTES, ROW_BYTES, QueryRows, Removed
+from retro_ops.search.hits import QueryRows, Removed
 from retro_ops.search.open_index import MOST_CANDIDATES
 from retro_ops.search.reranking import WIDEN, Width
 from retro_ops.storage.base import Written
@@ -91,11 +91,6 @@ def levels(nprobe: int, lists: int) -> tuple[int, ...]:
     while found[-1] < lists:
         found.append(min(found[-1] * WIDEN, lists))
     return tuple(found)
-
-
-def row_bytes(hits: int) -> int:
-    """Memory of a row of a cell while it is searched."""
-    return ROW_BYTES + hits * HIT_BYTES
 
 
 def search(part: PartSearch, queries: QueryRows, shape: Shape, first: int) -> Iterator[tuple[int, Layer]]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.fp16_scores import Tensor, columns, on, query_operand, scores, vector_operand
 from retro_ops.index.faiss_index import Lists
+from retro_ops.plan.grid import bounds
 from retro_ops.search import gpu_tiles
 from retro_ops.search.exact import NOTHING, Keys, smallest
 from retro_ops.search.filters import SAME_DOCUMENT
@@ -78,8 +79,7 @@ def spans(lists: Lists, dimension: int, devices: Sequence[str], capacity: int) -
         return [Span(0, count, device) for device in devices]
     parts = max(len(devices), -(-count // most))
     parts = min(-(-parts // len(devices)) * len(devices), count)
-    cuts = [count * number // parts for number in range(parts + 1)]
-    return [Span(cuts[i], cuts[i + 1], devices[i % len(devices)]) for i in range(parts)]
+    return [Span(*bounds(count, parts, number), devices[number % len(devices)]) for number in range(parts)]
 
 
 def capacity(device: str) -> int:
@@ -113,16 +113,12 @@ class Scan:
         return gpu_tiles.load(of, ids, len(self._lists.centroids), self._blocks, span.device)
 
     def nearest(self, queries: QueryRows, k: int, nprobe: int) -> Found:
+        if not self._whole:
+            keys, own = self.nearest_and_own(queries, k, nprobe)
+            return Found(keys, own.counts(len(queries)))
+        # No other part can have nearer neighbours if a device holds all vectors, so own hits are only counted.
         found = Found.nothing(len(queries), k)
-        collectors = [
-            # No other part can have nearer neighbours if a device holds all vectors, so own hits are only counted.
-            _OwnCounts(found.removed) if self._whole else _OwnHits(None)
-            for _ in self._devices
-        ]
-        found.keys[:] = self._nearest(queries, k, nprobe, collectors)
-        for own in collectors:
-            if isinstance(own, _OwnHits):
-                found.removed[:] += own.hits().nearer_than(found.keys).counts(len(queries))
+        found.keys[:] = self._nearest(queries, k, nprobe, [_OwnCounts(found.removed) for _ in self._devices])
         return found
 
     def nearest_and_own(self, queries: QueryRows, k: int, nprobe: int) -> tuple[Keys, Removed]:
@@ -160,7 +156,7 @@ class Scan:
         if not len(queries):
             return np.full((0, k), NOTHING)
         count = min(len(self._devices), len(queries)) if self._whole else 1
-        shares = [slice(len(queries) * i // count, len(queries) * (i + 1) // count) for i in range(count)]
+        shares = [slice(*bounds(len(queries), count, number)) for number in range(count)]
 
         def search(device: str, share: slice, own: "_OwnCounts | _OwnHits") -> Keys:
             best = np.full((share.stop - share.start, k), NOTHING)

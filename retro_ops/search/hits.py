@@ -22,6 +22,11 @@ ROW_BYTES = 192
 """Memory of a row beside that: counts, and hits of its own document."""
 
 
+def row_bytes(hits: int) -> int:
+    """Memory of a row while whole vectors are searched for ``hits`` of it, or while so many are merged."""
+    return ROW_BYTES + hits * HIT_BYTES
+
+
 @dataclass(frozen=True)
 class Block:
     """Consecutive chunks of the index: ``b`` of them, the first with global id ``first``."""

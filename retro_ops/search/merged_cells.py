@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from retro_ops.plan import grid
 from retro_ops.search.cells import CellFiles, Layer
 from retro_ops.search.exact import NOTHING, Keys, smallest
-from retro_ops.search.hits import HIT_BYTES, ROW_BYTES, Found, Removed, joined, nearest_of_both
+from retro_ops.search.hits import Found, Removed, joined, nearest_of_both, row_bytes
 from retro_ops.search.reranking import Effort
 from retro_ops.storage import read_ahead
 
@@ -37,7 +37,7 @@ class MergedCells:
 
     def row_bytes(self, hits: int) -> int:
         """Memory of a row while its ``hits`` from each part are merged."""
-        return ROW_BYTES + self._parts * hits * HIT_BYTES
+        return row_bytes(self._parts * hits)
 
     def neighbours(self, start: int, stop: int, effort: Effort) -> Found:
         """Neighbours of rows ``start:stop``, where no filter applies."""

@@ -17,7 +17,7 @@ from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import ListFile, memory_limit, open_if_larger_than
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
-from retro_ops.plan.plan import Split
+from retro_ops.plan.plan import Plan, Split
 from retro_ops.search import faiss_search, filters, gpu_search
 from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import Compare, comparing, on_host
@@ -216,6 +216,13 @@ class SearchedIndex:
                 f"{self.uri} holds {total:,} vectors, its index spec names {self.chunks.total:,}",
                 "give the index spec that the index was filled from",
             )
+
+
+def planned_index(plan: Plan, split: Split, device: Device, parameters: Parameters) -> SearchedIndex:
+    """The index of ``split`` as ``plan`` defines it."""
+    chunks = IndexedChunks(paths.index_shards(plan, split))
+    built = paths.trained_index_uri(plan), paths.partial_indexes(plan, split)
+    return SearchedIndex(paths.index_uri(plan, split), chunks, device, parameters, split, plan.identity.pad_id, *built)
 
 
 def _in_global_ids(by_codes: Coarse, ids: NDArray[np.int64]) -> Coarse:

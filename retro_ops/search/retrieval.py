@@ -32,7 +32,7 @@ from retro_ops.search.brute_force import exact_search
 from retro_ops.search.chunk_reader import IndexedChunks
 from retro_ops.search.exact import NOTHING, unpack
 from retro_ops.search.filters import REASONS
-from retro_ops.search.hits import HIT_BYTES, ROW_BYTES, Found, QueryRows
+from retro_ops.search.hits import Found, QueryRows, row_bytes
 from retro_ops.search.jobs import Job
 from retro_ops.search.merged_cells import MergedCells
 from retro_ops.search.open_index import SearchedIndex
@@ -182,9 +182,9 @@ class Retriever:
         if self._job.cells:
             return self._job.cells.row_bytes(candidates if self._searched.hit_filter else self._k) + tokens
         if self._searches_vectors() and not self._searched.hit_filter:
-            return ROW_BYTES + self._k * HIT_BYTES
+            return row_bytes(self._k)
         if self._searches_vectors():
-            return ROW_BYTES + candidates * (CANDIDATE_BYTES + HIT_BYTES) + tokens
+            return row_bytes(candidates) + candidates * CANDIDATE_BYTES + tokens
         return candidates * CANDIDATE_BYTES + 4 * self._shard.embeddings.row_bytes + tokens
 
     def _tuned(self) -> dict[str, Any]:

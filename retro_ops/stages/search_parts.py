@@ -70,17 +70,9 @@ class _Loaded:
         self._parts: Shared[tuple[PartSearch, int]] = Shared()
 
     def index(self, split: Split, where: Device) -> "SearchedIndex":
-        from retro_ops.search.chunk_reader import IndexedChunks
-        from retro_ops.search.open_index import SearchedIndex
+        from retro_ops.search.open_index import planned_index
 
-        plan = self._plan
-        built = paths.trained_index_uri(plan), paths.partial_indexes(plan, split)
-
-        def opened() -> SearchedIndex:
-            chunks, pad_id = IndexedChunks(paths.index_shards(plan, split)), plan.identity.pad_id
-            return SearchedIndex(paths.index_uri(plan, split), chunks, where, self._parameters, split, pad_id, *built)
-
-        return self._indexes.get(split, opened)
+        return self._indexes.get(split, lambda: planned_index(self._plan, split, where, self._parameters))
 
     def part(self, cell: grid.Cell, index: "SearchedIndex") -> "tuple[PartSearch, int]":
         """The search of the cell's part, and the number of lists."""
@@ -101,7 +93,7 @@ def _run(plan: Plan, cell: grid.Cell, folder: str, parameters: Parameters, loade
 
 
 def _work(plan: Plan, cell: grid.Cell, folder: str, parameters: Parameters, loaded: _Loaded) -> report.Outcome:
-    from retro_ops.search import cells
+    from retro_ops.search import cells, hits
     from retro_ops.search.queries import StoredRows, query_shards
     from retro_ops.search.retrieval import read_tuned
     from retro_ops.search.tuning import width_from_json
@@ -115,7 +107,7 @@ def _work(plan: Plan, cell: grid.Cell, folder: str, parameters: Parameters, load
     shape = cells.shape_of(width, lists, index.chunks.total, parameters, bool(index.limits))
     shards = list(query_shards(plan, cell.split, index.chunks, with_tokens=False).values())
     rows = StoredRows.of(shards).between(*grid.bounds(sum(map(len, shards)), cell.ranges, cell.range))
-    batch = memory.search_batch(parse_bytes(parameters.memory_budget)) // cells.row_bytes(shape.hits)
+    batch = memory.search_batch(parse_bytes(parameters.memory_budget)) // hits.row_bytes(shape.hits)
     progress = Progress(STAGE, len(rows), "chunks")
     with cells.LayerWriter(folder, len(shape.nprobes), shape.hits) as writer:
         for start in range(0, len(rows), max(1, batch)):

@@ -39,15 +39,12 @@ def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
 
 
 def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device) -> dict[str, Any]:
-    from retro_ops.search.chunk_reader import IndexedChunks
-    from retro_ops.search.open_index import SearchedIndex
+    from retro_ops.search.open_index import planned_index
     from retro_ops.search.queries import query_shards, sample
     from retro_ops.search.tuning import tune
 
-    chunks = IndexedChunks(paths.index_shards(plan, split))
-    uri, pad_id = paths.index_uri(plan, split), plan.identity.pad_id
-    built = paths.trained_index_uri(plan), paths.partial_indexes(plan, split)
-    searched = SearchedIndex(uri, chunks, where, parameters, split, pad_id, *built)
+    searched = planned_index(plan, split, where, parameters)
+    chunks = searched.chunks
     shards = query_shards(plan, split, chunks, with_tokens=bool(searched.limits))
     queries = sample(list(shards.values()), parameters.recall_sample, parameters.seed)
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")

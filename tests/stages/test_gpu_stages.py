@@ -38,7 +38,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pretended_search(pretended: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For stages of a plan, whatever device it asks for."""
+    """For stages of a plan: overrides the device of the plan."""
     monkeypatch.setattr(device, "choose", lambda *_: device.Device("cuda", "pretended"))
 
 

@@ -23,7 +23,7 @@ from retro_ops.search.reranking import Effort, Index, Width
 
 @pytest.fixture(autouse=True, scope="module")
 def small_batches() -> Iterator[None]:
-    """Batches are padded to so many rows."""
+    """Small padding: the search pads each batch to PROBE_ROWS rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_search, "PROBE_ROWS", 64)
         yield
