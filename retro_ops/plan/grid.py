@@ -16,8 +16,8 @@ from retro_ops.plan.plan import SPLITS, Split
 CELLS_PER_WORKER = 2
 """So that a slow cell leaves no worker idle for long."""
 
-SLOT_BYTES = 40
-"""Of a vector on a GPU, beside its numbers: operand, square, id and document."""
+SLOT_BYTES = 48
+"""Of a vector on a GPU, beside its numbers: padding, square, id, document and slot."""
 
 
 @dataclass(frozen=True)

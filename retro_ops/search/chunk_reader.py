@@ -148,7 +148,7 @@ class IndexedChunks:
         return bool(np.searchsorted(self.offsets, cut[0], side="right") == np.searchsorted(self.offsets, cut[1]))
 
     def _read(self, first: int, end: int) -> Block:
-        vectors = self._rows(first, end, lambda i: self.embeddings[i].rows).astype(np.float16)
+        vectors = self._rows(first, end, lambda i: self.embeddings[i].rows).astype(np.float16, copy=False)
         return Block(first, vectors, self._rows(first, end, lambda i: partial(self.documents.rows, i)))
 
     def _rows(self, first: int, end: int, rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]) -> NDArray[Any]:

@@ -6,15 +6,17 @@ Half-precision products of whole vectors are what tensor cores do fastest, so no
 2. Of each group of vectors the best score is kept, and the members of the best groups are scored exactly, as in
    ``exact``.
 3. A row is done once its last neighbour is nearer than any vector of a group that was left out can be, given the
-   rounding error of a half-precision score. Otherwise more groups are taken. See ``gpu_tiles.nearest``.
+   rounding error of a half-precision score. Otherwise more groups are taken. See ``gpu_nearest.nearest``.
 
 So the result is that of an exact search of the probed lists. It depends neither on rounding nor on how vectors and
 queries are divided: each GPU holds all vectors and takes a share of the queries, or, if there are too many vectors,
 a share of them and all queries. A share that is more than a GPU holds is read part by part; all queries are read again
-for each part, so the vectors are read once, however many queries there are.
+for each part, so the vectors are read once, however many queries there are. From one part to the next are kept the
+lists that each query probes, and its neighbours so far: of the next part only those groups matter that may hold a
+nearer vector.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +24,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.fp16_scores import Tensor, columns, on, query_operand, scores, vector_operand
+from retro_ops.compute import look_ahead
+from retro_ops.compute.fp16_scores import Tensor, on, query_operand, scores, vector_operand
 from retro_ops.index.faiss_index import Lists
 from retro_ops.plan.grid import bounds
-from retro_ops.search import gpu_tiles
+from retro_ops.search import gpu_nearest, gpu_part
 from retro_ops.search.exact import NOTHING, Keys, smallest
 from retro_ops.search.filters import SAME_DOCUMENT
+from retro_ops.search.gpu_best import MOST_BEST
 from retro_ops.search.hits import (
     NONE_REMOVED,
     Blocks,
@@ -42,12 +46,15 @@ from retro_ops.search.hits import (
 PROBE_ROWS = 4096
 """Queries whose lists are chosen at a time, the last batch padded: with one shape no row depends on the others."""
 
-MOST_ROWS = 2**16
+MOST_ROWS = 2**17
 MOST_PAIRS = 2**22
 """Queries at a time, and pairs of a query and a probed list."""
 
-MOST_BEST = 2**30
-"""Best scores of groups (halves) that are held at a time."""
+READ_ROWS = 2**13
+"""Queries read from the store at a time."""
+
+LISTS_OF_A_GROUP = 32
+"""Lists of which the best is compared first where the nearest lists are chosen."""
 
 LIST_RANKS = 2**28
 """Scores of lists that are compared at a time."""
@@ -55,8 +62,10 @@ LIST_RANKS = 2**28
 OWN_HITS = 2**22
 """Hits of the queries' own documents that are collected before the farthest of them are dropped."""
 
-WORKSPACE_BYTES = 8 * 2**30
-"""Memory that these constants take on a device beside the vectors, with some to spare."""
+WORKSPACE_BYTES = 4 * 2**30
+WORKSPACE_SHARE = 3 / 8
+"""Memory that these constants, and those of ``gpu_best`` and ``gpu_nearest``, take on a device beside the vectors; a
+smaller share of a small device, where parts are smaller too."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +80,17 @@ class Span:
 def spans(lists: Lists, dimension: int, devices: Sequence[str], capacity: int) -> list[Span]:
     """All vectors on every device if ``capacity`` bytes hold them, else even shares: one for each device, or several
     that a device holds one after the other."""
-    count = len(lists.ids)
-    row_bytes = columns(dimension) * 2 + 3 * 8
-    # Each list may end in a tile that is nearly empty.
-    most = max(1, capacity // row_bytes - len(lists.centroids) * (gpu_tiles.TILE - 1))
-    if count <= most:
+    count, most = len(lists.ids), max(1, capacity // gpu_part.slot_bytes(dimension))
+    if gpu_part.count_slots(lists.of, len(lists.centroids)) <= most:
         return [Span(0, count, device) for device in devices]
     parts = max(len(devices), -(-count // most))
-    parts = min(-(-parts // len(devices)) * len(devices), count)
-    return [Span(*bounds(count, parts, number), devices[number % len(devices)]) for number in range(parts)]
+    while True:
+        parts = min(-(-parts // len(devices)) * len(devices), count)
+        cut = [bounds(count, parts, number) for number in range(parts)]
+        slots = max(gpu_part.count_slots(lists.of[first:end], len(lists.centroids)) for first, end in cut)
+        if slots <= most or parts == count:
+            return [Span(*of, devices[number % len(devices)]) for number, of in enumerate(cut)]
+        parts = max(parts + 1, parts * slots // most)
 
 
 def capacity(device: str) -> int:
@@ -87,7 +98,7 @@ def capacity(device: str) -> int:
     import torch
 
     free = int(torch.cuda.mem_get_info(device)[0])
-    return free - min(WORKSPACE_BYTES, free // 2)
+    return free - min(WORKSPACE_BYTES, int(free * WORKSPACE_SHARE))
 
 
 class Scan:
@@ -98,7 +109,7 @@ class Scan:
         self._divided = divided
         self._devices = sorted({span.device for span in divided})
         self._whole = all((span.first, span.end) == (0, len(lists.ids)) for span in divided)
-        self._parts: dict[Span, gpu_tiles.Part] = {}
+        self._parts: dict[Span, gpu_part.Part] = {}
         if self._whole:
             loaded = self._load(divided[0])
             self._parts = {span: loaded.to(span.device) for span in divided}
@@ -108,9 +119,9 @@ class Scan:
             device: vector_operand(on(device, lists.centroids)) for device in self._devices if len(lists.centroids) > 1
         }
 
-    def _load(self, span: Span) -> gpu_tiles.Part:
+    def _load(self, span: Span) -> gpu_part.Part:
         of, ids = self._lists.of[span.first : span.end], self._lists.ids[span.first : span.end]
-        return gpu_tiles.load(of, ids, len(self._lists.centroids), self._blocks, span.device)
+        return gpu_part.load(of, ids, len(self._lists.centroids), self._blocks, span.device)
 
     def nearest(self, queries: QueryRows, k: int, nprobe: int) -> Found:
         if not self._whole:
@@ -160,16 +171,18 @@ class Scan:
 
         def search(device: str, share: slice, own: "_OwnCounts | _OwnHits") -> Keys:
             best = np.full((share.stop - share.start, k), NOTHING)
-            for number, span in enumerate(span for span in self._divided if span.device == device):
+            divided = [span for span in self._divided if span.device == device]
+            probed = _Probed(partial(self._probes, nprobe=nprobe, device=device), keep=len(divided) > 1)
+            for number, span in enumerate(divided):
                 part = self._parts.get(span) or self._load(span)
-                for start, some in self._batches(queries, share, nprobe, part):
-                    vectors = on(device, some.vectors)
-                    documents = on(device, some.documents.view(np.int64))
-                    probes = None if nprobe >= len(self._lists.centroids) else self._probes(vectors, nprobe, device)
-                    keys = gpu_tiles.nearest(part, vectors, documents, probes, k, partial(own.add, start))
-                    rows = slice(start - share.start, start - share.start + len(keys))
-                    best[rows] = smallest(np.concatenate((best[rows], keys), axis=1), k) if number else keys
+                for start, vectors, documents in self._batches(queries, share, nprobe, device):
+                    probes = None if nprobe >= len(self._lists.centroids) else probed.lists_of(start, vectors)
+                    rows = slice(start - share.start, start - share.start + len(vectors))
+                    known = best[rows] if number else None
+                    add = partial(own.add, start)
+                    best[rows] = gpu_nearest.nearest(part, vectors, documents, probes, k, add, known)
                 own.end_of_part(share.start, best)
+                del part  # Before the next one takes its memory.
             return best
 
         devices = self._devices[:count] if self._whole else self._devices
@@ -178,34 +191,85 @@ class Scan:
         return np.concatenate(found) if self._whole else smallest(np.concatenate(found, axis=1), k)
 
     def _batches(
-        self, queries: QueryRows, share: slice, nprobe: int, part: gpu_tiles.Part
-    ) -> Iterator[tuple[int, Queries]]:
-        """First rows and queries of ``share``, as many at a time as fit on the device."""
+        self, queries: QueryRows, share: slice, nprobe: int, device: str
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of ``share``, as many queries at a time as fit on the device: for each part the same. Yields the first row,
+        the vectors half ``[m, d]`` and the documents int64 ``[m]``."""
+        import torch
+
+        rows = self._batch_rows(nprobe)
+        cuts = [
+            range(start, min(start + rows, share.stop), READ_ROWS) for start in range(share.start, share.stop, rows)
+        ]
+        read = queries.each((start, min(start + READ_ROWS, cut.stop)) for cut in cuts for start in cut)
+        copied = look_ahead.mapped(partial(_copied, device), read)
+        for cut in cuts:
+            vectors, documents = zip(*(next(copied) for _ in cut), strict=True)
+            yield cut.start, torch.cat(vectors), torch.cat(documents)
+
+    def _batch_rows(self, nprobe: int) -> int:
         lists = len(self._lists.centroids)
-        every = nprobe >= lists
-        probed_tiles = part.vectors.shape[0] * (1 if every else nprobe / lists)
-        rows = int(
-            min(MOST_ROWS, MOST_PAIRS // (1 if every else nprobe), MOST_BEST / (probed_tiles * gpu_tiles.GROUPS))
-        )
-        rows = max(PROBE_ROWS, rows // PROBE_ROWS * PROBE_ROWS) if not every else max(1, rows)
-        starts = range(share.start, share.stop, rows)
-        return zip(starts, queries.each((start, min(start + rows, share.stop)) for start in starts), strict=True)
+        groups = max(span.end - span.first for span in self._divided) / gpu_part.GROUP + lists
+        if nprobe >= lists:
+            return max(1, int(min(MOST_ROWS, MOST_BEST / groups)))
+        rows = int(min(MOST_ROWS, MOST_PAIRS // nprobe, MOST_BEST / (groups * nprobe / lists)))
+        return max(PROBE_ROWS, rows // PROBE_ROWS * PROBE_ROWS)
 
     def _probes(self, queries: Tensor, nprobe: int, device: str) -> Tensor:
         """The nearest lists of each query, int64 ``[m, nprobe]``."""
         import torch
 
         blocks = queries.split(PROBE_ROWS)
-        return torch.cat([self._list_scores(block, device).topk(nprobe, dim=1).indices for block in blocks])
+        return torch.cat([_largest(self._list_scores(block, device), nprobe)[: len(block)] for block in blocks])
 
     def _list_scores(self, block: Tensor, device: str) -> Tensor:
-        """Scores of up to PROBE_ROWS queries with the centroids of all lists: half ``[m, lists]``."""
+        """Scores of up to PROBE_ROWS queries with the centroids of all lists: half ``[PROBE_ROWS, lists]``, those of
+        the queries first."""
         import torch
 
         project = self._lists.project
         filled = torch.cat((block, block.new_zeros((PROBE_ROWS - len(block), block.shape[1]))))
         seen_by_lists = on(device, project(filled.float().cpu().numpy())) if project else filled
-        return scores(query_operand(seen_by_lists), self._centroids[device])[: len(block)]
+        return scores(query_operand(seen_by_lists), self._centroids[device])
+
+
+def _copied(device: str, queries: Queries) -> tuple[Tensor, Tensor]:
+    return on(device, queries.vectors), on(device, queries.documents.view(np.int64))
+
+
+class _Probed:
+    """The lists that each query probes, chosen by ``choose``. With ``keep`` they stay in memory for the next part."""
+
+    def __init__(self, choose: Callable[[Tensor], Tensor], keep: bool) -> None:
+        self._choose, self._keep = choose, keep
+        self._kept: dict[int, NDArray[np.int32]] = {}
+
+    def lists_of(self, start: int, vectors: Tensor) -> Tensor:
+        """Int64 ``[m, nprobe]``: the lists of the queries ``vectors`` half ``[m, d]``, a batch that begins at row
+        ``start``."""
+        if start in self._kept:
+            return on(str(vectors.device), self._kept[start]).long()
+        lists = self._choose(vectors)
+        if self._keep:
+            self._kept[start] = lists.int().cpu().numpy()
+        return lists
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Columns of the ``count`` largest of each row of ``values`` ``[m, n]``: int64 ``[m, count]``.
+
+    1. Columns whose numbers have the same remainder are a group, LISTS_OF_A_GROUP of them: take the largest of each.
+    2. The ``count`` groups in which it is largest hold the ``count`` largest values: only these are compared.
+
+    A GPU reads all values several times to choose among them, and here only once.
+    """
+    if values.shape[1] % LISTS_OF_A_GROUP or values.shape[1] < 4 * count * LISTS_OF_A_GROUP:
+        return values.topk(count, dim=1).indices
+    grouped = values.unflatten(1, (LISTS_OF_A_GROUP, -1))
+    groups = grouped.amax(dim=1).topk(count, dim=1).indices
+    members = grouped.gather(2, groups[:, None].expand(-1, LISTS_OF_A_GROUP, -1)).flatten(1)
+    at = members.topk(count, dim=1).indices
+    return at // count * grouped.shape[2] + groups.gather(1, at % count)
 
 
 class _OwnCounts:
@@ -233,7 +297,7 @@ class _OwnHits:
 
     def add(self, start: int, rows: Tensor, keys: Tensor) -> None:
         """``rows`` are counted from row ``start``."""
-        self._hits.append(Removed.of_same_document(start + rows.cpu().numpy(), gpu_tiles.unsigned(keys)))
+        self._hits.append(Removed.of_same_document(start + rows.cpu().numpy(), gpu_nearest.unsigned(keys)))
         self._size += len(rows)
         if self._most is not None and self._size > 2 * self._kept + OWN_HITS:
             self._keep(joined(self._hits).nearest(self._most))

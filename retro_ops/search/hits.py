@@ -22,9 +22,14 @@ ROW_BYTES = 192
 """Memory of a row beside that: counts, and hits of its own document."""
 
 
-def row_bytes(hits: int) -> int:
-    """Memory of a row while whole vectors are searched for ``hits`` of it, or while so many are merged."""
-    return ROW_BYTES + hits * HIT_BYTES
+PROBE_BYTES = 4
+"""Memory of the number of a probed list, kept from part to part."""
+
+
+def row_bytes(hits: int, nprobe: int = 0) -> int:
+    """Memory of a row while whole vectors in ``nprobe`` lists are searched for ``hits`` of it, or while so many are
+    merged."""
+    return ROW_BYTES + hits * HIT_BYTES + nprobe * PROBE_BYTES
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class QueryShard:
         return len(self.embeddings)
 
     def rows(self, start: int, stop: int) -> Queries:
-        vectors = self.embeddings.rows(start, stop).astype(np.float16)
+        vectors = self.embeddings.rows(start, stop).astype(np.float16, copy=False)
         tokens = self.tokens.rows(start, stop) if self.tokens else None
         if self.documents is None:
             unknown = UNKNOWN_DOCUMENT + np.arange(start, start + len(vectors), dtype=np.uint64)

@@ -178,13 +178,14 @@ class Retriever:
         """Memory of a row of a batch: its candidates, its tokens and, unless they are read as they are needed, its
         embedding (also widened to float32)."""
         candidates = self._width.candidates if self._width else EXACT_CANDIDATES
+        nprobe = self._width.nprobe if self._width else 0
         tokens = 2 * self._shard.tokens.row_bytes if self._shard.tokens else 0
         if self._job.cells:
             return self._job.cells.row_bytes(candidates if self._searched.hit_filter else self._k) + tokens
         if self._searches_vectors() and not self._searched.hit_filter:
-            return row_bytes(self._k)
+            return row_bytes(self._k, nprobe)
         if self._searches_vectors():
-            return row_bytes(candidates) + candidates * CANDIDATE_BYTES + tokens
+            return row_bytes(candidates, nprobe) + candidates * CANDIDATE_BYTES + tokens
         return candidates * CANDIDATE_BYTES + 4 * self._shard.embeddings.row_bytes + tokens
 
     def _tuned(self) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from vectors import blocks_of
 
 from retro_ops.compute.device import Device
-from retro_ops.compute.fp16_scores import prepare
+from retro_ops.compute.fp16_scores import ROUNDING, on, prepare, query_operand
 from retro_ops.index import faiss_index, filling, index_types, training
-from retro_ops.search import brute_force
+from retro_ops.search import brute_force, gpu_best, gpu_part
 from retro_ops.search.exact import comparing
 from retro_ops.search.gpu_search import Scan, Span
 from retro_ops.search.hits import Queries
@@ -88,3 +89,24 @@ def test_search_equals_brute_force_and_depends_on_no_division(queries: Queries) 
     np.testing.assert_array_equal(by_scores.removed, truth.removed)
     on_cpu = Scan(lists, blocks, [Span(0, ROWS, "cpu")]).nearest(some.take(np.arange(100)), 4, 5)
     assert (on_cpu.keys == narrow.keys[:100]).all(axis=1).mean() > 0.97, "lists that are as near may be others"
+
+
+@pytest.mark.parametrize(
+    ("rows", "lists", "count", "nprobe"), [(60_000, 4096, 3000, 8), (60_000, 3, 5000, 2), (30_000, 128, 700, None)]
+)
+def test_the_kernel_finds_the_best_scores_that_torch_finds(
+    queries: Queries, rows: int, lists: int, count: int, nprobe: int | None
+) -> None:
+    """Short lists, long lists that several programs share, and all lists as one."""
+    name = prepare(GPU)
+    rng = np.random.default_rng(1)
+    blocks = blocks_of(queries.vectors[:rows], queries.documents[:rows], 8192)
+    part = gpu_part.load(rng.integers(0, lists, rows).astype(np.int32), np.arange(rows), lists, blocks, name)
+    operand = query_operand(on(name, queries.vectors[:count]))
+    probes = None if nprobe is None else torch.rand(count, lists, device=name).topk(nprobe, dim=1).indices
+    ours = gpu_best.Best.of(part, operand, probes).table
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_best, "_has_triton", lambda: False)
+        theirs = gpu_best.Best.of(part, operand, probes).table
+    assert torch.equal(ours.isinf(), theirs.isinf())
+    assert float((ours - theirs).nan_to_num(0).abs().max()) < ROUNDING

@@ -15,7 +15,7 @@ from vectors import as_rows, blocks_of, clustered, unit_vectors
 from retro_ops.compute.device import Device
 from retro_ops.index import faiss_index, index_types, training
 from retro_ops.index.faiss_index import Lists
-from retro_ops.search import brute_force, exact, gpu_search, gpu_tiles, reranking, tuning
+from retro_ops.search import brute_force, exact, gpu_nearest, gpu_search, reranking, tuning
 from retro_ops.search.exact import NOTHING, unpack
 from retro_ops.search.filters import Tokens
 from retro_ops.search.gpu_search import Scan, Span
@@ -259,11 +259,11 @@ def test_work_is_cut_to_what_memory_allows_with_the_same_result(monkeypatch: pyt
     queries = Queries(vectors[::10], documents[::10])
     whole = made.nearest(queries, 4, 1)
     scored: list[int] = []
-    exactly = gpu_tiles._exact
-    monkeypatch.setattr(gpu_tiles, "EXACT_NUMBERS", 2**13)
-    monkeypatch.setattr(gpu_tiles, "GATHERED_NUMBERS", 2**16)
-    monkeypatch.setattr(gpu_tiles, "OWN_PAIRS", 50)
-    monkeypatch.setattr(gpu_tiles, "_exact", lambda *of: (scored.append(len(of[2])), exactly(*of))[1])
+    exactly = gpu_nearest._exact
+    monkeypatch.setattr(gpu_nearest, "EXACT_NUMBERS", 2**13)
+    monkeypatch.setattr(gpu_nearest, "GATHERED_NUMBERS", 2**16)
+    monkeypatch.setattr(gpu_nearest, "OWN_PAIRS", 50)
+    monkeypatch.setattr(gpu_nearest, "_exact", lambda *of: (scored.append(len(of[2])), exactly(*of))[1])
     cut = made.nearest(queries, 4, 1)
     np.testing.assert_array_equal(cut.keys, whole.keys)
     np.testing.assert_array_equal(cut.removed, whole.removed)
