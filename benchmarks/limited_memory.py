@@ -21,6 +21,7 @@ from retro_ops.compute.device import Device
 from retro_ops.compute.fp16_scores import on, prepare, query_operand
 from retro_ops.index import kmeans
 from retro_ops.index.faiss_index import Lists
+from retro_ops.plan.grid import vector_bytes
 from retro_ops.plan.specs import IndexShard
 from retro_ops.search import chunk_reader, gpu_part, gpu_search
 from retro_ops.search.hits import Found, QueryRows
@@ -83,7 +84,7 @@ def scan_of(
     chunks: chunk_reader.IndexedChunks, lists: Lists, devices: list[str], shared: bool = False
 ) -> tuple[gpu_search.Scan, int]:
     """The scan, and into how many parts the vectors are divided: with ``shared`` over the devices."""
-    slots = gpu_part.count_slots(lists.of, len(lists.centroids)) * gpu_part.slot_bytes(DIMENSION)
+    slots = gpu_part.count_slots(lists.of, len(lists.centroids)) * vector_bytes(DIMENSION)
     capacity = slots // 2 if devices == ["cpu"] else min(map(gpu_search.capacity, devices))
     spans = gpu_search.spans(lists, DIMENSION, devices, min(capacity, slots - 1) if shared else capacity)
     return gpu_search.Scan(lists, chunks.blocks, spans), len({(span.first, span.end) for span in spans})
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--lists", type=int, nargs="+", default=[131_072, 4096])
     parser.add_argument("--nprobe", type=int, nargs="+", default=[32, 8], help="for each of the numbers of lists")
     parser.add_argument("--free", type=float, nargs="+", default=[8], help="GiB of the GPU that are left")
-    parser.add_argument("--gpus", type=int, default=1, help="also search on so many at once")
+    parser.add_argument("--gpus", type=int, default=1, help="number of GPUs of a further search; 1: no further search")
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--device", default="cuda:0", help="cpu: to see that it runs; then nothing is limited")
     parser.add_argument("--profile", action="store_true")

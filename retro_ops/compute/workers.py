@@ -9,12 +9,15 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+THREADS = 8
+"""Of ``in_threads``: enough to copy blocks to a device as fast as they are read."""
 
 AHEAD = 2
 """Items that wait for each process or reader: enough to keep it busy, few enough to hold."""
@@ -83,12 +86,22 @@ def in_order(make: Callable[[], Callable[[T], R]], items: Iterable[T], processes
         function = make()
         yield from map(function, itertools.chain(first, source))
         return
-    pool = _pool(make, processes)
+    yield from _windowed(_pool(make, processes), _call, itertools.chain(first, source), processes * AHEAD)
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The results of ``work`` for ``items``, in order. Up to THREADS of them are computed or wait for the caller."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from _windowed(pool, work, items, THREADS)
+
+
+def _windowed(pool: Executor, work: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
+    """The results of ``work`` for ``items``, in order. Up to ``most`` items are submitted ahead of the caller."""
     waiting: deque[Future[R]] = deque()
     try:
-        for item in itertools.chain(first, source):
-            waiting.append(pool.submit(_call, item))
-            if len(waiting) > processes * AHEAD:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -16,8 +16,9 @@ from retro_ops.plan.plan import SPLITS, Split
 CELLS_PER_WORKER = 2
 """So that a slow cell leaves no worker idle for long."""
 
-SLOT_BYTES = 48
-"""Of a vector on a GPU, beside its numbers: padding, square, id, document and slot."""
+SLOT_BYTES = 50
+"""Of a vector on a GPU, beside its numbers: up to 9 half-precision numbers for its square and padding, and 8 bytes each
+for its exact square, id, document and slot."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,14 @@ def bounds(total: int, count: int, number: int) -> tuple[int, int]:
     return total * number // count, total * (number + 1) // count
 
 
+def vector_bytes(dimension: int) -> int:
+    """Memory of a vector on a GPU, at most."""
+    return dimension * 2 + SLOT_BYTES
+
+
 def choose(vectors: int, dimension: int, device_bytes: int, workers: int, most_cells: int) -> Grid | None:
     """The grid for ``vectors`` in an index and ``workers`` that each hold ``device_bytes`` of them; None if all fit."""
-    parts = -(-vectors * (dimension * 2 + SLOT_BYTES) // max(1, device_bytes))
+    parts = -(-vectors * vector_bytes(dimension) // max(1, device_bytes))
     if parts <= 1:
         return None
     ranges = max(1, min(-(-CELLS_PER_WORKER * workers // parts), most_cells // (parts * len(SPLITS))))

@@ -70,7 +70,7 @@ def _best_scores(  # type: ignore[no-untyped-def]
     operand, vectors, first_groups, seats, listed, columns, table, table_width, probes,
     width: tl.constexpr, side: tl.constexpr, some: tl.constexpr, group: tl.constexpr, depth: tl.constexpr
 ):  # fmt: skip
-    """One query tile with its list, or with a share of it: every so many vectors, ``some`` at a time.
+    """Multiplies a query tile with its list, ``some`` vectors at a time. Programs that share a list take turns.
 
     Triton knows that ``width`` is a multiple of eight only if it is a constant, and then loads eight halves at once.
     """

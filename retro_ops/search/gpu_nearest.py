@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_ops.compute.fp16_scores import ROUNDING, Tensor, on, query_operand, scores
 from retro_ops.search.exact import NOTHING, Keys
-from retro_ops.search.gpu_best import MOST_BEST, Best
+from retro_ops.search.gpu_best import MOST_BEST, Best, Layout
 from retro_ops.search.gpu_part import GROUP, Part
 
 FIRST_GROUPS = 16
@@ -59,17 +59,29 @@ def nearest(
     3. Of the other rows, the best groups are taken: all that reach ``least``, or ``wanted``. No vector of another group
        has a score above the ``bound`` of the row.
     4. Their members are scored once more; the best of other documents are scored exactly, and the ``k`` smallest keys
-       are the neighbours so far. No vector that was left out, here or in step 3, has a score above ``limit``.
-    5. A row is done if ``limit`` is below the new ``least``. Of such a row, nearer vectors of its own document go to
+       are the neighbours so far. The ``bound`` is raised to the best score of a member that was left out.
+    5. A row is done if its ``bound`` is below the new ``least``. Its nearer vectors of its own document go to
        ``removed``.
     6. For the other rows, steps 2 to 5 are repeated with WIDEN times as many groups, and as many more members of each.
     """
     import torch
 
-    if len(queries) > 1 and len(queries) * Best.width(part, probes) > MOST_BEST:
-        return _in_halves(part, queries, documents, probes, k, removed, known)
+    layout = Layout.of(part, probes, len(queries))
+    if len(queries) > 1 and len(queries) * layout.width > MOST_BEST:
+
+        def of(rows: slice) -> Keys:
+            def shifted(at: Tensor, keys: Tensor) -> None:
+                removed(at + rows.start, keys)
+
+            lists, keys = (None if values is None else values[rows] for values in (probes, known))
+            return nearest(part, queries[rows], documents[rows], lists, k, shifted, keys)
+
+        half = len(queries) // 2
+        return np.concatenate([of(slice(0, half)), of(slice(half, len(queries)))])
     keys = torch.full((len(queries), k), NONE, device=queries.device) if known is None else _signed(known, queries)
-    search = _Search(part, queries, documents, removed, Best.of(part, query_operand(queries), probes), keys.clone())
+    operand = query_operand(queries)
+    best = Best.of(part, operand, layout)
+    search = _Search(part, queries, documents, removed, operand, best, keys.clone())
     open_rows = torch.arange(len(queries), device=queries.device)
     wanted = FIRST_GROUPS
     while len(open_rows):
@@ -80,36 +92,6 @@ def nearest(
     return unsigned(keys)
 
 
-def _in_halves(
-    part: Part,
-    queries: Tensor,
-    documents: Tensor,
-    probes: Tensor | None,
-    k: int,
-    removed: OwnHits,
-    known: Keys | None,
-) -> Keys:
-    """``nearest`` of the first half of the queries, then of the others."""
-    half = len(queries) // 2
-
-    def shifted(rows: Tensor, keys: Tensor) -> None:
-        removed(rows + half, keys)
-
-    found = [
-        nearest(
-            part,
-            queries[of],
-            documents[of],
-            None if probes is None else probes[of],
-            k,
-            take,
-            None if known is None else known[of],
-        )
-        for of, take in ((slice(0, half), removed), (slice(half, None), shifted))
-    ]
-    return np.concatenate(found)
-
-
 @dataclass(frozen=True)
 class _Search:
     """A search of one part for ``m`` queries; see ``nearest``."""
@@ -118,13 +100,11 @@ class _Search:
     queries: Tensor
     documents: Tensor
     removed: OwnHits
+    operand: Tensor
+    """Half ``[m, c]``: left operands of scores."""
     best: Best
     known: Tensor
     """Int64 ``[m, k]``: keys from other parts."""
-
-    @cached_property
-    def operand(self) -> Tensor:
-        return query_operand(self.queries)
 
     @cached_property
     def squares(self) -> Tensor:

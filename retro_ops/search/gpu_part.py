@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute import look_ahead
 from retro_ops.compute.fp16_scores import Tensor, columns, on, vector_operand
+from retro_ops.compute.workers import in_threads
 from retro_ops.search.hits import Block, Blocks
 
 GROUP = 16
 """Vectors of which only the best score is kept. A list is in the order of ids, so those of a document are together."""
-
 
 OPERAND_ROWS = 2**17
 """Vectors that are completed to operands at a time: 400 MB of float64 at d = 384."""
@@ -49,11 +48,6 @@ class Part:
             self.first_groups.to(device),
             self.largest,
         )
-
-
-def slot_bytes(dimension: int) -> int:
-    """Memory of a slot: operand, square, id, document, and its number while the part is loaded."""
-    return columns(dimension) * 2 + 4 * 8
 
 
 def count_slots(of_vectors: NDArray[np.int32], lists: int) -> int:
@@ -128,4 +122,4 @@ def _on_device(
             vectors, documents = vectors[rows], documents[rows]
         return low, high, on(device, vectors), on(device, documents.view(np.int64))
 
-    return look_ahead.mapped(copied, blocks)
+    return in_threads(copied, blocks)

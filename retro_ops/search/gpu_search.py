@@ -24,24 +24,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute import look_ahead
 from retro_ops.compute.fp16_scores import Tensor, on, query_operand, scores, vector_operand
+from retro_ops.compute.workers import in_threads
 from retro_ops.index.faiss_index import Lists
-from retro_ops.plan.grid import bounds
+from retro_ops.plan.grid import bounds, vector_bytes
 from retro_ops.search import gpu_nearest, gpu_part
 from retro_ops.search.exact import NOTHING, Keys, smallest
-from retro_ops.search.filters import SAME_DOCUMENT
 from retro_ops.search.gpu_best import MOST_BEST
-from retro_ops.search.hits import (
-    NONE_REMOVED,
-    Blocks,
-    Found,
-    Queries,
-    QueryRows,
-    Removed,
-    joined,
-    nearest_of_both,
-)
+from retro_ops.search.hits import Blocks, Found, Queries, QueryRows, Removed, joined, nearest_of_both
+from retro_ops.search.own_hits import Collector, OwnCounts, OwnHits
 
 PROBE_ROWS = 4096
 """Queries whose lists are chosen at a time, the last batch padded: with one shape no row depends on the others."""
@@ -58,9 +49,6 @@ LISTS_OF_A_GROUP = 32
 
 LIST_RANKS = 2**28
 """Scores of lists that are compared at a time."""
-
-OWN_HITS = 2**22
-"""Hits of the queries' own documents that are collected before the farthest of them are dropped."""
 
 WORKSPACE_BYTES = 4 * 2**30
 WORKSPACE_SHARE = 3 / 8
@@ -80,7 +68,7 @@ class Span:
 def spans(lists: Lists, dimension: int, devices: Sequence[str], capacity: int) -> list[Span]:
     """All vectors on every device if ``capacity`` bytes hold them, else even shares: one for each device, or several
     that a device holds one after the other."""
-    count, most = len(lists.ids), max(1, capacity // gpu_part.slot_bytes(dimension))
+    count, most = len(lists.ids), max(1, capacity // vector_bytes(dimension))
     if gpu_part.count_slots(lists.of, len(lists.centroids)) <= most:
         return [Span(0, count, device) for device in devices]
     parts = max(len(devices), -(-count // most))
@@ -129,17 +117,17 @@ class Scan:
             return Found(keys, own.counts(len(queries)))
         # No other part can have nearer neighbours if a device holds all vectors, so own hits are only counted.
         found = Found.nothing(len(queries), k)
-        found.keys[:] = self._nearest(queries, k, nprobe, [_OwnCounts(found.removed) for _ in self._devices])
+        found.keys[:] = self._nearest(queries, k, nprobe, [OwnCounts(found.removed) for _ in self._devices])
         return found
 
     def nearest_and_own(self, queries: QueryRows, k: int, nprobe: int) -> tuple[Keys, Removed]:
         """The keys of ``nearest``, and the hits of the row's own document that are nearer than the last of them."""
-        collectors = [_OwnHits(None) for _ in self._devices]
+        collectors = [OwnHits(None) for _ in self._devices]
         keys = self._nearest(queries, k, nprobe, collectors)
         return keys, joined([own.hits() for own in collectors]).nearer_than(keys)
 
     def hits(self, queries: QueryRows, width: int, nprobe: int) -> tuple[Keys, Removed]:
-        collectors = [_OwnHits(width) for _ in self._devices]
+        collectors = [OwnHits(width) for _ in self._devices]
         keys = self._nearest(queries, width, nprobe, collectors)
         return nearest_of_both(keys, joined([own.hits() for own in collectors]))
 
@@ -162,14 +150,14 @@ class Scan:
                 ranks[some] = (of_rows > own).sum(dim=1).cpu().numpy()
         return ranks
 
-    def _nearest(self, queries: QueryRows, k: int, nprobe: int, collectors: Sequence["_OwnCounts | _OwnHits"]) -> Keys:
+    def _nearest(self, queries: QueryRows, k: int, nprobe: int, collectors: Sequence[Collector]) -> Keys:
         """Keys ``[m, k]`` of the nearest chunks of other documents. Each device has its collector of own hits."""
         if not len(queries):
             return np.full((0, k), NOTHING)
         count = min(len(self._devices), len(queries)) if self._whole else 1
         shares = [slice(*bounds(len(queries), count, number)) for number in range(count)]
 
-        def search(device: str, share: slice, own: "_OwnCounts | _OwnHits") -> Keys:
+        def search(device: str, share: slice, own: Collector) -> Keys:
             best = np.full((share.stop - share.start, k), NOTHING)
             divided = [span for span in self._divided if span.device == device]
             probed = _Probed(partial(self._probes, nprobe=nprobe, device=device), keep=len(divided) > 1)
@@ -202,7 +190,7 @@ class Scan:
             range(start, min(start + rows, share.stop), READ_ROWS) for start in range(share.start, share.stop, rows)
         ]
         read = queries.each((start, min(start + READ_ROWS, cut.stop)) for cut in cuts for start in cut)
-        copied = look_ahead.mapped(partial(_copied, device), read)
+        copied = in_threads(partial(_copied, device), read)
         for cut in cuts:
             vectors, documents = zip(*(next(copied) for _ in cut), strict=True)
             yield cut.start, torch.cat(vectors), torch.cat(documents)
@@ -270,45 +258,3 @@ def _largest(values: Tensor, count: int) -> Tensor:
     members = grouped.gather(2, groups[:, None].expand(-1, LISTS_OF_A_GROUP, -1)).flatten(1)
     at = members.topk(count, dim=1).indices
     return at // count * grouped.shape[2] + groups.gather(1, at % count)
-
-
-class _OwnCounts:
-    """Counts the hits of the queries' own documents in ``removed`` int64 ``[m, reasons]``, on their device."""
-
-    def __init__(self, removed: NDArray[np.int64]) -> None:
-        self._counts = removed[:, SAME_DOCUMENT - 1]
-
-    def add(self, start: int, rows: Tensor, keys: Tensor) -> None:
-        """``rows`` are counted from row ``start``."""
-        if len(rows):
-            counts = rows.bincount().cpu().numpy()
-            self._counts[start : start + len(counts)] += counts
-
-    def end_of_part(self, first: int, best: Keys) -> None:
-        """Nothing to do: there is one part."""
-
-
-class _OwnHits:
-    """Collects the hits of the queries' own documents. ``most`` of each row are enough; None for all of them."""
-
-    def __init__(self, most: int | None) -> None:
-        self._most = most
-        self._hits, self._size, self._kept = [NONE_REMOVED], 0, 0
-
-    def add(self, start: int, rows: Tensor, keys: Tensor) -> None:
-        """``rows`` are counted from row ``start``."""
-        self._hits.append(Removed.of_same_document(start + rows.cpu().numpy(), gpu_nearest.unsigned(keys)))
-        self._size += len(rows)
-        if self._most is not None and self._size > 2 * self._kept + OWN_HITS:
-            self._keep(joined(self._hits).nearest(self._most))
-
-    def end_of_part(self, first: int, best: Keys) -> None:
-        """``best`` ``[m, k]``: the nearest of other documents so far, of rows ``first:first + m``. Own hits beyond them
-        will never count."""
-        self._keep(joined(self._hits).nearer_than(best, first))
-
-    def hits(self) -> Removed:
-        return joined(self._hits)
-
-    def _keep(self, hits: Removed) -> None:
-        self._hits, self._size, self._kept = [hits], len(hits), len(hits)

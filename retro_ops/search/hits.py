@@ -27,8 +27,8 @@ PROBE_BYTES = 4
 
 
 def row_bytes(hits: int, nprobe: int = 0) -> int:
-    """Memory of a row while whole vectors in ``nprobe`` lists are searched for ``hits`` of it, or while so many are
-    merged."""
+    """Memory of a row during a search of whole vectors in ``nprobe`` lists that keeps ``hits`` of the row, or during a
+    merge of as many hits."""
     return ROW_BYTES + hits * HIT_BYTES + nprobe * PROBE_BYTES
 
 

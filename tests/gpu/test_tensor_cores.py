@@ -104,9 +104,10 @@ def test_the_kernel_finds_the_best_scores_that_torch_finds(
     part = gpu_part.load(rng.integers(0, lists, rows).astype(np.int32), np.arange(rows), lists, blocks, name)
     operand = query_operand(on(name, queries.vectors[:count]))
     probes = None if nprobe is None else torch.rand(count, lists, device=name).topk(nprobe, dim=1).indices
-    ours = gpu_best.Best.of(part, operand, probes).table
+    layout = gpu_best.Layout.of(part, probes, count)
+    ours = gpu_best.Best.of(part, operand, layout).table
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_best, "_has_triton", lambda: False)
-        theirs = gpu_best.Best.of(part, operand, probes).table
+        theirs = gpu_best.Best.of(part, operand, layout).table
     assert torch.equal(ours.isinf(), theirs.isinf())
     assert float((ours - theirs).nan_to_num(0).abs().max()) < ROUNDING

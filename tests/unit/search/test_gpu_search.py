@@ -263,6 +263,7 @@ def test_work_is_cut_to_what_memory_allows_with_the_same_result(monkeypatch: pyt
     monkeypatch.setattr(gpu_nearest, "EXACT_NUMBERS", 2**13)
     monkeypatch.setattr(gpu_nearest, "GATHERED_NUMBERS", 2**16)
     monkeypatch.setattr(gpu_nearest, "OWN_PAIRS", 50)
+    monkeypatch.setattr(gpu_nearest, "MOST_BEST", 2**10)
     monkeypatch.setattr(gpu_nearest, "_exact", lambda *of: (scored.append(len(of[2])), exactly(*of))[1])
     cut = made.nearest(queries, 4, 1)
     np.testing.assert_array_equal(cut.keys, whole.keys)
