@@ -37,10 +37,10 @@ def s3_tls(s3_tls_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _use(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from retro_ops.storage.s3 import _client
+    from retro_ops.storage.s3_client import client
 
     for key, value in server.environment.items():
         monkeypatch.setenv(key, value)
-    _client.cache_clear()
+    client.cache_clear()
     yield server.bucket
-    _client.cache_clear()
+    client.cache_clear()

@@ -16,10 +16,10 @@ from retro_ops.plan import paths
 from retro_ops.plan.plan import check_name
 from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.progress import Progress
-from retro_ops.storage import s3, store
+from retro_ops.storage import s3_uploads, store
 from retro_ops.storage.base import Written
 
-WRITER_BYTES = 6 * s3.PART_BYTES
+WRITER_BYTES = 6 * s3_uploads.PART_BYTES
 """Most memory of an open part: the first part of its upload, the one being filled and those being uploaded (together at
 most five times PART_BYTES), and its compressor. True up to 42 GiB: later parts are larger."""
 

@@ -5,7 +5,8 @@ import uuid
 from retro_ops.errors import ConfigurationError, RetroError
 from retro_ops.storage import store
 from retro_ops.storage.base import ConflictError, Store
-from retro_ops.storage.s3 import CHECKSUMS, S3Store
+from retro_ops.storage.s3 import S3Store
+from retro_ops.storage.s3_client import CHECKSUMS
 from retro_ops.uris import join
 
 

@@ -10,7 +10,8 @@ from samples import Run, tokenize_flags
 from retro_ops.errors import TransientError
 from retro_ops.storage import npy, store
 from retro_ops.storage.base import ConflictError
-from retro_ops.storage.s3 import PART_BYTES, _client
+from retro_ops.storage.s3_client import client
+from retro_ops.storage.s3_uploads import PART_BYTES
 
 
 def test_errors_of_the_store_name_the_cause(
@@ -22,14 +23,14 @@ def test_errors_of_the_store_name_the_cause(
     assert "no corpus file at" in capfd.readouterr().err
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    _client.cache_clear()
+    client.cache_clear()
     run("tokenize-and-chunk", f"{s3}/x.jsonl", *flags, code=78)
     said = capfd.readouterr().err
     assert "the store refused" in said
     assert secret not in said
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    _client.cache_clear()
+    client.cache_clear()
     run("tokenize-and-chunk", f"{s3}/x.jsonl", *flags, code=75)
     assert "cannot reach the store" in capfd.readouterr().err
 
@@ -54,7 +55,7 @@ def test_an_abandoned_upload_is_swept_and_a_lost_race_is_reported(s3: str) -> No
     first, second = store.at(uri).create(uri), store.at(uri).create(uri)
     for writer in (first, second):  # and never closed, as by a kill
         writer.write(b"x" * (2 * PART_BYTES + 1))
-    uploads = _client().list_multipart_uploads(Bucket=s3.removeprefix("s3://"), Prefix="abandoned")
+    uploads = client().list_multipart_uploads(Bucket=s3.removeprefix("s3://"), Prefix="abandoned")
     assert len(uploads.get("Uploads", ())) == 1
     assert not store.exists(uri)
     with pytest.raises(TransientError, match="took over"):

@@ -8,7 +8,7 @@ from limited_s3 import Limits, limited_s3
 
 from retro_ops.errors import ConfigurationError
 from retro_ops.storage import probe, store
-from retro_ops.storage.s3 import _client
+from retro_ops.storage.s3_client import client
 
 REFUSALS = [(400, "InvalidArgument"), (403, "SignatureDoesNotMatch"), (403, "AccessDenied"), (501, "NotImplemented")]
 
@@ -24,9 +24,9 @@ def limited(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> Iterator[str]:
             "AWS_MAX_ATTEMPTS": "1",
         }.items():
             monkeypatch.setenv(name, value)
-        _client.cache_clear()
+        client.cache_clear()
         yield "s3://bucket/d"
-    _client.cache_clear()
+    client.cache_clear()
 
 
 @pytest.mark.parametrize(("status", "code"), REFUSALS)
@@ -40,7 +40,7 @@ def test_refused_checksums_are_told_apart_from_refused_keys(
         assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in str(found.value)
         assert "ACCESS_KEY" not in str(found.value)
         monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        _client.cache_clear()
+        client.cache_clear()
         probe.check_writes(folder)
         store.write(f"{folder}/a", b"x")
         assert limits.objects == {"/bucket/d/a": b"x"}
@@ -66,7 +66,7 @@ def test_refused_keys_stay_refused_keys(s3: str, monkeypatch: pytest.MonkeyPatch
     probe.check_writes(f"{s3}/probed")
     assert store.at(s3).list(f"{s3}/probed") == []
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    _client.cache_clear()
+    client.cache_clear()
     with pytest.raises(ConfigurationError, match="check AWS_ACCESS_KEY_ID"):
         probe.check_writes(f"{s3}/probed")
 

@@ -10,6 +10,7 @@ from botocore.awsrequest import AWSResponse
 from retro_ops.errors import ConfigurationError
 from retro_ops.storage import s3 as s3_storage
 from retro_ops.storage import store
+from retro_ops.storage.s3_client import client
 
 NAMES = ("a", "b & c", "d<e>", "f/g", "ü", "h'i", "j%20k", "l+m")
 
@@ -33,7 +34,7 @@ class _Raw:
 def requests(answers: dict[str, tuple[int, str]] | None = None) -> Iterator[list[str]]:
     """Names of the requests that are sent. ``answers``: status and body for requests that do not reach the server."""
     sent: list[str] = []
-    events = s3_storage._client().meta.events
+    events = client().meta.events
 
     def on_request(request: Any, event_name: str, **_: Any) -> AWSResponse | None:
         name = event_name.rpartition(".")[2]

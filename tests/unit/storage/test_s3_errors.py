@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 from retro_ops.storage import store
 from retro_ops.storage.base import ConflictError
-from retro_ops.storage.s3 import _client, _s3_errors
+from retro_ops.storage.s3_client import client, s3_errors
 
 KEYS = "check AWS_ACCESS_KEY_ID"
 
@@ -19,7 +19,7 @@ def refused(status: int, code: str, message: str = "Because.") -> Exception:
 
 
 def raised(error: Exception) -> RetroError:
-    with pytest.raises(RetroError) as found, _s3_errors("s3://bucket/key"):
+    with pytest.raises(RetroError) as found, s3_errors("s3://bucket/key"):
         raise error
     assert "s3://bucket/key" in str(found.value)
     return found.value
@@ -102,7 +102,7 @@ def test_a_server_that_refuses_the_keys(
     s3: str, monkeypatch: pytest.MonkeyPatch, variable: str, request_kind: str
 ) -> None:
     monkeypatch.setenv(variable, "wrong")
-    _client.cache_clear()
+    client.cache_clear()
     uri = f"{s3}/refused.bin"
     calls = {
         "read": lambda: store.read(uri),
@@ -123,15 +123,15 @@ def test_a_server_that_refuses_the_request(s3: str) -> None:
 
 def test_a_server_that_refuses_to_complete_an_upload(s3: str) -> None:
     target = {"Bucket": s3.removeprefix("s3://"), "Key": "refused.bin"}
-    upload = {**target, "UploadId": _client().create_multipart_upload(**target)["UploadId"]}
-    tags = [_client().upload_part(**upload, PartNumber=number, Body=b"x")["ETag"] for number in (1, 2)]
+    upload = {**target, "UploadId": client().create_multipart_upload(**target)["UploadId"]}
+    tags = [client().upload_part(**upload, PartNumber=number, Body=b"x")["ETag"] for number in (1, 2)]
     parts = [{"PartNumber": 2, "ETag": tags[1]}, {"PartNumber": 1, "ETag": tags[0]}]
     with (
         pytest.raises(ConfigurationError, match="InvalidPartOrder: The list of parts was not in ascending order"),
-        _s3_errors(f"{s3}/refused.bin"),
+        s3_errors(f"{s3}/refused.bin"),
     ):
-        _client().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
-    _client().abort_multipart_upload(**upload)
+        client().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+    client().abort_multipart_upload(**upload)
 
 
 def test_a_name_that_no_bucket_has_is_bad_input() -> None:
@@ -161,13 +161,13 @@ def test_what_looks_like_a_store_is_no_local_folder(uri: str) -> None:
 @pytest.mark.parametrize("endpoint", ["nonsense", "host:9000", "http://", "ftp//x"])
 def test_an_endpoint_that_is_no_url_fails_without_retry(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    _client.cache_clear()
+    client.cache_clear()
     with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL"):
         store.exists("s3://bucket/key")
-    _client.cache_clear()
+    client.cache_clear()
 
 
 def test_the_password_of_an_endpoint_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     error = EndpointConnectionError(endpoint_url="http://user:secret@host/")
-    with pytest.raises(TransientError, match=r"user:\*\*\*@host"), _s3_errors("s3://bucket/key"):
+    with pytest.raises(TransientError, match=r"user:\*\*\*@host"), s3_errors("s3://bucket/key"):
         raise error

@@ -12,12 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retro_ops.errors import BadInputError
-from retro_ops.storage import s3 as s3_storage
-from retro_ops.storage import store
+from retro_ops.storage import s3_uploads, store
 from retro_ops.storage.npy import NpyWriter
-from retro_ops.storage.s3 import MOST_BYTES, MOST_PART_BYTES, MOST_PARTS, PART_BYTES, part_bytes
+from retro_ops.storage.s3_client import client
+from retro_ops.storage.s3_uploads import MOST_BYTES, MOST_PART_BYTES, MOST_PARTS, PART_BYTES, part_bytes
 
-Writer = s3_storage._S3Writer
+Writer = s3_uploads.S3Writer
 MIB = 2**20
 
 
@@ -45,7 +45,7 @@ def test_parts_of_a_known_length_are_as_small_as_their_number_allows(length: int
 def held_bytes(sizes: list[int]) -> Iterator[int]:
     """Most memory while each part is filled: it, the first one, and what the schedule lets be in flight."""
     for size in sizes:
-        at_once = max(1, s3_storage.PARTS_IN_FLIGHT * PART_BYTES // size)
+        at_once = max(1, s3_uploads.PARTS_IN_FLIGHT * PART_BYTES // size)
         yield PART_BYTES + size + at_once * size
 
 
@@ -67,8 +67,8 @@ SMALLEST = 5 * MIB
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 5, 10, 10, 25, 25 … MiB."""
-    monkeypatch.setattr(s3_storage, "PART_BYTES", SMALLEST)
-    monkeypatch.setattr(s3_storage, "PARTS_OF_ONE_SIZE", 2)
+    monkeypatch.setattr(s3_uploads, "PART_BYTES", SMALLEST)
+    monkeypatch.setattr(s3_uploads, "PARTS_OF_ONE_SIZE", 2)
 
 
 def arrives_whole(bucket: str, length: int, head: bytes) -> None:
@@ -83,7 +83,7 @@ def arrives_whole(bucket: str, length: int, head: bytes) -> None:
             writer.write(rest[:size])
             rest = rest[size:]
             sizes = [of for of, _ in writer._sending]
-            assert sum(sizes) <= max([s3_storage.PARTS_IN_FLIGHT * SMALLEST, *sizes]), "one large part, or small ones"
+            assert sum(sizes) <= max([s3_uploads.PARTS_IN_FLIGHT * SMALLEST, *sizes]), "one large part, or small ones"
             assert len(writer._buffer) < part_bytes(writer._number)
         if head:
             writer.set_head(head)
@@ -106,7 +106,7 @@ def test_an_object_of_growing_parts_arrives_whole(s3: str, small_parts: None, le
 def test_an_array_of_a_known_length_arrives_in_as_many_parts_as_there_may_be(
     s3: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_storage, "MOST_PARTS", 3)
+    monkeypatch.setattr(s3_uploads, "MOST_PARTS", 3)
     uri = f"{s3}/growing/known.npy"
     rows = np.frombuffer(random.Random(0).randbytes(31 * MIB), np.uint8).reshape(-1, MIB)
     with NpyWriter(uri, np.uint8, rows.shape[1:], rows=len(rows)) as writer:
@@ -130,7 +130,7 @@ def test_over_tls_it_arrives_whole_too(s3_tls: str, small_parts: None) -> None:
 def test_an_object_beyond_the_limit_of_s3_is_refused_before_the_store_does(
     s3: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_storage, "MOST_BYTES", 17 * MIB)
+    monkeypatch.setattr(s3_uploads, "MOST_BYTES", 17 * MIB)
     uri = f"{s3}/growing/beyond.bin"
 
     def write(length: int) -> None:
@@ -145,4 +145,4 @@ def test_an_object_beyond_the_limit_of_s3_is_refused_before_the_store_does(
     with pytest.raises(BadInputError, match=r"growing/beyond.npy would have 17,825,793 bytes"):
         NpyWriter(f"{s3}/growing/beyond.npy", np.uint8, (), rows=17 * MIB + 1 - 128)  # Before any row is sent.
     bucket = uri.split("/")[2]
-    assert not s3_storage._client().list_multipart_uploads(Bucket=bucket, Prefix="growing/beyond").get("Uploads")
+    assert not client().list_multipart_uploads(Bucket=bucket, Prefix="growing/beyond").get("Uploads")
