@@ -509,12 +509,12 @@ class Parameters:
     )
     search_memory: str | None = _memory(
         None,
-        "Memory that an index may take where it is merged, searched or measured, such as `16GiB`; a larger one is read "
+        "Memory that an index may take where it is merged or searched, such as `16GiB`; a larger one is read "
         "part by part, with the same result.",
         RUN,
         title="Search memory",
         unset="three quarters of the memory of the machine or container, minus the memory budget",
-        read_by=("merge-indexes", *TUNE_AND_RETRIEVE, "describe"),
+        read_by=("merge-indexes", *TUNE_AND_RETRIEVE),
         kept_on_refresh=False,
     )
     duplicates: str = _choice(

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device
+from retro_ops.execution import report
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
-from retro_ops.index.ivf_file import memory_limit, open_if_larger_than
+from retro_ops.index.ivf_file import open_lists
 from retro_ops.index.sampling import sample_rows
-from retro_ops.memory import MemoryLimit
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.search import chunk_reader, filters, open_index, tuning
@@ -25,6 +25,7 @@ from retro_ops.search.brute_force import exact_search
 from retro_ops.search.exact import unpack
 from retro_ops.search.hits import Queries
 from retro_ops.search.queries import QueryShard, join, query_shards, take, take_rows
+from retro_ops.search.row_figures import DISTANCE_BINS, RowFigures
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import open_npy
 
@@ -35,9 +36,6 @@ DUPLICATE_OVERLAP = 0.8
 
 LEAKED_SHARE = 0.5
 """A row is leaked if a neighbour contains a run of more than this share of the chunk's tokens."""
-
-DISTANCE_BINS = np.linspace(0, 2, 41)
-"""Bins of squared L2 distances; orthogonal unit vectors have 2."""
 
 RUN_BINS = np.linspace(0, 1, 17)
 """Bins of the longest shared run, as a share of the chunk."""
@@ -80,12 +78,12 @@ def measure(
     figures = read_ahead.side_by_side(partial(_whole, plan), queried, read_ahead.READERS)
     whole = {shard.name: figure for shard, figure in zip(queried, figures, strict=True)}
     categories = sorted({category(name) for name in whole})
-    rows = {name: sum(w["rows"] for shard, w in whole.items() if category(shard) == name) for name in categories}
+    rows = {name: sum(w.rows for shard, w in whole.items() if category(shard) == name) for name in categories}
     rates, runs = _rates(plan, split, chunks, drawn, device)
     by_category = {
         name: {
             "rows": rows[name],
-            "all_rows_full": sum(w["full"] for s, w in whole.items() if category(s) == name) / max(1, rows[name]),
+            "all_rows_full": sum(w.full for s, w in whole.items() if category(s) == name) / max(1, rows[name]),
             **rates[name],
         }
         for name in categories
@@ -94,7 +92,7 @@ def measure(
     total = sum(rows.values())
     return {
         "rows": total,
-        "fill_rate": sum(w["full"] for w in whole.values()) / total if total else 1.0,
+        "fill_rate": sum(w.full for w in whole.values()) / total if total else 1.0,
         "sampled_rows": sum(len(entry.rows) for entry in drawn),
         **{
             rate: sum(rates[name][rate] * rows[name] for name in rates) / sum(rows[name] for name in rates)
@@ -105,11 +103,11 @@ def measure(
         "categories": by_category,
         "distances": {
             "bins": DISTANCE_BINS.round(4).tolist(),
-            "nearest": np.sum([w["nearest"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
-            "last": np.sum([w["last"] for w in whole.values()], axis=0, dtype=np.int64).tolist(),
+            "nearest": np.sum([w.nearest for w in whole.values()], axis=0, dtype=np.int64).tolist(),
+            "last": np.sum([w.last for w in whole.values()], axis=0, dtype=np.int64).tolist(),
         },
         "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
-        "index": _index_figures(paths.index_uri(plan, split), drawn, memory_limit(plan.parameters)),
+        "index": _index_figures(paths.index_uri(plan, split), drawn),
     }
 
 
@@ -125,17 +123,17 @@ def _sampled(plan: Plan, shard: Shard, queries: QueryShard, rows: NDArray[np.int
     )
 
 
-def _whole(plan: Plan, shard: Shard) -> dict[str, Any]:
-    """Figures of one shard that count every row."""
+def _whole(plan: Plan, shard: Shard) -> RowFigures:
+    """Figures of one shard that count every row: as retrieval counted them, or counted here."""
+    done = report.read(paths.report_uri(plan, "retrieve-neighbours", shard.name))
+    if done and (counted := RowFigures.of_report(done)):
+        return counted
     neighbours = open_npy(paths.neighbours_uri(plan, shard.name), ndim=2, kind="i")
-    full = sum(int((block >= 0).all(axis=1).sum()) for _, block in neighbours.blocks(BLOCK_ROWS))
-    nearest, last = np.zeros((2, len(DISTANCE_BINS) - 1), np.int64)
-    for _, block in open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f").blocks(BLOCK_ROWS):
-        # Larger distances (of vectors that are not normalised) count in the last bin.
-        inside = np.where(np.isfinite(block), np.minimum(block, DISTANCE_BINS[-1]), np.nan)
-        nearest += np.histogram(inside[:, 0], DISTANCE_BINS)[0]
-        last += np.histogram(inside[:, -1], DISTANCE_BINS)[0]
-    return {"rows": len(neighbours), "full": full, "nearest": nearest, "last": last}
+    distances = open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f")
+    figures = RowFigures()
+    for (_, ids), (_, of_ids) in zip(neighbours.blocks(BLOCK_ROWS), distances.blocks(BLOCK_ROWS), strict=True):
+        figures.add(ids, of_ids)
+    return figures
 
 
 def _rates(
@@ -178,11 +176,11 @@ def _rates(
     return rates, longest
 
 
-def _index_figures(uri: str, drawn: Sequence[Sampled], limit: MemoryLimit) -> dict[str, Any]:
-    parts = open_if_larger_than(limit, [uri])
-    # A large index need not be loaded: the list sizes and the trained part suffice.
-    index = parts[0].empty(search=False) if parts else load_index(uri, search=False)
-    sizes = parts[0].sizes if parts else faiss_index.list_sizes(index)
+def _index_figures(uri: str, drawn: Sequence[Sampled]) -> dict[str, Any]:
+    # The list sizes and the trained part suffice; only a type without lists is loaded.
+    lists = open_lists(uri)
+    index = lists.empty(search=False) if lists else load_index(uri, search=False)
+    sizes = lists.sizes if lists else faiss_index.list_sizes(index)
     vectors = join([entry.queries for entry in drawn]).vectors if drawn else None
     return {
         "vectors": int(sizes.sum()),

@@ -9,6 +9,7 @@ from retro_ops.execution.checkpoints import Checkpoints, Part
 from retro_ops.plan import paths
 from retro_ops.progress import Progress
 from retro_ops.search.jobs import Job
+from retro_ops.search.row_figures import RowFigures
 from retro_ops.storage.base import Written
 from retro_ops.storage.npy import NpyWriter, open_npy
 
@@ -33,28 +34,28 @@ class Search(Protocol):
 def write_neighbours(
     job: Job, k: int, search: Search, unfinished: Checkpoints, block_rows: int
 ) -> tuple[dict[str, int], list[Written], dict[str, Any]]:
-    """Counts, the files that were written, and the tally of all rows, those of checkpoints included."""
+    """Counts, the files that were written, and the tally and figures of all rows, those of checkpoints included."""
     total, distances_uri = len(open_npy(job.embeddings)), paths.distances_uri(job.neighbours)
-    full = 0
+    figures = RowFigures()
     with (
         NpyWriter(job.neighbours, np.int64, (k,), rows=total) as neighbours_out,
         NpyWriter(distances_uri, np.float32, (k,), rows=total) as distances_out,
     ):
 
-        def append(part: Part) -> int:
+        def append(part: Part) -> None:
             neighbours_out.append(part["neighbours"])
             distances_out.append(part["distances"])
-            return int((part["neighbours"] >= 0).all(axis=1).sum())
+            figures.add(part["neighbours"], part["distances"])
 
         for part in unfinished.parts():
-            full += append(part)
+            append(part)
         first, before = unfinished.end, unfinished.state
         progress = Progress("retrieve-neighbours", total, "chunks", first)
         for start in range(first, total, block_rows):
             end = min(start + block_rows, total)
             ids, distances = search.search_rows(start, end)
             part = {"neighbours": ids, "distances": distances}
-            full += append(part)
+            append(part)
             progress.advance(len(ids))
             unfinished.add(part, end)
             # Only at the end of a batch, because the tally covers all of it.
@@ -62,7 +63,8 @@ def write_neighbours(
                 unfinished.commit_when_due(_sum(before, search.tally()))
         progress.close()
         written = [neighbours_out.close(), distances_out.close()]
-    return {"rows": total, "full_rows": full}, written, _sum(before, search.tally())
+    tally = {**_sum(before, search.tally()), "distances": figures.histograms()}
+    return figures.counts(), written, tally
 
 
 def _sum(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,7 +37,6 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     duplicates = paths.duplicates_uri(arguments.plan)
     expected = read_estimate(store.read(estimate), estimate) if store.exists(estimate) else None
     repeats = documents.read(store.read(duplicates), duplicates, dict[str, Any]) if store.exists(duplicates) else None
-    plan = replace(plan, parameters=replace(plan.parameters, search_memory=parameters.search_memory))
     work = partial(_work, plan, partial(planned, arguments.plan, plan), parameters.device, expected, repeats)
     report.run_once(STAGE, paths.report_uri(plan, STAGE), digest, {}, inputs, work)
 
