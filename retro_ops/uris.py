@@ -20,6 +20,12 @@ def parent(uri: str) -> str:
     return uri.rpartition("/")[0] if "/" in uri else "."
 
 
+def file_name(uri: str) -> str:
+    """Name of the file at ``uri``, without the checksum of https: ``https://host/a.jsonl#sha256=…`` -> ``a.jsonl``."""
+    path = uri.partition("#")[0].partition("?")[0] if uri.startswith("https://") else uri
+    return path.rpartition("/")[2]
+
+
 def split_scheme(uri: str) -> tuple[str, str]:
     """``s3://bucket/key`` -> (``s3://bucket``, ``/key``); a local path -> (````, path)."""
     if "://" not in uri:

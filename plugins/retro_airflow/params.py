@@ -52,7 +52,7 @@ def form(settings: Settings) -> dict[str, Param]:
         "corpus": form_fields.optional_text(
             settings.corpus,
             "Corpus",
-            "Documents to train on: a folder or a glob of `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files. "
+            "Documents to train on: a folder or a glob of `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` files. "
             "Each file becomes a shard. Ignored if there is a recipe.",
         ),
         "validation_corpus": form_fields.optional_text(

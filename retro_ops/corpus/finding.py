@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wcmatch import glob
 from wcmatch._wcparse import PatternLimitException  # Exported nowhere else.
 
-from retro_ops.corpus.json_lines import SUFFIXES
+from retro_ops.corpus.source_lines import SUFFIXES
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.storage import store

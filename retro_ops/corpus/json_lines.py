@@ -17,6 +17,7 @@ from retro_ops.plan.digests import MAX_LINE_BYTES
 from retro_ops.plan.plan import Source
 from retro_ops.storage import store
 from retro_ops.storage.base import Writer, Written
+from retro_ops.uris import file_name
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 STDIN = "-"
@@ -98,22 +99,15 @@ SourceLine = tuple[str, int, bytes | None]
 """(source, line number from 1, line without its line end, None if it is too long)"""
 
 
-def lines(sources: Sequence[str], max_line_bytes: int, first: int = 0) -> Iterator[SourceLine]:
-    """Stream the lines of all sources in order, skipping the ``first`` ones.
-
-    A line longer than ``max_line_bytes`` is None.
-    """
-    passed = 0
+def lines(sources: Sequence[str], max_line_bytes: int) -> Iterator[SourceLine]:
+    """Stream the lines of all sources in order. A line longer than ``max_line_bytes`` is None."""
     for source in sources:
         with _open(source) as stream:
             for number, line in enumerate(lines_of(stream, source, max_line_bytes), 1):
-                if passed < first:
-                    passed += 1
-                else:
-                    yield source, number, line
+                yield source, number, line
 
 
-def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Document], float]:
+def sample(source: str, max_line_bytes: int, text_key: str, wanted_bytes: int) -> tuple[list[Document], float]:
     """Documents from the start of a file, up to ``wanted_bytes`` of lines, and the share of the file that was read.
 
     The share counts stored bytes, so it also holds for compressed files, up to the decompressor's read-ahead.
@@ -125,12 +119,12 @@ def sample(source: str, max_line_bytes: int, wanted_bytes: int) -> tuple[list[Do
         with decompressed(counted, source) as stream:
             taken = 0
             for number, line in enumerate(lines_of(stream, source, max_line_bytes), 1):
-                record = parse(line, source, number, max_line_bytes)
+                record = parse(line, source, number, max_line_bytes, text_key)
                 taken += len(line or b"")
                 if isinstance(record, Document):
                     documents.append(record)
                 if taken >= wanted_bytes:
-                    plain = source.endswith(SUFFIXES[0])
+                    plain = file_name(source).endswith(SUFFIXES[0])
                     return documents, min(1.0, (stream.tell() if plain else counted.bytes) / max(size, 1))
     return documents, 1.0
 
@@ -168,11 +162,12 @@ def _open(source: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def decompressed(raw: Any, source: str) -> Iterator[IO[bytes]]:
-    """``raw``, decompressed if the name ``source`` ends in .gz or .zst."""
-    if source.endswith(".gz"):
+    """``raw``, decompressed if the name of ``source`` ends in .gz or .zst."""
+    name = file_name(source)
+    if name.endswith(".gz"):
         with gzip.open(raw) as stream:
             yield stream  # type: ignore[misc]
-    elif source.endswith(".zst"):
+    elif name.endswith(".zst"):
         with io.BufferedReader(_ZstdStream(raw), 2**20) as stream:
             yield stream
     else:

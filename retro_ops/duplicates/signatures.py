@@ -38,13 +38,13 @@ class Signed:
     """``[docs, PERMUTATIONS]``"""
 
 
-def signer(line_bytes: int) -> Callable[[Batch], Signed]:
+def signer(line_bytes: int, text_field: str) -> Callable[[Batch], Signed]:
     """A function that signs a batch. It skips bad records, which `tokenize-and-chunk` sets aside."""
 
     def sign(batch: Batch) -> Signed:
         places, texts = [], []
         for place, (number, line) in enumerate(zip(batch.numbers, batch.lines, strict=True)):
-            record = json_lines.parse(line, batch.source, number, line_bytes)
+            record = json_lines.parse(line, batch.source, number, line_bytes, text_field)
             if isinstance(record, json_lines.Document):
                 places.append(place)
                 texts.append(record.text)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan.parameters import Parameters, set_later
+from retro_ops.plan.parameters import TEXT_FIELD, Parameters, set_later
 from retro_ops.plan.plan import BaseShard, Plan, Shard, Split
 from retro_ops.plan.stage_graph import CODE_VERSIONS as CODE_VERSIONS
 from retro_ops.plan.stage_graph import STAGES, runs_on, stages
@@ -71,7 +71,13 @@ def sign_digest(plan: Plan, shard: Shard) -> str:
         code_version(plan, "sign-documents"),
         [source.fingerprint for source in shard.sources],
         line_limit(plan.parameters.memory_budget),
+        *text_field(plan.parameters.text_field),
     )
+
+
+def text_field(of: str) -> list[str]:
+    """Entry of a digest of signatures for ``text_field``; none for the default, which is older than the parameter."""
+    return [] if of == TEXT_FIELD else [of]
 
 
 @_output

@@ -30,6 +30,10 @@ SHOWN = 80
 """Characters of a wrong value in an error."""
 
 LONGEST_TEXT = 10_000
+
+TEXT_FIELD = "text"
+"""Field that holds the text of a document by default, and always in the parts of a recipe."""
+
 LARGEST = 2**63
 
 WORKING = (
@@ -217,6 +221,15 @@ class Parameters:
         CHUNKS,
         decides="tokenize-and-chunk",
         read_by=TOKENIZE,
+    )
+    text_field: str = _text(
+        TEXT_FIELD,
+        "Key (JSON lines) or column (Parquet) that holds the text of a document. A recipe names it for each source.",
+        CHUNKS,
+        title="Text field",
+        decides="tokenize-and-chunk",
+        read_by=TOKENIZE,
+        added_later=True,
     )
     on_bad_record: str = _choice(
         "quarantine",

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import source_lines
 from retro_ops.errors import BadInputError
 from retro_ops.plan import digests, estimate, limits, paths, traffic
 from retro_ops.plan.plan import SPLITS, Plan, Split
@@ -76,7 +76,8 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
         source = shard.sources[0]
         try:
-            texts, share = json_lines.sample(source.uri, digests.line_limit(p.memory_budget), SAMPLED_BYTES)
+            limit = digests.line_limit(p.memory_budget)
+            texts, share = source_lines.sample(source.uri, limit, p.text_field, SAMPLED_BYTES)
         except BadInputError as error:  # The task of this shard will fail; the others can go on.
             say(f"plan: {error}", logging.WARNING)
             continue

@@ -11,6 +11,7 @@ from retro_ops.plan import source_list
 from retro_ops.plan.plan import Shard, Source, Split, check_name
 from retro_ops.planning import recipe_shards
 from retro_ops.storage import read_ahead, store
+from retro_ops.uris import file_name
 
 
 def of_patterns(places: Mapping[str, str | None], as_of: str | None) -> tuple[list[Shard], list[str]]:
@@ -57,7 +58,7 @@ def _shards(files: Sequence[finding.CorpusFile], split: Split) -> list[Shard]:
 
 def _shard_name(file: finding.CorpusFile) -> str:
     """``s3://bucket/corpus/00_wikipedia_en.jsonl.gz`` -> ``00_wikipedia_en``, after the date if its folder has one."""
-    name = re.sub(r"\.jsonl(\.gz|\.zst)?$", "", file.uri.rpartition("/")[2])
+    name = re.sub(r"\.(jsonl(\.gz|\.zst)?|parquet)$", "", file_name(file.uri))
     return name if file.date is None or file.date in name else f"{file.date}_{name}"
 
 

@@ -16,7 +16,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.name_lists import split_names
-from retro_ops.plan.parameters import PARAMETERS, Parameters
+from retro_ops.plan.parameters import PARAMETERS, TEXT_FIELD, Parameters
 from retro_ops.plan.plan import Identity, Plan, check_name
 from retro_ops.plan.published_changes import check_removed
 from retro_ops.planning.base_version import known_duplicates, with_base
@@ -117,6 +117,7 @@ def _from_corpus(
     if arguments.sources:
         days: list[str] = []
         shards, places = of_recipe(arguments)
+        parameters = replace(parameters, text_field=TEXT_FIELD)  # That of the parts.
     else:
         shards, days = of_patterns(places, as_of)
     if as_of and not days:

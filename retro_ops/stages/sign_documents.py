@@ -8,7 +8,7 @@ from typing import Any
 
 from retro_ops.compute import device
 from retro_ops.compute.workers import ahead, in_order
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import json_lines, source_lines
 from retro_ops.corpus.batches import batches
 from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report, shard_groups
@@ -64,14 +64,14 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
 def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
     from retro_ops.duplicates import minhash, signatures
 
-    line_bytes = digests.line_limit(plan.parameters.memory_budget)
+    line_bytes, text_field = digests.line_limit(plan.parameters.memory_budget), plan.parameters.text_field
     processes = device.cores() if json_lines.exceeds(uris, PARALLEL_BYTES) else 1
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")
     with (
         signatures.SignatureWriter(paths.signature_files(plan, name), budget) as out,
-        ahead(batches(json_lines.lines(uris, line_bytes), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
-        ahead(in_order(partial(signatures.signer, line_bytes), read, processes)) as made,
+        ahead(batches(source_lines.lines(uris, line_bytes, text_field), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
+        ahead(in_order(partial(signatures.signer, line_bytes, text_field), read, processes)) as made,
     ):
         for signed in made:
             out.append(signed)

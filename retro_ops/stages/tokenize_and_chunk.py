@@ -1,4 +1,4 @@
-"""Documents (JSON lines) -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
+"""Documents (JSON lines, Parquet) -> chunks.npy, seq2chunk.npy, chunk2seq.npy and the documents sidecar."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ from functools import partial
 from retro_ops import uris
 from retro_ops.compute import device
 from retro_ops.compute.workers import ahead, in_order
-from retro_ops.corpus import finding, json_lines
+from retro_ops.corpus import finding, json_lines, source_lines
 from retro_ops.corpus.batches import batches as in_batches
 from retro_ops.corpus.left_out import LeftOut
 from retro_ops.errors import BadInputError, require_flags
@@ -18,7 +18,7 @@ from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
-from retro_ops.plan.parameters import Parameters, values_for
+from retro_ops.plan.parameters import Parameters, set_later, values_for
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.storage import store
@@ -40,7 +40,9 @@ PARALLEL_BYTES = 16 * 2**20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="*", help="JSONL files, folders or patterns; - or none: standard input")
+    parser.add_argument(
+        "inputs", nargs="*", help="JSONL or Parquet files, folders or patterns; - or none: JSONL from stdin"
+    )
     parser.add_argument("--chunks-out", help="token ids of the chunks (.npy)")
     parser.add_argument("--seq2chunk-index-out", help="first chunk of each document (.npy)")
     parser.add_argument("--chunk2seq-index-out", help="document of each chunk (.npy)")
@@ -100,10 +102,14 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in finding.find(pattern))
     # Standard input has no fingerprint beforehand, so such a run never counts as done.
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]
-    settings = {name: value for name, value in values_for(STAGE, parameters).items() if name != "memory_budget"}
+    settings = {
+        name: value
+        for name, value in values_for(STAGE, parameters).items()
+        if name not in ("memory_budget", "text_field")
+    }
     settings["tokenizer"] = name_digest(parameters.tokenizer)
     line_bytes = digests.line_limit(parameters.memory_budget)
-    cut = digests.cut_shard(parameters.max_chunks)
+    cut, later = digests.cut_shard(parameters.max_chunks), set_later(parameters, STAGE)
     # The names as well: an output under another name is another output.
     outputs = [arguments.chunks_out, arguments.seq2chunk_index_out, arguments.chunk2seq_index_out]
     outputs += [arguments.documents_out, arguments.quarantine_out]
@@ -115,7 +121,7 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
         documents=arguments.documents_out or paths.documents_uri(arguments.chunks_out),
         quarantine=arguments.quarantine_out or paths.quarantine_uri(arguments.chunks_out),
         report=uris.beside(arguments.chunks_out, paths.REPORT),
-        digest=digests.digest(digests.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut),
+        digest=digests.digest(digests.CODE_VERSIONS[STAGE], content, settings, outputs, line_bytes, *cut, *later),
         line_bytes=line_bytes,
     )
 
@@ -138,7 +144,8 @@ def _tokenise(
     size, limit = parameters.chunk_size, parameters.max_chunks
     _check_unchanged(job, unfinished)
     settings = chunk_batches.Settings(
-        tokenizer.encoding, fast, size, tokenizer.pad_id, str(dtype), parameters.on_bad_record, job.line_bytes
+        *(tokenizer.encoding, fast, size, tokenizer.pad_id, str(dtype), parameters.on_bad_record, job.line_bytes),
+        parameters.text_field,
     )
     full, package, left_out = False, None, LeftOut(job.without)
     store.at(job.quarantine).delete(job.quarantine)
@@ -148,7 +155,8 @@ def _tokenise(
             out.append(part)
         out.blank_lines = unfinished.state.get("blank_lines", 0)
         progress = Progress(STAGE, None, "documents", out.documents)
-        lines = left_out.skip(json_lines.lines(job.sources, job.line_bytes, first=unfinished.end), unfinished.end)
+        read = source_lines.lines(job.sources, job.line_bytes, parameters.text_field, first=unfinished.end)
+        lines = left_out.skip(read, unfinished.end)
         # Lines are read and tokenised while the chunks before them are written.
         batches = stack.enter_context(ahead(in_batches(lines, BATCH_BYTES, BATCH_DOCUMENTS)))
         processes = device.cores() if json_lines.exceeds(job.sources, PARALLEL_BYTES) else 1

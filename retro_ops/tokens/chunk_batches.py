@@ -25,6 +25,7 @@ class Settings:
     dtype: str
     on_bad_record: str
     line_bytes: int
+    text_field: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def maker(settings: Settings) -> Callable[[Batch], Piece]:
         blank_before: list[int] = []
         blank = 0
         for number, line in zip(batch.numbers, batch.lines, strict=True):
-            record = json_lines.parse(line, batch.source, number, settings.line_bytes)
+            record = json_lines.parse(line, batch.source, number, settings.line_bytes, settings.text_field)
             if record is None:
                 blank += 1
             elif isinstance(record, json_lines.Document):

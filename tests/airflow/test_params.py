@@ -50,6 +50,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "index-too-small": "fail",
         "chunk-size": "64",
         "token-dtype": "auto",
+        "text-field": "text",
         "on-bad-record": "quarantine",
         "max-bad-share": "0.5",
         "duplicates": "keep",

@@ -1,5 +1,6 @@
-"""Tokenising as a process that is killed."""
+"""Tokenising as a process that is killed, and of tables."""
 
+import json
 import os
 import random
 import signal
@@ -9,8 +10,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+from pyarrow import parquet
+from runs import call
 from samples import tokenize_flags, write_corpus
 
+from retro_ops.corpus import json_lines
 from retro_ops.execution import report
 from retro_ops.storage import store
 
@@ -53,3 +58,15 @@ def test_a_stage_killed_at_any_moment_ends_byte_equal(tmp_path: Path, texts: lis
     assert {path.name for path in stormy.iterdir()} == names, "leftovers of killed writers are gone"
     for name in names - {"chunks.report.json"}:
         assert (calm / name).read_bytes() == (stormy / name).read_bytes(), name
+
+
+def test_a_table_gives_the_chunks_of_the_same_json_lines(tmp_path: Path, texts: list[str], t5_dir: str) -> None:
+    corpus = write_corpus(tmp_path / "d.jsonl", texts)
+    parquet.write_table(pa.table({"body": texts, "n": range(len(texts))}), tmp_path / "d.parquet", row_group_size=7)
+    call("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path / "lines", t5_dir))
+    call("tokenize-and-chunk", tmp_path / "d.parquet", "--text-field", "body", *tokenize_flags(tmp_path / "t", t5_dir))
+    for name in ("chunks.npy", "seq2chunk.npy", "chunk2seq.npy", "chunks.document_ids.npy"):
+        assert (tmp_path / "lines" / name).read_bytes() == (tmp_path / "t" / name).read_bytes(), name
+    sidecar = json_lines.lines([str(tmp_path / "t/chunks.documents.jsonl.zst")], 2**20)
+    records = [json.loads(line or b"") for _, _, line in sidecar]
+    assert [(of["line"], of["record"]) for of in records] == [(n + 1, {"n": n}) for n in range(len(texts))]

@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 import zstandard
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import source_lines
 from retro_ops.index import faiss_index, index_types
 from retro_ops.plan import estimate
 
@@ -66,11 +66,11 @@ def test_a_sample_tells_the_whole_file_within_a_tenth(tmp_path: Path, suffix: st
     packed = {"jsonl": data, "jsonl.gz": gzip.compress(data), "jsonl.zst": zstandard.compress(data)}[suffix]
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(packed)
-    documents, share = json_lines.sample(str(path), 2**20, 2**21)
+    documents, share = source_lines.sample(str(path), 2**20, "text", 2**21)
     assert 0 < share < 0.5
     expected = estimate.scaled([(len(packed), share, len(documents))], len(packed))
     assert expected == pytest.approx(len(lines), rel=0.1)
-    everything, share = json_lines.sample(str(path), 2**20, 2**40)
+    everything, share = source_lines.sample(str(path), 2**20, "text", 2**40)
     assert (len(everything), share) == (len(lines), 1.0)
 
 

@@ -1,0 +1,125 @@
+"""Reads the rows of a Parquet table as lines of JSON, of which one column holds the text of a document."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from retro_ops.corpus import json_lines
+from retro_ops.corpus.json_lines import SourceLine
+from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.storage import store
+
+ROWS = 512
+"""Rows converted to lines at a time."""
+
+
+def lines(uri: str, max_line_bytes: int, text_key: str, first: int = 0) -> Iterator[SourceLine]:
+    """Stream the rows, skipping the ``first`` ones. The number of a line is that of its row, from 1.
+
+    ``text_key``: column with the text of a document. Raises BadInputError if there is no such column of text.
+    """
+    with _opened(uri) as table:
+        _check_text_column(uri, table.schema_arrow, text_key)
+        groups, skipped = _groups_after(table.metadata, first)
+        number = skipped
+        for batch in table.iter_batches(batch_size=ROWS, row_groups=groups):
+            for row in _rows(batch, text_key):
+                number += 1
+                if number <= first:
+                    continue
+                # Bytes of a text that are no UTF-8 stay, so that its record is bad.
+                line = json_lines.strict_json(row, default=_plain).encode("utf-8", "surrogateescape")
+                yield uri, number, line if len(line) <= max_line_bytes else None
+
+
+def count(uri: str) -> int:
+    """Number of rows, which the end of the file names."""
+    with _opened(uri) as table:
+        return int(table.metadata.num_rows)
+
+
+def _groups_after(metadata: Any, first: int) -> tuple[list[int], int]:
+    """Numbers of the row groups that hold rows after the ``first`` ones, and the number of rows in the others."""
+    skipped = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if skipped + rows > first:
+            return list(range(group, metadata.num_row_groups)), skipped
+        skipped += rows
+    return [], skipped
+
+
+@contextlib.contextmanager
+def _opened(uri: str) -> Iterator[Any]:
+    """The table as pyarrow's ParquetFile. Its errors become BadInputError."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ConfigurationError(f"reading {uri} needs pyarrow", "pip install retro-ops[parquet]") from error
+    with io.BufferedReader(_Seekable(uri), 2**20) as stream:
+        try:
+            yield parquet.ParquetFile(stream)
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            raise BadInputError(
+                f"{uri} cannot be read as a Parquet file: {error}", "the file is damaged: download it again"
+            ) from error
+
+
+def _check_text_column(uri: str, schema: Any, text_key: str) -> None:
+    hint = "name the column of the text: `text` of the source in a recipe, else text_field"
+    if text_key not in schema.names:
+        raise BadInputError(f"{uri} has no column {text_key!r}; its columns are {', '.join(schema.names)}", hint)
+    kind = schema.field(text_key).type
+    if not _is_text(kind.value_type if str(kind).startswith("dictionary<") else kind):
+        raise BadInputError(f"column {text_key!r} of {uri} has type {kind}, which is no text", hint)
+
+
+def _is_text(kind: Any) -> bool:
+    return str(kind) in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+
+
+def _rows(batch: Any, text_key: str) -> Iterator[dict[str, Any]]:
+    """The rows of ``batch``, with bytes as text."""
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if str(column.type) in ("string", "large_string"):  # Of which pyarrow checks no byte.
+            column = column.cast("binary" if str(column.type) == "string" else "large_binary")
+        errors = "surrogateescape" if name == text_key else "backslashreplace"
+        columns.append(
+            [value.decode("utf-8", errors) if isinstance(value, bytes) else value for value in column.to_pylist()]
+        )
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _plain(value: Any) -> str:
+    """A value that JSON has no type for, as text: a date, a decimal number, nested bytes."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+class _Seekable(io.RawIOBase):
+    """A stored object as a seekable file: each read requests its range."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._store = uri, store.at(uri)
+        self._size, self._position = self._store.size(uri), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._position))
+        buffer[:length] = self._store.read_range(self._uri, self._position, length)
+        self._position += length
+        return length
