@@ -60,7 +60,7 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
         "max_active_tasks": 128,
         "default_args": {
             "owner": "retro",
-            "retries": 3,
+            "retries": config.retries,
             "retry_delay": config.retry_delay,
             "retry_exponential_backoff": 2.0,
             "max_retry_delay": timedelta(minutes=10),

@@ -27,6 +27,7 @@ class Settings:
     jobs_dir: Path
     gpu_pool: str
     mapped_tasks: int
+    retries: int
     retry_delay: timedelta
     root: str | None
     page_roots: tuple[str, ...]
@@ -48,7 +49,10 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         stage_command=tuple(shlex.split(env.get("RETRO_STAGE_COMMAND", "retro-ops"))),
         jobs_dir=Path(env.get("RETRO_JOBS_DIR", airflow_home / "retro-jobs")).expanduser(),
         gpu_pool=env.get("RETRO_GPU_POOL", "default_pool"),
-        mapped_tasks=_positive("RETRO_MAPPED_TASKS", env.get("RETRO_MAPPED_TASKS", "256")),
+        mapped_tasks=_number(
+            "RETRO_MAPPED_TASKS", env.get("RETRO_MAPPED_TASKS", "256"), least=1, of="tasks, such as 256"
+        ),
+        retries=_number("RETRO_RETRIES", env.get("RETRO_RETRIES", "3"), least=0, of="retries, such as 3"),
         retry_delay=timedelta(seconds=_seconds("RETRO_RETRY_DELAY", env.get("RETRO_RETRY_DELAY", "30"))),
         root=env.get("RETRO_ROOT"),
         page_roots=_roots(env.get("RETRO_ROOT", ""), env.get("RETRO_PAGE_ROOTS", "")),
@@ -83,9 +87,9 @@ def _roots(root: str, others: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, named)))
 
 
-def _positive(name: str, text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigurationError(f"{name} is {text!r}", "set it to a number of tasks, such as 256")
+def _number(name: str, text: str, least: int, of: str) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise ConfigurationError(f"{name} is {text!r}", f"set it to a number of {of}")
     return int(text)
 
 

@@ -9,13 +9,13 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseOperator, Context, ResumableJobMixin
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from retro_airflow import failures, links, object_store, runtimes, settings, task_states
-from retro_airflow.runtimes import Handle, Job, Position
+from retro_airflow.runtimes import Handle, Job, Position, outages
 from retro_airflow.task_states import STARTING_OR_RUNNING
 from retro_airflow.triggers import StageTrigger
 from retro_ops.errors import printable
@@ -24,6 +24,7 @@ POLL_S = 0.5
 MAX_POLL_S = 2.0
 
 Arguments = Mapping[str, str | bool | None]
+T = TypeVar("T")
 
 
 class StageOperator(ResumableJobMixin, BaseOperator):
@@ -83,16 +84,17 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             task=_task(context),
             resources=config.deployment.resources_of(self.stage, context["params"].get("resources")),
         )
-        self._handle = runtimes.choose(_runtime_of(context), config).submit(job)
+        runtime = runtimes.choose(_runtime_of(context), config)
+        self._handle = self._bridged(lambda: runtime.submit(job))
         return self._handle
 
     def get_job_status(self, external_id: Any, context: Context) -> str:
         """State of the job of an earlier try; ``superseded`` if it ran another command."""
         runtime = self._runtime(external_id)
         if external_id["name"] != self._job_name(context):
-            runtime.cancel(external_id)
+            self._bridged(lambda: runtime.cancel(external_id))
             return "superseded"
-        return runtime.status(external_id).state
+        return self._bridged(lambda: runtime.status(external_id)).state
 
     def is_job_active(self, status: str) -> bool:
         return status == "running"
@@ -113,7 +115,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         runtime = self._runtime(external_id)
         pause_s = POLL_S
         while True:
-            status = runtime.status(external_id)
+            status = self._bridged(lambda: runtime.status(external_id))
             self._print_new_lines(external_id)
             if self._killed:
                 self._end_stage()
@@ -126,7 +128,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._pause(pause_s)
             pause_s = min(pause_s * 1.2, MAX_POLL_S)
         if status.state != "succeeded":
-            runtime.forget(external_id)
+            self._bridged(lambda: runtime.forget(external_id))
         if status.state == "lost":
             raise AirflowException(f"{self.stage} was lost: {status.reason}. A retry starts it again")
         if status.exit_code:
@@ -140,7 +142,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             result = self._locations()
             # If this task is cleared later, it must run the stage again instead of finding the old job.
             context["task_state_store"].delete(self.external_id_key)
-            self._runtime(external_id).forget(external_id)
+            self._bridged(lambda: self._runtime(external_id).forget(external_id))
             self._result = result
         return self._result
 
@@ -184,6 +186,10 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         while not self._killed and time.monotonic() < end:
             time.sleep(0.1)
 
+    def _bridged(self, call: Callable[[], T]) -> T:
+        """What a call of the runtime returns, through outages of its engine or API server."""
+        return outages.bridged(call, self._pause, lambda: self._killed)
+
     def _watched(self, work: Callable[[], dict[str, str]]) -> dict[str, str]:
         try:
             self._watching = True
@@ -217,7 +223,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
 
     def _print_new_lines(self, handle: Handle) -> None:
         while True:
-            lines, position = self._runtime(handle).logs(handle, self._position)
+            lines, position = self._bridged(lambda: self._runtime(handle).logs(handle, self._position))
             for line in lines:
                 level, message = parse_log_line(line)
                 self.log.log(level, message)

@@ -9,7 +9,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from retro_airflow import runtimes, settings
 from retro_airflow.deployment import Deployment
-from retro_airflow.runtimes import Handle
+from retro_airflow.runtimes import Handle, Status, outages
 
 POLL_S = 10.0
 
@@ -32,6 +32,10 @@ class StageTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         config = dataclasses.replace(settings.load(), deployment=Deployment.model_validate(self.deployment))
         runtime = runtimes.choose(self.handle["runtime"], config)
-        while (await asyncio.to_thread(runtime.status, self.handle)).state == "running":
+
+        def status() -> Status:
+            return outages.bridged(lambda: runtime.status(self.handle))
+
+        while (await asyncio.to_thread(status)).state == "running":
             await asyncio.sleep(POLL_S)
         yield TriggerEvent(self.handle)  # type: ignore[no-untyped-call]

@@ -126,3 +126,10 @@ def test_a_connection_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("AIRFLOW_CONN_STORE", '{"conn_type": "aws", "login": "id"}')
     with pytest.raises(ConfigurationError, match="'store' has no access key"):
         object_store.use_connection("store")
+
+
+def test_the_number_of_retries_is_set_in_the_environment() -> None:
+    assert settings.load({}).retries == 3
+    assert settings.load({"RETRO_RETRIES": "0"}).retries == 0
+    with pytest.raises(ConfigurationError, match="RETRO_RETRIES is 'many'"):
+        settings.load({"RETRO_RETRIES": "many"})

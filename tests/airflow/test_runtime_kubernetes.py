@@ -6,6 +6,7 @@ What only a cluster can show (scheduling, admission, image pulls, evictions as t
 import json
 import re
 import threading
+import time
 import tomllib
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from retro_airflow.deployment import Kubernetes, Resources
 from retro_airflow.runtimes import Handle, Job, Status, Task
 from retro_airflow.runtimes import kubernetes as kubernetes_runtime
 from retro_airflow.runtimes.kubernetes import KubernetesRuntime
+from retro_airflow.runtimes.outages import OutageError
 
 from retro_ops.errors import ConfigurationError, TransientError
 from retro_ops.plan.stage_graph import STAGES
@@ -472,7 +474,7 @@ def test_jobs_are_those_of_this_deployment_that_run(cluster: Cluster) -> None:
     ("phase", "container", "status", "expected"),
     [
         ("Failed", terminated(65), {}, Status("failed", 65)),
-        ("Failed", terminated(137, "OOMKilled"), {}, Status("failed", 137, "it ran out of memory (limit 1073741824)")),
+        ("Failed", terminated(137, "OOMKilled"), {}, Status("failed", 137, "it ran out of memory (limit 1.0 GiB)")),
         (
             "Failed",
             None,
@@ -503,7 +505,7 @@ def test_jobs_are_those_of_this_deployment_that_run(cluster: Cluster) -> None:
             "Pending",
             waiting("InvalidImageName", "could not parse reference"),
             {},
-            Status("failed", 78, "InvalidImageName: could not parse reference"),
+            Status("failed", 78, "its pod cannot start: InvalidImageName: could not parse reference"),
         ),
         (
             "Pending",
@@ -529,29 +531,42 @@ UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedul
 
 
 @pytest.mark.parametrize(
-    ("container", "status", "expected"),
+    "container",
+    [waiting("ImagePullBackOff", "no such image"), waiting("CreateContainerConfigError", "no secret")],
+)
+def test_an_image_or_secret_that_stays_missing_is_no_matter_for_a_retry(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, container: dict[str, Any]
+) -> None:
+    made = runtime()
+    handle = made.submit(job())
+    cluster.becomes(handle, "Pending", container)
+    assert made.status(handle).state == "running"
+    cluster.becomes(handle, "Pending", waiting("ContainerCreating"))
+    assert made.status(handle).state == "running"
+    monkeypatch.setattr(kubernetes_runtime, "COMPLAINT_S", 0.05)
+    cluster.becomes(handle, "Pending", container)
+    assert made.status(handle).state == "running", "the time begins again"
+    time.sleep(0.06)
+    said = ": ".join(container["waiting"].values())
+    assert made.status(handle) == Status("failed", 78, f"its pod cannot start: {said}")
+
+
+@pytest.mark.parametrize(
+    ("container", "status", "waits"),
     [
-        # The same image or secret would not be there for a retry either; a node might.
-        (waiting("ImagePullBackOff", "no such image"), {}, ("failed", 78, "ImagePullBackOff: no such image")),
-        (
-            waiting("CreateContainerConfigError", "no secret"),
-            {},
-            ("failed", 78, "CreateContainerConfigError: no secret"),
-        ),
-        (waiting("ContainerCreating"), {}, ("lost", None, "ContainerCreating")),
-        (None, {"conditions": [UNSCHEDULABLE]}, ("lost", None, "Unschedulable: no node")),
+        (waiting("ContainerCreating"), {}, "ContainerCreating"),
+        (None, {"conditions": [UNSCHEDULABLE]}, "Unschedulable: no node"),
     ],
 )
 def test_a_pod_that_never_starts_is_given_up(
-    cluster: Cluster, container: dict[str, Any] | None, status: dict[str, Any], expected: tuple[Any, int | None, str]
+    cluster: Cluster, container: dict[str, Any] | None, status: dict[str, Any], waits: str
 ) -> None:
     made = runtime(start_timeout_s=5)
     handle = made.submit(job())
     cluster.becomes(handle, "Pending", container, **status)
     assert made.status(handle).state == "running"
     cluster.pods[handle["name"]]["metadata"]["creationTimestamp"] = now(6)
-    state, code, waits = expected
-    assert made.status(handle) == Status(state, code, f"its pod did not start within 5 s: {waits}")
+    assert made.status(handle) == Status("lost", None, f"its pod did not start within 5 s: {waits}")
 
 
 def test_a_deleted_pod_is_lost(cluster: Cluster) -> None:
@@ -590,8 +605,9 @@ def test_a_pod_that_cannot_be_deleted_is_named(cluster: Cluster, monkeypatch: py
         ((400, "unknown field"), ConfigurationError, r"unknown field[\s\S]*pod template"),
         ((403, 'pods "x" is forbidden: exceeded quota: gpus'), TransientError, r"quota[\s\S]*other pods to end"),
         ((403, 'pods "x" is forbidden: violates PodSecurity'), ConfigurationError, r"violates[\s\S]*pod template"),
-        ((429, "too many requests"), TransientError, "too many"),
-        ((500, "etcdserver: request timed out"), TransientError, "timed out"),
+        ((410, "the provided continue parameter is too old"), OutageError, "too old"),
+        ((429, "too many requests"), OutageError, "too many"),
+        ((500, "etcdserver: request timed out"), OutageError, "timed out"),
     ],
 )
 def test_refusals_say_what_to_do(cluster: Cluster, refusal: tuple[int, str], error: type[Exception], said: str) -> None:
@@ -613,7 +629,7 @@ def test_every_refused_call_names_the_missing_permission(cluster: Cluster, call:
 def test_a_cluster_that_does_not_answer(tmp_path: Path, cluster: Cluster) -> None:
     config = (tmp_path / "kubeconfig").read_text()
     (tmp_path / "kubeconfig").write_text(re.sub(r"127.0.0.1:\d+", "127.0.0.1:9", config))
-    with pytest.raises(TransientError, match="does not answer"):
+    with pytest.raises(OutageError, match="does not answer"):
         runtime().submit(job())
 
 

@@ -23,6 +23,7 @@ from requests.exceptions import RequestException
 
 from retro_airflow.deployment import Docker, Resources
 from retro_airflow.runtimes import OF_THE_STORE, Handle, Job, Position, Status
+from retro_airflow.runtimes.outages import OutageError
 from retro_airflow.runtimes.stamped_logs import read_on
 from retro_ops.errors import ConfigurationError, TransientError
 from retro_ops.sizes import parse_bytes
@@ -226,11 +227,9 @@ class DockerRuntime:
                     f"the Docker Engine at {self._host} refused the request: {error.explanation}",
                     "check `docker` in runtime.toml; if there is a socket proxy, allow this call",
                 ) from error
-            raise TransientError(
-                f"the Docker Engine at {self._host} failed: {error.explanation}", "run again"
-            ) from error
+            raise OutageError(f"the Docker Engine at {self._host} failed: {error.explanation}", "run again") from error
         except (RequestException, DockerException) as error:
-            raise TransientError(
+            raise OutageError(
                 f"the Docker Engine at {self._host} does not answer: {error}",
                 "check that it is running; a retry reconnects",
             ) from error

@@ -19,10 +19,12 @@ from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from airflow.sdk.exceptions import AirflowNotFoundException
 from kubernetes.client import ApiException, CoreV1Api, V1ContainerState, V1Pod
 from kubernetes.config import ConfigException
+from kubernetes.utils import parse_quantity
 from urllib3.exceptions import HTTPError
 
 from retro_airflow.deployment import Kubernetes, Resources
 from retro_airflow.runtimes import Handle, Job, Position, Status
+from retro_airflow.runtimes.outages import OutageError
 from retro_airflow.runtimes.stamped_logs import read_on
 from retro_ops.errors import EXIT_CONFIGURATION, ConfigurationError, TransientError
 from retro_ops.sizes import parse_bytes
@@ -39,6 +41,9 @@ GRACE_S = 3
 SUBMIT_TRIES = 60
 SUBMIT_PAUSE_S = 0.5
 
+TIMEOUTS_S = (5, 30)
+"""Of a request, to connect and to read: the API server waits for a node that does not answer."""
+
 CLOCK_SKEW_S = 60
 """Largest difference between the clocks of a node and of the worker: logs are requested by age."""
 
@@ -49,7 +54,10 @@ NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """Reasons for which a container waits forever, until the deployment is fixed."""
 
 NO_COMPLAINT = frozenset({"ContainerCreating", "PodInitializing"})
-"""Reasons for which every container waits. Any other reason is a problem, which may pass or not."""
+"""Reasons for which every container waits. Any other is a problem: an image, a secret or a command that is missing."""
+
+COMPLAINT_S = 180.0
+"""How long a container may have such a problem, which may pass. A retry would not help afterwards."""
 
 NODE_SILENT = frozenset({500, 502, 503, 504})
 """Status codes of the API server for a log on a node that it cannot reach."""
@@ -70,6 +78,7 @@ class KubernetesRuntime:
     def __init__(self, settings: Kubernetes, deployment: str) -> None:
         self._settings = settings
         self._deployment = deployment
+        self._complains_since: dict[str, float] = {}
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """Without the template's environment: to run it by hand, add the keys of the object store."""
@@ -81,7 +90,10 @@ class KubernetesRuntime:
         with self._api_errors("create pods"):
             for _ in range(SUBMIT_TRIES):
                 try:
-                    return self._handle(self._client.create_namespaced_pod(self._settings.namespace, pod))
+                    made = self._client.create_namespaced_pod(
+                        self._settings.namespace, pod, _request_timeout=TIMEOUTS_S
+                    )
+                    return self._handle(made)
                 except ApiException as error:
                     if error.status != 409:
                         raise
@@ -103,7 +115,19 @@ class KubernetesRuntime:
             pod = self._pod_of(handle)
         if pod is None:
             return Status("lost", reason=f"pod {handle['name']} was deleted")
-        return _status(pod, self._settings.start_timeout_s)
+        return self._given_up(pod) or _status(pod, self._settings.start_timeout_s)
+
+    def _given_up(self, pod: V1Pod) -> Status | None:
+        """The failure of a pod whose image or secret has been missing for COMPLAINT_S, as far as this process knows."""
+        complaint = _complaint(pod)
+        if complaint is None:
+            self._complains_since.pop(pod.metadata.uid, None)
+            return None
+        since = self._complains_since.setdefault(pod.metadata.uid, time.monotonic())
+        if complaint not in NEVER_STARTS and time.monotonic() - since < COMPLAINT_S:
+            return None
+        reason = f"its pod cannot start: {_waits_for(pod)}"
+        return Status("failed", exit_code=EXIT_CONFIGURATION, reason=reason)
 
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
         with self._api_errors("get pods/log"):
@@ -121,17 +145,19 @@ class KubernetesRuntime:
                     container=CONTAINER,
                     timestamps=True,
                     _preload_content=False,
+                    _request_timeout=TIMEOUTS_S,
                     **age,
                 )
                 data = response.data
             except ApiException as error:
-                if (
-                    error.status in NODE_SILENT
-                ):  # The node may come back, and the state of the stage does not depend on its log.
+                # The node may come back, and the state of the stage does not depend on its log.
+                if error.status in NODE_SILENT:
                     return ([f"the rest of the log cannot be read: {_message(error)}"] if ended else []), position
                 if error.status in (400, 404):  # Not started after all, or gone since.
                     return [], position
                 raise
+            except HTTPError as error:  # The API server waits for a node that does not answer.
+                return ([f"the rest of the log cannot be read: {error}"] if ended else []), position
         return read_on(data, position, ended)
 
     def cancel(self, handle: Handle) -> None:
@@ -144,7 +170,9 @@ class KubernetesRuntime:
     def jobs(self) -> list[Handle]:
         with self._api_errors("list pods"):
             selector = f"{DEPLOYMENT_LABEL}={self._deployment}"
-            pods = self._client.list_namespaced_pod(self._settings.namespace, label_selector=selector).items
+            pods = self._client.list_namespaced_pod(
+                self._settings.namespace, label_selector=selector, _request_timeout=TIMEOUTS_S
+            ).items
         return [self._handle(pod) for pod in pods if pod.status.phase in ("Pending", "Running")]
 
     def pod(self, job: Job) -> V1Pod:
@@ -214,7 +242,7 @@ class KubernetesRuntime:
 
     def _read(self, name: str) -> V1Pod | None:
         try:
-            return self._client.read_namespaced_pod(name, self._settings.namespace)
+            return self._client.read_namespaced_pod(name, self._settings.namespace, _request_timeout=TIMEOUTS_S)
         except ApiException as error:
             if error.status == 404:
                 return None
@@ -228,7 +256,9 @@ class KubernetesRuntime:
     def _delete(self, name: str, uid: str) -> None:
         options = {"gracePeriodSeconds": GRACE_S, "preconditions": {"uid": uid}}
         try:
-            self._client.delete_namespaced_pod(name, self._settings.namespace, body=options)
+            self._client.delete_namespaced_pod(
+                name, self._settings.namespace, body=options, _request_timeout=TIMEOUTS_S
+            )
         except ApiException as error:
             if error.status not in (404, 409):  # Gone, or another pod has the name now.
                 raise
@@ -257,9 +287,9 @@ class KubernetesRuntime:
                 raise ConfigurationError(refusal, _UNFIT) from error
             if error.status in _MEANING:
                 raise ConfigurationError(refusal, _MEANING[error.status]) from error
-            raise TransientError(f"Kubernetes failed to {what} {where}: {message}", "run again") from error
+            raise OutageError(f"Kubernetes failed to {what} {where}: {message}", "run again") from error
         except HTTPError as error:
-            raise TransientError(f"Kubernetes does not answer: {error}", "a retry reconnects") from error
+            raise OutageError(f"Kubernetes does not answer: {error}", "a retry reconnects") from error
 
 
 def _status(pod: V1Pod, start_timeout_s: float) -> Status:
@@ -277,23 +307,21 @@ def _status(pod: V1Pod, start_timeout_s: float) -> Status:
         return Status("lost", reason=f"its pod is being deleted ({disturbed}) and its node does not answer")
     if phase == "Running":
         return Status("running")
-    return _waiting(pod, state, start_timeout_s)
+    waits = _waits_for(pod)
+    if phase == "Pending" and _seconds_since(pod.metadata.creation_timestamp) > start_timeout_s:
+        return Status("lost", reason=f"its pod did not start within {start_timeout_s:.0f} s: {waits}")
+    return Status("running", reason=waits)
 
 
-def _waiting(pod: V1Pod, state: V1ContainerState | None, start_timeout_s: float) -> Status:
-    waits = _waits_for(pod, state)
-    complaint = state.waiting.reason if state and state.waiting else None
-    if complaint in NEVER_STARTS:
-        return Status("failed", exit_code=EXIT_CONFIGURATION, reason=waits)
-    if pod.status.phase != "Pending" or _seconds_since(pod.metadata.creation_timestamp) <= start_timeout_s:
-        return Status("running", reason=waits)
-    reason = f"its pod did not start within {start_timeout_s:.0f} s: {waits}"
-    if complaint and complaint not in NO_COMPLAINT:  # A retry would wait just as long for the same image or secret.
-        return Status("failed", exit_code=EXIT_CONFIGURATION, reason=reason)
-    return Status("lost", reason=reason)
+def _complaint(pod: V1Pod) -> str | None:
+    """Why the container of a pod on a node cannot start; None if it has started or nothing is wrong."""
+    state = _state(pod)
+    reason = state.waiting.reason if pod.status.phase == "Pending" and state and state.waiting else None
+    return None if reason in NO_COMPLAINT else reason
 
 
-def _waits_for(pod: V1Pod, state: V1ContainerState | None) -> str:
+def _waits_for(pod: V1Pod) -> str:
+    state = _state(pod)
     waiting = state.waiting if state else None
     if waiting:
         return ": ".join(filter(None, (waiting.reason, waiting.message)))
@@ -316,7 +344,7 @@ def _state(pod: V1Pod) -> V1ContainerState | None:
 def _limit(pod: V1Pod) -> str:
     resources = pod.spec.containers[0].resources
     limits = (resources.limits if resources else None) or {}
-    return str(limits.get("memory", "the node's"))
+    return f"{parse_quantity(limits['memory']) / 2**30:.1f} GiB" if "memory" in limits else "that of its node"
 
 
 def _requirements(resources: Resources) -> dict[str, Any] | None:
