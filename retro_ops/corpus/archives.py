@@ -18,6 +18,7 @@ from retro_ops.corpus.recipes.model import format_of
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.storage import store
+from retro_ops.uris import file_name
 
 SHOWN_MEMBERS = 10
 
@@ -51,7 +52,7 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine
     passed = 0
     shown: list[str] = []
     matched = False
-    name = uri.removesuffix(".tgz") + ".tar.gz" if uri.endswith(".tgz") else uri
+    name = file_name(uri).replace(".tgz", ".tar.gz")
     pattern = glob.compile(members.removeprefix("./"), flags=glob.GLOBSTAR | glob.BRACE)
     with (
         _damage(uri),

@@ -12,7 +12,7 @@ from retro_ops.corpus.source_lines import SUFFIXES
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
 from retro_ops.storage import store
-from retro_ops.uris import join, parent
+from retro_ops.uris import file_name, join, parent
 
 MAGIC_CHARACTERS = "*?[{"
 
@@ -61,7 +61,7 @@ def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     folder, and for a pattern that ends in ``*``. Hidden files count only if the pattern names them; files that are
     passed over are logged. Raises BadInputError when there is none.
     """
-    if pattern.endswith(suffixes) and store.exists(pattern):
+    if file_name(pattern).endswith(suffixes) and store.exists(pattern):
         return [pattern]
     is_pattern = any(character in pattern for character in MAGIC_CHARACTERS)
     inside = _listed(pattern)

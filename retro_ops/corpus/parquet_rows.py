@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import shutil
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.json_lines import SourceLine
@@ -12,6 +14,8 @@ from retro_ops.storage import store
 
 ROWS = 512
 """Rows converted to lines at a time."""
+
+COPY_BYTES = 2**20
 
 
 def lines(uri: str, max_line_bytes: int, text_key: str, first: int = 0) -> Iterator[SourceLine]:
@@ -57,7 +61,7 @@ def _opened(uri: str) -> Iterator[Any]:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ConfigurationError(f"reading {uri} needs pyarrow", "pip install retro-ops[parquet]") from error
-    with io.BufferedReader(_Seekable(uri), 2**20) as stream:
+    with _seekable(uri) as stream:
         try:
             yield parquet.ParquetFile(stream)
         except (ArrowException, OSError, UnicodeDecodeError) as error:
@@ -96,6 +100,18 @@ def _rows(batch: Any, text_key: str) -> Iterator[dict[str, Any]]:
 def _plain(value: Any) -> str:
     """A value that JSON has no type for, as text: a date, a decimal number, nested bytes."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+@contextlib.contextmanager
+def _seekable(uri: str) -> Iterator[IO[bytes]]:
+    """The file, read by range. One with a checksum is copied first, since only the whole can be compared with it."""
+    if not uri.startswith("https://"):
+        with io.BufferedReader(_Seekable(uri), 2**20) as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile(prefix="retro-ops-") as copy, store.open_stream(uri) as source:
+        shutil.copyfileobj(source, copy, COPY_BYTES)
+        yield copy
 
 
 class _Seekable(io.RawIOBase):

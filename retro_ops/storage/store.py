@@ -1,4 +1,4 @@
-"""Object storage by URI: local files and S3 behind one small interface.
+"""Object storage by URI: local files, S3 and what is only read, behind one small interface.
 
 Writes are atomic: an object exists in full or not at all. S3 uses boto3, which reads credentials and
 ``AWS_ENDPOINT_URL`` from the environment, so this package never handles secrets.
@@ -11,28 +11,36 @@ from typing import IO
 
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.storage.base import Store, Writer, Written, aborted_unless_closed, hash_stream
+from retro_ops.storage.https import HttpsStore
+from retro_ops.storage.hub import HubStore
 from retro_ops.storage.local import LocalStore
 from retro_ops.storage.memory import MemoryStore
 from retro_ops.storage.s3 import S3Store
 
 
 def at(uri: str) -> Store:
-    """The store that holds ``uri``: ``s3://…``, a local path, or ``memory://…`` in tests."""
+    """The store that holds ``uri``: a local path, ``s3://…``, or ``memory://…`` in tests. ``hf://…`` and ``https://…``
+    are only read."""
     scheme = uri.partition("://")[0] if "://" in uri else ""
     if scheme == "" and not uri.startswith("s3:"):  # A root `s3://` loses its slashes.
         return _LOCAL
-    if scheme == "s3":
-        _require_boto3()
-        return _S3
     if scheme == "memory":
         return _MEMORY
-    raise BadInputError(f"cannot open {uri!r}", "use a local path or s3://bucket/key")
+    if scheme not in _STORES:
+        raise BadInputError(
+            f"cannot open {uri!r}", "use a local path, s3://bucket/key, or for documents hf:// or https://"
+        )
+    where, package, extra = _STORES[scheme]
+    _require(scheme, package, extra)
+    return where
 
 
 @functools.cache
-def _require_boto3() -> None:
-    if importlib.util.find_spec("boto3") is None:
-        raise ConfigurationError("s3:// needs boto3, which is not installed", "pip install 'retro-ops[s3]'")
+def _require(scheme: str, package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigurationError(
+            f"{scheme}:// needs {package}, which is not installed", f"pip install 'retro-ops[{extra}]'"
+        )
 
 
 def exists(uri: str) -> bool:
@@ -78,5 +86,10 @@ def open_stream(uri: str) -> IO[bytes]:
 
 
 _LOCAL = LocalStore()
-_S3 = S3Store()
 _MEMORY = MemoryStore()
+_STORES: dict[str, tuple[Store, str, str]] = {
+    "s3": (S3Store(), "boto3", "s3"),
+    "https": (HttpsStore(), "urllib3", "stages"),
+    "hf": (HubStore(), "huggingface_hub", "stages"),
+}
+"""By scheme: the store, the package that it needs, and the extra of retro-ops with it."""

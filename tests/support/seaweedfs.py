@@ -36,7 +36,7 @@ def seaweedfs(folder: Path, *, tls: bool) -> Iterator[S3]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     if tls:
-        certificate, key = _certificate(folder)
+        certificate, key = self_signed(folder)
         options += [f"-s3.cert.file={certificate}", f"-s3.key.file={key}"]
         environment["AWS_CA_BUNDLE"] = str(certificate)
     (folder / "data").mkdir()
@@ -87,12 +87,12 @@ def _wait_for_bucket(environment: dict[str, str], process: subprocess.Popen[byte
             return
 
 
-def _certificate(folder: Path) -> tuple[Path, Path]:
+def self_signed(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate),
         ],
         check=True,
         capture_output=True,

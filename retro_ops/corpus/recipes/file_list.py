@@ -83,7 +83,7 @@ def _files(rule: Rule, pattern: RecipeLine, folder: str, absent: list[str], faul
 def _name(uri: str, folder: str) -> str:
     """Name of a file by its path in ``folder``: ``/data/Pile/train/00.jsonl.zst`` in ``/data`` -> ``Pile-train-00``."""
     base = uris.join(folder, "")
-    path = uri.removeprefix(base) if uri.startswith(base) else uri.partition("://")[2] or uri
+    path = uri.removeprefix(base) if uri.startswith(base) else uri.partition("://")[2].partition("#sha256=")[0] or uri
     path = path.removesuffix(suffix_of(path) or "")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip(".-_") or "file"
 
@@ -183,7 +183,7 @@ def _overlap(faults: Faults, line: int, name: str, first: str, first_line: int, 
 
 def shard_name(output: Output, uri: str, category: str, number: int | None) -> str:
     """Name of a shard. ``number`` None puts NUMBER in its place."""
-    name = uri.rpartition("/")[2]
+    name = uris.file_name(uri)
     stem = name.removesuffix(suffix_of(name) or "")
     template = re.sub(r"\{number(:\w*)?\}", NUMBER, output.shard) if number is None else output.shard
     return template.format(file=stem, category=category, number=number)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from retro_ops.corpus.routing import ByField, ByHash, ByPath, Cut, Fixed
 from retro_ops.plan.plan import Split
+from retro_ops.uris import file_name
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -90,6 +91,7 @@ class Recipe:
 
 def suffix_of(name: str) -> str | None:
     """The known suffix of a file: ``realnews.tar.gz`` -> ``.tar.gz``; None if the format is unknown."""
+    name = file_name(name)
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default=None)
 
 

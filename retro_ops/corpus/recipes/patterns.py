@@ -6,6 +6,7 @@ import bracex
 
 from retro_ops.corpus.recipes.model import SUFFIXES, RecipeLine
 from retro_ops.corpus.recipes.yaml_nodes import Faults, YamlList, YamlMapping, YamlText
+from retro_ops.uris import file_name
 
 MOST_ALTERNATIVES = 100_000
 """Limit on the names that the braces of one pattern expand to."""
@@ -36,11 +37,7 @@ def patterns(
     values = words(keys, key, faults, required)
     for word in values:
         check_pattern(word, faults, check)
-        if (
-            key == "files"
-            and "." in (last := word.rpartition("/")[2])
-            and not last.endswith((*SUFFIXES, "*", "}", "]"))
-        ):
+        if key == "files" and "." in (last := file_name(word)) and not last.endswith((*SUFFIXES, "*", "}", "]")):
             faults.add(word, f"{str(word)!r} has no known format", f"the formats are {', '.join(SUFFIXES)}")
     return tuple(RecipeLine(str(word), word.line) for word in values)
 
