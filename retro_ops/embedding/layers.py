@@ -136,11 +136,9 @@ class PostNorm:
     down: Tensor
     down_norm: Norm
 
-    def __call__(self, x: Tensor, starts: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor, starts: Tensor) -> Tensor:
         """The next hidden state, half ``[tokens, d]``; overwrites ``x``."""
-        from retro_ops.embedding import kernels
-
-        x = self.out_norm(x.addmm_(kernels.attend(self.attended(x), starts, self.heads), self.out))
+        x = self.out_norm(x.addmm_(_attend(self.attended(x), positions, starts, self.heads), self.out))
         return self.down_norm(x.addmm_(self.feed(x), self.down))
 
 
@@ -162,21 +160,22 @@ class PreNorm:
     down: Tensor
     down_norm: Norm | None
 
-    def __call__(self, x: Tensor, starts: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor, starts: Tensor) -> Tensor:
         """The next hidden state, half ``[tokens, d]``; overwrites ``x``."""
         import torch
 
-        from retro_ops.embedding import kernels
-
         scratch = torch.empty_like(x)
         read = self.attention_norm(x, scratch) if self.attention_norm else x
-        _add(x, kernels.attend(self.attended(read), starts, self.heads), self.out, self.out_norm)
+        _add(x, _attend(self.attended(read), positions, starts, self.heads), self.out, self.out_norm)
         return _add(x, self.feed(self.feed_norm(x, scratch)), self.down, self.down_norm)
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """``words`` ``[vocabulary, d]``; ``positions`` ``[longest row, d]``, None where attention rotates or biases."""
+    """``words`` ``[vocabulary, d]``; ``positions`` ``[longest row, d]``, None where attention rotates or biases.
+
+    ``norm``: of their sum. Without one, words are multiplied by ``scale`` instead.
+    """
 
     words: Tensor
     positions: Tensor | None
@@ -191,16 +190,25 @@ class Transformer:
         ``ids``, ``positions`` ``[tokens]``: tokens and their positions within the rows; ``starts`` int32
         ``[rows + 1]``: where each row begins, and the end.
         """
-        x = self.words[ids]
-        if self.scale != 1:
-            x *= self.scale
-        if self.positions is not None:
-            x += self.positions[positions]
+        from retro_ops.embedding import kernels
+
         if self.norm:
-            x = self.norm(x)
+            x = kernels.embed(self.words, ids, self.positions, positions, self.norm)
+        else:
+            x = self.words[ids]
+            if self.scale != 1:
+                x *= self.scale
         for layer in self.layers:
-            x = layer(x, starts)
+            x = layer(x, positions, starts)
         return self.last_norm(x) if self.last_norm else x
+
+
+def _attend(qkv: Tensor, positions: Tensor, starts: Tensor, heads: Heads) -> Tensor:
+    from retro_ops.embedding import kernels
+
+    if heads.rotary:
+        kernels.rotate(qkv, positions, heads, heads.rotary)
+    return kernels.attend(qkv, starts, heads)
 
 
 def _add(x: Tensor, inner: Tensor, weight: Tensor, norm: Norm | None) -> Tensor:

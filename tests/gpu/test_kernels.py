@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.gpu
 
-LENGTHS = [1, 31, 32, 33, 66, 5, 256, 2]
+LENGTHS = [1, 15, 16, 17, 31, 32, 33, 48, 49, 63, 66, 5, 256, 2]
 
 
 def heads(queries: int, keys: int, width: int, **more: Any) -> Any:
@@ -32,7 +32,7 @@ def rotary(width: int, *, scaled: bool) -> Any:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
-    "name", ["bert", "narrow", "odd", "biased", "rotated", "causal", "window", "causal window", "wide", "scaled"]
+    "name", ["bert", "narrow", "odd", "biased", "causal", "window", "causal window", "wide", "grouped"]
 )
 def test_attention_within_rows_is_that_of_torch(name: str, dtype: str) -> None:
     import reference_kernels
@@ -46,12 +46,11 @@ def test_attention_within_rows_is_that_of_torch(name: str, dtype: str) -> None:
         "narrow": lambda: heads(2, 2, 64),
         "odd": lambda: heads(3, 3, 20),
         "biased": lambda: heads(4, 4, 64, bias=torch.randn((4, 2 * 300 - 1), device="cuda")),
-        "rotated": lambda: heads(4, 4, 64, rotary=rotary(64, scaled=False)),
         "causal": lambda: heads(4, 2, 64, ahead=0),
-        "window": lambda: heads(4, 4, 64, back=40, ahead=40, rotary=rotary(64, scaled=False)),
+        "window": lambda: heads(4, 4, 64, back=40, ahead=40),
         "causal window": lambda: heads(4, 4, 64, back=7, ahead=0),
-        "wide": lambda: heads(3, 1, 256, rotary=rotary(256, scaled=True)),
-        "scaled": lambda: heads(16, 8, 128, ahead=0, rotary=rotary(128, scaled=True)),
+        "wide": lambda: heads(3, 1, 256),
+        "grouped": lambda: heads(16, 8, 128, ahead=0),
     }[name]()
     starts = np.concatenate(([0], np.cumsum(LENGTHS))).astype(np.int32)
     end = int(starts[-1])
@@ -62,6 +61,44 @@ def test_attention_within_rows_is_that_of_torch(name: str, dtype: str) -> None:
     wanted = reference_kernels.attend(qkv, of_rows, shape)[:end]
     near = 4e-3 if dtype == "float16" else 3e-2
     torch.testing.assert_close(found.float(), wanted.float(), atol=near, rtol=near)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize(("queries", "keys", "width"), [(4, 4, 64), (3, 1, 256), (16, 8, 128), (3, 3, 20)])
+def test_rotation_by_position_is_that_of_torch(queries: int, keys: int, width: int, scaled: bool) -> None:
+    import reference_kernels
+    import torch
+
+    from retro_ops.embedding import kernels
+
+    torch.manual_seed(0)
+    shape = heads(queries, keys, width)
+    positions = torch.randint(max(LENGTHS), (1003,), device="cuda", dtype=torch.int32)
+    found = torch.randn((1003, (queries + 2 * keys) * width), device="cuda").half()
+    wanted, by = found.clone(), rotary(width, scaled=scaled)
+    kernels.rotate(found, positions, shape, by)
+    reference_kernels.rotate(wanted, positions, shape, by)
+    torch.testing.assert_close(found.float(), wanted.float(), atol=4e-3, rtol=4e-3)
+    assert torch.equal(found[:, (queries + keys) * width :], wanted[:, (queries + keys) * width :])  # Values stay.
+
+
+@pytest.mark.parametrize("positioned", [True, False])
+@pytest.mark.parametrize("width", [384, 100, 768])
+def test_words_and_positions_are_those_of_torch(width: int, positioned: bool) -> None:
+    import reference_kernels
+    import torch
+
+    from retro_ops.embedding import kernels
+    from retro_ops.embedding.layers import Norm
+
+    torch.manual_seed(0)
+    words, table, scale, shift = (
+        torch.randn(of, device="cuda").half() for of in ((999, width), (66, width), width, width)
+    )
+    ids = torch.randint(999, (1003,), device="cuda", dtype=torch.int32)
+    positions = torch.randint(66, (1003,), device="cuda", dtype=torch.int32)
+    of = (words, ids, table if positioned else None, positions, Norm(scale, shift, 1e-6))
+    torch.testing.assert_close(kernels.embed(*of), reference_kernels.embed(*of), atol=4e-3, rtol=4e-3)
 
 
 @pytest.mark.parametrize("centred", [True, False])

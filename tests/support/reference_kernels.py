@@ -2,7 +2,7 @@
 
 import torch
 
-from retro_ops.embedding.layers import Heads
+from retro_ops.embedding.layers import Heads, Norm, Rotary
 
 
 def attend(qkv: torch.Tensor, starts: torch.Tensor, heads: Heads) -> torch.Tensor:
@@ -17,8 +17,6 @@ def _row(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
     length = len(qkv)
     sizes = [count * heads.width for count in (heads.queries, heads.keys, heads.keys)]
     q, k, v = (part.reshape(length, -1, heads.width).transpose(0, 1) for part in qkv.split(sizes, 1))
-    if heads.rotary:
-        q, k = (_rotated(x, scale, heads) for x, scale in ((q, heads.rotary.query_scale), (k, heads.rotary.key_scale)))
     k, v = (x.repeat_interleave(heads.queries // heads.keys, 0) for x in (k, v))
     scores = q @ k.transpose(1, 2) * heads.scale
     at = torch.arange(length, device=qkv.device)
@@ -32,13 +30,26 @@ def _row(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
     return (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, -1)
 
 
-def _rotated(x: torch.Tensor, scale: torch.Tensor | None, heads: Heads) -> torch.Tensor:
-    assert heads.rotary
-    if scale is not None:
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + heads.rotary.epsilon) * scale.float()
-    cosine, sine = (table[: x.shape[1]] for table in (heads.rotary.cosines, heads.rotary.sines))
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), -1)
+def rotate(qkv: torch.Tensor, positions: torch.Tensor, heads: Heads, rotary: Rotary) -> None:
+    of_queries, of_keys = heads.queries * heads.width, heads.keys * heads.width
+    for part, scale in (
+        (qkv[:, :of_queries], rotary.query_scale),
+        (qkv[:, of_queries : of_queries + of_keys], rotary.key_scale),
+    ):
+        x = part.reshape(len(qkv), -1, heads.width).float()
+        if scale is not None:
+            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + rotary.epsilon) * scale.float()
+        cosine, sine = (angles[positions][:, None] for angles in (rotary.cosines, rotary.sines))
+        a, b = x.chunk(2, -1)
+        part.copy_(torch.cat((a * cosine - b * sine, b * cosine + a * sine), -1).flatten(1))
+
+
+def embed(
+    words: torch.Tensor, ids: torch.Tensor, table: torch.Tensor | None, positions: torch.Tensor, norm: Norm
+) -> torch.Tensor:
+    x = words[ids].float()
+    x = x if table is None else x + table[positions].float()
+    return normalise(x, norm.scale, norm.shift, norm.epsilon, centred=norm.centred).to(words.dtype)
 
 
 def normalise(
