@@ -80,4 +80,14 @@ class Neighbours(_RunLink):
         return of_run(plan, "/neighbours", **({"shard": shards[0]} if shards else {}))
 
 
-LINKS = (RunPage(), Card(), Neighbours())
+class BadRecords(_RunLink):
+    name = "Bad records"
+
+    def address(self, stage: str, plan: str, shards: list[str]) -> str:
+        of_one = stage == "tokenize-and-chunk" and len(shards) == 1
+        return of_run(plan, "/bad-records", shard=shards[0]) if of_one else ""
+
+
+BAD_RECORDS = BadRecords()
+
+LINKS = (RunPage(), Card(), Neighbours(), BAD_RECORDS)

@@ -7,7 +7,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from airflow.sdk import Context, Param
-from airflow.sdk.exceptions import AirflowFailException
 
 from retro_airflow import failures, form_fields, object_store
 from retro_airflow.deployment import check_resources
@@ -392,9 +391,9 @@ def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:
 
 
 def check_names(conf: Mapping[str, Any], known: Any) -> None:
-    """Raise AirflowFailException for an unknown key in a run's conf, which Airflow would ignore silently."""
+    """Raise FinalFailureError for an unknown key in a run's conf, which Airflow would ignore silently."""
     for name in conf:
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
             meant = f"did you mean {near[0]!r}?" if near else f"the form has: {', '.join(known)}."
-            raise AirflowFailException(f"unknown parameter {name!r}: {meant} Fix it and trigger the run again")
+            raise failures.FinalFailureError(f"unknown parameter {name!r}: {meant} Fix it and trigger the run again")

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseOperator, Context, ResumableJobMixin
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from retro_airflow import failures, links, object_store, runtimes, settings, task_states
+from retro_airflow.failures import FailureError
 from retro_airflow.runtimes import Handle, Job, Position, outages
 from retro_airflow.task_states import STARTING_OR_RUNNING
 from retro_airflow.triggers import StageTrigger
@@ -119,7 +120,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._print_new_lines(external_id)
             if self._killed:
                 self._end_stage()
-                raise AirflowException(f"{self.stage} is no longer watched: Airflow ended this try")
+                raise FailureError(f"{self.stage} is no longer watched: Airflow ended this try")
             if status.state != "running":
                 break
             if status.reason and status.reason != self._waits_for:
@@ -130,7 +131,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         if status.state != "succeeded":
             self._bridged(lambda: runtime.forget(external_id))
         if status.state == "lost":
-            raise AirflowException(f"{self.stage} was lost: {status.reason}. A retry starts it again")
+            raise FailureError(f"{self.stage} was lost: {status.reason}. A retry starts it again")
         if status.exit_code:
             raise failures.of_exit_code(self.stage, status.exit_code, self._last_error, status.reason)
         return self.get_job_result(external_id, context)
@@ -194,6 +195,12 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         try:
             self._watching = True
             return work()
+        except FailureError as error:
+            if page := links.absolute(links.BAD_RECORDS.get_link(self, ti_key=None)):
+                self.log.info("Bad records, if there are any: %s", page)
+            assert self._context is not None
+            self._context["ti"].xcom_push(key=failures.CAUSE, value=str(error)[: failures.LONGEST_CAUSE])
+            raise
         except KeyboardInterrupt:  # `airflow dags test` in a terminal: the stage has a session of its own.
             self._end_stage()
             raise
@@ -234,7 +241,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             self._position = position
 
     def _locations(self) -> dict[str, str]:
-        """Locations for the next tasks. Raises AirflowException if an output of the stage is missing."""
+        """Locations for the next tasks. Raises FailureError if an output of the stage is missing."""
         from retro_ops.plan.locations import locations
         from retro_ops.storage import read_ahead, store
 
@@ -244,7 +251,7 @@ class StageOperator(ResumableJobMixin, BaseOperator):
         is_there = read_ahead.side_by_side(store.exists, expected.markers)
         for marker, exists in zip(expected.markers, is_there, strict=True):
             if not exists:
-                raise AirflowException(
+                raise FailureError(
                     f"{self.stage} ended without an error, but {marker} is missing. A retry starts it again"
                 )
         return expected.result

@@ -6,9 +6,9 @@ from typing import Any, TypedDict
 
 from airflow.sdk import Asset, AssetAlias, Context
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowFailException
 
 from retro_airflow import failures, links, object_store, run_notes, runtimes, settings, task_states
+from retro_airflow.failures import FinalFailureError
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
 from retro_ops.errors import BadInputError
@@ -23,6 +23,11 @@ MOST_NAMES = 100
 
 MOST_SHOWN = 20
 """Most shards that a message names."""
+
+MOST_CAUSES = 3
+"""Most shards of which the gate shows why they failed."""
+
+SHARD_TASKS = ("shards.tokenize_and_chunk", "shards.embed_chunks")
 
 DATASETS = AssetAlias("retro-datasets")
 """Through this alias every published dataset becomes an asset of its own."""
@@ -177,7 +182,7 @@ def anything_to_do(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:
     return goes_beyond_plan(plan_uri, params, ti)
 
 
-def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapping[str, Any]) -> str:
+def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapping[str, Any], ti: Any) -> str:
     """Location of the plan for the next tasks: the plan itself, or one without the failed shards.
 
     ``listed``: arguments of the tasks of the shards, in the order of their map indexes.
@@ -188,7 +193,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
     from retro_ops.storage import read_ahead, store
 
     if not plan_uri:
-        raise AirflowFailException(
+        raise FinalFailureError(
             "there is no plan. Read the log of task `plan` (with a recipe also those of group `sources`), fix the "
             "cause, and clear the task that failed"
         )
@@ -204,7 +209,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
             missing = {
                 name: index for index, entry in enumerate(listed or ()) for name in shards_in(entry) if name in gone
             }
-            raise AirflowFailException(_missing_message(missing, len(plan.shards), bool(kept)))
+            raise FinalFailureError(_missing_message(missing, len(plan.shards), bool(kept), _causes(ti, missing)))
         changes = paths.changes_uri(plan_uri)
         if store.exists(changes):
             check_removed(read_changes(store.read(changes), changes), plan.parameters.max_removed_share, gone)
@@ -286,8 +291,18 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_SHOWN]) + more
 
 
-def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) -> str:
-    """``missing``: map index by name of each shard that is not embedded."""
+def _causes(ti: Any, missing: Mapping[str, int]) -> dict[str, str]:
+    """What the tasks of the first of the ``missing`` shards said when they failed, by the name of the shard."""
+    found = {}
+    for name, index in list(missing.items())[:MOST_CAUSES]:
+        said = (ti.xcom_pull(task_ids=task, map_indexes=index, key=failures.CAUSE) for task in SHARD_TASKS)
+        if cause := next(filter(None, said), None):
+            found[name] = str(cause).partition("\n")[0]
+    return found
+
+
+def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool, causes: Mapping[str, str]) -> str:
+    """``missing``: map index by name of each shard that is not embedded. ``causes``: of some of them, by name."""
     if not missing:
         return (
             "the shards were not listed. Read the log of the first task that failed (`list_shards` or an earlier one), "
@@ -296,12 +311,12 @@ def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool) ->
     shown = _some([f"{shard} (map index {index})" for shard, index in missing.items()])
     lines = [
         f"{len(missing)} of {total} shards are not embedded: {shown}.",
+        *(f"  {name}: {cause}" for name, cause in causes.items()),
         "  What to do: read the log of the shard's failed task in group `shards`, and fix the cause. Then",
         f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, and those of the other "
         "missing shards (finished shards of a group are not built again);",
         "  or, if a corpus file was fixed, clear the task `plan` with its downstream tasks",
     ]
-    # One line for each step: the UI does not wrap them.
     return "\n".join(
         [*lines, *(["  or trigger a run with allow_partial to continue without them"] if some_kept else [])]
     )

@@ -22,10 +22,17 @@ def links_of(stage: str, arguments: Any) -> dict[str, str]:
 def test_links_lead_to_the_pages_of_the_run() -> None:
     assert StageOperator.operator_extra_links == links.LINKS
     at_end = links_of("publish", {"plan": f"{RUN}/plan.selected.decided.json"})
-    assert at_end == {"Run and shards": AT, "Dataset card": f"{AT}/card", "Neighbours": f"{AT}/neighbours"}
+    assert at_end == {
+        "Run and shards": AT,
+        "Dataset card": f"{AT}/card",
+        "Neighbours": f"{AT}/neighbours",
+        "Bad records": "",
+    }
     of_shard = links_of("retrieve-neighbours", {"plan": f"{RUN}/plan.json", "shard": "00_news"})
     assert of_shard["Run and shards"] == f"{AT}/shards?search=00_news"
     assert of_shard["Neighbours"] == f"{AT}/neighbours?shard=00_news"
+    of_documents = links_of("tokenize-and-chunk", {"plan": f"{RUN}/plan.json", "shard": "00_news"})
+    assert of_documents["Bad records"] == f"{AT}/bad-records?shard=00_news"
     assert links_of("embed-chunks", {"plan": f"{RUN}/plan.json", "shard": "a,b"})["Run and shards"] == AT
     assert links_of("list-sources", {"output": f"{RUN}/sources.json"})["Run and shards"] == AT
 

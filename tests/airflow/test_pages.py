@@ -154,6 +154,24 @@ def test_a_chunk_lies_beside_its_neighbours(server: Server) -> None:
     assert len(re.findall("squared L2 distance", server.text(f"{address}?shard=val_0&chunk=0"))) == 1
 
 
+def test_bad_records_are_shown_with_their_reason(server: Server) -> None:
+    (plan,) = write_dataset(server.root, "spoiled")
+    address = f"{server.news.replace('news', 'spoiled')}/versions/1"
+    assert "has no bad records" in server.text(f"{address}/bad-records?shard=0000_news")
+    records = [
+        {"source": "/corpus/0.jsonl", "line": n, "reason": "no key 'text'", "content": f"<b>{n}</b>"} for n in range(60)
+    ]
+    quarantine = Path(paths.quarantine_uri(paths.chunks_files(plan, "0000_news")["chunks"]))
+    quarantine.write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = server.text(f"{address}/bad-records?shard=0000_news")
+    assert "The first 50 are shown" in text
+    assert "/corpus/0.jsonl, line 49" in html.unescape(text)
+    assert "&lt;b&gt;49&lt;/b&gt;" in text
+    assert f"{address}/bad-records?shard=0000_news" in server.text(f"{address}/shards")
+    quarantine.write_text("{}\n")
+    assert "should be an object with" in html.unescape(server.text(f"{address}/bad-records?shard=0000_news", 404))
+
+
 def test_texts_of_the_corpus_are_shown_as_text(server: Server) -> None:
     text = server.text(f"{server.news}/versions/2/neighbours?shard=0000_news")
     assert "<script>alert" not in text

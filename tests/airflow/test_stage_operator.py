@@ -75,7 +75,13 @@ def no_stage_left(stub_command: Path) -> Iterator[None]:
 def context(state: TaskState, states: dict[str, Any] | None = None) -> Context:
     """Context of a new try of the same task. ``states``: the states that Airflow returns for the task."""
     ti = SimpleNamespace(
-        dag_id="d", run_id="r", task_id="t", map_index=-1, stats_tags={}, get_task_states=lambda **_: states or {}
+        dag_id="d",
+        run_id="r",
+        task_id="t",
+        map_index=-1,
+        stats_tags={},
+        get_task_states=lambda **_: states or {},
+        xcom_push=lambda key, value: None,
     )
     return cast(Context, {"ti": ti, "task_state_store": state, "params": {}})
 
@@ -159,7 +165,9 @@ def test_bad_input_fails_now(
     kind: type[Exception],
 ) -> None:
     (stub_command / "fail.embed-chunks.a").write_text(str(code))
-    with pytest.raises(kind, match=f"exit code {code}.*a was told to fail"):
+    with pytest.raises(
+        kind, match=f"a was told to fail\nembed-chunks ended with exit code {code}, so a retry would fail again"
+    ):
         stage(uri).execute(context(state))
 
 

@@ -113,15 +113,20 @@ def test_a_stage_gets_the_shards_that_it_runs_on(plan: Plan, uri: str, which: An
     }
 
 
+def silent(**causes: str) -> Any:
+    """A task instance of the gate. ``causes``: what a task of map index ``of_1`` said when it failed."""
+    return SimpleNamespace(xcom_pull=lambda task_ids, map_indexes, key: causes.get(f"of_{map_indexes}"))
+
+
 def test_gate_lets_a_whole_plan_through(plan: Plan, uri: str) -> None:
     embed(plan, "a", "b", "v")
-    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}) == uri
+    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent()) == uri
 
 
 def test_gate_names_the_missing_shards_and_what_to_do(plan: Plan, uri: str) -> None:
     embed(plan, "a")
     with pytest.raises(AirflowFailException) as caught:
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False})
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent())
     message = str(caught.value)
     assert "2 of 3 shards" in message
     assert "b (map index 1), v (map index 2)" in message
@@ -129,11 +134,20 @@ def test_gate_names_the_missing_shards_and_what_to_do(plan: Plan, uri: str) -> N
     assert not Path(paths.next_plan_uri(uri, "selected")).exists()
 
 
+def test_gate_says_why_the_shards_failed(plan: Plan, uri: str) -> None:
+    embed(plan, "a")
+    said = silent(of_1="s3://c/b.jsonl, line 3: no key 'text'\n  What to do: fix it", of_2="killed (signal 9)")
+    with pytest.raises(AirflowFailException) as caught:
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, said)
+    lines = str(caught.value).splitlines()
+    assert lines[1:3] == ["  b: s3://c/b.jsonl, line 3: no key 'text'", "  v: killed (signal 9)"]
+
+
 def test_gate_names_the_failed_shards_of_a_group(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
     with pytest.raises(AirflowFailException, match=r"2 of 3 shards.*: b .map index 0., v .map index 1."):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False})
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent())
 
 
 def test_gate_needs_an_indexed_shard_and_a_queried_one(plan: Plan, uri: str) -> None:
@@ -143,12 +157,12 @@ def test_gate_needs_an_indexed_shard_and_a_queried_one(plan: Plan, uri: str) -> 
     write(uri, plan_to_json(plan))
     embed(plan, "b", "v")
     with pytest.raises(AirflowFailException, match=r"a .map index 0."):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
 
 
 def test_gate_selects_the_embedded_shards(plan: Plan, uri: str) -> None:
     embed(plan, "b", "v")
-    selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
+    selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
     assert selected == paths.next_plan_uri(uri, "selected")
     expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
     assert plan_from_json(Path(selected).read_text(), selected) == expected
@@ -159,21 +173,21 @@ def test_gate_keeps_most_of_the_published_shards(plan: Plan, uri: str) -> None:
     write(paths.changes_uri(uri), json.dumps(changes))
     embed(plan, "b", "v")
     with pytest.raises(AirflowFailException, match=r"3 of 5 shards of version 1 would be removed .*: c, d, a"):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
     write(paths.changes_uri(uri), json.dumps(changes | {"added": ["a"], "changed": []}))
-    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}) != uri
+    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent()) != uri
 
 
 @pytest.mark.parametrize("embedded", [(), ("v",)])
 def test_gate_needs_a_training_shard(plan: Plan, uri: str, embedded: tuple[str, ...]) -> None:
     embed(plan, *embedded)
     with pytest.raises(AirflowFailException, match=r"a .map index 0., b .map index 1."):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True})
+        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
 
 
 def test_gate_without_a_plan() -> None:
     with pytest.raises(AirflowFailException, match="task `plan`"):
-        tasks.gate("", None, {"allow_partial": True})
+        tasks.gate("", None, {"allow_partial": True}, silent())
 
 
 def test_gate_names_the_map_index_in_a_list_of_unfinished_shards(plan: Plan, uri: str) -> None:
@@ -181,12 +195,12 @@ def test_gate_names_the_map_index_in_a_list_of_unfinished_shards(plan: Plan, uri
     listed = tasks.list_unfinished_shards(uri, "embed-chunks")
     embed(plan, "b")
     with pytest.raises(AirflowFailException, match=r"1 of 3 shards are not embedded: v .map index 1."):
-        tasks.gate(uri, listed, {"allow_partial": False})
+        tasks.gate(uri, listed, {"allow_partial": False}, silent())
 
 
 def test_gate_without_a_list(uri: str) -> None:
     with pytest.raises(AirflowFailException, match="`list_shards`"):
-        tasks.gate(uri, None, {"allow_partial": False})
+        tasks.gate(uri, None, {"allow_partial": False}, silent())
 
 
 def test_an_invalid_plan_fails_without_retry(uri: str) -> None:

@@ -137,6 +137,18 @@ def shards_page(
     )  # fmt: skip
 
 
+@app.get("/{root}/{dataset}/{kind}/{name}/bad-records", dependencies=[security.READ])
+def bad_records_page(
+    request: Request, build: BuildDep, shard: Annotated[str, Query(max_length=NAME_LENGTH)] = ""
+) -> HTMLResponse:
+    where = chunks.find_shard(build, shard)
+    found = builds.bad_records(build, where)
+    return _page(
+        request, "bad_records.html.j2", build=build, shard=where, records=found, most=builds.MOST_BAD_RECORDS,
+        count=builds.counts(build).get(where.name, {}).get("bad_records"),
+    )  # fmt: skip
+
+
 @app.get("/{root}/{dataset}/{kind}/{name}/neighbours", dependencies=[security.READ])
 def neighbours_page(
     request: Request,

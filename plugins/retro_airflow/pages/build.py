@@ -5,14 +5,18 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from retro_airflow.pages.place import Place
 from retro_ops.errors import BadInputError
-from retro_ops.plan import paths, stage_graph
+from retro_ops.plan import documents, paths, stage_graph
 from retro_ops.plan.plan import Plan, Shard, plan_from_json
 from retro_ops.storage import read_ahead
 from retro_ops.uris import join
+
+QUARANTINE_BYTES = 2**20
+MOST_BAD_RECORDS = 50
+"""Most bad records of a shard on a page, from the first QUARANTINE_BYTES."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,25 @@ def states(build: Build, shards: Sequence[Shard]) -> list[ShardStates]:
         return ShardStates(shard, found, quarantine in there)
 
     return read_ahead.side_by_side(of_shard, shards)
+
+
+class BadRecord(TypedDict):
+    """A line of a quarantine file."""
+
+    source: str
+    line: int
+    reason: str
+    content: str
+
+
+def bad_records(build: Build, shard: Shard) -> list[BadRecord]:
+    """The first bad records of a shard, from the start of its quarantine file; none if it has no such file."""
+    uri = paths.quarantine_uri(paths.chunks_files(build.plan, shard.name)["chunks"])
+    if not build.place.exists(uri):
+        return []
+    data, size = build.place.head(uri, QUARANTINE_BYTES)
+    lines = data.splitlines() if len(data) == size else data.splitlines()[:-1]
+    return [documents.read(line, uri, BadRecord) for line in lines[:MOST_BAD_RECORDS]]
 
 
 def common_states(build: Build) -> list[tuple[str, str]]:

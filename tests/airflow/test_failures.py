@@ -1,0 +1,59 @@
+"""What the log of a failed task shows: one message, and a traceback only where nothing explains the error."""
+
+import json
+from typing import Any
+
+import pytest
+import structlog
+from airflow.sdk._shared.logging.structlog import structlog_processors
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from retro_airflow import failures
+
+from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
+
+
+def logged(error: Exception) -> dict[str, Any]:
+    """The line of the log for ``error``, made by the processors that Airflow uses for task logs."""
+    shared, _, render = structlog_processors(json_output=True)
+    logger = structlog.wrap_logger(
+        structlog.ReturnLogger(),
+        processors=[failures.message_alone, *shared, render],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_name="task",
+    )
+    try:
+        raise error
+    except Exception:
+        return dict(json.loads(logger.exception("Task failed with exception")))
+
+
+def test_a_failure_that_is_explained_is_its_message_alone() -> None:
+    line = logged(failures.FinalFailureError("a.jsonl, line 3: no key 'text'\n  What to do: fix it"))
+    assert line["event"] == "a.jsonl, line 3: no key 'text'\n  What to do: fix it"
+    assert "error_detail" not in line
+    assert "exception" not in line
+
+
+def test_any_other_error_keeps_its_traceback() -> None:
+    for error in (ValueError("x"), AirflowException("x")):
+        line = logged(error)
+        assert line["event"] == "Task failed with exception"
+        assert line["exception"][0]["frames"]
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [(BadInputError, True), (ConfigurationError, True), (TransientError, False), (RetroError, False)],
+)
+def test_errors_of_the_stages_say_whether_a_retry_can_help(error: type[RetroError], final: bool) -> None:
+    with pytest.raises(failures.FailureError, match="what\n  What to do: this") as caught, failures.airflow_errors():
+        raise error("what", "this")
+    assert isinstance(caught.value, AirflowFailException) is final
+
+
+def test_what_the_user_needs_comes_first() -> None:
+    said = str(failures.of_exit_code("embed-chunks", 78, "no GPU was found", "pod p on node n"))
+    assert said.splitlines()[:2] == ["no GPU was found", "pod p on node n"]
+    killed = str(failures.of_exit_code("embed-chunks", 137, "", "OOMKilled: limit 8GiB"))
+    assert killed.startswith("embed-chunks was killed (signal 9): OOMKilled: limit 8GiB")
+    assert "give it more memory" in killed
