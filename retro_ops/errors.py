@@ -42,6 +42,10 @@ class BadInputError(RetroError):
     exit_code = EXIT_BAD_INPUT
 
 
+class DamagedError(BadInputError):
+    """A file that this package wrote is damaged, or is not one of its files."""
+
+
 class ConfigurationError(RetroError):
     """The machine or the deployment lacks something (a GPU, a model, credentials)."""
 

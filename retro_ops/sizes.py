@@ -1,8 +1,10 @@
-"""Sizes as people write them."""
+"""Sizes as people write and read them."""
 
 import re
 
 from retro_ops.errors import BadInputError
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def parse_bytes(text: str) -> int:
@@ -12,3 +14,11 @@ def parse_bytes(text: str) -> int:
         raise BadInputError(f"{text[:80]!r} is not an amount of memory", "write it like 2GiB or 512MiB")
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+
+
+def in_words(count: float) -> str:
+    """A number of bytes in the decimal unit that suits it: ``35254138`` -> ``35.3 MB``."""
+    power = 0
+    while count >= 1000 and power < len(UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:,.1f} {UNITS[power]}" if power else f"{count:,.0f} B"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from retro_ops.errors import BadInputError
+from retro_ops.errors import DamagedError
 
 MOST_LEVELS = 100
 """Levels of lists and objects; ours have fewer than ten."""
@@ -37,7 +37,7 @@ class _MismatchError(Exception):
 
 
 def read(data: str | bytes, uri: str, kind: Any, hint: str = DAMAGED) -> Any:
-    """The JSON document ``data`` of ``uri``, as Python's json module returns it. BadInputError unless it is a ``kind``.
+    """The JSON document ``data`` of ``uri``, as Python's json module returns it. DamagedError unless it is a ``kind``.
 
     ``kind``: a dataclass, a TypedDict, ``list[…]``, ``dict[str, …]``, ``X | None``, a Literal, a plain type or Any. A
     TypedDict may have further keys, a dataclass may not. ``hint``: what to do about a wrong document.
@@ -49,7 +49,7 @@ def read(data: str | bytes, uri: str, kind: Any, hint: str = DAMAGED) -> Any:
         place = "".join(reversed(error.place)).removeprefix(".")
         shown = json.dumps(error.found) if not isinstance(error.found, dict | list) else type(error.found).__name__
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-        raise BadInputError(f"{uri}: {place or 'the document'} should be {error.wanted}, not {shown}", hint) from None
+        raise DamagedError(f"{uri}: {place or 'the document'} should be {error.wanted}, not {shown}", hint) from None
     return document
 
 
@@ -58,11 +58,11 @@ def _parsed(data: str | bytes, uri: str, hint: str) -> Any:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
         document = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{uri} is not JSON: invalid UTF-8 at byte {error.start}", hint) from error
+        raise DamagedError(f"{uri} is not JSON: invalid UTF-8 at byte {error.start}", hint) from error
     except ValueError as error:
-        raise BadInputError(f"{uri} is not JSON: {error}", hint) from error
+        raise DamagedError(f"{uri} is not JSON: {error}", hint) from error
     except RecursionError as error:
-        raise BadInputError(f"{uri} is not JSON of ours: nested deeper than {MOST_LEVELS} levels", hint) from error
+        raise DamagedError(f"{uri} is not JSON of ours: nested deeper than {MOST_LEVELS} levels", hint) from error
     return document
 
 

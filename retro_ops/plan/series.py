@@ -15,9 +15,6 @@ from retro_ops.uris import parent, resolve
 Entry = Mapping[str, Any]
 """One version as JSON: ``version`` (its number), ``path``, ``plan``, ``specs``, ``card``, ``counts``, ``figures``, …"""
 
-FIGURES = ("recall", "fill_rate", "near_duplicate", "leaked")
-"""Figures of the card that compare versions, for each split."""
-
 
 class _Entry(TypedDict):
     version: int
@@ -98,9 +95,3 @@ def series_from_json(found: tuple[bytes, str] | None, uri: str) -> Series:
 def series_to_json(series: Series) -> str:
     others = [entry for number, entry in series.entries.items() if number != series.current]
     return json.dumps({**series.entry(), "last": series.last, "history": others}, indent=1) + "\n"
-
-
-def card_figures(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a card that ``current.json`` repeats, so that a list of versions needs no other file."""
-    quality = {split: {name: round(of[name], 4) for name in FIGURES} for split, of in card["quality"].items()}
-    return {"stored_bytes": card["totals"]["stored_bytes"], "quality": quality}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from retro_ops.plan import grid
 from retro_ops.plan.estimate import RATES, Estimate, Index, Work, estimate
 from retro_ops.plan.stage_graph import STAGES
+from retro_ops.sizes import in_words
 
 REQUEST_BYTES = 8 * 2**20
 """Bytes of a range request."""
@@ -148,18 +149,10 @@ def table(expected: Estimate, moved: Mapping[str, Traffic], took: Mapping[str, f
     columns = ("stored", "read", "written", "requests", "peak memory", "CPU alone", "GPU alone", "hours")
     lines = [f"{'stage':20}" + "".join(f"{name:>13}" for name in columns)]
     for stage, of in moved.items():
-        cells = [_amount(size) for size in (expected.bytes.get(stage, 0), of.read, of.written)]
+        cells = [in_words(size) for size in (expected.bytes.get(stage, 0), of.read, of.written)]
         cells.append(f"{of.requests:,}")
-        cells.append(_amount(expected.peak_rss_bytes[stage]) if stage in expected.peak_rss_bytes else "")
+        cells.append(in_words(expected.peak_rss_bytes[stage]) if stage in expected.peak_rss_bytes else "")
         seconds = [expected.seconds[device].get(stage) for device in RATES]
         cells += ["" if alone is None else f"{alone:,.0f} s" for alone in seconds]
         lines.append(f"{stage:20}" + "".join(f"{cell:>13}" for cell in (*cells, f"{took[stage]:,.2f}")))
     return lines
-
-
-def _amount(size: int) -> str:
-    """A number of bytes in the unit that suits it: 12.3 MB, 4.5 TB."""
-    for unit, name in ((10**12, "TB"), (10**9, "GB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 10**6:,.1f} MB"

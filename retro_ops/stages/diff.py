@@ -9,8 +9,8 @@ from typing import Any
 from retro_ops.errors import BadInputError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
+from retro_ops.plan.card import FIGURES
 from retro_ops.plan.parameters import Parameters
-from retro_ops.plan.series import FIGURES
 from retro_ops.plan.shard_changes import compare
 from retro_ops.progress import show
 from retro_ops.versions import card, history

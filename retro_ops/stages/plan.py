@@ -25,7 +25,7 @@ from retro_ops.planning.repair import plan_repair
 from retro_ops.planning.shard_choice import check_patterns, chosen
 from retro_ops.planning.shards import checked_day, of_patterns, of_recipe
 from retro_ops.progress import say
-from retro_ops.sizes import parse_bytes
+from retro_ops.sizes import in_words, parse_bytes
 from retro_ops.storage import probe, store
 from retro_ops.tokens.chunking import token_dtype
 from retro_ops.tokens.tokenizer import Tokenizer, store_for_tasks
@@ -87,7 +87,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     write_plan(plan, arguments.output)
     size = sum(source.bytes for shard in plan.shards for source in shard.sources)
     say(
-        f"plan: {len(plan.shards):,} shards, {size / 1e6:,.1f} MB of {plan.recipe or plan.corpus}: {arguments.output}",
+        f"plan: {len(plan.shards):,} shards, {in_words(size)} of {plan.recipe or plan.corpus}: {arguments.output}",
         event="planned",
         shards=len(plan.shards),
         bytes=size,

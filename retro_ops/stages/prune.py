@@ -10,6 +10,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say, show
+from retro_ops.sizes import in_words
 from retro_ops.storage import store
 from retro_ops.uris import resolve
 from retro_ops.versions import history, leases
@@ -86,6 +87,6 @@ def _show(unused: Sequence[Unused], dropped: Sequence[int], arguments: Namespace
         )
         return
     for entry in unused:
-        show(f"{entry.bytes / 1e6:12,.1f} MB  {entry.folder}")
+        show(f"{in_words(entry.bytes):>12}  {entry.folder}")
     action = "removes" if arguments.yes else "would remove (with --yes)"
-    show(f"{action}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {size / 1e6:,.1f} MB")
+    show(f"{action}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {in_words(size)}")

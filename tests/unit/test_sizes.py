@@ -13,3 +13,8 @@ def test_amounts_of_memory() -> None:
     for bad in ("", "2 GiBs", "-1", "lots"):
         with pytest.raises(BadInputError):
             sizes.parse_bytes(bad)
+
+
+def test_sizes_in_words() -> None:
+    found = {count: sizes.in_words(count) for count in (0, 999, 1000, 35_254_138, 4.5e12, 2e19)}
+    assert list(found.values()) == ["0 B", "999 B", "1.0 kB", "35.3 MB", "4.5 TB", "20,000.0 PB"]

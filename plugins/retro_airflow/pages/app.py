@@ -16,7 +16,7 @@ from retro_airflow.pages import format as shown_as
 from retro_airflow.pages.addresses import BuildDep, PlaceDep, roots
 from retro_airflow.pages.place import NAME_LENGTH
 from retro_airflow.pages.rendering import page as _page
-from retro_ops.errors import BadInputError, RetroError, TransientError
+from retro_ops.errors import BadInputError, DamagedError, RetroError, TransientError
 from retro_ops.plan.parameters import as_written
 from retro_ops.plan.paths import root_key
 from retro_ops.plan.shard_changes import compare
@@ -185,7 +185,10 @@ def malformed(request: Request, error: RequestValidationError) -> HTMLResponse:
 
 @app.exception_handler(RetroError)
 def failed(request: Request, error: RetroError) -> HTMLResponse:
-    status = 404 if isinstance(error, BadInputError) else 503 if isinstance(error, TransientError) else 500
+    damaged = isinstance(error, DamagedError)
+    status = (
+        503 if isinstance(error, TransientError) else 404 if isinstance(error, BadInputError) and not damaged else 500
+    )
     return _page(request, "error.html.j2", status=status, code=status, message=str(error))
 
 

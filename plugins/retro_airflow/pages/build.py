@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from retro_airflow.pages.place import Place
-from retro_ops.errors import BadInputError
 from retro_ops.plan import documents, paths, stage_graph
+from retro_ops.plan.card import read_card
+from retro_ops.plan.estimate import read_estimate
 from retro_ops.plan.plan import Plan, Shard, plan_from_json
+from retro_ops.plan.published_changes import read_changes
 from retro_ops.storage import read_ahead
 from retro_ops.uris import join
 
@@ -74,7 +75,7 @@ def card(build: Build) -> Mapping[str, Any] | None:
     uri = paths.card_uri(build.plan, "json")
     if not build.place.exists(uri):
         return None
-    return dict(json.loads(build.place.read(uri)))
+    return read_card(build.place.read(uri), uri)
 
 
 def card_page(build: Build) -> bytes:
@@ -83,27 +84,30 @@ def card_page(build: Build) -> bytes:
 
 def changes(build: Build) -> Mapping[str, Any] | None:
     """Changes since the version that was published before, as the plan found them."""
-    return _beside_plan(build, paths.changes_uri)
+    uri = paths.changes_uri(build.plan_uri)
+    return read_changes(build.place.read(uri), uri) if build.run and build.place.exists(uri) else None
 
 
 def estimate(build: Build) -> Mapping[str, Any] | None:
-    return _beside_plan(build, paths.estimate_uri)
+    uri = paths.estimate_uri(build.plan_uri)
+    return read_estimate(build.place.read(uri), uri) if build.run and build.place.exists(uri) else None
 
 
-def _beside_plan(build: Build, uri_of: Any) -> Mapping[str, Any] | None:
-    uri = uri_of(build.plan_uri)
-    return dict(json.loads(build.place.read(uri))) if build.run and build.place.exists(uri) else None
+class _ManifestShard(TypedDict):
+    name: str
+    counts: dict[str, int]
+
+
+class _Manifest(TypedDict):
+    shards: list[_ManifestShard]
 
 
 @functools.lru_cache(16)
 def shard_counts(place: Place, version: str) -> Mapping[str, Mapping[str, int]]:
     """Counts of each shard from the manifest in the folder ``version``, which never changes."""
     uri = paths.manifest_in(version)
-    try:
-        shards = json.loads(place.read(uri))["shards"]
-        return {str(shard["name"]): dict(shard["counts"]) for shard in shards}
-    except (ValueError, LookupError, TypeError) as error:
-        raise BadInputError(f"{uri} is damaged: {error!r}", "repair the dataset") from error
+    shards = documents.read(place.read(uri), uri, _Manifest, "repair the dataset")["shards"]
+    return {shard["name"]: shard["counts"] for shard in shards}
 
 
 def counts(build: Build) -> Mapping[str, Mapping[str, int]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from typing import Any
 
 from retro_airflow.pages.place import Place
 from retro_ops.errors import BadInputError
-from retro_ops.plan import paths
+from retro_ops.plan import card, paths
 from retro_ops.plan.plan import NAME_PATTERN
-from retro_ops.plan.series import Series, card_figures
+from retro_ops.plan.series import Series
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import join
 
@@ -74,7 +73,7 @@ def figures_of_all(place: Place, entries: Sequence[Mapping[str, Any]]) -> list[M
     """``figures`` of each version, in order; empty where the card cannot be read."""
 
     def read(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        with contextlib.suppress(BadInputError, AttributeError, LookupError, TypeError, ValueError):
+        with contextlib.suppress(BadInputError):
             return figures(place, entry)
         return {}
 
@@ -83,7 +82,8 @@ def figures_of_all(place: Place, entries: Sequence[Mapping[str, Any]]) -> list[M
 
 @functools.lru_cache(2048)
 def _figures_of_card(place: Place, path: str) -> Mapping[str, Any]:
-    return card_figures(json.loads(place.read(paths.card_in(join(place.folder, path), "json"))))
+    uri = paths.card_in(join(place.folder, path), "json")
+    return card.figures(card.read_card(place.read(uri), uri))
 
 
 def recall(found: Mapping[str, Any]) -> float | None:

@@ -3,17 +3,17 @@
 import bisect
 import functools
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from retro_airflow.pages import build as builds
 from retro_airflow.pages.build import Build
 from retro_airflow.pages.npy_rows import Rows, open_rows
 from retro_airflow.pages.place import Place
 from retro_airflow.pages.token_text import Vocabulary, vocabulary
-from retro_ops.errors import BadInputError
-from retro_ops.plan import paths
+from retro_ops.errors import BadInputError, DamagedError
+from retro_ops.plan import documents, paths
 from retro_ops.plan.plan import Shard, Split
 from retro_ops.quality.shared_words import shared_words
 from retro_ops.storage import read_ahead
@@ -131,11 +131,17 @@ def tokens(build: Build) -> Vocabulary | None:
     return _vocabulary(build.place, paths.tokenizer_uri(build.plan_uri), build.plan.identity.tokenizer_digest)
 
 
+class _Tokenizer(TypedDict):
+    tokenizer: str
+
+
 @functools.lru_cache(4)
 def _vocabulary(place: Place, uri: str, digest: str) -> Vocabulary | None:
     if not place.exists(uri):
         return None
+    hint = "run `retro-ops plan` again"
+    stored = documents.read(place.read(uri), uri, _Tokenizer, hint)
     try:
-        return vocabulary(str(json.loads(place.read(uri))["tokenizer"]))
+        return vocabulary(stored["tokenizer"])
     except (ValueError, LookupError, TypeError) as error:
-        raise BadInputError(f"{uri} is no tokenizer: {error!r}", "run `retro-ops plan` again") from error
+        raise DamagedError(f"{uri} is no tokenizer: {error!r}", hint) from error

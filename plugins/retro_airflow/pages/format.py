@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from retro_ops.sizes import in_words
+
 NONE = "\u2013"
 """Shown for a value that does not exist."""
-
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 SPANS = ((90, 1, "s"), (90 * 60, 60, "min"), (36 * 3600, 3600, "h"))
 """(limit in seconds, length of the unit in seconds, its name): the first unit whose limit is larger is used."""
@@ -23,13 +23,7 @@ def share(value: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """``35254138`` -> ``35.3 MB``."""
-    if count is None:
-        return NONE
-    power = 0
-    while count >= 1000 and power < len(UNITS) - 1:
-        count, power = count / 1000, power + 1
-    return f"{count:,.1f} {UNITS[power]}" if power else f"{count:,.0f} B"
+    return NONE if count is None else in_words(count)
 
 
 def seconds(count: float | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retro_airflow.pages.place import Place
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, DamagedError
 
 HEADER_BYTES = 4 * 2**10
 
@@ -47,7 +47,7 @@ class Rows:
 
 @functools.lru_cache(4096)
 def open_rows(place: Place, uri: str) -> Rows:
-    """Read the header of the array at ``uri``; arrays of a version never change. Raises BadInputError."""
+    """Read the header of the array at ``uri``; arrays of a version never change. Raises DamagedError."""
     data, _ = place.head(uri, HEADER_BYTES)
     try:
         long = data[6] > 1
@@ -57,7 +57,7 @@ def open_rows(place: Place, uri: str) -> Rows:
         code, shape = header["descr"][0].replace("|", "<") + CODES[header["descr"][1:]], header["shape"]
         count, width = shape if len(shape) == 2 else (*shape, 1)
     except (LookupError, ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise BadInputError(f"{uri} is not an array of numbers: {error!r}", "repair the dataset") from error
+        raise DamagedError(f"{uri} is not an array of numbers: {error!r}", "repair the dataset") from error
     if data[:6] != b"\x93NUMPY" or code[0] not in "<>" or header["fortran_order"] or min(count, width) < 0:
-        raise BadInputError(f"{uri} is not an array that a stage wrote", "repair the dataset")
+        raise DamagedError(f"{uri} is not an array that a stage wrote", "repair the dataset")
     return Rows(place, uri, code, count, width, start + length)
