@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from airflow.sdk import BaseOperator, Context, ResumableJobMixin
 from airflow.sdk.exceptions import AirflowSkipException
 
-from retro_airflow import failures, links, object_store, runtimes, settings, task_states
+from retro_airflow import failures, links, metrics, object_store, runtimes, settings, task_states
 from retro_airflow.failures import FailureError
 from retro_airflow.runtimes import Handle, Job, Position, outages
 from retro_airflow.task_states import STARTING_OR_RUNNING
@@ -254,6 +254,8 @@ class StageOperator(ResumableJobMixin, BaseOperator):
                 raise FailureError(
                     f"{self.stage} ended without an error, but {marker} is missing. A retry starts it again"
                 )
+        dataset = links.RUN_FILE.fullmatch(str(given.get("plan", "")))
+        metrics.stage_done(self.stage, dataset["dataset"] if dataset else "", expected.markers)
         return expected.result
 
 

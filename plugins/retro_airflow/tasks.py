@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from airflow.sdk import Asset, AssetAlias, Context
 from airflow.sdk.configuration import conf
 
-from retro_airflow import failures, links, object_store, run_notes, runtimes, settings, task_states
+from retro_airflow import failures, links, metrics, object_store, run_notes, runtimes, settings, task_states
 from retro_airflow.failures import FinalFailureError
 from retro_airflow.runtimes import Task
 from retro_airflow.task_states import STARTING_OR_RUNNING, UNDECIDED
@@ -193,9 +193,10 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
     from retro_ops.storage import read_ahead, store
 
     if not plan_uri:
-        raise FinalFailureError(
+        raise _stopped(
+            ti,
             "there is no plan. Read the log of task `plan` (with a recipe also those of group `sources`), fix the "
-            "cause, and clear the task that failed"
+            "cause, and clear the task that failed",
         )
     plan = read_plan(plan_uri)
     with failures.airflow_errors():
@@ -209,7 +210,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
             missing = {
                 name: index for index, entry in enumerate(listed or ()) for name in shards_in(entry) if name in gone
             }
-            raise FinalFailureError(_missing_message(missing, len(plan.shards), bool(kept), _causes(ti, missing)))
+            raise _stopped(ti, _missing_message(missing, len(plan.shards), bool(kept), _causes(ti, missing)))
         changes = paths.changes_uri(plan_uri)
         if store.exists(changes):
             check_removed(read_changes(store.read(changes), changes), plan.parameters.max_removed_share, gone)
@@ -218,6 +219,11 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
         store.write(uri, plan_to_json(selected).encode())
     print(f"Continuing without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
     return uri
+
+
+def _stopped(ti: Any, message: str) -> FinalFailureError:
+    ti.xcom_push(key=failures.CAUSE, value=message[: failures.LONGEST_CAUSE])
+    return FinalFailureError(message)
 
 
 def _is_enough(shards: Sequence[Shard]) -> bool:
@@ -257,6 +263,7 @@ def announce_dataset(context: Context, result: Any = None) -> None:
     folder = paths.dataset_folder(plan.root, plan.dataset)
     uri = folder if "://" in folder else f"file://{folder}"
     page = links.in_airflow(f"/{paths.root_key(plan.root)}/{plan.dataset}/versions/{number}")
+    metrics.version_published(plan.dataset, published)
     quality = published.get("figures", {}).get("quality", {})
     extra = {key: published[key] for key in ("version", "path", "published_at")} | published["counts"]
     extra |= {"as_of": published.get("as_of"), "is_current": number == series.current, "page": page}

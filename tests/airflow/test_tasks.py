@@ -115,7 +115,9 @@ def test_a_stage_gets_the_shards_that_it_runs_on(plan: Plan, uri: str, which: An
 
 def silent(**causes: str) -> Any:
     """A task instance of the gate. ``causes``: what a task of map index ``of_1`` said when it failed."""
-    return SimpleNamespace(xcom_pull=lambda task_ids, map_indexes, key: causes.get(f"of_{map_indexes}"))
+    return SimpleNamespace(
+        xcom_pull=lambda task_ids, map_indexes, key: causes.get(f"of_{map_indexes}"), xcom_push=lambda key, value: None
+    )
 
 
 def test_gate_lets_a_whole_plan_through(plan: Plan, uri: str) -> None:
