@@ -74,13 +74,35 @@ class Kubernetes(_Strict):
     environment: dict[str, str] = {}
 
 
+class Placement(_Strict):
+    """Where Airflow runs the tasks of a stage; None: as Airflow decides."""
+
+    queue: str | None = None
+    executor: str | None = None
+    pool: str | None = None
+
+
+class Notification(_Strict):
+    """``notifier``: dotted path of a class. ``arguments`` of it may be templates, where the class allows them."""
+
+    notifier: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+    on: Annotated[tuple[Literal["failure", "success", "deadline"], ...], Field(min_length=1)] = ("failure",)
+    arguments: dict[str, Any] = {}
+
+
 class Deployment(_Strict):
-    """The whole file. ``resources`` maps a stage, or ``default``, to the entries that are set for it."""
+    """The whole file. ``resources`` and ``placement`` map a stage, or ``default``, to what is set for it.
+
+    ``deadline_minutes``: how long a run may take, from when it is queued, until the notifications on a deadline.
+    """
 
     runtime: RuntimeName = "local"
     deployment: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "default"
     object_store: ObjectStore = ObjectStore()
     resources: dict[str, dict[str, Any]] = {}
+    placement: dict[str, Placement] = {}
+    notifications: tuple[Notification, ...] = ()
+    deadline_minutes: Annotated[float, Field(gt=0)] | None = None
     grid: Grid | None = None
     docker: Docker = Docker()
     kubernetes: Kubernetes = Kubernetes()
@@ -88,6 +110,14 @@ class Deployment(_Strict):
     def defers(self, runtime: str) -> bool:
         """Whether the triggerer waits for jobs of ``runtime``."""
         return runtime == "kubernetes" and self.kubernetes.deferrable
+
+    def placement_of(self, stage: str) -> dict[str, str]:
+        """Arguments of an operator: those of ``default``, overridden by those of the stage."""
+        merged: dict[str, str] = {}
+        for name in ("default", stage):
+            if name in self.placement:
+                merged |= self.placement[name].model_dump(exclude_none=True)
+        return merged
 
     def resources_of(self, stage: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Resources:
         """Entries of ``default``, then of the stage, each first from the file and then from ``overrides``."""
@@ -113,6 +143,8 @@ def load(path: Path, runtime: str | None = None) -> Deployment:
     except ValidationError as error:
         raise _configuration_error(str(path), error) from error
     check_resources(deployment.resources, str(path))
+    _check_stages("placement", deployment.placement, str(path))
+    _check_deadline(deployment, str(path))
     template = str(path.parent / deployment.kubernetes.pod_template)
     kubernetes = deployment.kubernetes.model_copy(update={"pod_template": template})
     return deployment.model_copy(update={"kubernetes": kubernetes})
@@ -120,15 +152,29 @@ def load(path: Path, runtime: str | None = None) -> Deployment:
 
 def check_resources(tables: Mapping[str, Mapping[str, Any]], source: str) -> None:
     """Raise ConfigurationError with ``source``, stage and entry if a table of resources is invalid."""
+    _check_stages("resources", tables, source)
     for name, table in tables.items():
-        if name not in (*STAGES, "default"):
-            raise ConfigurationError(
-                f"{source}: resources for {name!r}, which is no stage", f"use one of: default, {', '.join(STAGES)}"
-            )
         try:
             Resources.model_validate(table)
         except ValidationError as error:
             raise _configuration_error(f"{source}, resources of {name}", error) from error
+
+
+def _check_stages(kind: str, tables: Mapping[str, Any], source: str) -> None:
+    for name in tables:
+        if name not in (*STAGES, "default"):
+            raise ConfigurationError(
+                f"{source}: {kind} for {name!r}, which is no stage", f"use one of: default, {', '.join(STAGES)}"
+            )
+
+
+def _check_deadline(deployment: Deployment, source: str) -> None:
+    told = any("deadline" in entry.on for entry in deployment.notifications)
+    if told != (deployment.deadline_minutes is not None):
+        raise ConfigurationError(
+            f"{source}: deadline_minutes and a notification on a deadline need each other",
+            'set deadline_minutes, and on = ["deadline"] in one of [[notifications]], or neither',
+        )
 
 
 def _configuration_error(source: str, error: ValidationError) -> ConfigurationError:

@@ -7,7 +7,7 @@ from typing import Any
 from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
 from airflow.sdk import TaskGroup, TriggerRule, task_group
 
-from retro_airflow import tasks
+from retro_airflow import notifications, tasks
 from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
 from retro_ops.plan.name_lists import split_names
@@ -68,13 +68,15 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
         "render_template_as_native_obj": False,
         "user_defined_filters": FILTERS,
         "tags": ["retro"],
+        **notifications.dag_arguments(config.deployment),
     }
 
 
-def stage(name: str, config: Settings | None = None) -> dict[str, Any]:
-    """Arguments of the operator that follow from the table of stages. ``config``: given if the stage may use a GPU."""
-    pool = {"pool": config.gpu_pool} if config and STAGES[name].gpu else {}
-    return {"task_id": name.replace("-", "_"), "stage": name, "doc_md": stage_doc(name), **pool}
+def stage(name: str, config: Settings) -> dict[str, Any]:
+    """Arguments of the operator that follow from the table of stages and from runtime.toml."""
+    pool = {"pool": config.gpu_pool} if STAGES[name].gpu else {}
+    placement = pool | config.deployment.placement_of(name)
+    return {"task_id": name.replace("-", "_"), "stage": name, "doc_md": stage_doc(name), **placement}
 
 
 def stage_doc(name: str) -> str:
@@ -99,20 +101,20 @@ def _group(name: str) -> TaskGroup:
     return TaskGroup(name, tooltip=GROUPS[name])
 
 
-def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments]) -> None:
+def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments], config: Settings) -> None:
     """Add the tasks that come before the plan if a run has a recipe: list its files, and split them into shards.
 
     ``arguments``: those of ``list-sources``. If they are empty, that task and the others added here are skipped.
     """
     with _group("sources"):
-        list_sources = StageOperator(**stage("list-sources"), arguments=arguments)
+        list_sources = StageOperator(**stage("list-sources", config), arguments=arguments)
         list_source_files = PythonOperator(
             task_id="list_source_files",
             python_callable=tasks.list_source_files,
             op_kwargs={"sources_uri": "{{ ti.xcom_pull(task_ids='sources.list_sources')['sources'] }}"},
             doc_md=tasks.list_source_files.__doc__,
         )
-        split_corpus = StageOperator.partial(**stage("split-corpus"), map_index_template=FILE_LABEL).expand(
+        split_corpus = StageOperator.partial(**stage("split-corpus", config), map_index_template=FILE_LABEL).expand(
             arguments=list_source_files.output
         )
     plan.trigger_rule = TriggerRule.NONE_FAILED
@@ -129,7 +131,7 @@ def build(plan: StageOperator, config: Settings) -> None:
     to_query, tune, retrieve = _neighbours(config, kept, tasks.list_shards_to_query)
     list_cells = _cells(config, kept, tune, retrieve)
     plan >> anything_to_do
-    _duplicates(anything_to_do, list_shards)
+    _duplicates(anything_to_do, list_shards, config)
     _shards(config).expand(arguments=list_shards.output) >> gate
     gate >> [to_index, to_query, list_cells, train]
     merge >> tune
@@ -144,7 +146,7 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     decide: PythonOperator | StageOperator = gate
     if check_drift:
-        decide = StageOperator(**stage("check-drift"), arguments=kept)
+        decide = StageOperator(**stage("check-drift", config), arguments=kept)
         gate >> decide
         kept = {"plan": "{{ ti.xcom_pull(task_ids='check_drift')['plan'] }}"}
     to_index, train, merge = _index(config, kept, tasks.list_unfinished_shards)
@@ -153,7 +155,7 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     # A list of shards may be empty, so the tasks that map over it may be skipped.
     merge.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
     plan >> anything_to_do
-    _duplicates(anything_to_do, list_shards)
+    _duplicates(anything_to_do, list_shards, config)
     _shards(config).expand(arguments=list_shards.output) >> gate
     decide >> [to_index, to_query, train]
     merge >> tune
@@ -169,7 +171,7 @@ def _anything_to_do(which: Callable[..., bool]) -> ShortCircuitOperator:
     )
 
 
-def _duplicates(before: Any, list_shards: PythonOperator) -> None:
+def _duplicates(before: Any, list_shards: PythonOperator, config: Settings) -> None:
     """Add the tasks between the plan and its shards. If duplicates are kept, all but the first are skipped."""
     with _group("duplicates"):
         look_for_duplicates = ShortCircuitOperator(
@@ -181,11 +183,11 @@ def _duplicates(before: Any, list_shards: PythonOperator) -> None:
             doc_md=tasks.look_for_duplicates.__doc__,
         )
         to_sign = _listed(tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
-        sign_documents = StageOperator.partial(**stage("sign-documents"), map_index_template=SHARD_LABEL).expand(
-            arguments=to_sign.output
-        )
+        sign_documents = StageOperator.partial(
+            **stage("sign-documents", config), map_index_template=SHARD_LABEL
+        ).expand(arguments=to_sign.output)
         find_duplicates = StageOperator(
-            **stage("find-duplicates"),
+            **stage("find-duplicates", config),
             arguments={"plan": PLANNED_URI},
             trigger_rule=TriggerRule.NONE_FAILED,  # The shards may all be signed.
         )

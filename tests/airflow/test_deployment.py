@@ -133,3 +133,31 @@ def test_the_number_of_retries_is_set_in_the_environment() -> None:
     assert settings.load({"RETRO_RETRIES": "0"}).retries == 0
     with pytest.raises(ConfigurationError, match="RETRO_RETRIES is 'many'"):
         settings.load({"RETRO_RETRIES": "many"})
+
+
+def test_stages_are_placed_on_queues_executors_and_pools(tmp_path: Path) -> None:
+    text = '[placement.default]\nqueue = "cpu"\n[placement.embed-chunks]\nqueue = "gpu"\nexecutor = "CeleryExecutor"\n'
+    made = load(tmp_path, text)
+    assert made.placement_of("plan") == {"queue": "cpu"}
+    assert made.placement_of("embed-chunks") == {"queue": "gpu", "executor": "CeleryExecutor"}
+    assert load(tmp_path, "").placement_of("plan") == {}
+    with pytest.raises(ConfigurationError, match="placement for 'embed', which is no stage"):
+        load(tmp_path, '[placement.embed]\nqueue = "gpu"\n')
+
+
+NOTIFIER = '[[notifications]]\nnotifier = "a.B"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("deadline_minutes = 5\n", "need each other"),
+        (NOTIFIER + 'on = ["deadline"]\n', "need each other"),
+        (NOTIFIER + 'on = ["late"]\n', "notifications.0.on.0"),
+        ('[[notifications]]\nnotifier = "b"\n', "notifications.0.notifier"),
+        ("deadline_minutes = 0\n" + NOTIFIER, "deadline_minutes"),
+    ],
+)
+def test_mistakes_in_notifications_are_named(tmp_path: Path, text: str, error: str) -> None:
+    with pytest.raises(ConfigurationError, match=error):
+        load(tmp_path, text)

@@ -31,6 +31,6 @@ with DAG(
     params=params.massive_open_text_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(**pipeline.stage("plan"), arguments=params.plan_arguments)
-    pipeline.from_recipe(plan, params.sources_arguments)
+    plan = StageOperator(**pipeline.stage("plan", config), arguments=params.plan_arguments)
+    pipeline.from_recipe(plan, params.sources_arguments, config)
     pipeline.build(plan, config)

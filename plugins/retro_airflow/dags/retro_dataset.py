@@ -33,6 +33,6 @@ with DAG(
     params=params.form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(**pipeline.stage("plan"), arguments=params.plan_arguments)
-    pipeline.from_recipe(plan, params.sources_arguments)
+    plan = StageOperator(**pipeline.stage("plan", config), arguments=params.plan_arguments)
+    pipeline.from_recipe(plan, params.sources_arguments, config)
     pipeline.build(plan, config)

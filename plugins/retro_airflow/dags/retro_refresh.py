@@ -37,6 +37,6 @@ with DAG(
     params=params.refresh_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(**pipeline.stage("plan"), arguments=params.refresh_arguments)
-    pipeline.from_recipe(plan, params.refresh_sources_arguments)
+    plan = StageOperator(**pipeline.stage("plan", config), arguments=params.refresh_arguments)
+    pipeline.from_recipe(plan, params.refresh_sources_arguments, config)
     pipeline.update(plan, config, check_drift=True)

@@ -30,5 +30,5 @@ with DAG(
     params=params.repair_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(**pipeline.stage("plan"), arguments=params.repair_arguments)
+    plan = StageOperator(**pipeline.stage("plan", config), arguments=params.repair_arguments)
     pipeline.update(plan, config, check_drift=False)
