@@ -20,7 +20,8 @@ RUNTIME_FILE = "runtime.toml"
 @dataclass(frozen=True)
 class Settings:
     """``stage_command``: how a worker calls the stages. ``mapped_tasks``: most tasks that a stage is mapped to; with
-    more shards, each task takes several. ``page_roots``: roots whose datasets Airflow's pages show."""
+    more shards, each task takes several. ``page_roots``: roots whose datasets Airflow's pages show. ``approve``:
+    whether runs ask before they publish, unless their form says otherwise."""
 
     deployment: Deployment
     stage_command: tuple[str, ...]
@@ -36,8 +37,11 @@ class Settings:
     validation_corpus: str | None
     tokenizer: str
     model: str
+    approve: bool
     refresh_schedule: str | None
     timezone: str
+    refresh_watch: tuple[str, ...]
+    refresh_watch_s: float
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -61,8 +65,11 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         validation_corpus=env.get("RETRO_VALIDATION_CORPUS"),
         tokenizer=env.get("RETRO_TOKENIZER", Parameters.tokenizer),
         model=env.get("RETRO_MODEL", Parameters.model),
+        approve=_yes_or_no("RETRO_APPROVE", env.get("RETRO_APPROVE", "no")),
         refresh_schedule=env.get("RETRO_REFRESH_SCHEDULE"),
         timezone=env.get("RETRO_REFRESH_TIMEZONE", "UTC"),
+        refresh_watch=tuple(folder.rstrip("/") for folder in split_names(env.get("RETRO_REFRESH_WATCH", ""))),
+        refresh_watch_s=_seconds("RETRO_REFRESH_WATCH_SECONDS", env.get("RETRO_REFRESH_WATCH_SECONDS", "20")),
     )
 
 
@@ -91,6 +98,12 @@ def _number(name: str, text: str, least: int, of: str) -> int:
     if not text.isdigit() or int(text) < least:
         raise ConfigurationError(f"{name} is {text!r}", f"set it to a number of {of}")
     return int(text)
+
+
+def _yes_or_no(name: str, text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise ConfigurationError(f"{name} is {text!r}", "set it to yes or no")
+    return text.lower() == "yes"
 
 
 def _seconds(name: str, text: str) -> float:

@@ -67,6 +67,10 @@ class LiveAirflow:
         self._environment["AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT"] = str(free_port())
         self.scheduler = self._airflow("scheduler")
 
+    def start_triggerer(self) -> None:
+        self._environment["AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT"] = str(free_port())
+        self._airflow("triggerer")
+
     def stop(self) -> None:
         self._client.close()
         for process in self._sessions:

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from airflow.sdk import DAG, CronDataIntervalTimetable
+from airflow.sdk import DAG
 
-from retro_airflow import params, pipeline, settings
+from retro_airflow import params, pipeline, settings, watching
 from retro_airflow.stage_operator import StageOperator
 
 DOC = """
@@ -16,6 +16,9 @@ changed, everything after `anything_to_do` is skipped and nothing is published.
 
 **Every night:** set `RETRO_REFRESH_SCHEDULE` (a cron expression), `RETRO_ROOT` and `RETRO_DATASET` where Airflow runs,
 and unpause this DAG. Without a published version the first run builds one from `RETRO_CORPUS`.
+
+**When files change:** set `RETRO_REFRESH_WATCH` to the folders of the corpus. New, changed or removed files start a run
+within a minute.
 
 **Single days:** with `{date}` in the corpus, a run reads the files up to its day, so past days can be backfilled:
 `airflow backfill create --dag-id retro_refresh --from-date 2026-03-02 --to-date 2026-03-08T23:59 --max-active-runs 1`.
@@ -30,7 +33,7 @@ with DAG(
     description="Bring a published RETRO dataset up to date with its corpus",
     doc_md=DOC,
     # The logical date is the day whose files are complete when the run starts.
-    schedule=CronDataIntervalTimetable(config.refresh_schedule, config.timezone) if config.refresh_schedule else None,
+    schedule=watching.schedule(config),
     start_date=datetime(2020, 1, 1, tzinfo=UTC),
     # Each run starts from the version that the previous run published.
     max_active_runs=1,

@@ -1,0 +1,126 @@
+"""The watched corpus: when the trigger fires, and the schedule of a refresh."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import AssetOrTimeSchedule, CronDataIntervalTimetable
+from airflow.serialization.serialized_objects import BaseSerialization
+from retro_airflow import settings, watching
+from retro_airflow.watching import CorpusTrigger
+
+from retro_ops.errors import ConfigurationError
+
+PLACE = {"RETRO_ROOT": "/data", "RETRO_DATASET": "demo"}
+
+
+class State(dict[str, Any]):
+    """The part of Airflow's asset state store that the trigger uses."""
+
+    async def aget(self, key: str) -> Any:
+        return self.get(key)
+
+    async def aset(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
+def trigger(folder: Path, state: State) -> CorpusTrigger:
+    made = CorpusTrigger([str(folder)], every_s=0.05)
+    made.asset_state_store = state  # type: ignore[assignment]
+    return made
+
+
+async def fires(made: CorpusTrigger, within_s: float = 0.5) -> Any:
+    """Payload of the next event; None if there is none within the time."""
+    try:
+        return (await asyncio.wait_for(anext(made.run()), within_s)).payload
+    except TimeoutError:
+        return None
+
+
+@pytest.mark.parametrize("change", ["added", "changed", "removed"])
+def test_it_fires_once_when_files_changed(tmp_path: Path, change: str) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    state = State()
+    assert asyncio.run(fires(trigger(tmp_path, state))) is None, "the first listing is what others are compared with"
+    if change == "removed":
+        (tmp_path / "b").unlink()
+    else:
+        (tmp_path / ("c" if change == "added" else "a")).write_text("other")
+    files = {"added": 3, "changed": 2, "removed": 1}[change]
+
+    async def again() -> list[Any]:
+        events = trigger(tmp_path, state).run()
+        return [(await anext(events)).payload, await after(events)]
+
+    async def after(events: Any) -> Any:
+        try:
+            return await asyncio.wait_for(anext(events), 0.4)
+        except TimeoutError:
+            return None
+
+    # Another trigger with the same state, as after a restart of the triggerer.
+    assert asyncio.run(again()) == [{"folders": [str(tmp_path)], "files": files}, None]
+    assert asyncio.run(fires(trigger(tmp_path, state))) is None
+
+
+def test_it_waits_until_an_upload_is_complete(tmp_path: Path) -> None:
+    state = State()
+    asyncio.run(fires(trigger(tmp_path, state)))
+
+    async def uploading() -> tuple[int, int]:
+        async def upload() -> None:
+            for number in range(12):
+                (tmp_path / f"{number}").write_text("x")
+                await asyncio.sleep(0.03)
+
+        writing = asyncio.create_task(upload())
+        event = await anext(trigger(tmp_path, state).run())
+        return event.payload["files"], int(writing.done())
+
+    assert asyncio.run(uploading()) == (12, 1)
+
+
+def test_a_store_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from retro_ops.errors import TransientError
+
+    state, listing, calls = State(listing="before"), watching.listing, []
+
+    def failing(folders: Any) -> Any:
+        calls.append(folders)
+        if len(calls) == 2:
+            raise TransientError("no answer")
+        return listing(folders)
+
+    monkeypatch.setattr(watching, "listing", failing)
+    assert asyncio.run(fires(trigger(tmp_path, state), 2)) == {"folders": [str(tmp_path)], "files": 0}
+    assert len(calls) == 4, "two equal listings without an error between them"
+
+
+def test_the_trigger_is_restored_from_what_airflow_stores() -> None:
+    made = CorpusTrigger(["s3://b/corpus"], 20.0, "store")
+    path, arguments = made.serialize()
+    assert path == f"{CorpusTrigger.__module__}.{CorpusTrigger.__qualname__}"
+    restored = CorpusTrigger(**BaseSerialization.deserialize(BaseSerialization.serialize(arguments)))
+    assert restored.serialize() == made.serialize()
+
+
+def test_the_schedule_is_by_time_by_files_or_both() -> None:
+    def of(**more: str) -> Any:
+        return watching.schedule(settings.load({**PLACE, **more}))
+
+    watch = {"RETRO_REFRESH_WATCH": "s3://b/corpus/,/mnt/more"}
+    assert of() is None
+    assert isinstance(of(RETRO_REFRESH_SCHEDULE="0 3 * * *"), CronDataIntervalTimetable)
+    (asset,) = of(**watch)
+    assert (asset.name, asset.uri) == ("corpus of demo", "s3://b/corpus")
+    assert asset.watchers[0].trigger.folders == ("s3://b/corpus", "/mnt/more")
+    assert isinstance(of(**watch, RETRO_REFRESH_SCHEDULE="0 3 * * *"), AssetOrTimeSchedule)
+
+
+@pytest.mark.parametrize("folders", ["corpus", "s3://b/{date}/x", "/mnt/*.jsonl"])
+def test_only_folders_are_watched(folders: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no folder"):
+        watching.schedule(settings.load({**PLACE, "RETRO_REFRESH_WATCH": folders}))
