@@ -113,7 +113,7 @@ def shard_choice_fields() -> dict[str, Param]:
     }
 
 
-def run_fields() -> dict[str, Param]:
+def run_fields(settings: Settings) -> dict[str, Param]:
     return {
         "runtime": field(
             None,
@@ -136,6 +136,13 @@ def run_fields() -> dict[str, Param]:
             "Go on without failed shards",
             "Publish a version without the shards that failed. Off: a failed shard stops the run at `gate`, whose log "
             "says how to fix it.",
+            type="boolean",
+            section=RUN,
+        ),
+        "approve": field(
+            settings.approve,
+            "Approve before publishing",
+            "Wait at `approve` until a person has seen the figures and decides. Off: publish at once.",
             type="boolean",
             section=RUN,
         ),

@@ -35,7 +35,7 @@ PRESET_HELP = (
 )
 
 _CHOICE = ("indexed", "queried")
-_HOW_IT_RUNS = ("runtime", "resources", "allow_partial")
+_HOW_IT_RUNS = ("runtime", "resources", "allow_partial", "approve")
 
 
 def _dataset(default: str | None) -> Param:
@@ -64,7 +64,7 @@ def form(settings: Settings) -> dict[str, Param]:
         "plan_only": form_fields.plan_only(),
         **form_fields.recipe_fields(),
         **form_fields.dataset_fields(settings),
-        **form_fields.run_fields(),
+        **form_fields.run_fields(settings),
     }
 
 
@@ -92,9 +92,11 @@ def massive_open_text_form(settings: Settings) -> dict[str, Param]:
 
 def refresh_form(settings: Settings) -> dict[str, Param]:
     """Fields of the form of a refresh. Most that are left empty keep the value of the published version."""
-    if settings.refresh_schedule and not (settings.root and settings.dataset):
+    set_by = {"RETRO_REFRESH_SCHEDULE": settings.refresh_schedule, "RETRO_REFRESH_WATCH": settings.refresh_watch}
+    if any(set_by.values()) and not (settings.root and settings.dataset):
         raise ConfigurationError(
-            "RETRO_REFRESH_SCHEDULE is set, but a scheduled run has no form for the dataset",
+            f"{next(name for name, value in set_by.items() if value)} is set, but a run that it starts has no form "
+            "for the dataset",
             "set RETRO_ROOT and RETRO_DATASET as well",
         )
     whole = form(settings)

@@ -7,7 +7,7 @@ from typing import Any
 from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
 from airflow.sdk import TaskGroup, TriggerRule, task_group
 
-from retro_airflow import notifications, tasks
+from retro_airflow import approval, notifications, tasks
 from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
 from retro_ops.plan.name_lists import split_names
@@ -35,7 +35,7 @@ GROUPS = {
     "index": "Train, fill and merge the faiss index",
     "cells": "If the vectors do not fit on the GPUs of a worker: search them part by part",
     "neighbours": "Tune the search and retrieve the neighbours of every chunk",
-    "publish": "Write the specs, measure, validate and publish the version",
+    "publish": "Write the specs, measure, validate, wait for approval if asked to, and publish the version",
 }
 """What the tasks of each group do. In Airflow a group is a row that can be opened."""
 
@@ -295,5 +295,6 @@ def _publish(config: Settings, kept: dict[str, str], of_validation: dict[str, bo
             outlets=[tasks.DATASETS],
             post_execute=tasks.announce_dataset,
         )
-        write_specs >> describe >> validate >> publish
+        approve = approval.PublishApproval(task_id="approve", plan_uri=kept["plan"], doc_md=approval.DOC)
+        write_specs >> describe >> validate >> approve >> publish
     return write_specs

@@ -10,7 +10,7 @@ from sqlalchemy.orm import object_session
 SUMMARY = "summary"
 """Key under which the last task that decides about a run leaves its note."""
 
-SUMMARISED_BY = ("publish.publish", "anything_to_do")
+SUMMARISED_BY = ("publish.publish", "publish.approve", "anything_to_do")
 
 BUILDING_DAGS = ("retro_dataset", "massive_open_text", "retro_refresh", "retro_repair")
 

@@ -67,7 +67,7 @@ def _version(plan: Plan, number: int) -> dict[str, Any]:
     ]
     _write(paths.manifest_uri(plan), {"shards": of_shards})
     _write(paths.version_plan_uri(plan), plan_to_json(plan).encode())
-    _write(paths.card_uri(plan, "json"), _card(plan))
+    _write(paths.card_uri(plan, "json"), card(plan))
     _write(paths.card_uri(plan, "html"), b"<p>the card</p><script>alert(1)</script>")
     for stage in ("write-specs", "describe", "validate"):
         _write(paths.report_uri(plan, stage), b"{}")
@@ -84,7 +84,7 @@ def _version(plan: Plan, number: int) -> dict[str, Any]:
     }
 
 
-def _card(plan: Plan) -> dict[str, Any]:
+def card(plan: Plan) -> dict[str, Any]:
     quality = {**QUALITY, "rows": CHUNKS, "sampled_rows": CHUNKS, "all_rows_full": 1.0}
     return {
         "totals": {"documents": 9, "chunks": 18, "source_bytes": 30, "stored_bytes": 1_500_000},

@@ -10,6 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import stored_dataset
+
 from retro_ops.plan import digests, paths, source_list
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Identity, Plan, Shard, Source, Split, plan_from_json, plan_to_json
@@ -58,6 +60,8 @@ def main() -> None:
         elif arguments.stage == "check-drift":
             write(paths.next_plan_uri(arguments.plan, "decided"), plan_to_json(the_plan))
         else:
+            if arguments.stage == "describe":
+                write(paths.card_uri(the_plan, "json"), json.dumps(stored_dataset.card(the_plan)))
             done = [report(the_plan, arguments.stage, shard) for shard in (arguments.shard or "").split(",")]
             if not all(done):
                 sys.exit(65)
