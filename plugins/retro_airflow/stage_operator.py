@@ -76,6 +76,15 @@ class StageOperator(ResumableJobMixin, BaseOperator):
             object_store.use_connection(settings.load().deployment.object_store.connection)
             return self._watched(lambda: self._poll(event, context))
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Called by Airflow's OpenLineage provider; see `lineage`."""
+        if self.stage != "publish" or not isinstance(self.arguments, Mapping):
+            return None
+        from retro_airflow import lineage
+
+        object_store.use_connection(settings.load().deployment.object_store.connection)
+        return lineage.of_published(str(self.arguments["plan"]))
+
     def submit_job(self, context: Context) -> Handle:
         config = settings.load()
         job = Job(

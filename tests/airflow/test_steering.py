@@ -85,6 +85,7 @@ def airflow(
         "RETRO_CORPUS": str(corpus),
         "RETRO_REFRESH_WATCH": str(corpus),
         "RETRO_REFRESH_WATCH_SECONDS": "3",
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "http", "url": received.url, "endpoint": "lineage"}),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     }
     airflow = LiveAirflow(home, environment, dag="retro_refresh")
@@ -107,7 +108,7 @@ def decide(airflow: LiveAirflow, run: str, choice: str) -> dict[str, Any]:
     return dict(request)
 
 
-def test_a_version_waits_for_approval_is_rejected_and_then_approved(airflow: LiveAirflow) -> None:
+def test_a_version_waits_for_approval_is_rejected_and_then_approved(airflow: LiveAirflow, received: Posts) -> None:
     current = Path(paths.current_uri(str(airflow.home / "datasets"), "demo"))
     run = airflow.trigger(approve=True)
     request = decide(airflow, run, "Reject")
@@ -131,6 +132,17 @@ def test_a_version_waits_for_approval_is_rejected_and_then_approved(airflow: Liv
     decide(airflow, run, "Approve")
     assert airflow.finish(run) == "success"
     assert current.exists()
+    wait_for(lambda: published_events(received), explain=lambda: str([path for path, _ in received]))
+    (event,) = published_events(received)
+    (output,) = event["outputs"]
+    assert output["name"] == str(current.parent)
+    assert output["facets"]["version"]["datasetVersion"] == "1"
+
+
+def published_events(received: Posts) -> list[dict[str, Any]]:
+    """OpenLineage events of a published version."""
+    events = [json.loads(text) for path, text in received if path == "/lineage"]
+    return [event for event in events if event["eventType"] == "COMPLETE" and event["outputs"]]
 
 
 def test_a_new_file_starts_a_run_whose_failure_is_told(
@@ -146,9 +158,8 @@ def test_a_new_file_starts_a_run_whose_failure_is_told(
     (run,) = set(runs(airflow)) - before
     assert runs(airflow)[run] == "asset_triggered"
     assert airflow.finish(run) == "failed"
-    wait_for(lambda: any(run in text for _, text in received), explain=lambda: str(received))
-    ((path, text),) = [(path, text) for path, text in received if run in text]
-    assert path == "/failure"
+    wait_for(lambda: any(path == "/failure" for path, _ in received), explain=lambda: str(received))
+    (text,) = [text for path, text in received if path == "/failure"]
     assert f"{run}: 1 of 2 shards are not embedded: b (map index" in text
     assert "b was told to fail" in text
     wait_for(lambda: ("/deadline", "late") in received, explain=lambda: str(received))
