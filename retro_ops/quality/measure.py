@@ -40,6 +40,9 @@ LEAKED_SHARE = 0.5
 RUN_BINS = np.linspace(0, 1, 17)
 """Bins of the longest shared run, as a share of the chunk."""
 
+WORST_ROWS = 20
+"""Rows of each kind that the card names for readers to look at."""
+
 RATES = ("recall", "full_rows", "same_document", "near_duplicate", "identical", "leaked")
 
 
@@ -52,6 +55,16 @@ class Sampled:
     queries: Queries
     neighbours: NDArray[np.int64]
     distances: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found about each sampled row, all ``[rows]``: its recall (NaN if nothing should be found), whether a
+    neighbour is identical, and the longest shared run as a share of the chunk."""
+
+    recall: NDArray[np.float64]
+    identical: NDArray[np.bool_]
+    longest_run: NDArray[np.float64]
 
 
 def sample(plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks) -> list[Sampled]:
@@ -79,7 +92,7 @@ def measure(
     whole = {shard.name: figure for shard, figure in zip(queried, figures, strict=True)}
     categories = sorted({category(name) for name in whole})
     rows = {name: sum(w.rows for shard, w in whole.items() if category(shard) == name) for name in categories}
-    rates, runs = _rates(plan, split, chunks, drawn, device)
+    rates, judged = _rates(plan, split, chunks, drawn, device)
     by_category = {
         name: {
             "rows": rows[name],
@@ -106,7 +119,11 @@ def measure(
             "nearest": np.sum([w.nearest for w in whole.values()], axis=0, dtype=np.int64).tolist(),
             "last": np.sum([w.last for w in whole.values()], axis=0, dtype=np.int64).tolist(),
         },
-        "longest_shared_run": {"bins": RUN_BINS.tolist(), "rows": np.histogram(runs, RUN_BINS)[0].tolist()},
+        "longest_shared_run": {
+            "bins": RUN_BINS.tolist(),
+            "rows": np.histogram(judged.longest_run, RUN_BINS)[0].tolist(),
+        },
+        "worst": worst_rows(drawn, judged),
         "index": _index_figures(paths.index_uri(plan, split), drawn),
     }
 
@@ -138,10 +155,10 @@ def _whole(plan: Plan, shard: Shard) -> RowFigures:
 
 def _rates(
     plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], device: Device
-) -> tuple[dict[str, dict[str, Any]], NDArray[np.float64]]:
-    """Figures of the sample by category, and the longest shared run of each row as a share of the chunk, ``[rows]``."""
+) -> tuple[dict[str, dict[str, Any]], Judged]:
+    """Figures of the sample by category, and what was found about each row."""
     if not drawn:
-        return {}, np.zeros(0)
+        return {}, Judged(np.zeros(0), np.zeros(0, bool), np.zeros(0))
     queries = join([entry.queries for entry in drawn])
     stored = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
@@ -173,7 +190,30 @@ def _rates(
             **{key: float(values[of_pair].mean()) if of_pair.any() else 0.0 for key, values in pairs.items()},
             "leaked": float((longest[mine] > LEAKED_SHARE).mean()),
         }
-    return rates, longest
+    identical = np.zeros(len(stored), bool)
+    identical[rows[pairs["identical"]]] = True
+    asked = (truth >= 0).sum(axis=1)
+    return rates, Judged(np.where(asked > 0, hits / np.maximum(asked, 1), np.nan), identical, longest)
+
+
+def worst_rows(drawn: Sequence[Sampled], judged: Judged) -> dict[str, list[dict[str, Any]]]:
+    """Up to WORST_ROWS sampled rows of each kind, the worst first, as shard, row and value.
+
+    ``lowest_recall``: below 1. ``identical``: with a neighbour of the same tokens. ``leaked``: the longest runs above
+    LEAKED_SHARE.
+    """
+    shards = [entry.shard.name for entry in drawn for _ in entry.rows]
+    rows = [int(row) for entry in drawn for row in entry.rows]
+    kinds = {
+        "lowest_recall": (judged.recall, judged.recall < 1),  # NaN is not below 1.
+        "identical": (-judged.identical.astype(np.float64), judged.identical),
+        "leaked": (-judged.longest_run, judged.longest_run > LEAKED_SHARE),
+    }
+    worst = {}
+    for kind, (order, chosen) in kinds.items():
+        first = [int(i) for i in np.argsort(order, kind="stable") if chosen[i]][:WORST_ROWS]
+        worst[kind] = [{"shard": shards[i], "row": rows[i], "value": round(abs(float(order[i])), 4)} for i in first]
+    return worst
 
 
 def _index_figures(uri: str, drawn: Sequence[Sampled]) -> dict[str, Any]:

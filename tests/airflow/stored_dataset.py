@@ -86,9 +86,13 @@ def _version(plan: Plan, number: int) -> dict[str, Any]:
 
 def card(plan: Plan) -> dict[str, Any]:
     quality = {**QUALITY, "rows": CHUNKS, "sampled_rows": CHUNKS, "all_rows_full": 1.0}
+    worst = {"lowest_recall": [{"shard": "0001_news", "row": 2, "value": 0.25}], "identical": [], "leaked": []}
     return {
         "totals": {"documents": 9, "chunks": 18, "source_bytes": 30, "stored_bytes": 1_500_000},
-        "quality": {"train": {**quality, "categories": {"news": quality}}, "val": {**quality, "categories": {}}},
+        "quality": {
+            "train": {**quality, "worst": worst, "categories": {"news": quality}},
+            "val": {**quality, "categories": {}},
+        },
         "index_type": {"type": "Flat", "why": "small"},
         "contents": [],
         "stages": [],

@@ -172,6 +172,13 @@ def test_bad_records_are_shown_with_their_reason(server: Server) -> None:
     assert "should be an object with" in html.unescape(server.text(f"{address}/bad-records?shard=0000_news", 500))
 
 
+def test_the_worst_rows_are_one_click_away(server: Server) -> None:
+    version = html.unescape(server.text(f"{server.news}/versions/2"))
+    (link,) = re.findall(r'href="([^"]+)">0001_news, 2 \(25.0 %\)', version)
+    assert "chunk 2 of 6" in server.text(link)
+    assert version.count("<span>none</span>") == 5, "the card of the validation rows names none"
+
+
 def test_texts_of_the_corpus_are_shown_as_text(server: Server) -> None:
     text = server.text(f"{server.news}/versions/2/neighbours?shard=0000_news")
     assert "<script>alert" not in text

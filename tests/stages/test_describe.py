@@ -44,6 +44,7 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
         )
         starts = dict(zip(shards, np.cumsum([0, *(len(found[f"{name}/chunks"]) for name in shards)]), strict=False))
         by_category: dict[str, list[tuple[int, list[int]]]] = {}
+        of_rows: dict[int, dict[str, float]] = {}
         for shard in plan.queried(split):
             for row, near in enumerate(found[f"{shard.name}/neighbours"].tolist()):
                 of = by_category.setdefault(shard.name.split("_", 1)[1] if split == "train" else shard.name, [])
@@ -57,6 +58,7 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
                 ranked = sorted((float(np.float32(((vectors[own] - x) ** 2).sum())), i) for i, x in enumerate(vectors))
                 true = [i for _, i in ranked if owners[i] != owners[own]][: plan.parameters.num_neighbours]
                 hits, wanted = hits + len(set(true) & set(near)), wanted + len(true)
+                of_rows[own] = {"lowest_recall": len(set(true) & set(near)) / max(1, len(true))}
                 mine, longest = _words(chunks[own], plan.identity.pad_id), 0
                 for other in [i for i in near if i >= 0]:
                     theirs = _words(chunks[other], plan.identity.pad_id)
@@ -66,6 +68,8 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
                         longest, SequenceMatcher(None, mine, theirs, autojunk=False).find_longest_match().size
                     )
                 leaked.append(longest / chunks.shape[1] > 0.5)
+                of_rows[own]["leaked"] = longest / chunks.shape[1]
+                of_rows[own]["identical"] = max((pair[2] for pair in pairs[-len(near) :]), default=False)
             said = figures["categories"][name]
             assert said["rows"] == said["sampled_rows"] == len(rows)
             assert said["recall"] == pytest.approx(hits / wanted)
@@ -73,6 +77,12 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
             shares = [said["same_document"], said["near_duplicate"], said["identical"]]
             assert shares == pytest.approx(np.mean(pairs, axis=0).tolist())
             assert said["leaked"] == pytest.approx(np.mean(leaked))
+        for kind, listed in figures["worst"].items():
+            values = [of_rows[int(starts[entry["shard"]]) + entry["row"]][kind] for entry in listed]
+            assert [entry["value"] for entry in listed] == pytest.approx(values, abs=1e-4)
+            chosen = {"lowest_recall": lambda v: v < 1, "identical": bool, "leaked": lambda v: v > 0.5}[kind]
+            assert len(listed) == min(20, sum(chosen(of[kind]) for of in of_rows.values()))
+            assert values == sorted(values, reverse=kind != "lowest_recall")
         total = sum(map(len, by_category.values()))
         mean = sum(figures["categories"][name]["leaked"] * len(rows) for name, rows in by_category.items()) / total
         assert figures["leaked"] == pytest.approx(mean)
