@@ -44,11 +44,20 @@ class LiveAirflow:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Of every process of this Airflow."""
+        return self._environment
+
     def start_api_server(self) -> None:
         """The API server alone, for what needs no scheduler."""
         self._airflow("db", "migrate").wait()
-        self._airflow("api-server", "--host", "127.0.0.1", "--port", str(self._port))
+        self._api_server = self._airflow("api-server", "--host", "127.0.0.1", "--port", str(self._port))
         wait_for(self._answers)
+
+    def server(self) -> int:
+        """Process id of the API server, which leads a session."""
+        return self._api_server.pid
 
     def serialize_dags(self) -> None:
         """Store the DAGs as a DAG processor does."""
