@@ -76,7 +76,7 @@ def test_a_parameter_takes_two_places_and_a_stage_three() -> None:
 
 def test_a_new_parameter_is_a_flag_a_field_and_a_row_of_the_docs(with_parameter: Path) -> None:
     assert "--max-empty-lists" in run(STAGES_PYTHON, with_parameter, "-m", "retro_ops.cli", "publish", "--help")
-    form = "from retro_airflow import params, settings; print(params.form(settings.load())['max_empty_lists'].schema)"
+    form = "from retro_airflow import forms, settings; print(forms.form(settings.load())['max_empty_lists'].schema)"
     assert "Max empty lists" in run(sys.executable, with_parameter, "-c", form)
     run(STAGES_PYTHON, with_parameter, "docs/generate.py")
     assert "| `max_empty_lists` | Number of empty" in (with_parameter / "docs/parameters.md").read_text()

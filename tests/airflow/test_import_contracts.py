@@ -36,7 +36,7 @@ def test_the_contracts_hold(copy: Path) -> None:
         ("plugins/retro_airflow/tasks.py", "from retro_ops.quality import card_page", "Airflow's side uses only"),
         ("plugins/retro_airflow/tasks.py", "from retro_ops.versions import history", "Airflow's side uses only"),
         ("plugins/retro_airflow/runtimes/local.py", "from retro_ops import cli", "Airflow's side uses only"),
-        ("plugins/retro_airflow/params.py", "from retro_ops import added_later", "Airflow's side uses only"),
+        ("plugins/retro_airflow/forms.py", "from retro_ops import added_later", "Airflow's side uses only"),
         ("retro_ops/plan/plan.py", "import numpy", "What Airflow parses"),
         ("retro_ops/search/exact.py", "from retro_ops.storage import store", "Algorithms have no input"),
         ("retro_ops/storage/s3.py", "from retro_ops.plan import paths", "Inside retro_ops imports point one way"),

@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG
 
-from retro_airflow import params, pipeline, settings
+from retro_airflow import forms, pipeline, settings, stage_arguments
 from retro_airflow.stage_operator import StageOperator
 
 DOC = """
@@ -30,9 +30,9 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=4,
-    params=params.form(config),
+    params=forms.form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(**pipeline.stage("plan", config), arguments=params.plan_arguments)
-    pipeline.from_recipe(plan, params.sources_arguments, config)
+    plan = StageOperator(**pipeline.stage("plan", config), arguments=stage_arguments.plan_arguments)
+    pipeline.from_recipe(plan, stage_arguments.sources_arguments, config)
     pipeline.build(plan, config)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from airflow.sdk import DAG
 
-from retro_airflow import params, pipeline, settings, watching
+from retro_airflow import forms, pipeline, settings, stage_arguments, watching
 from retro_airflow.stage_operator import StageOperator
 
 DOC = """
@@ -37,9 +37,9 @@ with DAG(
     start_date=datetime(2020, 1, 1, tzinfo=UTC),
     # Each run starts from the version that the previous run published.
     max_active_runs=1,
-    params=params.refresh_form(config),
+    params=forms.refresh_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(**pipeline.stage("plan", config), arguments=params.refresh_arguments)
-    pipeline.from_recipe(plan, params.refresh_sources_arguments, config)
+    plan = StageOperator(**pipeline.stage("plan", config), arguments=stage_arguments.refresh_arguments)
+    pipeline.from_recipe(plan, stage_arguments.refresh_sources_arguments, config)
     pipeline.update(plan, config, check_drift=True)

@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG
 
-from retro_airflow import params, pipeline, settings
+from retro_airflow import forms, pipeline, settings, stage_arguments
 from retro_airflow.stage_operator import StageOperator
 
 DOC = """
@@ -27,8 +27,8 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,
-    params=params.repair_form(config),
+    params=forms.repair_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    plan = StageOperator(**pipeline.stage("plan", config), arguments=params.repair_arguments)
+    plan = StageOperator(**pipeline.stage("plan", config), arguments=stage_arguments.repair_arguments)
     pipeline.update(plan, config, check_drift=False)

@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG
 
-from retro_airflow import params, pipeline, settings
+from retro_airflow import forms, pipeline, settings, stage_arguments
 from retro_airflow.stage_operator import StageOperator
 
 DOC = """
@@ -22,7 +22,7 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,
-    params=params.rollback_form(config),
+    params=forms.rollback_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
-    StageOperator(task_id="rollback", stage="rollback", arguments=params.rollback_arguments, doc_md=DOC)
+    StageOperator(task_id="rollback", stage="rollback", arguments=stage_arguments.rollback_arguments, doc_md=DOC)

@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import Context
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, ParamValidationError
-from retro_airflow import form_fields, params, settings
+from retro_airflow import form_fields, forms, settings, stage_arguments
 
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
@@ -23,7 +23,7 @@ CONFIG = settings.load(
 
 
 def values(**changes: Any) -> dict[str, Any]:
-    form = ParamsDict(params.form(CONFIG))
+    form = ParamsDict(forms.form(CONFIG))
     form.update(changes)
     return form.validate()
 
@@ -31,11 +31,11 @@ def values(**changes: Any) -> dict[str, Any]:
 def context(conf: dict[str, Any]) -> Context:
     run = SimpleNamespace(conf=conf, run_id="manual__1")
     known = {name: conf.get(name, value) for name, value in values().items()}
-    return cast(Context, {"dag_run": run, "dag": SimpleNamespace(params=params.form(CONFIG)), "params": known})
+    return cast(Context, {"dag_run": run, "dag": SimpleNamespace(params=forms.form(CONFIG)), "params": known})
 
 
 def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
-    arguments = params.arguments(values(), "manual__2026-01-01T00:00:00+00:00")
+    arguments = stage_arguments.arguments(values(), "manual__2026-01-01T00:00:00+00:00")
     assert arguments == {
         "root": "/data",
         "dataset": "d",
@@ -73,19 +73,19 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
 
 
 def test_a_field_wins_over_the_preset() -> None:
-    assert params.arguments(values(preset="tiny"), "r")["index-type"] == "IVF64,Flat"
-    assert params.arguments(values(preset="tiny", index_type="Flat"), "r")["index-type"] == "Flat"
+    assert stage_arguments.arguments(values(preset="tiny"), "r")["index-type"] == "IVF64,Flat"
+    assert stage_arguments.arguments(values(preset="tiny", index_type="Flat"), "r")["index-type"] == "Flat"
 
 
 def test_zero_is_a_value() -> None:
-    arguments = params.arguments(values(retrieval_margin=0, max_bad_share=0), "r")
+    arguments = stage_arguments.arguments(values(retrieval_margin=0, max_bad_share=0), "r")
     assert arguments["retrieval-margin"] == "0"
     assert arguments["max-bad-share"] == "0"
 
 
 def test_presets_set_fields_that_exist() -> None:
     names = {field.name for field in fields(Parameters)}
-    assert all(set(preset) <= names for preset in params.PRESETS.values())
+    assert all(set(preset) <= names for preset in forms.PRESETS.values())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_form_refuses(change: dict[str, Any]) -> None:
 
 
 def test_a_field_that_must_be_filled_has_no_default_when_the_deployment_gives_none() -> None:
-    form = params.form(settings.load({}))
+    form = forms.form(settings.load({}))
     assert [name for name, param in form.items() if not param.has_value and "null" not in param.schema["type"]] == [
         "dataset",
         "root",
@@ -117,22 +117,22 @@ def test_a_field_that_must_be_filled_has_no_default_when_the_deployment_gives_no
 
 
 def test_documents_come_from_a_corpus_or_a_recipe() -> None:
-    arguments = params.arguments(values(recipe="/r.yaml"), "r")
+    arguments = stage_arguments.arguments(values(recipe="/r.yaml"), "r")
     assert arguments["sources"] == "/data/d/runs/r/sources.json"
     assert not {"corpus", "validation-corpus"} & set(arguments)
 
 
 def test_massive_open_text_requires_only_the_source_folder() -> None:
-    form = params.massive_open_text_form(settings.load({}))
+    form = forms.massive_open_text_form(settings.load({}))
     asked = [name for name, param in form.items() if not param.has_value and "null" not in param.schema["type"]]
     assert asked == ["root", "source_folder"]
     filled = ParamsDict(form)
     filled.update({"root": "/data", "source_folder": "/sources"})
-    assert params.arguments(filled.validate(), "r")["index-type"] == "IVF131072,PQ32"
+    assert stage_arguments.arguments(filled.validate(), "r")["index-type"] == "IVF131072,PQ32"
 
 
 def test_the_arguments_of_list_sources_follow_from_the_form() -> None:
-    told = params.sources_arguments(
+    told = stage_arguments.sources_arguments(
         context({"recipe": "massive_open_text", "source_folder": "/s", "memory_budget": "1GiB"})
     )
     assert told == {
@@ -145,13 +145,13 @@ def test_the_arguments_of_list_sources_follow_from_the_form() -> None:
         "max-bad-share": "0.5",
         "memory-budget": "1GiB",
     }
-    assert params.sources_arguments(context({})) == {}
+    assert stage_arguments.sources_arguments(context({})) == {}
     for conf in ({"recipe": "r.yaml"}, {"recipe": "x", "source_folder": "here"}):
         with pytest.raises(AirflowFailException, match="full path"):
-            params.sources_arguments(context(conf))
+            stage_arguments.sources_arguments(context(conf))
 
 
-FORMS = (params.form, params.refresh_form, params.repair_form, params.massive_open_text_form)
+FORMS = (forms.form, forms.refresh_form, forms.repair_form, forms.massive_open_text_form)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -168,18 +168,18 @@ def test_every_field_has_a_title_and_help(form: Any) -> None:
 
 def test_a_misspelt_key_names_the_nearest_field() -> None:
     with pytest.raises(AirflowFailException, match=r"'num_neighbors'.*'num_neighbours'"):
-        params.plan_arguments(context({"num_neighbors": 2}))
+        stage_arguments.plan_arguments(context({"num_neighbors": 2}))
     with pytest.raises(AirflowFailException, match=r"'zzz'.*dataset, root"):
-        params.plan_arguments(context({"zzz": 2}))
+        stage_arguments.plan_arguments(context({"zzz": 2}))
 
 
 def test_a_relative_root_is_refused() -> None:
     with pytest.raises(AirflowFailException, match="full path"):
-        params.plan_arguments(context({"root": "data"}))
+        stage_arguments.plan_arguments(context({"root": "data"}))
 
 
 def test_plan_arguments_follow_the_conf() -> None:
-    assert params.plan_arguments(context({"num_neighbours": 2}))["num-neighbours"] == "2"
+    assert stage_arguments.plan_arguments(context({"num_neighbours": 2}))["num-neighbours"] == "2"
 
 
 def of_form(form: dict[str, Any], conf: dict[str, Any], tmp_path: Path, **run: Any) -> Context:
@@ -194,7 +194,7 @@ def of_form(form: dict[str, Any], conf: dict[str, Any], tmp_path: Path, **run: A
 
 
 def refreshed(tmp_path: Path, conf: dict[str, Any], **run: Any) -> dict[str, Any]:
-    return params.refresh_arguments(of_form(params.refresh_form(CONFIG), conf, tmp_path, **run))
+    return stage_arguments.refresh_arguments(of_form(forms.refresh_form(CONFIG), conf, tmp_path, **run))
 
 
 def publish(root: Path, **of_plan: Any) -> None:
@@ -210,7 +210,7 @@ def publish(root: Path, **of_plan: Any) -> None:
 
 def test_a_refresh_uses_the_recipe_of_the_version_or_of_the_form(tmp_path: Path) -> None:
     def sources(conf: dict[str, Any]) -> dict[str, Any]:
-        return params.refresh_sources_arguments(of_form(params.refresh_form(CONFIG), conf, tmp_path))
+        return stage_arguments.refresh_sources_arguments(of_form(forms.refresh_form(CONFIG), conf, tmp_path))
 
     publish(tmp_path, recipe="/r.yaml")
     uri = f"{tmp_path}/d/runs/r/sources.json"
@@ -290,7 +290,7 @@ def test_the_form_of_a_refresh_refuses(tmp_path: Path, change: dict[str, Any]) -
 
 def test_the_arguments_of_a_repair_follow_from_the_form(tmp_path: Path) -> None:
     def told(conf: dict[str, Any]) -> dict[str, Any]:
-        return params.repair_arguments(of_form(params.repair_form(CONFIG), conf, tmp_path))
+        return stage_arguments.repair_arguments(of_form(forms.repair_form(CONFIG), conf, tmp_path))
 
     arguments = told({"shards": ["a", "b"], "run": "x"})
     assert arguments == {
@@ -318,7 +318,7 @@ def test_bad_memory_budget_fails_without_retry() -> None:
     bad = context({})
     bad["params"]["memory_budget"] = "much"
     with pytest.raises(AirflowException, match="2GiB") as caught:
-        params.plan_arguments(bad)
+        stage_arguments.plan_arguments(bad)
     assert isinstance(caught.value, AirflowFailException)
 
 
@@ -326,7 +326,7 @@ def test_values_as_templates_and_other_systems_write_them() -> None:
     """JSON of other systems has 64.0; a template that is empty gives an empty text."""
     conf = {"chunk_size": 64.0, "nprobe": 8.0, "max_drift": 1.0, "root": " s3://retro/x \n", "corpus": " /c "}
     blank = dict.fromkeys(("index_type", "indexed", "queried", "as_of", "recipe", "validation_corpus", "tokenizer"), "")
-    cleaned = params.clean({**conf, **blank, "embed_prompt": "passage: ", "quick": False, "shards": ["a"]})
+    cleaned = stage_arguments.clean({**conf, **blank, "embed_prompt": "passage: ", "quick": False, "shards": ["a"]})
     assert cleaned == {
         "chunk_size": 64,
         "nprobe": 8,
@@ -339,9 +339,10 @@ def test_values_as_templates_and_other_systems_write_them() -> None:
         "shards": ["a"],
     }
     assert isinstance(cleaned["chunk_size"], int)
-    assert params.clean({"embed_prompt": "", "chunk_size": 64.5}) == {"embed_prompt": "", "chunk_size": 64.5}
+    assert stage_arguments.clean({"embed_prompt": "", "chunk_size": 64.5}) == {"embed_prompt": "", "chunk_size": 64.5}
     conf.pop("max_drift")  # Only of a refresh.
-    arguments = params.plan_arguments(context({**conf, "index_type": "", "indexed": "", "validation_corpus": ""}))
+    blank = {"index_type": "", "indexed": "", "validation_corpus": ""}
+    arguments = stage_arguments.plan_arguments(context({**conf, **blank}))
     assert (arguments["root"], arguments["chunk-size"], arguments["nprobe"]) == ("s3://retro/x", "64", "8")
     assert (arguments["index-type"], arguments["indexed"], arguments["validation-corpus"]) == ("auto", None, None)
 
@@ -350,7 +351,7 @@ def test_values_as_templates_and_other_systems_write_them() -> None:
 @pytest.mark.parametrize("name", ["root", "corpus", "model", "embed_prompt", "indexed"])
 def test_a_text_that_no_field_can_have_fails_without_retry(name: str, value: str) -> None:
     with pytest.raises(AirflowFailException, match=name):
-        params.plan_arguments(context({name: value}))
+        stage_arguments.plan_arguments(context({name: value}))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -375,11 +376,11 @@ def test_help_without_marks_keeps_its_text() -> None:
 
 
 def test_presets_say_for_which_size_they_are() -> None:
-    for name in params.PRESETS:
-        assert f"**{name}**: " in params.PRESET_HELP
+    for name in forms.PRESETS:
+        assert f"**{name}**: " in forms.PRESET_HELP
 
 
 def test_an_empty_choice_says_what_it_means() -> None:
-    field = params.refresh_form(CONFIG)["embed_input"].schema
+    field = forms.refresh_form(CONFIG)["embed_input"].schema
     assert field["enum"][0] is None
     assert field["values_display"] == {"null": "as in the published version", "text": "text", "ids": "ids"}
