@@ -10,10 +10,10 @@ from tarfile import HeaderError, TarError
 from typing import Any, Self
 
 import zstandard
-from wcmatch import glob
 
 from retro_ops.corpus import json_lines, parquet_rows
 from retro_ops.corpus.json_lines import SourceLine
+from retro_ops.corpus.path_patterns import matcher
 from retro_ops.corpus.recipes.model import format_of
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
@@ -53,7 +53,7 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine
     shown: list[str] = []
     matched = False
     name = file_name(uri).replace(".tgz", ".tar.gz")
-    pattern = glob.compile(members.removeprefix("./"), flags=glob.GLOBSTAR | glob.BRACE)
+    matches = matcher(members)
     with (
         _damage(uri),
         store.open_stream(uri) as raw,
@@ -63,7 +63,7 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine
         for member in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # Otherwise the list grows with each member.
             path = member.name.removeprefix("./")
-            if not member.isfile() or not pattern.match(path):
+            if not member.isfile() or not matches(path):
                 passed += not member.isdir()
                 shown = [*shown, path][:SHOWN_MEMBERS]
                 continue

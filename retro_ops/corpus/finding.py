@@ -5,9 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from wcmatch import glob
-from wcmatch._wcparse import PatternLimitException  # Exported nowhere else.
-
+from retro_ops.corpus.path_patterns import matcher
 from retro_ops.corpus.source_lines import SUFFIXES
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
@@ -22,9 +20,6 @@ A_DATE = r"(?=(\d{4}-\d{2}-\d{2}))"
 
 SHOWN = 5
 """Names in a log message about files that are passed over."""
-
-MOST_ALTERNATIVES = 10_000
-"""Limit on the names that the braces of one pattern expand to."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +94,7 @@ def _visible(uris: Iterable[str], folder: str) -> tuple[list[str], list[str]]:
 
 
 def _matching(uris: Sequence[str], pattern: str) -> list[str]:
-    """``uris`` that match ``pattern``, compared as plain strings: ``s3://bucket/key`` is nothing special."""
-    flags = glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX
-    try:
-        matcher = glob.compile(pattern.removeprefix("./"), flags=flags, limit=MOST_ALTERNATIVES)
-        return [uri for uri in uris if matcher.match(uri.removeprefix("./"))]
-    except PatternLimitException as error:
-        raise BadInputError(
-            f"the braces of {pattern[:200]!r} expand to more than {MOST_ALTERNATIVES:,} names", "use * or a folder"
-        ) from error
-    except (RecursionError, ValueError, re.error) as error:
-        raise BadInputError(f"{pattern[:200]!r} is not a pattern: {error}", "write a shorter pattern") from error
+    return list(filter(matcher(pattern), uris))
 
 
 def _once(uris: Iterable[str]) -> list[str]:

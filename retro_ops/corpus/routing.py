@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from wcmatch import glob
-
+from retro_ops.corpus.path_patterns import matcher
 from retro_ops.plan.plan import Split
 
 Record = Mapping[str, Any]
@@ -93,7 +92,7 @@ def by_field(rule: ByField, record: Record) -> str | LeftOut:
 def by_path(rule: ByPath, path: str) -> str | LeftOut:
     """The value for a file, or the reason why there is none. ``path`` must be resolved like the patterns."""
     for pattern, value in rule.patterns.items():
-        if glob.globmatch(path, pattern, flags=glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX):
+        if matcher(pattern)(path):
             return value
     return LeftOut(f"no pattern for {path}")
 

@@ -128,8 +128,16 @@ def test_a_pattern_may_be_longer_than_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["{1..1000000000}", "{" + ",".join("ab" * 20_000) + "}", "{a,b}" * 40, "*" * 100_000, "{" * 50_000, "[" * 5000],
-    ids=["range", "alternatives", "product", "stars", "braces", "brackets"],
+    [
+        "{1..1000000000}",
+        "{" + ",".join("ab" * 20_000) + "}",
+        "{a,b}" * 40,
+        "*" * 100_000,
+        "{" * 50_000,
+        "[" * 5000,
+        "**/a/" * 4,
+    ],
+    ids=["range", "alternatives", "product", "stars", "braces", "brackets", "folders"],
 )
 def test_no_pattern_runs_without_end(tmp_path: Path, pattern: str) -> None:
     _touch(tmp_path, "a.jsonl")
