@@ -19,6 +19,22 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 TOKENIZER_OF_THE_DEFAULT = "9114256b104cca80"
 """Digest of the tokenizer of all-MiniLM-L6-v2, which many models share. It was in no digest of the first versions."""
 
+DECIDING_SETTINGS = (
+    *("num_attention_heads", "n_heads", "n_head", "num_heads", "num_key_value_heads", "head_dim", "d_kv"),
+    *("hidden_act", "hidden_activation", "activation", "activation_function", "dense_act_fn", "feed_forward_proj"),
+    *("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rms_norm_eps", "position_embedding_type", "pad_token_id"),
+    *("rope_theta", "rope_parameters", "rope_scaling", "global_rope_theta", "local_rope_theta", "rotary_emb_base"),
+    *("sliding_window", "local_attention", "global_attn_every_n_layers", "layer_types", "attention_window"),
+    *("query_pre_attn_scalar", "attention_multiplier", "embedding_multiplier", "residual_multiplier"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention", "is_decoder", "is_causal"),
+    *("relative_attention_num_buckets", "relative_attention_max_distance", "norm_type", "parallel_attention", "alibi"),
+)
+"""Settings in the ``config.json`` of a transformer that change its vectors and not its weights. Named, because others
+come and go with the version of transformers, and would rename the outputs of every dataset."""
+
+SETTINGS_OF_THE_DEFAULT = "2a303612b3fa4d41"
+"""Digest of these settings of all-MiniLM-L6-v2, which were in no digest of the first versions."""
+
 LIMIT = 16_384
 """More ids than any chunk has; a batch must hold as many."""
 
@@ -149,7 +165,7 @@ def _digest(network: Any, decides: list[Any]) -> str:
     """SHA-256 over everything that decides the vectors: independent of where the model is stored.
 
     These are module types, their settings and all weights; then, where they are not as in the first versions of this
-    package, so that the names of their outputs stay: ``decides`` (prompt and dimensions), tokenizer and type.
+    package, so that the names of their outputs stay: ``decides`` (prompt and dimensions), tokenizer, settings and type.
     """
     import torch
 
@@ -167,9 +183,21 @@ def _digest(network: Any, decides: list[Any]) -> str:
         digest.update(json.dumps(decides).encode())
     if (tokenizer := _tokenizer_digest(network)) != TOKENIZER_OF_THE_DEFAULT:
         digest.update(f"tokenizer {tokenizer}".encode())
+    if (settings_digest := _settings_digest(network)) not in (None, SETTINGS_OF_THE_DEFAULT):
+        digest.update(f"settings {settings_digest}".encode())
     if any(tensor.dtype == torch.bfloat16 for tensor in network.state_dict().values()):
         digest.update(b"bfloat16")  # Bytes of float16 would be as many.
     return digest.hexdigest()[:16]
+
+
+def _settings_digest(network: Any) -> str | None:
+    """Identifies the settings of the transformer that decide its vectors beside the weights; None without one."""
+    config = getattr(getattr(network[0], "model", None), "config", None)
+    if config is None:
+        return None
+    values = {name: getattr(config, name, None) for name in DECIDING_SETTINGS}
+    chosen = {name: value for name, value in values.items() if value not in (None, False, "absolute")}
+    return text_digest(json.dumps(chosen, sort_keys=True, default=str))
 
 
 def _tokenizer_digest(network: Any) -> str:

@@ -46,7 +46,7 @@ class Tokenizer:
         transformers_logging.set_verbosity_error()  # Sequences longer than the model allows are usual here.
         try:
             found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Of a damaged or unknown tokenizer: loading raises any type.
             if "trust_remote_code" in str(error):
                 raise ConfigurationError(
                     f"tokenizer {name!r} contains Python code of its own, which is never run",

@@ -1,7 +1,6 @@
 """Embedding with models of any architecture, and with models that something is wrong with, against their ``encode``."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,10 @@ def test_everything_that_decides_vectors_is_in_the_digest(words: Any, tmp_path: 
     vocabulary["the"], vocabulary["of"] = other, one
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     look()
-    assert len(found) == len(set(found.values())) == 5
+    for change in ({"num_attention_heads": 2}, {"hidden_act": "relu"}, {"layer_norm_eps": 0.1}):
+        _change(folder / "config.json", **change)
+        look()
+    assert len(found) == len(set(found.values())) == 8
 
 
 def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(words: Any, tmp_path: Path) -> None:
@@ -345,62 +347,8 @@ def test_encode_halves_its_batch_when_memory_is_short(
     assert max(sizes[-3:]) <= 8 < max(sizes)
 
 
-# No code, no pickles.
-
-
-def tampered(folder: str, tmp_path: Path, how: str) -> tuple[str, Path]:
-    """A copy of a model with code in it, and the file that the code would write."""
-    made, proof = tmp_path / "tampered", tmp_path / "proof"
-    shutil.copytree(folder, made)
-    code = f"open({str(proof)!r}, 'w').write('ran')\n"
-    (made / "evil.py").write_text(f"{code}class Evil:\n    def __init__(self, *a, **k): pass\n    load = Evil\n")
-    if how == "auto_map of the model":
-        _change(made / "config.json", auto_map={"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}, model_type="evil")
-    elif how == "auto_map of the tokenizer":
-        _change(made / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "evil.Evil"]}, tokenizer_class="Evil")
-    elif how == "modules.json":
-        modules = json.loads((made / "modules.json").read_text())
-        modules[1]["type"] = "evil.Evil"
-        (made / "modules.json").write_text(json.dumps(modules))
-    elif how == "activation":
-        (config,) = made.glob("*_Dense/config.json")
-        _change(config, activation_function="evil.Evil")
-    else:
-        import pickle
-
-        class Runs:
-            def __reduce__(self) -> Any:
-                return exec, (code,)
-
-        for weights in made.rglob("*.safetensors"):
-            weights.unlink()
-            weights.with_name("pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
-    return str(made), proof
-
-
 def _change(path: Path, **settings: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-@pytest.mark.parametrize("how", ["auto_map of the model", "modules.json", "activation", "pickled weights"])
-def test_no_code_of_a_model_runs(how: str, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, proof = tampered(tiny_models.write(tmp_path, "Bert", words, dense=24), tmp_path, how)
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ConfigurationError) as error:
-        open_model(folder)
-    assert not proof.exists()
-    assert "--trust-remote-code" in str(error.value) or "pickled" in str(error.value)
-
-
-def test_no_code_of_a_tokenizer_runs(words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, proof = tampered(tiny_models.write(tmp_path, "Bert", words), tmp_path, "auto_map of the tokenizer")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    Tokenizer.load(folder)
-    open_model(folder)
-    (Path(folder) / "tokenizer.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"cannot load|contains Python code of its own"):
-        Tokenizer.load(folder)
-    assert not proof.exists()
 
 
 def test_the_report_says_prompt_and_dimensions(words: Any, tmp_path: Path, run: Run) -> None:
