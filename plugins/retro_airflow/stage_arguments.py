@@ -64,7 +64,7 @@ def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str 
     for name, path in (("recipe", file), ("source_folder", params["source_folder"])):
         if path and "://" not in path and not path.startswith("/"):
             raise BadInputError(f"{name} {path!r} is a relative path", "enter a full path or s3://…")
-    given = {name: params.get(name) for name in ("on_bad_record", "max_bad_share", "memory_budget")}
+    given = {name: params.get(name) for name in ("on_bad_record", "max_bad_share", "memory_budget", "longest_line")}
     return {
         "recipe": params["recipe"],
         "source-folder": params["source_folder"],

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import logging
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +14,8 @@ from typing import IO, Any, Literal
 import zstandard
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan.digests import MAX_LINE_BYTES
 from retro_ops.plan.plan import Source
+from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.storage.base import Writer, Written
 from retro_ops.uris import file_name
@@ -250,8 +251,7 @@ def parse(
         return BadRecord(source, number, reason, (line or b"").decode("utf-8", "backslashreplace"))
 
     if line is None:
-        why = "the longest line" if max_line_bytes >= MAX_LINE_BYTES else "which the memory budget allows"
-        return bad(f"line longer than {max_line_bytes:,} bytes, {why}")
+        return bad(f"line longer than {max_line_bytes:,} bytes: see longest_line and memory_budget")
     if not line or line.isspace():
         return None
     try:
@@ -295,14 +295,27 @@ def refusal(record: BadRecord) -> BadInputError:
     )
 
 
-def too_many_bad(bad: int, good: int, limit: float, quarantine: str) -> BadInputError | None:
+def first_of(quarantine: bytes) -> str:
+    """The first of some lines of a quarantine file, as text: file, line and reason."""
+    entry = json.loads(quarantine[: quarantine.index(b"\n")])
+    return f"{entry['source']}, line {entry['line']}: {entry['reason']}"
+
+
+def say_bad(stage: str, bad: int, good: int, first: str | None, quarantine: str) -> None:
+    """Log a warning that ``bad`` records were set aside, with the ``first`` of them."""
+    if bad:
+        message = f"{stage}: {bad:,} of {bad + good:,} records are bad and set aside in {quarantine}; first: {first}"
+        say(message, logging.WARNING, event="bad_records", bad_records=bad)
+
+
+def too_many_bad(bad: int, good: int, limit: float, quarantine: str, first: str | None) -> BadInputError | None:
     """The error when the share of bad records is above ``limit``, else None. ``quarantine``: file that lists them."""
     share = bad / max(1, bad + good)
     if share <= limit:
         return None
     return BadInputError(
         f"{bad:,} of {bad + good:,} records ({share:.1%}) are bad, more than the limit of "
-        f"{limit:.1%}; {quarantine} lists file, line and reason of each",
+        f"{limit:.1%}; first: {first}; {quarantine} lists all",
         "fix the file, or raise --max-bad-share",
     )
 

@@ -168,6 +168,7 @@ class BadLines:
         self.good = self.count = 0
         self._stack, self._uri, self._listed = stack, paths.bad_lines_uri(folder), listed
         self._lines: json_lines.JsonLinesWriter | None = None
+        self.first: str | None = None
 
     def add(self, record: json_lines.BadRecord) -> None:
         if self._listed.on_bad_record == "fail":
@@ -178,13 +179,19 @@ class BadLines:
         if self.count >= json_lines.MOST_BAD_AT_FIRST and not self.good:
             self.check_share()
         kept = replace(record, content=record.content[: json_lines.QUARANTINED_CHARACTERS])
-        self._lines.append(json_lines.json_line(asdict(kept)))
+        line = json_lines.json_line(asdict(kept))
+        self._lines.append(line)
+        self.first = self.first or json_lines.first_of(line)
         self.count += 1
 
     def check_share(self) -> None:
-        if refused := json_lines.too_many_bad(self.count, self.good, self._listed.max_bad_share, self._uri):
+        share = self._listed.max_bad_share
+        if refused := json_lines.too_many_bad(self.count, self.good, share, self._uri, self.first):
             self.close()
             raise refused
 
     def close(self) -> list[Written]:
         return [self._lines.close()] if self._lines else []
+
+    def say(self, stage: str) -> None:
+        json_lines.say_bad(stage, self.count, self.good, self.first, self._uri)

@@ -26,8 +26,6 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-MAX_LINE_BYTES = 8 * 2**20
-
 BUDGET_SHARE_OF_A_LINE = 256
 """Tokenising a document of 1/256 of the budget takes about half of the budget."""
 
@@ -43,10 +41,21 @@ def other_code(plan: Plan) -> list[str]:
     return [stage for stage in needed if code_version(plan, stage) != CODE_VERSIONS[stage]]
 
 
-def line_limit(memory_budget: str) -> int:
+def line_limit(chosen: Parameters) -> int:
     """Largest length of a line in bytes; longer lines are bad records. A small budget therefore changes the content, so
-    the limit is part of the digest; it is the same for all budgets of 2 GiB and more."""
-    return min(MAX_LINE_BYTES, parse_bytes(memory_budget) // BUDGET_SHARE_OF_A_LINE)
+    the limit is part of the digest; by default it is the same for all budgets of 2 GiB and more."""
+    return min(parse_bytes(chosen.longest_line), parse_bytes(chosen.memory_budget) // BUDGET_SHARE_OF_A_LINE)
+
+
+def check_longest_line(chosen: Parameters) -> None:
+    """Raise BadInputError if the memory budget does not allow the longest line that was asked for."""
+    allowed = line_limit(chosen)
+    if chosen.longest_line != Parameters().longest_line and allowed < (wanted := parse_bytes(chosen.longest_line)):
+        needed = -(-wanted * BUDGET_SHARE_OF_A_LINE // 2**20)
+        raise BadInputError(
+            f"longest_line is {chosen.longest_line}, but memory_budget {chosen.memory_budget} allows {allowed:,} bytes",
+            f"raise memory_budget to {needed}MiB",
+        )
 
 
 def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concatenate[Plan, P], str]:
@@ -70,7 +79,7 @@ def sign_digest(plan: Plan, shard: Shard) -> str:
     return digest(
         code_version(plan, "sign-documents"),
         [source.fingerprint for source in shard.sources],
-        line_limit(plan.parameters.memory_budget),
+        line_limit(plan.parameters),
         *text_field(plan.parameters.text_field),
     )
 
@@ -88,7 +97,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
         [source.fingerprint for source in shard.sources],
         plan.identity.tokenizer_digest,
         [plan.identity.pad_id, p.chunk_size, p.max_chunks, p.token_dtype],
-        [p.on_bad_record, p.max_bad_share, line_limit(p.memory_budget)],
+        [p.on_bad_record, p.max_bad_share, line_limit(p)],
         *cut_shard(p.max_chunks),
         *([["without", shard.without.fingerprint]] if shard.without else []),
         *set_later(p, "tokenize-and-chunk"),

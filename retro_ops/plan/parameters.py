@@ -513,8 +513,8 @@ class Parameters:
     )
     memory_budget: str = _memory(
         "2GiB",
-        "Memory that a stage may use beside its model and index. A line of the corpus may take a 256th of it, at most "
-        "8 MiB; this limit decides which documents are read. At its default the training sample may take three eighths "
+        "Memory that a stage may use beside its model and index. A line of the corpus may take a 256th of it; "
+        "this limit decides which documents are read. At its default the training sample may take three eighths "
         "of the memory of the machine or container.",
         RUN,
         title="Memory budget",
@@ -545,6 +545,16 @@ class Parameters:
         CHUNKS,
         title="Duplicate threshold",
         decides="find-duplicates",
+    )
+    longest_line: str = _memory(
+        "8MiB",
+        "Longest line of the corpus that is read, such as `64MiB` for whole books; a longer one is a bad record. A "
+        "line may take a 256th of the memory budget, so `64MiB` needs a budget of `16GiB`.",
+        CHUNKS,
+        title="Longest line",
+        decides="tokenize-and-chunk",
+        read_by=("list-sources", *TOKENIZE),
+        added_later=True,
     )
 
 

@@ -76,7 +76,7 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
     for shard in shards[:: max(1, -(-len(shards) // SAMPLED_SHARDS))]:
         source = shard.sources[0]
         try:
-            limit = digests.line_limit(p.memory_budget)
+            limit = digests.line_limit(p)
             texts, share = source_lines.sample(source.uri, limit, p.text_field, SAMPLED_BYTES)
         except BadInputError as error:  # The task of this shard will fail; the others can go on.
             say(f"plan: {error}", logging.WARNING)

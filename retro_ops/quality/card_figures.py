@@ -98,6 +98,8 @@ def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
         row["shards"] += 1
         for name in COUNTED:
             row[name] += done["counts"].get(name, 0)
+        if first := done["details"].get("first_bad_record"):
+            row.setdefault("first_bad_record", first)
         if choice:
             for name, chosen in (("indexed_chunks", shard.indexed), ("queried_chunks", shard.queried)):
                 row[name] = row.get(name, 0) + (done["counts"]["chunks"] if chosen else 0)

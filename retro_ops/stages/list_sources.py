@@ -53,7 +53,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     recipe, text = _read(name)
     given_folder = _absolute(given_folder) if given_folder else None
     folder = given_folder or parent(recipe.uri)
-    line_bytes = digests.line_limit(parameters.memory_budget)
+    digests.check_longest_line(parameters)
+    line_bytes = digests.line_limit(parameters)
     settings = (parameters.on_bad_record, parameters.max_bad_share, line_bytes)
     listed_files, absent = file_list.find(recipe, folder)
     files = tuple(

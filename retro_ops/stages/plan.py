@@ -127,7 +127,7 @@ def _from_corpus(
     check_patterns(shards, {"indexed": arguments.indexed, "queried": arguments.queried})
     patterns = {name: None if text is None else split_patterns(text) for name, text in choice.items()}
     shards = chosen(shards, patterns["index_shards"], patterns["query_shards"])
-    parse_bytes(parameters.memory_budget)
+    digests.check_longest_line(parameters)
     for amount in (parameters.index_memory, parameters.search_memory):
         if amount:
             parse_bytes(amount)

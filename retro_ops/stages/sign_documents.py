@@ -64,7 +64,7 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
 def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
     from retro_ops.duplicates import minhash, signatures
 
-    line_bytes, text_field = digests.line_limit(plan.parameters.memory_budget), plan.parameters.text_field
+    line_bytes, text_field = digests.line_limit(plan.parameters), plan.parameters.text_field
     processes = device.cores() if json_lines.exceeds(uris, PARALLEL_BYTES) else 1
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")

@@ -90,6 +90,7 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             parts += fan.close()
         bad.check_share()
         written = bad.close()
+    bad.say(STAGE)
     json_lines.check_unchanged(as_listed, by="list_sources")
     parts.sort(key=lambda part: part.shard)
     return report.Outcome(
@@ -104,5 +105,6 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             "parts": [part.about() for part in parts],
             "left_out": dict(left_out.most_common()),
             "passes": -(-len(places) // most_open),
+            **({"first_bad_record": bad.first} if bad.first else {}),
         },
     )

@@ -88,7 +88,7 @@ def _planned_job(plan: Plan, shard: str) -> Job:
         quarantine=paths.quarantine_uri(files["chunks"]),
         report=paths.report_uri(plan, STAGE, shard),
         digest=digests.tokenize_digest(plan, plan.shard(shard)),
-        line_bytes=digests.line_limit(plan.parameters.memory_budget),
+        line_bytes=digests.line_limit(plan.parameters),
         planned=sources,
         without=plan.shard(shard).without,
     )
@@ -105,10 +105,10 @@ def _job(arguments: Namespace, parameters: Parameters) -> Job:
     settings = {
         name: value
         for name, value in values_for(STAGE, parameters).items()
-        if name not in ("memory_budget", "text_field")
+        if name not in ("memory_budget", "longest_line", "text_field")
     }
     settings["tokenizer"] = name_digest(parameters.tokenizer)
-    line_bytes = digests.line_limit(parameters.memory_budget)
+    line_bytes = digests.line_limit(parameters)
     cut, later = digests.cut_shard(parameters.max_chunks), set_later(parameters, STAGE)
     # The names as well: an output under another name is another output.
     outputs = [arguments.chunks_out, arguments.seq2chunk_index_out, arguments.chunk2seq_index_out]
@@ -182,6 +182,7 @@ def _tokenise(
         _check_unchanged(job, unfinished)
         out.check_share(parameters.max_bad_share)
         written = out.close()
+    json_lines.say_bad(STAGE, out.bad_records, out.documents, out.first_bad, job.quarantine)
     return report.Outcome(
         counts={
             "documents": out.documents,
@@ -196,6 +197,7 @@ def _tokenise(
             "encoded_by": package,
             "token_dtype": str(dtype),
             "stopped_at_max_chunks": full,
+            **({"first_bad_record": out.first_bad} if out.first_bad else {}),
             **unfinished.details(),
         },
     )

@@ -38,6 +38,7 @@ class Outputs:
     def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: np.dtype[Any], chunk_size: int) -> None:
 
         self.documents = self.chunks = self.bad_records = self.blank_lines = 0
+        self.first_bad: str | None = None
         self._stack = stack
         self._arrays = {
             "chunks": stack.enter_context(NpyWriter(job.chunks, dtype, (chunk_size,))),
@@ -57,6 +58,7 @@ class Outputs:
         if bad:
             self._quarantine = self._quarantine or self._lines_at(self._quarantine_uri)
             self._quarantine.append(bad)
+            self.first_bad = self.first_bad or json_lines.first_of(bad)
         self.documents += len(part["seq2chunk"])
         self.chunks += len(part["chunks"])
         self.bad_records += bad.count(b"\n")
@@ -72,7 +74,9 @@ class Outputs:
         return self.documents + self.bad_records + self.blank_lines
 
     def check_share(self, limit: float) -> None:
-        if refused := json_lines.too_many_bad(self.bad_records, self.documents, limit, self._quarantine_uri):
+        if refused := json_lines.too_many_bad(
+            self.bad_records, self.documents, limit, self._quarantine_uri, self.first_bad
+        ):
             self._close_quarantine()
             raise refused
 

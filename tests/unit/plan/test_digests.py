@@ -33,7 +33,7 @@ def test_a_shard_leaves_out_only_listed_records() -> None:
 def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -> None:
     value = getattr(PLAN.parameters, field)
     other = not value if isinstance(value, bool) else 7 if value is None or isinstance(value, int | float) else "x"
-    other = "4GiB" if field == "memory_budget" else other
+    other = {"memory_budget": "4GiB", "longest_line": "4MiB"}.get(field, other)
     changed = dataclasses.replace(PLAN, parameters=dataclasses.replace(PLAN.parameters, **{field: other}))
     # Tokenizer, model and pad id count by their content, in the identity of the plan.
     how = {name for name, parameter in PARAMETERS.items() if not parameter.decides} | {"tokenizer", "model", "pad_id"}
