@@ -52,7 +52,9 @@ def export(version: ExportVersion, record: ExportRecord, chosen: Collection[str]
     new = sum(read_ahead.side_by_side(copied, wanted, read_ahead.READERS))
     progress.close()
     if stored := version.stored_tokenizer():
-        new += record.ensure("tokenizer.json", [stored], lambda target: store.write(target, store.read(stored)))
+        new += record.ensure(
+            "tokenizer.json", [store.sha256(stored)], lambda target: store.write(target, store.read(stored))
+        )
     manifest = (json.dumps(_manifest(version, splits, names), indent=1) + "\n").encode()
     new += record.ensure("manifest.json", [manifest.decode()], lambda target: store.write(target, manifest))
     # Last, so that a spec never refers to files that are not there yet.

@@ -13,11 +13,12 @@ from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.parameters import as_written as parameters_as_written
-from retro_ops.plan.plan import Plan, Shard, as_written
+from retro_ops.plan.plan import Plan, Shard
+from retro_ops.plan.plan import as_written as plan_as_written
 from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard, dataset_spec_to_json, index_spec_to_json
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
-from retro_ops.uris import parent, relative
+from retro_ops.uris import join, parent, relative
 
 STAGE = "write-specs"
 MANIFEST_FORMAT = 1
@@ -62,7 +63,7 @@ def _work(plan: Plan) -> report.Outcome:
         "index_type": trained["details"]["index_type"],
         "tuning": digests.tuning_digest(plan),
         "shards": [
-            {**as_written(shard), **_embeddings(plan, shard), "counts": shard_counts}
+            {**_entry(plan, shard), **_embeddings(plan, shard), "counts": shard_counts}
             for shard, shard_counts in zip(plan.shards, counts, strict=True)
         ],
         "skipped": plan.skipped,
@@ -80,6 +81,16 @@ def _counts(plan: Plan, shard: Shard) -> dict[str, int]:
             done = report.require(paths.report_uri(plan, stage, shard.name), f"{stage} of shard {shard.name!r}")
             counts |= done["counts"]
     return counts
+
+
+def _entry(plan: Plan, shard: Shard) -> dict[str, Any]:
+    """Manifest entry of a shard. Files of the dataset are named relative to the manifest, so that a copy of the dataset
+    or of the manifest does not name a folder that is not there."""
+    entry, inside = plan_as_written(shard), join(paths.dataset_folder(plan.root, plan.dataset), "")
+    for source in (*entry["sources"], *filter(None, [entry.get("without")])):
+        if source["uri"].startswith(inside):
+            source["uri"] = relative(source["uri"], parent(paths.manifest_uri(plan)))
+    return entry
 
 
 def _embeddings(plan: Plan, shard: Shard) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Checks that a store does what publishing rests on, before any work is done."""
 
+import time
 import uuid
 
 from retro_ops.errors import ConfigurationError, RetroError
@@ -8,6 +9,10 @@ from retro_ops.storage.base import ConflictError, Store
 from retro_ops.storage.s3 import S3Store
 from retro_ops.storage.s3_client import CHECKSUMS
 from retro_ops.uris import join
+
+FOLDER = "probe"
+LEFTOVER_S = 3600
+"""Age from which an object of a check is taken for one of a process that was killed."""
 
 
 def check_writes(folder: str) -> None:
@@ -18,8 +23,9 @@ def check_writes(folder: str) -> None:
     """
     if "://" not in folder:
         return
-    uri = join(folder, f"probe-{uuid.uuid4().hex}")
+    uri = join(folder, FOLDER, uuid.uuid4().hex)
     where = store.at(uri)
+    _clean_leftovers(where, join(folder, FOLDER))
     try:
         _check(where, uri)
     finally:
@@ -71,6 +77,16 @@ def _refusal(where: Store, uri: str, error: ConfigurationError) -> Configuration
             "use a store that implements If-Match and If-None-Match of PutObject",
         )
     return error
+
+
+def _clean_leftovers(where: Store, folder: str) -> None:
+    try:
+        found = where.objects(folder)
+    except RetroError:  # The check says why.
+        return
+    for left in found:
+        if left.modified < time.time() - LEFTOVER_S:
+            _clean(where, left.uri)
 
 
 def _clean(where: Store, uri: str) -> None:

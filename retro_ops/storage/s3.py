@@ -9,7 +9,7 @@ from typing import IO, Any
 from retro_ops.errors import RetroError
 from retro_ops.storage.base import Stored, Writer, Written, exactly, missing
 from retro_ops.storage.read_ahead import READERS, RangeStream, side_by_side
-from retro_ops.storage.s3_client import bucket_key, client, s3_errors
+from retro_ops.storage.s3_client import bucket_key, bucket_prefix, client, s3_errors
 from retro_ops.storage.s3_uploads import S3Writer
 
 DELETED_AT_ONCE = 1000
@@ -99,7 +99,7 @@ class S3Store:
         self.delete_all(self.list(folder))
 
     def objects(self, folder: str) -> builtins.list[Stored]:
-        bucket, prefix = bucket_key(folder.rstrip("/") + "/").values()
+        bucket, prefix = bucket_prefix(folder)
         with s3_errors(folder):
             pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             found = (entry for page in pages for entry in page.get("Contents", ()))
@@ -112,7 +112,7 @@ class S3Store:
         return [stored.uri for stored in self.objects(folder)]
 
     def folders(self, folder: str) -> builtins.list[str]:
-        bucket, prefix = bucket_key(folder.rstrip("/") + "/").values()
+        bucket, prefix = bucket_prefix(folder)
         with s3_errors(folder):
             pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
             found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]

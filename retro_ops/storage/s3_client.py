@@ -61,6 +61,12 @@ def bucket_key(uri: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
+def bucket_prefix(folder: str) -> tuple[str, str]:
+    """Bucket, and prefix of the keys in ``folder``. ``a//`` is not ``a/``: an empty name is a name in S3."""
+    bucket, prefix = bucket_key(folder if folder.endswith("/") else f"{folder}/").values()
+    return bucket, prefix
+
+
 @contextlib.contextmanager
 def s3_errors(uri: str) -> Iterator[None]:
     from botocore import exceptions

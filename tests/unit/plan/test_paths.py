@@ -27,3 +27,17 @@ def test_names_that_climb_are_refused(name: str) -> None:
     with pytest.raises(BadInputError):
         paths.dataset_folder("s3://b/root", name)
     assert "/../" not in paths.plan_uri("s3://b/root", "books", name)
+
+
+RUNS = (
+    *("a:b", "a+b", "a~b", "a b", "a::b", "a-b", "", "run", "-", "+", "ü", "\udcff", "x" * 250, "x:" * 125, "x~" * 125),
+)
+
+
+def test_no_two_runs_share_a_folder() -> None:
+    names = [paths.run_name(run) for run in RUNS]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 250
+    of_airflow = paths.run_name("scheduled__2026-01-01T00:00:00+00:00")
+    assert of_airflow == "scheduled__2026-01-01T00-00-00-00-00", "runs that Airflow named keep their folders"
+    assert paths.run_name("night-1") == "night-1"

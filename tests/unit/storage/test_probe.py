@@ -78,3 +78,13 @@ def test_what_a_store_says_about_checksums_later_is_not_blamed_on_keys(monkeypat
         pytest.raises(ConfigurationError, match="it may not know checksums: set AWS_REQUEST"),
     ):
         store.write(f"{folder}/a", b"x")
+
+
+def test_what_a_killed_check_left_is_removed_by_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = "memory://probe/d"
+    for name, age in (("killed", 2 * probe.LEFTOVER_S), ("of another plan that runs now", 1)):
+        monkeypatch.setattr("time.time", lambda age=age: 1e9 - age)
+        store.write(f"{folder}/probe/{name}", b"1")
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    probe.check_writes(folder)
+    assert store.at(folder).list(folder) == [f"{folder}/probe/of another plan that runs now"]

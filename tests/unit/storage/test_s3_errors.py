@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 from retro_ops.storage import store
 from retro_ops.storage.base import ConflictError
-from retro_ops.storage.s3_client import client, s3_errors
+from retro_ops.storage.s3_client import bucket_prefix, client, s3_errors
 
 KEYS = "check AWS_ACCESS_KEY_ID"
 
@@ -132,6 +132,11 @@ def test_a_server_that_refuses_to_complete_an_upload(s3: str) -> None:
     ):
         client().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
     client().abort_multipart_upload(**upload)
+
+
+def test_folders_with_an_empty_name_are_folders_of_their_own() -> None:
+    uris = ("s3://bucket", "s3://bucket/", "s3://bucket/a", "s3://bucket/a/", "s3://bucket/a//", "s3://bucket/a//b")
+    assert [bucket_prefix(uri)[1] for uri in uris] == ["", "", "a/", "a/", "a//", "a//b/"]
 
 
 def test_a_name_that_no_bucket_has_is_bad_input() -> None:
