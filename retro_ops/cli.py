@@ -21,12 +21,13 @@ from typing import Any
 
 import retro_ops
 from retro_ops.compute.device import cores
-from retro_ops.errors import EXIT_OK, EXIT_USAGE, BadInputError, ConfigurationError, RetroError
+from retro_ops.errors import EXIT_OK, EXIT_USAGE, BadInputError, ConfigurationError, RetroError, exhausted
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
 from retro_ops.plan.stage_graph import CODE_VERSIONS, STAGES
 from retro_ops.progress import configure_logging, say
+from retro_ops.storage.s3_retries import be_patient
 
 COMMANDS = {
     "build": "run every stage, from a corpus or a plan to a published version",
@@ -172,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     signal.signal(signal.SIGTERM, _stop)
     _configure_libraries()
+    be_patient()
     try:
         with _missing_libraries():
             arguments = _parser(called).parse_args(words)
@@ -179,7 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RetroError as error:
         say(str(error), logging.ERROR, event="failed", exit_code=error.exit_code)
         return error.exit_code
-    except Exception:
+    except Exception as error:
+        if lacking := exhausted(error):
+            say(str(lacking), logging.ERROR, event="failed", exit_code=lacking.exit_code)
+            return lacking.exit_code
         say(f"{called or 'retro-ops'} failed unexpectedly:\n{traceback.format_exc()}", logging.ERROR)
         return 1
     return EXIT_OK

@@ -4,6 +4,7 @@ The codes are those of BSD's ``sysexits.h``. Any other non-zero code (an unexpec
 may be a temporary problem, so it is retried.
 """
 
+import errno
 import re
 
 EXIT_OK = 0
@@ -56,6 +57,26 @@ class TransientError(RetroError):
     """A temporary problem outside this package (network, store); the same run may succeed later."""
 
     exit_code = EXIT_TRANSIENT
+
+
+def exhausted(error: BaseException, uri: str | None = None) -> TransientError | None:
+    """What the machine lacks, if that is why ``error`` (at ``uri``) was raised: space, file handles or memory."""
+    code = error.errno if isinstance(error, OSError) else None
+    where = uri or getattr(error, "filename", None) or "a file"
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return TransientError(
+            f"no space left to write {where}", "free some space and run the stage again; finished outputs are kept"
+        )
+    if code in (errno.EMFILE, errno.ENFILE):
+        return TransientError(
+            f"too many open files, at {where}", "raise the limit (`ulimit -n 4096`) and run the stage again"
+        )
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or "can't start new thread" in str(error):
+        return TransientError(
+            f"no memory left: {error}" if str(error) else "no memory left",
+            "give the stage more memory, or a smaller --memory-budget or --batch-size, and run it again",
+        )
+    return None
 
 
 def require_flags(arguments: object, *names: str, remedy: str) -> None:

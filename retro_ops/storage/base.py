@@ -11,7 +11,7 @@ from retro_ops.errors import BadInputError, TransientError
 
 
 class ConflictError(TransientError):
-    """A compare-and-swap failed, because another process wrote the object meanwhile."""
+    """Another process wrote the object meanwhile, so a compare-and-swap failed or an upload ended."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def missing(uri: str) -> BadInputError:
     return BadInputError(f"{uri} does not exist", "check the path; if a stage writes this file, run that stage first")
 
 
-def taken_over(uri: str) -> TransientError:
+def taken_over(uri: str) -> ConflictError:
     """The error for a writer that lost: of two runs that write the same output, the one that started later wins."""
-    return TransientError(
+    return ConflictError(
         f"another writer of {uri} took over", "run the stage again; the output may be finished by then"
     )
 

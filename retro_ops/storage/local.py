@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from retro_ops.errors import BadInputError, ConfigurationError, TransientError
+from retro_ops.errors import BadInputError, ConfigurationError, TransientError, exhausted
 from retro_ops.storage.base import (
     ConflictError,
     Stored,
@@ -239,10 +239,8 @@ def _errors(uri: str) -> Iterator[None]:
             f"no permission to access {uri}", "check the owner and mode of the file and its folder"
         ) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TransientError(
-                f"no space left to write {uri}", "free some space and run the stage again; finished outputs are kept"
-            ) from error
+        if lacking := exhausted(error, uri):
+            raise lacking from error
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
             raise BadInputError(f"{uri} cannot be opened: {error.strerror}", "use another path") from error
         if error.errno == errno.EROFS:

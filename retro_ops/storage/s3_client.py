@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 from retro_ops.storage.base import ConflictError, missing, taken_over
 from retro_ops.storage.read_ahead import LOOKUPS, READERS
+from retro_ops.storage.s3_retries import ATTEMPTS, CutShortError, forget, repeated
 from retro_ops.uris import split_scheme
 
 TRANSIENT_CODES = frozenset(
@@ -37,6 +38,8 @@ CHECKSUM_WORDS = ("checksum", "trailer", "aws-chunked", "x-amz-content-sha256", 
 
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
 
+T = TypeVar("T")
+
 
 @functools.cache
 def client(*, checksums: bool = True) -> Any:
@@ -44,9 +47,10 @@ def client(*, checksums: bool = True) -> Any:
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=READERS * LOOKUPS)
+    config = Config(retries={"mode": "standard", "max_attempts": ATTEMPTS}, max_pool_connections=READERS * LOOKUPS)
     if not checksums:
         config = config.merge(Config(request_checksum_calculation="when_required"))
+    forget()
     # A new session, because the default one keeps the first credentials that it saw.
     return boto3.session.Session().client("s3", config=config)
 
@@ -71,6 +75,7 @@ def bucket_prefix(folder: str) -> tuple[str, str]:
 def s3_errors(uri: str) -> Iterator[None]:
     from botocore import exceptions
 
+    cut_short = (exceptions.IncompleteReadError, exceptions.ResponseStreamingError, exceptions.FlexibleChecksumError)
     try:
         yield
     except exceptions.ClientError as error:
@@ -85,10 +90,22 @@ def s3_errors(uri: str) -> Iterator[None]:
         if "endpoint" not in str(error):
             raise
         raise ConfigurationError(f"cannot use the store of {uri}: {error}", SETTINGS) from error
+    except cut_short as error:
+        raise CutShortError(f"the answer for {uri} is not whole: {error}", "run the command again") from error
     except exceptions.BotoCoreError as error:
         if type(error).__name__ in WRONG_SETTINGS:
             raise ConfigurationError(f"cannot use the store of {uri}: {error}", SETTINGS) from error
         raise TransientError(f"cannot reach the store of {uri}: {error}", "check AWS_ENDPOINT_URL") from error
+
+
+def ask(uri: str, request: Callable[[], T]) -> T:
+    """The answer to ``request``, which concerns ``uri``, with errors of this package and repeated where that helps."""
+
+    def once() -> T:
+        with s3_errors(uri):
+            return request()
+
+    return repeated(uri, once)
 
 
 def _refusal(uri: str, error: Any) -> RetroError:

@@ -1,13 +1,14 @@
 """Writes objects to S3 by multipart uploads."""
 
 import hashlib
+import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from retro_ops.errors import BadInputError, TransientError
-from retro_ops.storage.base import Store, Written, hash_stream
-from retro_ops.storage.s3_client import bucket_key, client, s3_errors
+from retro_ops.storage.base import ConflictError, Store, Written, hash_stream
+from retro_ops.storage.s3_client import ask, bucket_key, client, s3_errors
 
 PART_BYTES = 16 * 2**20
 """Least size of the parts of a multipart upload, except for the last one. See ``part_bytes``."""
@@ -54,6 +55,7 @@ class S3Writer:
         self._number = 1  # of the part that is being filled
         self._sent: list[dict[str, Any]] = []
         self._upload: str | None = None
+        self._begun_again = False  # Whether the request that began it was repeated, so that another one may be left.
         self._bytes = 0
         self._hash: Any = hashlib.sha256()
         self._sender = ThreadPoolExecutor(PARTS_IN_FLIGHT)
@@ -80,19 +82,14 @@ class S3Writer:
         self._hash = None
 
     def close(self) -> Written:
-        with s3_errors(self._uri):
-            if self._first is None:
-                client().put_object(**self._target, Body=self._buffer)
-            else:
-                if self._buffer:
-                    self._send(self._number, self._buffer)
-                self._send(1, self._first)
-                self._wait_until_in_flight(0)
-                self._sent.sort(key=lambda part: int(part["PartNumber"]))
-                client().complete_multipart_upload(
-                    **self._target, UploadId=self._upload, MultipartUpload={"Parts": self._sent}
-                )
-                self._upload = None  # nothing left to abort
+        if self._first is None:
+            ask(self._uri, lambda: client().put_object(**self._target, Body=self._buffer))
+        else:
+            if self._buffer:
+                self._send(self._number, self._buffer)
+            self._send(1, self._first)
+            self._wait_until_in_flight(0)
+            self._complete()
         self._sender.shutdown()
         stored = self._store.size(self._uri)
         if stored != self._bytes:
@@ -106,7 +103,7 @@ class S3Writer:
     def abort(self) -> None:
         self._sender.shutdown(cancel_futures=True)
         if self._upload:
-            with s3_errors(self._uri):
+            with s3_errors(self._uri):  # Not repeated: the next writer sweeps an upload that is left.
                 client().abort_multipart_upload(**self._target, UploadId=self._upload)
 
     def _next_part(self) -> None:
@@ -119,9 +116,7 @@ class S3Writer:
 
     def _send(self, number: int, data: bytearray) -> None:
         if self._upload is None:
-            with s3_errors(self._uri):
-                self._abort_leftovers()
-                self._upload = client().create_multipart_upload(**self._target)["UploadId"]
+            self._upload = ask(self._uri, self._begin)
         self._wait_until_in_flight(PARTS_IN_FLIGHT * PART_BYTES - len(data))
         self._sending.append((len(data), self._sender.submit(self._upload_part, number, data)))
 
@@ -130,9 +125,37 @@ class S3Writer:
             self._sending.popleft()[1].result()
 
     def _upload_part(self, number: int, data: bytearray) -> None:
-        with s3_errors(self._uri):
-            answer = client().upload_part(**self._target, UploadId=self._upload, PartNumber=number, Body=data)
+        part = {**self._target, "UploadId": self._upload, "PartNumber": number, "Body": data}
+        answer = ask(self._uri, lambda: client().upload_part(**part))
         self._sent.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+    def _begin(self) -> str:
+        self._abort_leftovers()
+        answer = client().create_multipart_upload(**self._target)
+        self._begun_again = answer["ResponseMetadata"].get("RetryAttempts", 0) > 0
+        return str(answer["UploadId"])
+
+    def _complete(self) -> None:
+        self._sent.sort(key=lambda part: int(part["PartNumber"]))
+        whole = {**self._target, "UploadId": self._upload, "MultipartUpload": {"Parts": self._sent}}
+        try:
+            ask(self._uri, lambda: client().complete_multipart_upload(**whole))
+        except ConflictError:
+            # Perhaps completed by this very request, whose answer was lost so that it was sent again.
+            if not self._store.exists(self._uri) or self._store.fingerprint(self._uri) != self._fingerprint():
+                raise
+        self._upload = None  # Nothing is left to abort.
+        if self._begun_again:
+            ask(self._uri, self._abort_leftovers)
+
+    def _fingerprint(self) -> str:
+        """That of the object as it was sent, where the tags of its parts are their MD5: then its tag is the MD5 of
+        these MD5s with their number."""
+        tags = [part["ETag"].strip('"') for part in self._sent]
+        if not all(re.fullmatch("[0-9a-f]{32}", tag) for tag in tags):
+            return "unknown"
+        of_parts = hashlib.md5(b"".join(map(bytes.fromhex, tags)), usedforsecurity=False).hexdigest()
+        return f"etag:{of_parts}-{len(tags)}:{self._bytes}"
 
     def _abort_leftovers(self) -> None:
         """Abort uploads of writers that were killed: their parts are invisible but still cost money."""

@@ -20,6 +20,7 @@ SHARD = Shard("a", "train", (Source("/c/a.jsonl", 10, "sha256:1"),))
 PLAN = Plan("d", "/r", Parameters(), Identity("sha256:t", 100, 0, "sha256:m", 384), (SHARD,))
 
 ANOTHER: dict[str, Any] = {
+    "longest_line": "4MiB",
     "tokenizer": "gpt2",
     "model": "other",
     "index_type": "IVF16,PQ32",

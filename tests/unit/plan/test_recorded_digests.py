@@ -79,7 +79,7 @@ def test_every_file_lies_where_it_lay() -> None:
     chunks = paths.chunks_files(plan, "a")
     found = {
         "run": run,
-        "sources": paths.sources_uri(plan.root, plan.dataset, "a run"),
+        "sources": paths.sources_uri(plan.root, plan.dataset, "a-run"),
         "plans_after": paths.plans_after(run),
         "beside_the_plan": [
             *(paths.estimate_uri(run), paths.changes_uri(run), paths.duplicates_uri(run), paths.drift_uri(run)),
