@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 # The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
 test-quick test-unit: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
+.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-readers test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -54,6 +54,9 @@ test-airflow: dev ## Tests of DAGs, operator and scheduler, including failures
 
 test-ui: dev ## Tests of the UI in a headless browser
 	$(AIRFLOW)/python -m pytest tests/ui
+
+test-readers: .venv/.readers ## What datasets, Polars, DuckDB and RETRO-pytorch read from exports, in an environment of its own
+	.venv/readers/bin/python -m pytest tests/readers
 
 test-containers: dev images ## Tests of the Docker runtime and the compose stack (needs a Docker Engine)
 	DOCKER=$(DOCKER) $(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/containers
@@ -121,6 +124,12 @@ dev: .venv/.dev ## The same, with what tests and linters need
 	  ( $(PYTHON) -m venv .venv/stages && $(STAGES)/pip install -qq -r requirements/stages.txt -r requirements/demo.txt \
 	    && $(STAGES)/pip install -qq --no-deps -e . ) || { wait $$airflow; exit 1; }; \
 	  wait $$airflow
+	@touch $@
+
+# What these packages ask for excludes each other; the file names all that they need.
+.venv/.readers: .venv/.dev requirements/readers.txt
+	@$(PYTHON) -m venv .venv/readers
+	@.venv/readers/bin/pip install -qq --no-deps -r requirements/readers.txt
 	@touch $@
 
 .venv/.dev: .venv/.ready requirements/dev-airflow.txt requirements/dev-stages.txt

@@ -44,6 +44,15 @@ for package in sorted((entry["metadata"] for entry in json.load(open(sys.argv[1]
     } >"$1.txt"
 }
 
+lock_readers() {  # their packages ask for versions that exclude each other, so some are installed without what they ask for
+    "$python" -m venv "$scratch/readers"
+    "$scratch/readers/bin/pip" install -qq -r readers.in
+    "$scratch/readers/bin/pip" install -qq --no-deps -r readers-alone.in
+    freeze readers readers.all
+    { echo "# Made by requirements/lock.sh from readers.in and readers-alone.in: do not edit."; cat "$scratch/readers.all"; } >readers.txt
+}
+
 lock airflow airflow compose dev-airflow
 lock stages stages demo dev-stages
 lock_unseen stages-gpu stages.txt
+lock_readers

@@ -38,6 +38,7 @@ COMMANDS = {
     "prune": "remove old versions, and files that only they or finished runs use",
     "export": "copy a published version to a folder, under the original's file names",
     "status": "show which parts of a run or a published dataset are done, missing or damaged",
+    "serve": "answer requests for the neighbours of texts, tokens or embeddings over HTTP",
     "show": "print some chunks of a dataset and their nearest neighbours as text",
 }
 """All commands, in the order of ``retro-ops --help``: stages in the order of a run, then commands on datasets."""

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -114,6 +114,12 @@ class Embedder:
         if self._backend is None:
             return partial(model_inputs.texts, tokenizer.decoding)
         return partial(model_inputs.reencoder, tokenizer.decoding, self.encoding, self.model.prompt, fast)
+
+    def inputs_of_texts(self, texts: Sequence[str]) -> Inputs:
+        """Inputs for ``vectors`` of any texts, as ``encode`` reads them."""
+        if self._backend is None:
+            return list(texts)
+        return packing.filled(exact(self.encoding)([self.model.prompt + text for text in texts]))
 
     def vectors(self, inputs: Iterable[Any], first: int = 0) -> Iterator[Vectors]:
         """Embeddings of the rows of ``inputs``, in order: arrays float16 ``[n, dimension]`` of some rows each.

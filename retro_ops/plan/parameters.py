@@ -499,7 +499,7 @@ class Parameters:
         "`auto` uses a GPU if there is one, and the log says so; `cuda` fails without one.",
         EMBEDDING,
         title="Device",
-        read_by=("embed-chunks", "train-faiss-index", "build-faiss-index", *TUNE_AND_RETRIEVE, "describe"),
+        read_by=("embed-chunks", "train-faiss-index", "build-faiss-index", *TUNE_AND_RETRIEVE, "describe", "serve"),
         kept_on_refresh=False,
     )
     shard_index: bool = _define(
@@ -518,7 +518,7 @@ class Parameters:
         "of the memory of the machine or container.",
         RUN,
         title="Memory budget",
-        read_by=("list-sources", "split-corpus", *WORKING),
+        read_by=("list-sources", "split-corpus", *WORKING, "serve"),
     )
     search_memory: str | None = _memory(
         None,
@@ -527,7 +527,7 @@ class Parameters:
         RUN,
         title="Search memory",
         unset="three quarters of the memory of the machine or container, minus the memory budget",
-        read_by=("merge-indexes", *TUNE_AND_RETRIEVE),
+        read_by=("merge-indexes", *TUNE_AND_RETRIEVE, "serve"),
         kept_on_refresh=False,
     )
     duplicates: str = _choice(

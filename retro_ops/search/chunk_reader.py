@@ -113,6 +113,11 @@ class IndexedChunks:
         dtype = np.result_type(*{reader.dtype for reader in self.chunks})
         return self._gather(ids, np.empty((len(ids), self.chunks[0].shape[1]), dtype), lambda i: self.chunks[i].rows)
 
+    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Embeddings of the chunks ``ids`` ``[n]``, in any order: ``[n, d]``."""
+        out = np.empty((len(ids), *self.embeddings[0].shape[1:]), np.float16)
+        return self._gather(ids, out, lambda i: self.embeddings[i].rows)
+
     def owners(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Identity of the document of each of the chunks ``ids`` ``[n]``, in any order: uint64 ``[n]``."""
         return self._gather(ids, np.empty(len(ids), np.uint64), lambda i: partial(self.documents.rows, i))

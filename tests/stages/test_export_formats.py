@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from books import build, make_corpus, plan_of
 from pyarrow import parquet
-from retro_pytorch import sequence
+from retro_pytorch_restated import sequence
 from samples import Run, write_corpus
 
 from retro_data import Dataset, open_dataset

@@ -142,7 +142,7 @@ def test_the_table_names_real_stages_and_every_field() -> None:
     assert list(PARAMETERS) == [field.name for field in fields(Parameters)]
     for parameter in PARAMETERS.values():
         assert parameter.decides is None or parameter.decides in STAGES
-        assert set(parameter.read_by) <= {*STAGES, "show"}
+        assert set(parameter.read_by) <= {*STAGES, "serve", "show"}
         assert parameter.default is not None or parameter.unset, f"{parameter.name}: say what no value means"
         assert parameter.meaning.endswith((".", ".)"))
 
