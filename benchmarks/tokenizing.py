@@ -23,7 +23,7 @@ import real_text
 from transformers import AutoTokenizer
 
 from retro_ops.compute import device
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import line_streams
 from retro_ops.corpus.batches import Batch, batches
 from retro_ops.execution import report
 from retro_ops.stages.tokenize_and_chunk import BATCH_BYTES, BATCH_DOCUMENTS
@@ -41,7 +41,7 @@ Way = Callable[[Batch], Array]
 def slices(folder: Path) -> Iterator[Batch]:
     """Slices of the text, each with lines of all categories in turn."""
     sources = sorted(str(path) for path in folder.glob("*.jsonl"))
-    each = [batches(json_lines.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
+    each = [batches(line_streams.lines([uri], LINE_BYTES), BATCH_BYTES, BATCH_DOCUMENTS) for uri in sources]
     while each:
         for coming in list(each):
             found = next(coming, None)

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import zstandard
 
-from retro_ops.corpus import json_lines, parquet_rows
-from retro_ops.corpus.json_lines import SourceLine
+from retro_ops.corpus import line_streams, parquet_rows
+from retro_ops.corpus.line_streams import SourceLine
 from retro_ops.corpus.path_patterns import matcher
 from retro_ops.corpus.recipes.model import format_of
 from retro_ops.errors import BadInputError
@@ -45,7 +45,7 @@ def lines(uri: str, members: str | None, max_line_bytes: int, text_key: str) -> 
     elif kind == "parquet":
         yield from parquet_rows.lines(uri, max_line_bytes, text_key)
     else:
-        yield from json_lines.lines([uri], max_line_bytes)
+        yield from line_streams.lines([uri], max_line_bytes)
 
 
 def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine]:
@@ -57,7 +57,7 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine
     with (
         _damage(uri),
         store.open_stream(uri) as raw,
-        json_lines.decompressed(raw, name) as stream,
+        line_streams.decompressed(raw, name) as stream,
         tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive,
     ):
         for member in archive:
@@ -71,8 +71,8 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine
             content = archive.extractfile(member)
             assert content
             where = f"{uri}/{path}"
-            with json_lines.decompressed(content, path) as text:
-                for number, line in enumerate(json_lines.lines_of(text, where, max_line_bytes), 1):
+            with line_streams.decompressed(content, path) as text:
+                for number, line in enumerate(line_streams.lines_of(text, where, max_line_bytes), 1):
                     yield where, number, line
         _check_end(archive)
     if not matched:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import line_streams
 from retro_ops.errors import BadInputError
 from retro_ops.plan.plan import Source
 from retro_ops.storage import store
@@ -28,7 +28,7 @@ class LeftOut:
         # Number of kept records before each record that is left out.
         self._kept_before = self._records - np.arange(len(self._records))
 
-    def skip(self, lines: Iterator[json_lines.SourceLine], first: int) -> Iterator[json_lines.SourceLine]:
+    def skip(self, lines: Iterator[line_streams.SourceLine], first: int) -> Iterator[line_streams.SourceLine]:
         """``lines`` without the records that are left out; the first line is record ``first``."""
         at = int(self._records.searchsorted(first))
         for record, line in enumerate(lines, first):

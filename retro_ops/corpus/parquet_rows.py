@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from retro_ops.corpus import json_lines
-from retro_ops.corpus.json_lines import SourceLine
+from retro_ops.corpus.line_streams import SourceLine
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.storage import store
 

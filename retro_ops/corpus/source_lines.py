@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from retro_ops import uris
-from retro_ops.corpus import json_lines, parquet_rows
-from retro_ops.corpus.json_lines import Document, SourceLine
+from retro_ops.corpus import json_lines, line_streams, parquet_rows
+from retro_ops.corpus.json_lines import Document
+from retro_ops.corpus.line_streams import SourceLine
 
 PARQUET = ".parquet"
-SUFFIXES = (*json_lines.SUFFIXES, PARQUET)
+SUFFIXES = (*line_streams.SUFFIXES, PARQUET)
 
 
 def lines(sources: Sequence[str], max_line_bytes: int, text_key: str, first: int = 0) -> Iterator[SourceLine]:
@@ -23,7 +24,7 @@ def lines(sources: Sequence[str], max_line_bytes: int, text_key: str, first: int
                 yield from parquet_rows.lines(source, max_line_bytes, text_key, first - passed)
             passed = min(first, passed + rows)
             continue
-        for line in json_lines.lines([source], max_line_bytes):
+        for line in line_streams.lines([source], max_line_bytes):
             if passed < first:
                 passed += 1
             else:

@@ -8,7 +8,7 @@ from typing import Any
 from retro_ops.compute.workers import ahead
 from retro_ops.corpus import json_lines, routing
 from retro_ops.corpus.archives import lines
-from retro_ops.corpus.json_lines import SourceLine
+from retro_ops.corpus.line_streams import SourceLine
 from retro_ops.corpus.recipes import file_list
 from retro_ops.corpus.recipes.model import Rule
 from retro_ops.corpus.routing import LeftOut, Place

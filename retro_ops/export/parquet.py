@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import line_streams
 from retro_ops.errors import ConfigurationError
 from retro_ops.export.record import ExportRecord
 from retro_ops.export.version import ExportShard, ExportVersion, provenance
@@ -87,7 +87,7 @@ def _documents(version: ExportVersion, shard: ExportShard) -> Tables:
     sidecars = provenance(shard, version)
     starts = open_npy(shard.seq2chunk).rows(0, len(open_npy(shard.seq2chunk)))
     identities = _identities(version, sidecars["document_ids.npy"], starts)
-    lines = json_lines.lines([sidecars["documents.jsonl.zst"]], LONGEST_RECORD)
+    lines = line_streams.lines([sidecars["documents.jsonl.zst"]], LONGEST_RECORD)
     for first in range(0, len(starts), DOCUMENTS):
         records = [json.loads(line or b"{}") for _, (_, _, line) in zip(range(DOCUMENTS), lines, strict=False)]
         extra = [about["record"] for about in records]

@@ -10,7 +10,7 @@ from functools import partial
 from retro_ops import uris
 from retro_ops.compute import device
 from retro_ops.compute.workers import ahead, in_order
-from retro_ops.corpus import finding, json_lines, source_lines
+from retro_ops.corpus import finding, json_lines, line_streams, source_lines
 from retro_ops.corpus.batches import batches as in_batches
 from retro_ops.corpus.left_out import LeftOut
 from retro_ops.errors import BadInputError, require_flags
@@ -66,7 +66,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _run(job: Job, parameters: Parameters, tokenizer: Callable[[], Tokenizer]) -> None:
     chosen = values_for(STAGE, parameters)
     # Standard input cannot be read again.
-    folder = None if json_lines.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
+    folder = None if line_streams.STDIN in job.sources else paths.unfinished_folder(job.chunks, job.digest)
     unfinished = Checkpoints(folder)
     work = partial(_work, job, parameters, tokenizer, unfinished)
     report.run_once(STAGE, job.report, job.digest, chosen, job.sources, work, unfinished)
@@ -97,8 +97,8 @@ def _planned_job(plan: Plan, shard: str) -> Job:
 def _job(arguments: Namespace, parameters: Parameters) -> Job:
     wanted = ("chunks_out", "seq2chunk_index_out", "chunk2seq_index_out")
     require_flags(arguments, *wanted, remedy="name the three output files, or give --plan and --shard")
-    inputs = arguments.inputs or [json_lines.STDIN]
-    stdin = json_lines.STDIN in inputs
+    inputs = arguments.inputs or [line_streams.STDIN]
+    stdin = line_streams.STDIN in inputs
     sources = tuple(inputs) if stdin else tuple(uri for pattern in inputs for uri in finding.find(pattern))
     # Standard input has no fingerprint beforehand, so such a run never counts as done.
     content = uuid.uuid4().hex if stdin else [store.at(uri).fingerprint(uri) for uri in sources]

@@ -8,7 +8,7 @@ from nightly import EXACT, Nights
 from runs import Done, StageFailedError, call, compare, whole_run
 from samples import write_corpus
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import line_streams
 from retro_ops.execution import checkpoints, report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
@@ -45,7 +45,7 @@ def lines_of(done: Done) -> dict[str, list[int]]:
     found = {}
     for shard in done.plan.shards:
         files = paths.chunks_files(done.plan, shard.name)
-        lines = json_lines.lines([paths.documents_uri(files["chunks"])], 2**20)
+        lines = line_streams.lines([paths.documents_uri(files["chunks"])], 2**20)
         found[shard.name] = [json.loads(line or b"")["line"] for _, _, line in lines]
         made = report.require(paths.report_uri(done.plan, "tokenize-and-chunk", shard.name), "the chunks")
         assert made["counts"]["documents"] == len(found[shard.name])

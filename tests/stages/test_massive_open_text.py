@@ -14,7 +14,7 @@ from runs import Done, whole_run
 from samples import Run
 
 from demo.massive_open_text_tree import OTHER_SETS, PILE, write
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import line_streams
 from retro_ops.corpus.routing import LeftOut
 from retro_ops.execution import report
 from retro_ops.index.sampling import sample_rows
@@ -53,7 +53,7 @@ def exported(done: Done, tmp_path_factory: pytest.TempPathFactory, run: Run) -> 
 
 
 def documents(uri: str) -> Iterator[dict[str, Any]]:
-    for _, _, line in json_lines.lines([uri], 2**23):
+    for _, _, line in line_streams.lines([uri], 2**23):
         assert line
         yield json.loads(line)
 

@@ -19,7 +19,7 @@ from nightly import EXACT
 from runs import Done, compare, whole_run
 from samples import Run
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import line_streams
 from retro_ops.corpus.recipes import parser
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.execution import report
@@ -94,7 +94,7 @@ class Corpus:
 
 
 def lines_of(uri: str) -> list[bytes]:
-    return [line or b"" for _, _, line in json_lines.lines([uri], 2**23)]
+    return [line or b"" for _, _, line in line_streams.lines([uri], 2**23)]
 
 
 def of_kind(kind: str) -> list[dict[str, Any]]:

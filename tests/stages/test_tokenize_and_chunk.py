@@ -15,7 +15,7 @@ from pyarrow import parquet
 from runs import call
 from samples import tokenize_flags, write_corpus
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import line_streams
 from retro_ops.execution import report
 from retro_ops.storage import store
 
@@ -67,6 +67,6 @@ def test_a_table_gives_the_chunks_of_the_same_json_lines(tmp_path: Path, texts: 
     call("tokenize-and-chunk", tmp_path / "d.parquet", "--text-field", "body", *tokenize_flags(tmp_path / "t", t5_dir))
     for name in ("chunks.npy", "seq2chunk.npy", "chunk2seq.npy", "chunks.document_ids.npy"):
         assert (tmp_path / "lines" / name).read_bytes() == (tmp_path / "t" / name).read_bytes(), name
-    sidecar = json_lines.lines([str(tmp_path / "t/chunks.documents.jsonl.zst")], 2**20)
+    sidecar = line_streams.lines([str(tmp_path / "t/chunks.documents.jsonl.zst")], 2**20)
     records = [json.loads(line or b"") for _, _, line in sidecar]
     assert [(of["line"], of["record"]) for of in records] == [(n + 1, {"n": n}) for n in range(len(texts))]

@@ -11,12 +11,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_ops.corpus import json_lines
+from retro_ops.corpus import json_lines, line_streams
 from retro_ops.errors import BadInputError
 
 
 def _texts(path: Path, limit: int = 1000) -> list[str]:
-    found = (json_lines.parse(line, source, n, limit) for source, n, line in json_lines.lines([str(path)], limit))
+    found = (json_lines.parse(line, source, n, limit) for source, n, line in line_streams.lines([str(path)], limit))
     return [record.text if isinstance(record, json_lines.Document) else record.reason for record in found if record]
 
 
@@ -75,9 +75,9 @@ ENDS = st.sampled_from([b"\n", b"\r\n"])
 def test_blank_lines_and_byte_order_marks_are_no_records(
     lines: list[bytes], end: bytes, marked: bool, twice: bool
 ) -> None:
-    part = (json_lines.BOM if marked else b"") + end.join(lines) + end
+    part = (line_streams.BOM if marked else b"") + end.join(lines) + end
     stream = io.BytesIO(part * (1 + twice))
-    found = [json_lines.parse(line, "a", n, 100) for n, line in enumerate(json_lines.lines_of(stream, "a", 100), 1)]
+    found = [json_lines.parse(line, "a", n, 100) for n, line in enumerate(line_streams.lines_of(stream, "a", 100), 1)]
     assert [n for n, record in enumerate(found, 1) if record] == [
         n for n, line in enumerate(lines * (1 + twice), 1) if line.strip()
     ]
@@ -139,8 +139,8 @@ def test_a_line_that_is_too_long_names_what_decides_the_limit() -> None:
 def test_a_file_that_expands_without_end_is_refused(
     unit: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_lines, "MOST_BLANK_LINES", 1000)
-    monkeypatch.setattr(json_lines, "LONGEST_SKIPPED_LINE", 4 * 2**20)
+    monkeypatch.setattr(line_streams, "MOST_BLANK_LINES", 1000)
+    monkeypatch.setattr(line_streams, "LONGEST_SKIPPED_LINE", 4 * 2**20)
     path = tmp_path / "bomb.jsonl.zst"
     path.write_bytes(zstandard.compress(unit * (8 * 2**20)))
     with pytest.raises(BadInputError, match=r"bomb\.jsonl\.zst has"):
