@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 # The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
 test-quick test-unit: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-readers test-containers images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
+.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -60,6 +60,9 @@ test-readers: .venv/.readers ## What datasets, Polars, DuckDB and RETRO-pytorch 
 
 test-containers: dev images ## Tests of the Docker runtime and the compose stack (needs a Docker Engine)
 	DOCKER=$(DOCKER) $(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/containers
+
+test-kubernetes: dev images ## Tests on a real Kubernetes of one node, which it builds and starts (Debian 12, root)
+	DOCKER=$(DOCKER) tests/kubernetes/run
 
 build = DOCKER_BUILDKIT=1 $(DOCKER) build -q --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
   --build-arg REVISION=$(REVISION) $(BUILD_OPTIONS)

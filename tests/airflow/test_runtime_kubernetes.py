@@ -320,6 +320,46 @@ def test_values_and_readme_agree_with_the_package() -> None:
     assert binding["metadata"]["namespace"] == config.kubernetes.namespace
 
 
+CHART: dict[str, Any] = {
+    "airflowVersion": str,
+    "config": dict,  # section and key of airflow.cfg
+    "dags": {"persistence": {"enabled": bool}},
+    "defaultAirflowRepository": str,
+    "defaultAirflowTag": str,
+    "env": [{"name": str, "value": str}],
+    "executor": str,
+    "secret": [{"envName": str, "secretKey": str, "secretName": str}],
+    "triggerer": {"enabled": bool},
+    "volumeMounts": list,
+    "volumes": list,
+}
+"""The keys of the official chart that we use, as chart/values.schema.json of apache/airflow describes them."""
+
+
+def test_values_name_only_keys_of_the_chart() -> None:
+    values = yaml.safe_load((DEPLOY / "values.yaml").read_text())
+    assert list(unknown_to(CHART, values)) == []
+    assert list(unknown_to(CHART, {"env": [{"nam": "a", "value": 1}], "triggerer": {"enable": True}})) == [
+        ".env.nam",
+        ".env.value",
+        ".triggerer.enable",
+    ]
+
+
+def unknown_to(schema: Any, value: Any, place: str = "") -> Iterator[str]:
+    """Places in ``value`` that ``schema`` does not have, or has with another type."""
+    if isinstance(schema, type):
+        if not isinstance(value, schema):
+            yield place
+    elif isinstance(schema, list):
+        for entry in value:
+            yield from unknown_to(schema[0], entry, place)
+    else:
+        for key, entry in value.items():
+            where = f"{place}.{key}"
+            yield from unknown_to(schema[key], entry, where) if key in schema else (where,)
+
+
 def test_resources_of_the_template_stay_where_runtime_toml_names_none(tmp_path: Path) -> None:
     template = yaml.safe_load(Path(TEMPLATE).read_text())
     template["spec"]["containers"][0]["resources"] = {"limits": {"memory": "1Gi"}}

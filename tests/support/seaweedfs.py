@@ -25,14 +25,14 @@ class S3:
 
 
 @contextmanager
-def seaweedfs(folder: Path, *, tls: bool) -> Iterator[S3]:
-    """Over TLS boto3 sends trailing checksums, as it does to S3 itself."""
-    ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5), strict=True))
+def seaweedfs(folder: Path, *, tls: bool, address: str = "127.0.0.1") -> Iterator[S3]:
+    """Over TLS boto3 sends trailing checksums, as it does to S3 itself. ``address``: where it listens."""
+    ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5, address), strict=True))
     keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
     options = [f"-{name}.port={port}" for name, port in ports.items()]
     environment = {
         **keys,
-        "AWS_ENDPOINT_URL": f"{'https' if tls else 'http'}://127.0.0.1:{ports['s3']}",
+        "AWS_ENDPOINT_URL": f"{'https' if tls else 'http'}://{address}:{ports['s3']}",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     if tls:
@@ -43,7 +43,7 @@ def seaweedfs(folder: Path, *, tls: bool) -> Iterator[S3]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
-                *(STAGES_BIN / "weed", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+                *(STAGES_BIN / "weed", "mini", f"-dir={folder / 'data'}", f"-ip={address}", f"-ip.bind={address}"),
                 *("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0"),
                 *("-s3.port.lance=0", f"-bucket={BUCKET}", *options),
             ],
@@ -100,15 +100,15 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_ports(count: int, address: str) -> list[int]:
     """Ports free now, each with the one 10,000 above it, where SeaweedFS opens gRPC."""
     found: list[int] = []
     while len(found) < count:
         with socket.socket() as probe, socket.socket() as above:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((address, 0))
             port = probe.getsockname()[1]
             try:
-                above.bind(("127.0.0.1", port + 10_000))
+                above.bind((address, port + 10_000))
             except (OSError, OverflowError):
                 continue
         if port not in found:
