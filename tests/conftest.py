@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from google_storage import Bucket, google_storage
 from seaweedfs import S3, STAGES_BIN, seaweedfs
 
 
@@ -34,6 +35,24 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 def s3_tls(s3_tls_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield from _use(s3_tls_server, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def google_storage_server() -> Iterator[tuple[Bucket, dict[str, str]]]:
+    with google_storage() as server:
+        yield server
+
+
+@pytest.fixture
+def gs(google_storage_server: tuple[Bucket, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """``gs://test`` with the environment pointing there."""
+    from retro_ops.storage.object_store import _opened
+
+    for key, value in google_storage_server[1].items():
+        monkeypatch.setenv(key, value)
+    _opened.cache_clear()
+    yield "gs://test"
+    _opened.cache_clear()
 
 
 def _use(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

@@ -15,12 +15,13 @@ from retro_ops.storage.https import HttpsStore
 from retro_ops.storage.hub import HubStore
 from retro_ops.storage.local import LocalStore
 from retro_ops.storage.memory import MemoryStore
+from retro_ops.storage.object_store import ObjectStore
 from retro_ops.storage.s3 import S3Store
 
 
 def at(uri: str) -> Store:
-    """The store that holds ``uri``: a local path, ``s3://…``, or ``memory://…`` in tests. ``hf://…`` and ``https://…``
-    are only read."""
+    """The store that holds ``uri``: a local path, ``s3://…``, ``gs://…``, ``az://…``, or ``memory://…`` in tests.
+    ``hf://…`` and ``https://…`` are only read."""
     scheme = uri.partition("://")[0] if "://" in uri else ""
     if scheme == "" and not uri.startswith("s3:"):  # A root `s3://` loses its slashes.
         return _LOCAL
@@ -28,7 +29,8 @@ def at(uri: str) -> Store:
         return _MEMORY
     if scheme not in _STORES:
         raise BadInputError(
-            f"cannot open {uri!r}", "use a local path, s3://bucket/key, or for documents hf:// or https://"
+            f"cannot open {uri!r}",
+            "use a local path, s3://, gs:// or az://bucket/key, or for documents hf:// or https://",
         )
     where, package, extra = _STORES[scheme]
     _require(scheme, package, extra)
@@ -89,6 +91,8 @@ _LOCAL = LocalStore()
 _MEMORY = MemoryStore()
 _STORES: dict[str, tuple[Store, str, str]] = {
     "s3": (S3Store(), "boto3", "s3"),
+    "gs": (ObjectStore(), "obstore", "gcs"),
+    "az": (ObjectStore(), "obstore", "azure"),
     "https": (HttpsStore(), "urllib3", "stages"),
     "hf": (HubStore(), "huggingface_hub", "stages"),
 }

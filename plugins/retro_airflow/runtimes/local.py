@@ -44,7 +44,7 @@ _OF_STAGES = re.compile(
     "|".join(
         (
             # The store, the hub and this package.
-            r"(AWS|HF|RETRO|TRANSFORMERS|TOKENIZERS|SENTENCE_TRANSFORMERS)_\w+",
+            r"(AWS|GOOGLE|AZURE|HF|RETRO|TRANSFORMERS|TOKENIZERS|SENTENCE_TRANSFORMERS)_\w+",
             # Libraries that compute.
             r"(OMP|KMP|GOMP|MKL|OPENBLAS|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|TORCHINDUCTOR|TRITON|MPL)_?\w*",
             # The machine: programs, languages, places, certificates, proxies.

@@ -1,5 +1,6 @@
 """What every store does alike."""
 
+import os
 import uuid
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from retro_ops.storage import store
 from retro_ops.storage.base import ConflictError
 from retro_ops.storage.npy import NpyWriter, open_npy
 
+ANOTHER = os.environ.get("RETRO_TEST_STORE")
+"""A bucket of another store, such as az://test, which the environment leads to."""
 
-@pytest.fixture(params=["memory", "local", "s3"])
+
+@pytest.fixture(params=["memory", "local", "s3", "gs", *([ANOTHER] if ANOTHER else [])])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     name = uuid.uuid4().hex
-    bases = {"memory": lambda: "memory://test", "local": lambda: str(tmp_path)}
-    return f"{bases.get(request.param, lambda: request.getfixturevalue('s3'))()}/{name}"
+    bases = {"memory": "memory://test", "local": str(tmp_path)}
+    base = request.getfixturevalue(request.param) if request.param in ("s3", "gs") else request.param
+    return f"{bases.get(request.param, base)}/{name}"
 
 
 def test_objects_are_written_whole_read_by_range_listed_and_deleted(folder: str) -> None:
