@@ -32,6 +32,7 @@ def _cut(text: str, length: int) -> str:
 GROUPS = {
     "sources": "With a recipe: list its files and split them into shards",
     "duplicates": "If duplicates are reported or dropped: find documents that repeat others",
+    "samples": "If the index is large: find the true neighbours of the sampled queries part by part",
     "index": "Train, fill and merge the faiss index",
     "cells": "If the vectors do not fit on the GPUs of a worker: search them part by part",
     "neighbours": "Tune the search and retrieve the neighbours of every chunk",
@@ -41,6 +42,7 @@ GROUPS = {
 
 FILTERS = {"group_label": group_label}
 SHARD_LABEL = "{{ task.arguments['shard'] | group_label('shard') }}"
+PART_LABEL = "{{ task.arguments['part'] | group_label('part') }}"
 CELL_LABEL = "{{ task.arguments['cell'] | group_label('cell') }}"
 FILE_LABEL = "{{ task.arguments['file'] | group_label('file') }}"
 
@@ -85,6 +87,7 @@ def stage_doc(name: str) -> str:
     flags = {
         "file": " --sources SOURCES --file FILE",
         "cell": " --plan PLAN --cell CELL",
+        "part": " --plan PLAN --part PART",
         "shard": " --plan PLAN --shard SHARD",
     }
     arguments = " ..." if row.marker == "output" else flags.get(row.maps_over or "", " --plan PLAN")
@@ -127,15 +130,22 @@ def build(plan: StageOperator, config: Settings) -> None:
     list_shards = _listed(tasks.list_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
-    to_index, train, merge = _index(config, kept, tasks.list_shards)
+    list_parts, search_samples = _samples(config, kept)
+    to_index, train, build_index, merge = _index(config, kept, tasks.list_shards)
     to_query, tune, retrieve = _neighbours(config, kept, tasks.list_shards_to_query)
     list_cells = _cells(config, kept, tune, retrieve)
+    to_validate, write_specs = _publish(config, kept, changed_only=False)
     plan >> anything_to_do
     _duplicates(anything_to_do, list_shards, config)
     _shards(config).expand(arguments=list_shards.output) >> gate
-    gate >> [to_index, to_query, list_cells, train]
-    merge >> tune
-    retrieve >> _publish(config, kept, {})
+    gate >> [list_parts, to_index, to_query, train]
+    # A grid needs no merged index, so its search does not wait for the one task that merges the partial ones.
+    merge.trigger_rule = TriggerRule.NONE_FAILED
+    tune.trigger_rule = TriggerRule.ONE_SUCCESS
+    build_index >> list_cells
+    search_samples >> [merge, list_cells] >> tune
+    [merge, retrieve] >> write_specs
+    retrieve >> to_validate
 
 
 def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
@@ -149,17 +159,18 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
         decide = StageOperator(**stage("check-drift", config), arguments=kept)
         gate >> decide
         kept = {"plan": "{{ ti.xcom_pull(task_ids='check_drift')['plan'] }}"}
-    to_index, train, merge = _index(config, kept, tasks.list_unfinished_shards)
+    list_parts, search_samples = _samples(config, kept)
+    to_index, train, _, merge = _index(config, kept, tasks.list_unfinished_shards)
     to_query, tune, retrieve = _neighbours(config, kept, tasks.list_unfinished_shards)
-    write_specs = _publish(config, kept, {"changed-only": True} if check_drift else {})
+    to_validate, write_specs = _publish(config, kept, changed_only=check_drift)
     # A list of shards may be empty, so the tasks that map over it may be skipped.
-    merge.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
+    merge.trigger_rule = to_validate.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
     plan >> anything_to_do
     _duplicates(anything_to_do, list_shards, config)
     _shards(config).expand(arguments=list_shards.output) >> gate
-    decide >> [to_index, to_query, train]
-    merge >> tune
-    retrieve >> write_specs
+    decide >> [list_parts, to_index, to_query, train]
+    [merge, search_samples] >> tune
+    retrieve >> [to_validate, write_specs]
 
 
 def _anything_to_do(which: Callable[..., bool]) -> ShortCircuitOperator:
@@ -241,8 +252,23 @@ Listing = Callable[..., Any]
 """Lists the shards of a stage: all of them, or those that are unfinished."""
 
 
-def _index(config: Settings, kept: dict[str, str], which: Listing) -> tuple[Any, Any, Any]:
-    """From embeddings to the merged indexes; the tasks that wait for the gate, and the last one."""
+def _samples(config: Settings, kept: dict[str, str]) -> tuple[PythonOperator, Any]:
+    """The search of the samples in parts of the vectors; the task that waits for the gate, and the last one."""
+    with _group("samples"):
+        list_parts = PythonOperator(
+            task_id="list_parts",
+            python_callable=tasks.list_sample_parts,
+            op_kwargs={"plan_uri": kept["plan"]},
+            doc_md=tasks.list_sample_parts.__doc__,
+        )
+        search_samples = StageOperator.partial(**stage("search-samples", config), map_index_template=PART_LABEL).expand(
+            arguments=list_parts.output
+        )
+    return list_parts, search_samples
+
+
+def _index(config: Settings, kept: dict[str, str], which: Listing) -> tuple[Any, Any, Any, Any]:
+    """From embeddings to the merged indexes; the tasks that wait for the gate, and the last two."""
     with _group("index"):
         to_index = _listed(which, "list_shards_to_index", kept["plan"], "build-faiss-index")
         train = StageOperator(**stage("train-faiss-index", config), arguments=kept)
@@ -251,14 +277,18 @@ def _index(config: Settings, kept: dict[str, str], which: Listing) -> tuple[Any,
         ).expand(arguments=to_index.output)
         merge = StageOperator(**stage("merge-indexes", config), arguments=kept)
         train >> build_index >> merge
-    return to_index, train, merge
+    return to_index, train, build_index, merge
 
 
 def _neighbours(config: Settings, kept: dict[str, str], which: Listing) -> tuple[Any, Any, Any]:
     """From indexes to neighbours; the task that waits for the gate, the first and the last one."""
     with _group("neighbours"):
         to_query = _listed(which, "list_shards_to_query", kept["plan"], "retrieve-neighbours")
-        tune = StageOperator(**stage("tune-search", config), arguments=kept)
+        tune = StageOperator(
+            **stage("tune-search", config),
+            arguments=kept,
+            trigger_rule=TriggerRule.NONE_FAILED,  # Of a small index no part is searched.
+        )
         retrieve = StageOperator.partial(**stage("retrieve-neighbours", config), map_index_template=SHARD_LABEL).expand(
             arguments=to_query.output
         )
@@ -267,12 +297,13 @@ def _neighbours(config: Settings, kept: dict[str, str], which: Listing) -> tuple
 
 
 def _cells(config: Settings, kept: dict[str, str], tune: Any, retrieve: Any) -> PythonOperator:
-    """Add the search of the cells of a grid between ``tune`` and ``retrieve``; the task that waits for the gate."""
+    """Add the search of the cells of a grid between ``tune`` and ``retrieve``; the task that lists them."""
     with _group("cells"):
         list_cells = PythonOperator(
             task_id="list_cells",
             python_callable=tasks.list_cells,
             op_kwargs={"plan_uri": kept["plan"]},
+            trigger_rule=TriggerRule.NONE_FAILED,  # Of a small index no part is searched.
             doc_md=tasks.list_cells.__doc__,
         )
         search_parts = StageOperator.partial(**stage("search-parts", config), map_index_template=CELL_LABEL).expand(
@@ -283,12 +314,25 @@ def _cells(config: Settings, kept: dict[str, str], tune: Any, retrieve: Any) -> 
     return list_cells
 
 
-def _publish(config: Settings, kept: dict[str, str], of_validation: dict[str, bool]) -> Any:
-    """From neighbours to the published version; the first task."""
+def _publish(config: Settings, kept: dict[str, str], *, changed_only: bool) -> tuple[Any, Any]:
+    """From neighbours to the published version; the two tasks that wait for the neighbours."""
     with _group("publish"):
+        list_shards_to_validate = PythonOperator(
+            task_id="list_shards_to_validate",
+            python_callable=tasks.list_shards_to_validate,
+            op_kwargs={"plan_uri": kept["plan"], "changed_only": changed_only},
+            doc_md=tasks.list_shards_to_validate.__doc__,
+        )
+        validate_shards = StageOperator.partial(
+            **stage("validate-shards", config), map_index_template=SHARD_LABEL
+        ).expand(arguments=list_shards_to_validate.output)
         write_specs = StageOperator(**stage("write-specs", config), arguments=kept)
         describe = StageOperator(**stage("describe", config), arguments=kept)
-        validate = StageOperator(**stage("validate", config), arguments={**kept, **of_validation})
+        validate = StageOperator(
+            **stage("validate", config),
+            arguments={**kept, "changed-only": changed_only},
+            trigger_rule=TriggerRule.NONE_FAILED,  # Of a small corpus no shard is checked before.
+        )
         publish = StageOperator(
             **stage("publish", config),
             arguments=kept,
@@ -297,4 +341,5 @@ def _publish(config: Settings, kept: dict[str, str], of_validation: dict[str, bo
         )
         approve = approval.PublishApproval(task_id="approve", plan_uri=kept["plan"], doc_md=approval.DOC)
         write_specs >> describe >> validate >> approve >> publish
-    return write_specs
+        validate_shards >> validate
+    return list_shards_to_validate, write_specs

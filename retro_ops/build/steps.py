@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import paths, source_list, stage_graph
+from retro_ops.plan import paths, sample_parts, source_list, stage_graph
 from retro_ops.plan.locations import NEXT_PLAN
 from retro_ops.plan.plan import Plan
 from retro_ops.plan.published_changes import read_changes
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.storage import read_ahead, store
+from retro_ops.storage.npy import open_npy
 
 ALL = tuple(STAGES)
 AFTER_PLAN = ALL[ALL.index("plan") + 1 :]
@@ -101,9 +102,12 @@ def _step(stage: str, plan_uri: str, mode: Mode) -> Step | None:
         return None
     if stage == "check-drift" and mode != "refresh":
         return None
-    if stage == "search-parts":  # One process gains nothing from a grid.
+    if stage in ("search-parts", "validate-shards"):  # One process gains nothing from a division.
         return None
     arguments: dict[str, Any] = {"plan": plan_uri}
+    if stage == "search-samples":
+        parts = [part.name for part in sample_parts.parts(_indexed_vectors(plan))]
+        return Step(stage, {**arguments, "part": parts}, len(parts)) if parts else None
     if STAGES[stage].maps_over == "shard":
         shards = [shard.name for shard in stage_graph.shards_of(plan, stage)]
         shards = shards if mode == "build" else _unfinished(plan, stage, shards)
@@ -113,6 +117,11 @@ def _step(stage: str, plan_uri: str, mode: Mode) -> Step | None:
     if stage == "validate" and mode == "refresh":
         arguments["changed_only"] = True
     return Step(stage, arguments)
+
+
+def _indexed_vectors(plan: Plan) -> int:
+    uris = [paths.embeddings_uri(plan, shard.name) for shard in plan.shards if shard.indexed]
+    return sum(read_ahead.side_by_side(lambda uri: len(open_npy(uri)), uris))
 
 
 def _unfinished(plan: Plan, stage: str, shards: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import retro_ops
 from retro_ops import uris
@@ -79,7 +79,7 @@ def run_once(
         "parameters": dict(parameters),
         "inputs": list(inputs),
         # Relative to the report, so that the checksums stay valid when the dataset is moved or copied.
-        "outputs": [{**asdict(written), "uri": relative(written.uri, parent(uri))} for written in outcome.outputs],
+        "outputs": [_as_json(written, uri) for written in outcome.outputs],
         "peak_rss_bytes": peak_rss_bytes(),
         "packages": _package_versions(),
     }
@@ -91,6 +91,11 @@ def run_once(
     return report
 
 
+def _as_json(written: Written, report_uri: str) -> dict[str, Any]:
+    entry = {**asdict(written), "uri": relative(written.uri, parent(report_uri))}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
 SEAL = "sha256"
 
 
@@ -98,6 +103,7 @@ class _Output(TypedDict):
     uri: str
     bytes: int
     sha256: str
+    tag: NotRequired[str]
 
 
 class _Report(TypedDict):

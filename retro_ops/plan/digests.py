@@ -212,6 +212,24 @@ def cells_digest(plan: Plan, split: Split) -> str:
     )
 
 
+SAMPLES_VERSION = 1
+"""Raised when `search-samples` would write other bytes."""
+
+
+@_output
+def samples_digest(plan: Plan) -> str:
+    """Digest of the true neighbours of the samples of `tune-search` and `describe`."""
+    p = plan.parameters
+    return digest(
+        SAMPLES_VERSION,
+        [[embed_digest(plan, shard) for shard in plan.indexed(split)] for split in plan.splits()],
+        [[shard.name, embed_digest(plan, shard)] for shard in plan.shards if shard.queried],
+        [p.num_neighbours, p.profile, p.target_recall, p.recall_sample, p.seed],
+        [p.max_overlap, p.max_shared_run, p.max_shared_ngrams],
+        plan.base.tuning if plan.base else None,
+    )
+
+
 @_output
 def version_digest(plan: Plan) -> str:
     return digest(

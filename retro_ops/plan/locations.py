@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from retro_ops.plan import paths, source_list
 from retro_ops.plan.grid import parse_cell
 from retro_ops.plan.name_lists import split_names
-from retro_ops.plan.plan import plan_from_json
+from retro_ops.plan.plan import Plan, plan_from_json
+from retro_ops.plan.sample_parts import parse_part
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.uris import join
 
@@ -46,10 +47,20 @@ def locations(stage: str, arguments: Mapping[str, str], read: Callable[[str], by
             cells = map(parse_cell, split_names(arguments["cell"]))
             folders = [paths.cell_folder(plan, arguments["plan"], cell) for cell in cells]
             markers = [join(folder, paths.REPORT) for folder in folders]
+        elif "part" in arguments:
+            parts = map(parse_part, split_names(arguments["part"]))
+            folders = [paths.sample_folder(plan, arguments["plan"], part) for part in parts]
+            markers = [join(folder, paths.REPORT) for folder in folders]
         else:
             shards = split_names(arguments["shard"]) if "shard" in arguments else [None]
-            markers = [paths.report_uri(plan, stage, shard) for shard in shards]
+            markers = [_report_uri(plan, arguments["plan"], stage, shard) for shard in shards]
     return Locations({"stage": stage, **arguments, "report": markers[-1]}, markers)
+
+
+def _report_uri(plan: Plan, plan_uri: str, stage: str, shard: str | None) -> str:
+    if stage == "validate-shards" and shard is not None:
+        return paths.checked_shard_uri(plan, plan_uri, shard)
+    return paths.report_uri(plan, stage, shard)
 
 
 def _kind_of_output(stage: str) -> str:

@@ -38,7 +38,7 @@ LARGEST = 2**63
 
 WORKING = (
     *("sign-documents", "find-duplicates", "tokenize-and-chunk", "embed-chunks", "train-faiss-index"),
-    *("build-faiss-index", "merge-indexes", "tune-search", "search-parts", "retrieve-neighbours"),
+    *("search-samples", "build-faiss-index", "merge-indexes", "tune-search", "search-parts", "retrieve-neighbours"),
     *("validate", "describe"),
 )
 """Stages that hold data in memory."""
@@ -499,7 +499,10 @@ class Parameters:
         "`auto` uses a GPU if there is one, and the log says so; `cuda` fails without one.",
         EMBEDDING,
         title="Device",
-        read_by=("embed-chunks", "train-faiss-index", "build-faiss-index", *TUNE_AND_RETRIEVE, "describe", "serve"),
+        read_by=(
+            *("embed-chunks", "search-samples", "train-faiss-index", "build-faiss-index"),
+            *(*TUNE_AND_RETRIEVE, "describe", "serve"),
+        ),
         kept_on_refresh=False,
     )
     shard_index: bool = _define(

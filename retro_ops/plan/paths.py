@@ -12,9 +12,10 @@ import re
 from itertools import product
 from typing import Literal
 
-from retro_ops.plan.digests import cells_digest, output_digest
+from retro_ops.plan.digests import cells_digest, output_digest, samples_digest, version_digest
 from retro_ops.plan.grid import Cell
 from retro_ops.plan.plan import BaseShard, Plan, Split, check_name
+from retro_ops.plan.sample_parts import SamplePart
 from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.uris import beside, join, parent
@@ -124,13 +125,22 @@ def tokenizer_uri(plan_location: str) -> str:
 
 
 def search_folder(plan_location: str) -> str:
-    """The cells of a grid, which a run needs until its neighbours are written."""
+    """What a run needs until it is published: the cells of a grid, hits of samples, and reports of checked shards."""
     return join(parent(plan_location), "search")
 
 
 def cell_folder(plan: Plan, plan_location: str, cell: Cell) -> str:
     digest = cells_digest(plan, cell.split)
     return join(search_folder(plan_location), f"{cell.split}-{digest}", cell.name)
+
+
+def sample_folder(plan: Plan, plan_location: str, part: SamplePart) -> str:
+    return join(search_folder(plan_location), f"samples-{samples_digest(plan)}", part.name)
+
+
+def checked_shard_uri(plan: Plan, plan_location: str, shard: str) -> str:
+    """The report of `validate-shards`."""
+    return join(search_folder(plan_location), f"validated-{version_digest(plan)}", check_name("shard", shard), REPORT)
 
 
 def changes_uri(plan_location: str) -> str:

@@ -22,7 +22,7 @@ class Stage:
     name: str
     help: str
     marker: Marker = "report"
-    maps_over: Literal["file", "shard", "cell"] | None = None
+    maps_over: Literal["file", "shard", "cell", "part"] | None = None
     """A task handles one of these, or a group; None: the stage runs once."""
     folder: Folder | None = None
     """Folder of the dataset that holds its outputs; None: they lie beside the plan."""
@@ -107,6 +107,14 @@ STAGES: dict[str, Stage] = {
             in_version=False,
         ),
         Stage(
+            "search-samples",
+            "compare the sampled queries of `tune-search` and `describe` with a part of the vectors of a large index",
+            maps_over="part",
+            in_version=False,
+            gpu=True,
+            base_memory_mib=360,
+        ),
+        Stage(
             "train-faiss-index",
             "train a faiss index on a sample of the embeddings",
             folder="index",
@@ -158,6 +166,13 @@ STAGES: dict[str, Stage] = {
             unit="rows",
             gpu=True,
             base_memory_mib=360,
+        ),
+        Stage(
+            "validate-shards",
+            "check all files of a shard against the rules of the formats, for `validate` in a large corpus",
+            maps_over="shard",
+            in_version=False,
+            base_memory_mib=150,
         ),
         Stage(
             "write-specs",

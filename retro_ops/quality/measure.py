@@ -17,15 +17,15 @@ from retro_ops.execution import report
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import open_lists
-from retro_ops.index.sampling import sample_rows
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.search import chunk_reader, filters, open_index, tuning
 from retro_ops.search.brute_force import exact_search
-from retro_ops.search.exact import unpack
+from retro_ops.search.exact import Keys, unpack
 from retro_ops.search.hits import Queries
-from retro_ops.search.queries import QueryShard, join, query_shards, take, take_rows
+from retro_ops.search.queries import join, take_rows
 from retro_ops.search.row_figures import DISTANCE_BINS, RowFigures
+from retro_ops.search.samples import Drawn
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import open_npy
 
@@ -67,32 +67,30 @@ class Judged:
     longest_run: NDArray[np.float64]
 
 
-def sample(plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks) -> list[Sampled]:
-    """Draw ``recall_sample`` rows, in equal parts from all categories; smaller categories are used in full."""
-    by_category: dict[str, list[Shard]] = {}
-    for shard in plan.queried(split):
-        by_category.setdefault(category(shard.name), []).append(shard)
-    wanted = -(-plan.parameters.recall_sample // max(1, len(by_category)))
-    drawn: list[tuple[Shard, QueryShard, NDArray[np.int64]]] = []
-    asking = query_shards(plan, split, chunks, with_tokens=True)
-    for number, shards in enumerate(by_category.values()):
-        queries = [asking[shard.name] for shard in shards]
-        counts = np.array([len(shard) for shard in queries], np.int64)
-        rows = sample_rows(counts, wanted, plan.parameters.seed + 1 + number)
-        drawn += [entry for entry in zip(shards, queries, rows, strict=True) if len(entry[2])]
-    return read_ahead.side_by_side(lambda entry: _sampled(plan, *entry), drawn, read_ahead.READERS)
+def with_neighbours(plan: Plan, drawn: Sequence[Drawn]) -> list[Sampled]:
+    """The sampled rows with their neighbours, which must be stored."""
+    return read_ahead.side_by_side(lambda of: _sampled(plan, of), drawn, read_ahead.READERS)
+
+
+def true_neighbours(
+    plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Drawn], device: Device
+) -> Keys:
+    """Keys ``[rows, k]`` of the neighbours of the sampled rows by brute force."""
+    queries, k = join([entry.queries for entry in drawn]), plan.parameters.num_neighbours
+    hit_filter = open_index.hit_filter(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
+    return exact_search(queries, k, chunks.blocks, hit_filter, compare=open_index.comparer(device)).keys
 
 
 def measure(
-    plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], device: Device
+    plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], truth: Keys
 ) -> dict[str, Any]:
-    """All figures of ``split``, which docs/quality.md explains."""
+    """All figures of ``split``, which docs/quality.md explains. ``truth``: of the sampled rows."""
     queried = plan.queried(split)
     figures = read_ahead.side_by_side(partial(_whole, plan), queried, read_ahead.READERS)
     whole = {shard.name: figure for shard, figure in zip(queried, figures, strict=True)}
     categories = sorted({category(name) for name in whole})
     rows = {name: sum(w.rows for shard, w in whole.items() if category(shard) == name) for name in categories}
-    rates, judged = _rates(plan, split, chunks, drawn, device)
+    rates, judged = _rates(plan, chunks, drawn, truth)
     by_category = {
         name: {
             "rows": rows[name],
@@ -128,16 +126,11 @@ def measure(
     }
 
 
-def _sampled(plan: Plan, shard: Shard, queries: QueryShard, rows: NDArray[np.int64]) -> Sampled:
-    neighbours = open_npy(paths.neighbours_uri(plan, shard.name), ndim=2, kind="i")
+def _sampled(plan: Plan, drawn: Drawn) -> Sampled:
+    neighbours = open_npy(paths.neighbours_uri(plan, drawn.shard.name), ndim=2, kind="i")
     distances = open_npy(paths.distances_uri(neighbours.uri), ndim=2, kind="f")
-    return Sampled(
-        shard,
-        rows,
-        take(queries, rows),
-        take_rows(neighbours, rows),
-        take_rows(distances, rows),
-    )
+    found = take_rows(neighbours, drawn.rows), take_rows(distances, drawn.rows)
+    return Sampled(drawn.shard, drawn.rows, drawn.queries, *found)
 
 
 def _whole(plan: Plan, shard: Shard) -> RowFigures:
@@ -154,7 +147,7 @@ def _whole(plan: Plan, shard: Shard) -> RowFigures:
 
 
 def _rates(
-    plan: Plan, split: Split, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], device: Device
+    plan: Plan, chunks: chunk_reader.IndexedChunks, drawn: Sequence[Sampled], true_keys: Keys
 ) -> tuple[dict[str, dict[str, Any]], Judged]:
     """Figures of the sample by category, and what was found about each row."""
     if not drawn:
@@ -162,9 +155,7 @@ def _rates(
     queries = join([entry.queries for entry in drawn])
     stored = np.concatenate([entry.neighbours for entry in drawn])
     names = np.concatenate([np.full(len(entry.rows), category(entry.shard.name)) for entry in drawn])
-    hit_filter = open_index.hit_filter(chunks, open_index.limits(plan.parameters, split), plan.identity.pad_id)
-    compare = open_index.comparer(device)
-    truth, _ = unpack(exact_search(queries, stored.shape[1], chunks.blocks, hit_filter, compare=compare).keys)
+    truth, _ = unpack(true_keys)
     hits = ((truth[:, :, None] == stored[:, None, :]) & (truth[:, :, None] >= 0)).any(axis=2).sum(axis=1)
     rows, columns = np.nonzero(stored >= 0)
     ids = stored[rows, columns]

@@ -77,7 +77,14 @@ class IndexedChunks:
 
     def blocks_of(self, positions: Iterable[int]) -> Blocks:
         """Blocks of the shards at ``positions`` (ascending)."""
-        cuts = self._cuts(positions)
+        return self._blocks_of(self._cuts(positions))
+
+    def blocks_between(self, first: int, end: int) -> Blocks:
+        """Blocks of the chunks ``first:end`` by global id."""
+        cuts = self._cuts(range(len(self.embeddings)))
+        return self._blocks_of([(max(low, first), min(high, end)) for low, high in cuts if low < end and high > first])
+
+    def _blocks_of(self, cuts: Sequence[tuple[int, int]]) -> Blocks:
 
         def ranges(wanted: NDArray[np.int64] | None) -> Iterator[tuple[tuple[int, int], int, int]]:
             if wanted is None:
@@ -111,7 +118,7 @@ class IndexedChunks:
     def tokens(self, ids: NDArray[np.int64]) -> filters.Tokens:
         """Tokens of the chunks ``ids`` ``[n]``, in any order: ``[n, chunk_size]``."""
         dtype = np.result_type(*{reader.dtype for reader in self.chunks})
-        return self._gather(ids, np.empty((len(ids), self.chunks[0].shape[1]), dtype), lambda i: self.chunks[i].rows)
+        return self.gather(ids, np.empty((len(ids), self.chunks[0].shape[1]), dtype), lambda i: self.chunks[i].rows)
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
         """Embeddings of the chunks ``ids`` ``[n]``, in any order: ``[n, d]``."""
@@ -120,9 +127,9 @@ class IndexedChunks:
 
     def owners(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Identity of the document of each of the chunks ``ids`` ``[n]``, in any order: uint64 ``[n]``."""
-        return self._gather(ids, np.empty(len(ids), np.uint64), lambda i: partial(self.documents.rows, i))
+        return self.gather(ids, np.empty(len(ids), np.uint64), lambda i: partial(self.documents.rows, i))
 
-    def _gather(
+    def gather(
         self, ids: NDArray[np.int64], out: NDArray[Any], rows_of: Callable[[int], Callable[[int, int], NDArray[Any]]]
     ) -> NDArray[Any]:
         """Puts the rows ``ids`` into ``out``. Each block is read once; ``rows_of``: the reader of a shard."""

@@ -19,7 +19,7 @@ nearer vector.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,15 +97,19 @@ class Scan:
         self._divided = divided
         self._devices = sorted({span.device for span in divided})
         self._whole = all((span.first, span.end) == (0, len(lists.ids)) for span in divided)
-        self._parts: dict[Span, gpu_part.Part] = {}
-        if self._whole:
-            loaded = self._load(divided[0])
-            self._parts = {span: loaded.to(span.device) for span in divided}
-        elif len(divided) == len(self._devices):
-            self._parts = {span: self._load(span) for span in divided}
         self._centroids = {
             device: vector_operand(on(device, lists.centroids)) for device in self._devices if len(lists.centroids) > 1
         }
+
+    @cached_property
+    def _kept(self) -> dict[Span, gpu_part.Part]:
+        """The parts that stay on the devices, loaded for the first search."""
+        if self._whole:
+            loaded = self._load(self._divided[0])
+            return {span: loaded.to(span.device) for span in self._divided}
+        if len(self._divided) == len(self._devices):
+            return {span: self._load(span) for span in self._divided}
+        return {}
 
     def _load(self, span: Span) -> gpu_part.Part:
         of, ids = self._lists.of[span.first : span.end], self._lists.ids[span.first : span.end]
@@ -156,13 +160,14 @@ class Scan:
             return np.full((0, k), NOTHING)
         count = min(len(self._devices), len(queries)) if self._whole else 1
         shares = [slice(*bounds(len(queries), count, number)) for number in range(count)]
+        kept = self._kept
 
         def search(device: str, share: slice, own: Collector) -> Keys:
             best = np.full((share.stop - share.start, k), NOTHING)
             divided = [span for span in self._divided if span.device == device]
             probed = _Probed(partial(self._probes, nprobe=nprobe, device=device), keep=len(divided) > 1)
             for number, span in enumerate(divided):
-                part = self._parts.get(span) or self._load(span)
+                part = kept.get(span) or self._load(span)
                 for start, vectors, documents in self._batches(queries, share, nprobe, device):
                     probes = None if nprobe >= len(self._lists.centroids) else probed.lists_of(start, vectors)
                     rows = slice(start - share.start, start - share.start + len(vectors))

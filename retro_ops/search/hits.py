@@ -4,7 +4,7 @@ A hit is one number (``exact.pack``): its exact distance in the high bits, its i
 hits, ties included, is that of two integers, and merging is sorting.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -169,6 +169,30 @@ def joined(parts: list[Removed]) -> Removed:
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.reasons for part in parts]),
     )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The neighbours of ``n`` queries by brute force: keys ``[n, k]``, and the hits that are candidates before them."""
+
+    keys: Keys
+    nearer: Removed
+
+    def take(self, start: int, stop: int) -> "Truth":
+        """The truth of queries ``start:stop``."""
+        nearer = self.nearer.take((self.nearer.rows >= start) & (self.nearer.rows < stop))
+        return Truth(self.keys[start:stop], Removed(nearer.rows - start, nearer.keys, nearer.reasons))
+
+    def ids(self) -> NDArray[np.int64]:
+        """Global ids of all these hits, ascending."""
+        hits = np.concatenate((self.keys[self.keys != NOTHING], self.nearer.keys))
+        return np.unique(unpack(hits[:, None])[0])
+
+
+def merged(parts: Sequence[Truth]) -> Truth:
+    """The truth of all vectors from that of each part of them."""
+    keys = smallest(np.concatenate([part.keys for part in parts], axis=1), parts[0].keys.shape[1])
+    return Truth(keys, joined([part.nearer for part in parts]).nearer_than(keys))
 
 
 def nearest_of_both(keys: Keys, removed: Removed) -> tuple[Keys, Removed]:

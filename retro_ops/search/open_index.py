@@ -19,10 +19,11 @@ from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.search import faiss_search, filters, gpu_search
+from retro_ops.search.brute_force import exact_hits
 from retro_ops.search.chunk_reader import IndexedChunks
-from retro_ops.search.exact import Compare, comparing, on_host
+from retro_ops.search.exact import Compare, Keys, comparing, on_host
 from retro_ops.search.faiss_search import Coarse
-from retro_ops.search.hits import Found, HitFilter
+from retro_ops.search.hits import NONE_REMOVED, Found, HitFilter, Queries, Removed
 from retro_ops.search.ivf_parts import in_parts
 from retro_ops.search.reranking import Index
 from retro_ops.storage import read_ahead, store
@@ -178,6 +179,33 @@ class SearchedIndex:
         of = faiss_index.lists_of(index, np.arange(first, end), np.concatenate(lists))
         return self._scan(of, positions), faiss_index.list_count(index)
 
+    def hits_between(self, first: int, end: int, queries: Queries, k: int) -> tuple[Keys, Removed]:
+        """The neighbours of ``queries`` among the chunks ``first:end`` by brute force, keys ``[m, k]``, and the hits
+        that are candidates before them. Needs no index."""
+        if first == end:
+            return Found.nothing(len(queries), k).keys, NONE_REMOVED
+        if self.device.chosen != "cuda" or self.hit_filter:
+            blocks = self.chunks.blocks_between(first, end)
+            return exact_hits(queries, k, blocks, self.hit_filter, compare=self.compare)
+        one_list = np.zeros((1, self.chunks.embeddings[0].shape[1]), np.float32)
+        of = faiss_index.Lists(one_list, np.zeros(end - first, np.int32), np.arange(first, end), None)
+        keys, _ = self._scan(of, range(len(self.chunks.embeddings))).nearest_and_own(queries, k, 1)
+        return keys, NONE_REMOVED
+
+    def over_hits(self, ids: NDArray[np.int64]) -> Index | None:
+        """For tuning by ranks of lists, which needs the lists of the chunks ``ids`` (ascending) and no others.
+
+        None on a CPU, which searches codes, or if the lists are not noted.
+        """
+        everything = range(len(self.chunks.embeddings))
+        readers = self._noted_lists(self.partials, everything) if self.device.chosen == "cuda" else None
+        if not readers:
+            return None
+        numbers = self.chunks.gather(ids, np.empty(len(ids), np.int32), lambda at: readers[at].rows)
+        index = load_index(self.trained)
+        scan = self._scan(faiss_index.lists_of(index, ids, numbers), everything)
+        return self._index_over(scan, everything, self.chunks.total, faiss_index.list_count(index))
+
     def _noted_lists(self, partials: Sequence[str], positions: Sequence[int]) -> list[NpyReader] | None:
         """The list of each vector of ``partials``, which hold the shards at ``positions``; None if one is not noted."""
         uris = [paths.lists_uri(uri) for uri in partials]
@@ -194,12 +222,13 @@ class SearchedIndex:
 
     def _over_vectors(self, index: Any, positions: Sequence[int], lists_of: NDArray[np.int32] | None) -> Index:
         """Search of whole vectors on GPUs. ``lists_of``: the list of each vector, if ``index`` is empty."""
-        blocks, ids = self.chunks.blocks_of(positions), self.chunks.ids_of(positions)
+        ids = self.chunks.ids_of(positions)
         scan = self._scan(faiss_index.lists_of(index, ids, lists_of), positions)
-        lists = faiss_index.list_count(index)
-        return Index(
-            None, blocks, len(ids), lists, MOST_CANDIDATES, self.hit_filter, vectors=scan, compare=self.compare
-        )
+        return self._index_over(scan, positions, len(ids), faiss_index.list_count(index))
+
+    def _index_over(self, scan: gpu_search.Scan, positions: Sequence[int], total: int, lists: int) -> Index:
+        blocks = self.chunks.blocks_of(positions)
+        return Index(None, blocks, total, lists, MOST_CANDIDATES, self.hit_filter, vectors=scan, compare=self.compare)
 
     def _scan(self, of: faiss_index.Lists, positions: Sequence[int]) -> gpu_search.Scan:
         import torch

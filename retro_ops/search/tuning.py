@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
 from retro_ops.search.exact import NOTHING, Keys, unpack
-from retro_ops.search.hits import NONE_REMOVED, Queries, Removed
+from retro_ops.search.hits import NONE_REMOVED, Queries, Removed, Truth
 from retro_ops.search.reranking import Index, WholeVectors, Width, coarse_ids
 
 MOST_CANDIDATES = 1024
@@ -191,14 +191,17 @@ def width_from_json(entry: dict[str, Any]) -> Width | None:
     return Width(**entry["width"]) if entry["width"] else None
 
 
-def tune(queries: Queries, index: Index, parameters: Parameters) -> Tuned:
-    """Tune on ``queries`` (a sample) for ``target_recall``; nprobe and candidates that were given are only measured."""
+def tune(queries: Queries, index: Index, parameters: Parameters, known: Truth | None = None) -> Tuned:
+    """Tune on ``queries`` (a sample) for ``target_recall``; nprobe and candidates that were given are only measured.
+
+    ``known``: the true neighbours of ``queries``, where they were found before.
+    """
     k, target = parameters.num_neighbours, parameters.target_recall
     searched: SearchedBy = "vectors" if index.vectors else "codes"
     if target >= 1:
         return Tuned(None, index.total, len(queries), 1.0, 1.0, target, reached=True, searched=searched, table=[])
-    truth, nearer = index.nearer_hits(queries, k)
-    made = trials(queries, truth, index, parameters.nprobe, nearer)
+    truth = known or Truth(*index.nearer_hits(queries, k))
+    made = trials(queries, truth.keys, index, parameters.nprobe, truth.nearer)
     if parameters.retrieval_margin is None:
         choice = choose(made, target, index, least=k)
     else:

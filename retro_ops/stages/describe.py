@@ -3,9 +3,9 @@
 import json
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retro_ops.compute import device
 from retro_ops.errors import require_flags
@@ -20,6 +20,11 @@ from retro_ops.quality.card_examples import draw_examples
 from retro_ops.quality.card_figures import card
 from retro_ops.storage import store
 from retro_ops.tokens.tokenizer import Tokenizer, planned
+
+if TYPE_CHECKING:
+    from retro_ops.search.chunk_reader import IndexedChunks
+    from retro_ops.search.exact import Keys
+    from retro_ops.search.samples import Drawn
 
 STAGE = "describe"
 
@@ -37,34 +42,34 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     duplicates = paths.duplicates_uri(arguments.plan)
     expected = read_estimate(store.read(estimate), estimate) if store.exists(estimate) else None
     repeats = documents.read(store.read(duplicates), duplicates, dict[str, Any]) if store.exists(duplicates) else None
-    work = partial(_work, plan, partial(planned, arguments.plan, plan), parameters.device, expected, repeats)
+    work = partial(
+        _work, plan, arguments.plan, partial(planned, arguments.plan, plan), parameters.device, expected, repeats
+    )
     report.run_once(STAGE, paths.report_uri(plan, STAGE), digest, {}, inputs, work)
 
 
 def _work(
     plan: Plan,
+    plan_uri: str,
     load_tokenizer: Callable[[], Tokenizer],
     requested: str,
     expected: dict[str, Any] | None,
     repeats: dict[str, Any] | None,
 ) -> report.Outcome:
     from retro_ops.quality import card_page, measure
-    from retro_ops.search import chunk_reader
+    from retro_ops.search import samples
+    from retro_ops.search.chunk_reader import IndexedChunks
 
     where, tokenizer = device.choose(requested, "torch"), load_tokenizer()
     measured: dict[Split, dict[str, Any]] = {}
     examples: dict[Split, list[dict[str, Any]]] = {}
     for split in plan.splits():
-        chunks = chunk_reader.IndexedChunks(paths.index_shards(plan, split))
-        drawn = measure.sample(plan, split, chunks)
-        rows = sum(len(shard.rows) for shard in drawn)
-        hardware = f"{where.chosen} ({where.why})"
-        if rows:
-            say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks on {hardware}")
-        else:
-            say(f"{STAGE}: {split} has no rows, so nothing is measured", logging.WARNING, event="empty")
-        measured[split] = measure.measure(plan, split, chunks, drawn, where)
-        examples[split] = draw_examples(plan, split, chunks, drawn, tokenizer)
+        chunks = IndexedChunks(paths.index_shards(plan, split))
+        drawn = samples.for_card(plan, split, chunks)
+        truth = _truth(plan, plan_uri, split, chunks, drawn, where)
+        stored = measure.with_neighbours(plan, drawn)
+        measured[split] = measure.measure(plan, split, chunks, stored, truth)
+        examples[split] = draw_examples(plan, split, chunks, stored, tokenizer)
     figures = card(plan, measured, examples, expected, repeats)
     outputs = [
         store.write(paths.card_uri(plan, "json"), (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()),
@@ -73,3 +78,22 @@ def _work(
     say(f"{STAGE}: wrote the card {paths.card_uri(plan, 'html')}", event="described")
     counts = {"sampled_rows": sum(split["sampled_rows"] for split in measured.values())}
     return report.Outcome(counts=counts, outputs=outputs, device=where)
+
+
+def _truth(
+    plan: Plan, plan_uri: str, split: Split, chunks: "IndexedChunks", drawn: "Sequence[Drawn]", where: device.Device
+) -> "Keys":
+    """True neighbours of the sampled rows: from `search-samples` for a large index, else found here."""
+    from retro_ops.quality import measure
+    from retro_ops.search import hits, samples
+
+    rows = sum(len(of.rows) for of in drawn)
+    if not rows:
+        say(f"{STAGE}: {split} has no rows, so nothing is measured", logging.WARNING, event="empty")
+        return hits.Found.nothing(0, plan.parameters.num_neighbours).keys
+    if found := samples.found_in_parts(plan, plan_uri, split, "card", rows):
+        say(f"{STAGE}: {split}: true neighbours of {rows:,} rows from search-samples")
+        return found.keys
+    hardware = f"{where.chosen} ({where.why})"
+    say(f"{STAGE}: {split}: exact search for {rows:,} rows in {chunks.total:,} chunks on {hardware}")
+    return measure.true_neighbours(plan, split, chunks, drawn, where)

@@ -25,27 +25,31 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     chosen = values_for(STAGE, parameters)
     inputs = [paths.index_uri(plan, split) for split in plan.splits()]
     uri, digest = paths.report_uri(plan, STAGE), digests.tuning_digest(plan)
-    report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, parameters))
+    report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, arguments.plan, parameters))
 
 
-def _work(plan: Plan, parameters: Parameters) -> report.Outcome:
+def _work(plan: Plan, plan_uri: str, parameters: Parameters) -> report.Outcome:
     if parameters.profile == "seed":
         say(f"{STAGE}: the seed profile searches as the original scripts did: nothing to tune")
         return report.Outcome(counts={"queries": 0}, outputs=[], details={"profile": "seed"})
     where = device.choose(parameters.device, "torch")
-    tuned: dict[str, dict[str, Any]] = {split: _tune(plan, split, parameters, where) for split in plan.splits()}
+    tuned: dict[str, dict[str, Any]] = {
+        split: _tune(plan, plan_uri, split, parameters, where) for split in plan.splits()
+    }
     counts = {"queries": sum(entry["sample"] for entry in tuned.values())}
     return report.Outcome(counts=counts, outputs=[], details={"profile": "default", **tuned}, device=where)
 
 
-def _tune(plan: Plan, split: Split, parameters: Parameters, where: device.Device) -> dict[str, Any]:
+def _tune(plan: Plan, plan_uri: str, split: Split, parameters: Parameters, where: device.Device) -> dict[str, Any]:
+    from retro_ops.search import samples
     from retro_ops.search.open_index import planned_index
-    from retro_ops.search.queries import query_shards, sample
     from retro_ops.search.tuning import tune
 
     searched = planned_index(plan, split, where, parameters)
     chunks = searched.chunks
-    shards = query_shards(plan, split, chunks, with_tokens=bool(searched.limits))
-    queries = sample(list(shards.values()), parameters.recall_sample, parameters.seed)
+    queries = samples.for_tuning(plan, split, chunks, parameters.recall_sample, parameters.seed)
+    if samples.is_tuned(plan) and (truth := samples.found_in_parts(plan, plan_uri, split, "tuning", len(queries))):
+        say(f"{STAGE}: {split}: true neighbours of {len(queries):,} queries from search-samples")
+        return tune(queries, searched.over_hits(truth.ids()) or searched.index, parameters, truth).as_json()
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")
     return tune(queries, searched.index, parameters).as_json()

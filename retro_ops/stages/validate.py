@@ -2,18 +2,19 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import digests, paths, stage_graph
+from retro_ops.plan import paths, stage_graph
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
+from retro_ops.quality.checked_shards import checked_digest, checked_shards, reports_of, shared_folders
 from retro_ops.quality.checks import Folders, raise_findings, validate
 from retro_ops.storage import store
+from retro_ops.uris import parent
 
 STAGE = "validate"
 
@@ -24,6 +25,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--changed-only",
         action="store_true",
         help="check only presence and length of files shared with the base version, which was validated before",
+    )
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="read every file, also those that the store compared with a checksum at their upload",
     )
     parser.add_argument(
         "--recompute", type=float, default=0.0, help="share of blocks to recompute and compare (with --plan)"
@@ -37,44 +43,25 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         if arguments.recompute:
             raise BadInputError("--recompute needs --plan", "the plan says which model and tokenizer to use")
         require_flags(arguments, "spec", remedy="name a dataset spec or an index spec, or give --plan")
-        counts = validate(arguments.spec, [], frozenset())
+        counts = validate(arguments.spec, [], frozenset(), thorough=arguments.thorough)
         say(f"{STAGE}: passed: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
         return
     plan = read_plan(arguments.plan)
     specs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
-    # A report with --changed-only must not count as a full one.
-    mode = ["changed only"] if arguments.changed_only else []
-    uri, digest = paths.report_uri(plan, STAGE), digests.digest(digests.version_digest(plan), *mode)
-    trusted = frozenset(_shared(plan)) if arguments.changed_only else frozenset()
+    uri, digest = paths.report_uri(plan, STAGE), checked_digest(plan, arguments.changed_only, arguments.thorough)
     if arguments.recompute:  # Requested explicitly, so an earlier report does not count.
         store.at(uri).delete(uri)
-    work = partial(_work, plan, specs, arguments.recompute, trusted)
+    trusted = set(shared_folders(plan)) if arguments.changed_only else set()
+    if checked := checked_shards(plan, arguments.plan, digest):
+        say(f"{STAGE}: {len(checked):,} of {len(plan.shards):,} shards were checked by validate-shards")
+        trusted |= {parent(uri) for shard in checked for uri in reports_of(plan, shard)}
+    work = partial(_work, plan, specs, arguments.recompute, trusted, thorough=arguments.thorough)
     chosen = {"recompute": arguments.recompute, "changed_only": arguments.changed_only}
     report.run_once(STAGE, uri, digest, chosen, specs, work)
 
 
-def _shared(plan: Plan) -> Iterator[str]:
-    """Output folders that ``plan`` shares with its base version."""
-    if not plan.base:
-        return
-    yield paths.stage_folder(plan, "train-faiss-index")
-    undamaged = replace(plan, condemned=())
-    for shard in plan.shards:
-        previous = digests.base_shard(plan, shard)
-        if previous:
-            for stage in ("tokenize-and-chunk", "embed-chunks"):
-                yield paths.stage_folder(plan, stage, shard.name)
-            # The base does not record its partial index; one that replaces a damaged index may be new.
-            if shard.indexed and previous.indexed:
-                partial_index = paths.stage_folder(plan, "build-faiss-index", shard.name)
-                if partial_index == paths.stage_folder(undamaged, "build-faiss-index", shard.name):
-                    yield partial_index
-            if shard.queried and previous.neighbours == digests.neighbours_digest(plan, shard):
-                yield paths.stage_folder(plan, "retrieve-neighbours", shard.name)
-
-
-def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders) -> report.Outcome:
-    counts = validate(specs, list(_reports(plan)), trusted)
+def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders, *, thorough: bool) -> report.Outcome:
+    counts = validate(specs, list(_reports(plan)), trusted, thorough=thorough)
     if share:
         from retro_ops.quality import recompute
 

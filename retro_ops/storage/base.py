@@ -21,6 +21,9 @@ class Written:
     uri: str
     bytes: int
     sha256: str
+    tag: str | None = None
+    """Its fingerprint, if the store compared what it received with a checksum. Content with this fingerprint is that
+    with ``sha256``, without reading it."""
 
 
 @dataclass(frozen=True)

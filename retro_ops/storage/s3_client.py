@@ -55,6 +55,11 @@ def client(*, checksums: bool = True) -> Any:
     return boto3.session.Session().client("s3", config=config)
 
 
+def sends_checksums(*, checksums: bool = True) -> bool:
+    """Whether every upload of ``client`` has a checksum, with which the store compares what it received."""
+    return bool(client(checksums=checksums).meta.config.request_checksum_calculation == "when_supported")
+
+
 def bucket_key(uri: str) -> dict[str, str]:
     prefix, key = split_scheme(uri)
     bucket, key = prefix.removeprefix("s3://"), key.removeprefix("/")

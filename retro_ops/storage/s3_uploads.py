@@ -8,7 +8,7 @@ from typing import Any
 
 from retro_ops.errors import BadInputError, TransientError
 from retro_ops.storage.base import ConflictError, Store, Written, hash_stream
-from retro_ops.storage.s3_client import ask, bucket_key, client, s3_errors
+from retro_ops.storage.s3_client import ask, bucket_key, client, s3_errors, sends_checksums
 
 PART_BYTES = 16 * 2**20
 """Least size of the parts of a multipart upload, except for the last one. See ``part_bytes``."""
@@ -91,14 +91,14 @@ class S3Writer:
             self._wait_until_in_flight(0)
             self._complete()
         self._sender.shutdown()
-        stored = self._store.size(self._uri)
+        tag = self._store.fingerprint(self._uri)
+        stored = int(tag.rpartition(":")[2])
         if stored != self._bytes:
             raise TransientError(
                 f"{self._uri}: wrote {self._bytes} bytes, but the store has {stored}", "run the stage again"
             )
-        return Written(
-            self._uri, self._bytes, self._hash.hexdigest() if self._hash else hash_stream(self._store.open(self._uri))
-        )
+        sha256 = self._hash.hexdigest() if self._hash else hash_stream(self._store.open(self._uri))
+        return Written(self._uri, self._bytes, sha256, tag if sends_checksums() else None)
 
     def abort(self) -> None:
         self._sender.shutdown(cancel_futures=True)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from retro_airflow import tasks
 
 from retro_ops.plan import digests, grid, paths, source_list, stage_graph
@@ -43,7 +43,7 @@ def test_list_shards(uri: str) -> None:
 @pytest.mark.parametrize("variable", ["RETRO_MAPPED_TASKS", "AIRFLOW__CORE__MAX_MAP_LENGTH"])
 def test_more_shards_than_tasks_go_in_groups(uri: str, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "2")
-    assert listed(uri) == ["a,b", "v"]
+    assert listed(uri) == ["b,v", "a"]
     monkeypatch.setenv(variable, "1")
     assert listed(uri) == ["a,b,v"]
 
@@ -55,19 +55,31 @@ def test_the_search_is_divided_only_if_the_vectors_exceed_the_gpus_of_a_worker(
         write(paths.report_uri(plan, "tokenize-and-chunk", shard.name), json.dumps({"counts": {"chunks": chunks}}))
     plain = tasks.list_shards(uri, "retrieve-neighbours")
     vector = plan.identity.dimension * 2 + grid.SLOT_BYTES
-    for memory, shape in ((None, None), (20_000 * vector, None), (3000 * vector, "4x4")):
+    for memory, shape in ((None, None), (20_000 * vector, None), (3000 * vector, "4x2")):
         runtime = tmp_path / "runtime.toml"
         table = "" if memory is None else f'[grid]\ngpu_memory = "{memory}B"\nworkers = 8\n'
         write(str(runtime), f'runtime = "local"\n{table}')
         monkeypatch.setenv("RETRO_RUNTIME_FILE", str(runtime))
-        cells, shards = tasks.list_cells(uri), tasks.list_shards_to_query(uri, "retrieve-neighbours")
+        shards = tasks.list_shards_to_query(uri, "retrieve-neighbours")
         if shape is None:
-            assert (cells, shards) == ([], plain)
+            assert shards == plain
+            with pytest.raises(AirflowSkipException):
+                tasks.list_cells(uri)
             continue
+        cells = tasks.list_cells(uri)
         assert shards == [{**entry, "grid": shape} for entry in plain]
         names = [entry["cell"] for entry in cells]
-        assert names[0] == "train-part-0-of-4-range-0-of-4"
-        assert len(names) == 4 * 4 + 4
+        assert names[0] == "train-part-0-of-4-range-0-of-2"
+        assert len(names) == 4 * 2 + 4
+
+
+def test_only_a_large_corpus_has_tasks_that_relieve_those_that_run_once(uri: str, plan: Plan) -> None:
+    for chunks, parts, shards in ((6_000_000, 0, []), (50_000_000, 4, ["a", "b", "v"])):
+        for shard, of in zip(plan.shards, (chunks, 4000, 500), strict=True):
+            write(paths.report_uri(plan, "tokenize-and-chunk", shard.name), json.dumps({"counts": {"chunks": of}}))
+        assert [entry["part"] for entry in tasks.list_sample_parts(uri)] == [f"{n}-of-{parts}" for n in range(parts)]
+        checked = tasks.list_shards_to_validate(uri, True)
+        assert checked == [{"plan": uri, "shard": name, "changed-only": True} for name in shards]
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 1000, 2000, 5003])
@@ -79,6 +91,26 @@ def test_groups_are_never_more_than_the_limit_and_miss_no_shard(tmp_path: Path, 
     assert len(groups) <= 256
     assert ",".join(groups).split(",") == [shard.name for shard in shards]
     assert max(len(group.split(",")) for group in groups) == -(-count // 256)
+
+
+def test_the_largest_shards_come_first_and_groups_are_of_even_size(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sized(*sizes: int) -> list[str]:
+        source = plan.shards[0].sources[0]
+        shards = tuple(
+            dataclasses.replace(plan.shards[0], name=name, sources=(dataclasses.replace(source, bytes=size),))
+            for name, size in zip("abcdefgh", sizes, strict=False)
+        )
+        uri = str(tmp_path / "plan.json")
+        write(uri, plan_to_json(dataclasses.replace(plan, shards=shards)))
+        return listed(uri)
+
+    assert sized(1, 5, 3) == ["b", "c", "a"]
+    monkeypatch.setenv("RETRO_MAPPED_TASKS", "3")
+    assert sized(10, 10, 90, 10, 10, 10) == ["c", "d,e,f", "a,b"]
+    assert sized(2, 2, 2, 2, 2, 2) == ["a,b", "c,d", "e,f"]
+    assert sized(900, 10, 10, 10) == ["a", "b,c,d"]
 
 
 def test_source_files_are_split_one_by_one_or_together_where_they_are_too_many(

@@ -134,8 +134,9 @@ def test_the_tiny_preset_runs_from_end_to_end(stack: Stack, engine: APIClient) -
     skipped = {name for name, state in states.items() if state == "skipped"}
     of_a_recipe = ("sources.list_sources", "sources.list_source_files", "sources.split_corpus")
     of_duplicates = ("duplicates.list_shards_to_sign", "duplicates.sign_documents", "duplicates.find_duplicates")
-    of_a_grid = ("cells.search_parts",)  # Everything fits on the device.
-    unused = (*of_a_recipe, *of_duplicates, *of_a_grid)
+    of_a_grid = ("cells.list_cells", "cells.search_parts")  # Everything fits on the device.
+    of_a_large_corpus = ("samples.search_samples", "publish.validate_shards")
+    unused = (*of_a_recipe, *of_duplicates, *of_a_grid, *of_a_large_corpus)
     assert skipped == {f"{task}[-1]" for task in unused}, "they were not requested"
     assert set(states.values()) == {"success", "skipped"}, f"{states}\n{stack.compose('logs', '--tail', '60').stdout}"
     print(f"{len(tasks)} tasks in {time.monotonic() - start:.0f} s")

@@ -1,5 +1,6 @@
 """The stages' way through a GPU, with torch told to compute on the CPU: the wiring. tests/gpu has the real one."""
 
+import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +19,12 @@ from retro_ops.compute import device
 from retro_ops.execution import report
 from retro_ops.index import faiss_index, filling, training
 from retro_ops.index.faiss_index import Lists
-from retro_ops.plan import paths
+from retro_ops.plan import paths, sample_parts
 from retro_ops.plan.specs import IndexShard, index_spec_to_json
 from retro_ops.search import gpu_search, open_index
 from retro_ops.search.gpu_search import Span
 from retro_ops.storage import store
+from retro_ops.storage.npy import open_npy
 
 ROWS = 3000
 
@@ -111,9 +113,9 @@ class Searched:
         self.plan, self.uri, self._run = made.plan, made.plan_uri, run
         self.names = [shard.name for shard in made.plan.shards]
 
-    def tune(self) -> None:
+    def tune(self, code: int = 0) -> None:
         self._forget("tune-search", None)
-        self._run("tune-search", "--plan", self.uri)
+        self._run("tune-search", "--plan", self.uri, code=code)
 
     def retrieve(self, *flags: str, code: int = 0) -> list[bytes]:
         for name in self.names:
@@ -124,6 +126,15 @@ class Searched:
     def counts(self) -> list[dict[str, int]]:
         uris = [paths.report_uri(self.plan, "retrieve-neighbours", name) for name in self.names]
         return [report.require(uri, "it")["details"]["removed"] for uri in uris]
+
+    def tuned(self) -> dict[str, Any]:
+        self.tune()
+        return dict(report.require(paths.report_uri(self.plan, "tune-search"), "it")["details"])
+
+    def quality(self) -> dict[str, Any]:
+        self._forget("describe", None)
+        self._run("describe", "--plan", self.uri)
+        return dict(json.loads(store.read(paths.card_uri(self.plan, "json")))["quality"])
 
     def _forget(self, stage: str, name: str | None) -> None:
         uri = paths.report_uri(self.plan, stage, name)
@@ -178,3 +189,35 @@ def test_a_grid_gives_what_one_search_gives(
     assert capfd.readouterr().err.count("already done") == len(names) - 1
     assert searched.retrieve("--grid", shape) == expected
     assert searched.counts() == removed
+
+
+SAMPLE_PARTS = ("0-of-3", "1-of-3", "2-of-3")
+
+
+def test_samples_searched_in_parts_give_the_same_tuning_and_the_same_card(
+    built_by_cpu: Done,
+    run: Run,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """On a CPU and on a GPU."""
+    searched = Searched(built_by_cpu, run)
+    uris = [paths.embeddings_uri(searched.plan, name) for name in searched.names]
+    vectors = sum(len(open_npy(uri)) for uri in uris)
+    for where in ("cpu", "cuda"):
+        if where == "cuda":
+            request.getfixturevalue("pretended_search")
+        monkeypatch.setattr(sample_parts, "LARGE", vectors + 1)
+        tuned, quality = searched.tuned(), searched.quality()
+        monkeypatch.setattr(sample_parts, "LARGE", vectors)
+        monkeypatch.setattr(sample_parts, "PART_VECTORS", -(-vectors // len(SAMPLE_PARTS)))
+        store.at(searched.uri).delete_folder(paths.search_folder(searched.uri))
+        capfd.readouterr()
+        searched.tune(code=65)
+        assert "search-samples --part 0-of-3" in capfd.readouterr().err
+        run("search-samples", "--plan", searched.uri, "--list")
+        assert tuple(capfd.readouterr().out.split()) == SAMPLE_PARTS
+        run("search-samples", "--plan", searched.uri, "--part", ",".join(SAMPLE_PARTS))
+        assert searched.tuned() == tuned
+        assert searched.quality() == quality

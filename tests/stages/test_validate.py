@@ -47,6 +47,31 @@ def test_validate_names_the_file_if_any_byte_is_changed(
             assert not validated.exists()
         path.write_bytes(whole)
     run("validate", "--plan", uri)
+    validated.unlink()
+    _check_by_shards(run, uri, plan, artefacts, capfd)
+
+
+def _check_by_shards(run: Run, uri: str, plan: Plan, artefacts: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """The check of a shard finds the damage of its files, and what it checked is not read again until published."""
+    name = plan.shards[0].name
+    of_shard = [path for path in artefacts if f"/shards/{name}/" in str(path)]
+    assert {path.name for path in of_shard} >= {"neighbours.npy", "partial.index", "partial.lists.npy"}
+    for path in of_shard:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        run("validate-shards", "--plan", uri, "--shard", name, code=65)
+        assert str(path) in capfd.readouterr().err
+        path.write_bytes(whole)
+    run("validate-shards", "--plan", uri, "--shard", ",".join(shard.name for shard in plan.shards))
+    damaged = Path(paths.neighbours_uri(plan, name))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(whole)))
+    run("validate", "--plan", uri, "--thorough", code=65)
+    run("validate", "--plan", uri)
+    run("publish", "--plan", uri)
+    Path(paths.report_uri(plan, "validate")).unlink()
+    run("validate", "--plan", uri, code=65)
+    damaged.write_bytes(whole)
 
 
 def test_recompute_finds_what_checksums_cannot(

@@ -4,6 +4,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from retro_ops.errors import BadInputError
 from retro_ops.storage import s3_uploads, store
 from retro_ops.storage.npy import NpyWriter
-from retro_ops.storage.s3_client import client
+from retro_ops.storage.s3_client import client, sends_checksums
 from retro_ops.storage.s3_uploads import MOST_BYTES, MOST_PART_BYTES, MOST_PARTS, PART_BYTES, part_bytes
 
 Writer = s3_uploads.S3Writer
@@ -146,3 +147,18 @@ def test_an_object_beyond_the_limit_of_s3_is_refused_before_the_store_does(
         NpyWriter(f"{s3}/growing/beyond.npy", np.uint8, (), rows=17 * MIB + 1 - 128)  # Before any row is sent.
     bucket = uri.split("/")[2]
     assert not client().list_multipart_uploads(Bucket=bucket, Prefix="growing/beyond").get("Uploads")
+
+
+def test_content_is_known_by_its_tag_if_the_store_compared_it_with_a_checksum(
+    s3: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{s3}/tagged"
+    for length in (1000, SMALLEST + 1000):
+        data = random.Random(length).randbytes(length)
+        written = store.write(uri, data)
+        assert written.tag == store.at(uri).fingerprint(uri)
+        store.write(uri, data[:-1] + bytes([data[-1] ^ 1]))
+        assert written.tag != store.at(uri).fingerprint(uri)
+    monkeypatch.setattr(s3_uploads, "client", partial(client, checksums=False))
+    monkeypatch.setattr(s3_uploads, "sends_checksums", partial(sends_checksums, checksums=False))
+    assert store.write(uri, b"1").tag is None
