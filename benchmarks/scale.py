@@ -3,43 +3,28 @@
 python benchmarks/scale.py
 """
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
+
+import works
+
 from retro_ops.plan import estimate, limits, traffic
 
 SIZES = {"10 M": 10**7, "200 M": 2 * 10**8, "2 B": 2 * 10**9, "20 B": 2 * 10**10}
 WORKERS = (1, 8, 64)
-SHARDS = 155
-
-LARGEST = 0.02
-"""Share of the largest shard; the mean is a third of that."""
-
-
-def work(chunks: int) -> estimate.Work:
-    """A corpus like MassiveOpenText: a hundredth for validation, 275 bytes and a fifth of a document for each chunk."""
-    return estimate.Work(
-        chunks={"train": chunks * 99 // 100, "val": chunks // 100},
-        documents=chunks // 5,
-        shards=SHARDS,
-        largest_shard=int(chunks * LARGEST),
-        chunk_size=64,
-        chunk_operations=1.36e9,
-        model_bytes=90_000_000,
-        token_bytes=2,
-        dimension=384,
-        num_neighbours=2,
-        recall_sample=2000,
-        memory_budget=2**31,
-        corpus_bytes=chunks * 275,
-    )
 
 
 def index(chunks: int) -> estimate.Index:
     """``IVF131072,PQ32``, as the original used."""
-    return estimate.Index(131_072, 40, min(chunks, 131_072 * 256))
+    return replace(works.ORIGINAL_INDEX, training_vectors=min(chunks, works.ORIGINAL_INDEX.training_vectors))
 
 
 def main() -> None:
     most = WORKERS[-1]
-    of = {name: work(chunks) for name, chunks in SIZES.items()}
+    of = {name: works.massive_open_text(chunks) for name, chunks in SIZES.items()}
     moved = {name: traffic.traffic(some, index(SIZES[name]), most) for name, some in of.items()}
     largest = list(of)[-1]
     powers = traffic.faster_than_linear(of[largest], index(SIZES[largest]), most)

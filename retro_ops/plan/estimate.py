@@ -10,12 +10,14 @@ from typing import Any, TypedDict
 
 from retro_ops import memory
 from retro_ops.plan import documents
+from retro_ops.plan.sample_parts import is_large
 from retro_ops.plan.stage_graph import STAGES
 
 MIB = 2**20
 
 TOKENIZED_PER_SECOND = 13_300.0
-MERGED_PER_SECOND = 375_000.0
+MERGED_PER_SECOND = 2_600_000.0
+"""Of an index read list by list, by one core."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,29 @@ class Rates:
     """Exact search in vectors that are read from the store."""
     scanned: float
     """Search in probed lists, including the exact distances of the candidates."""
+    has_trials: bool
+    """Whether tuning searches the index for each number of lists; a GPU ranks lists instead."""
 
 
 RATES = {
-    "cpu": Rates(embedded=2.7e11, assigned=3.0e7, trained=2.0e8, compared=5.5e7, read=5.5e7, scanned=3.1e7),
-    "cuda": Rates(embedded=2.7e14, assigned=6.0e10, trained=2.1e11, compared=7.8e10, read=8.0e8, scanned=3.0e10),
+    "cpu": Rates(
+        embedded=2.7e11,
+        assigned=3.0e7,
+        trained=2.0e8,
+        compared=5.5e7,
+        read=5.5e7,
+        scanned=3.1e7,
+        has_trials=True,
+    ),
+    "cuda": Rates(
+        embedded=2.7e14,
+        assigned=6.0e10,
+        trained=2.1e11,
+        compared=7.8e10,
+        read=8.0e8,
+        scanned=3.0e10,
+        has_trials=False,
+    ),
 }
 """``cpu``: 2 cores; ``cuda``: one H100."""
 
@@ -162,17 +182,21 @@ def _seconds(work: Work, index: Index, rates: Rates) -> dict[str, float]:
     pairs = work.recall_sample * in_indexes
     scanned = sum(work.chunks[split] * held for split, held in work.indexed.items())
     scanned_share = min(MOST_PROBED, PROBED_LISTS / index.lists) if index.lists > 1 else 1.0
+    # Truth of the samples, in which every vector counts, then trials of 1, 2, 4, … lists, twice the index together.
+    trials = pairs * 2 / rates.scanned if rates.has_trials else 0
+    large = is_large(total)
     took = {
         "tokenize-and-chunk": total / TOKENIZED_PER_SECOND,
         "embed-chunks": total * work.chunk_operations / rates.embedded,
         "train-faiss-index": index.training_vectors * index.lists * 10 / rates.trained if index.lists > 1 else 0,
         "build-faiss-index": total * (index.lists + 256) / rates.assigned if index.lists > 1 else 0,
         "merge-indexes": in_indexes / MERGED_PER_SECOND,
-        # Exact search, then trials of 1, 2, 4, … lists, which add up to twice the whole index. (A GPU needs no trials.)
-        "tune-search": pairs * (1 / rates.compared + 2 / rates.scanned),
+        "search-samples": 2 * pairs / rates.compared if large else 0,
+        "tune-search": trials + (0 if large else pairs / rates.compared),
         "retrieve-neighbours": scanned * scanned_share / rates.scanned,
-        "describe": pairs / rates.read,
-        "validate": total / VALIDATED_PER_SECOND,
+        "validate-shards": total / VALIDATED_PER_SECOND if large else 0,
+        "describe": 0 if large else pairs / rates.read,
+        "validate": 0 if large else total / VALIDATED_PER_SECOND,
     }
     return {
         stage: round(seconds + STAGES[stage].start_s * (work.shards if STAGES[stage].maps_over == "shard" else 1), 1)
@@ -190,8 +214,10 @@ def _growing(stage: str, work: Work, index: Index) -> int:
         return index.training_vectors * work.dimension * 4
     if stage == "build-faiss-index":
         return work.largest_shard * index.bytes_per_vector + _centroids(work, index)
-    if stage in ("merge-indexes", "tune-search", "describe", "validate"):
+    if stage in ("merge-indexes", "tune-search"):
         return whole
+    if stage in ("describe", "validate"):  # The head of an index: as read, and without vectors.
+        return 2 * _centroids(work, index)
     if stage == "retrieve-neighbours":
         row = CANDIDATES * CANDIDATE_BYTES + 8 * work.dimension
         return whole + min(memory.search_batch(work.memory_budget), work.largest_shard * row)

@@ -13,9 +13,6 @@ from typing import cast
 from retro_ops.errors import BadInputError
 from retro_ops.plan.plan import SPLITS, Split
 
-CELLS_PER_WORKER = 2
-"""So that a slow cell leaves no worker idle for long."""
-
 SLOT_BYTES = 50
 """Of a vector on a GPU, beside its numbers: up to 9 half-precision numbers for its square and padding, and 8 bytes each
 for its exact square, id, document and slot."""
@@ -93,9 +90,22 @@ def vector_bytes(dimension: int) -> int:
 
 
 def choose(vectors: int, dimension: int, device_bytes: int, workers: int, most_cells: int) -> Grid | None:
-    """The grid for ``vectors`` in an index and ``workers`` that each hold ``device_bytes`` of them; None if all fit."""
-    parts = -(-vectors * vector_bytes(dimension) // max(1, device_bytes))
-    if parts <= 1:
+    """The grid for ``vectors`` in an index and ``workers`` that each hold ``device_bytes`` of them; None if all fit.
+
+    A cell reads its part of the vectors and its range of the queries, about as many. Workers take cells in rounds, so
+    that grid is chosen whose rounds together read least, with up to a quarter more parts than necessary.
+    """
+    least = -(-vectors * vector_bytes(dimension) // max(1, device_bytes))
+    if least <= 1:
         return None
-    ranges = max(1, min(-(-CELLS_PER_WORKER * workers // parts), most_cells // (parts * len(SPLITS))))
-    return Grid(parts, ranges)
+
+    def cost(shape: Grid) -> tuple[float, int]:
+        cells = shape.parts * shape.ranges
+        return -(-cells // workers) * (1 / shape.parts + 1 / shape.ranges), cells
+
+    shapes = (
+        Grid(parts, ranges)
+        for parts in range(least, least + least // 4 + 1)
+        for ranges in range(1, most_cells // (parts * len(SPLITS)) + 1)
+    )
+    return min(shapes, key=cost, default=Grid(least, 1))

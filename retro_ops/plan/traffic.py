@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from retro_ops.plan import grid
+from retro_ops.plan import grid, sample_parts
 from retro_ops.plan.estimate import RATES, Estimate, Index, Work, estimate
+from retro_ops.plan.sample_parts import is_large
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.sizes import in_words
 
@@ -35,6 +36,9 @@ NEIGHBOUR_BYTES = 12
 
 KEY_BYTES = 8
 """Id and distance of a hit in a cell."""
+
+BLOCK_BYTES = 2**17
+"""Tokens that are read for a neighbour of a sampled row: from a block of chunks, up to the next one wanted."""
 
 OWN_BYTES = 16
 """Of a row of a cell: one hit of its own document, and the offset of the last one."""
@@ -73,22 +77,46 @@ def traffic(work: Work, index: Index, workers: int, gpu_bytes: int = GPU_BYTES) 
     tokens, vectors = work.chunk_size * work.token_bytes, work.dimension * 2
     centroids = stored["train-faiss-index"]
     partials = stored["build-faiss-index"]
-    everything = sum(stored[stage] for stage in ("tokenize-and-chunk", "embed-chunks", "retrieve-neighbours"))
-    exact = sum(held * (vectors + DOCUMENT_BYTES) for held in work.indexed.values())
-    lists = sum(held * LIST_BYTES for held in work.indexed.values())
     train_index = work.indexed["train"] * index.bytes_per_vector if "val" in work.chunks else 0
-    neighbours = total * work.num_neighbours * NEIGHBOUR_BYTES
-    return {
+    found = {
         # The corpus, and the chunks again for their checksum. Checkpoints are written, and then the whole.
         "tokenize-and-chunk": Traffic(mapped, work.corpus_bytes + total * tokens, 2 * stored["tokenize-and-chunk"]),
         "embed-chunks": Traffic(mapped, total * tokens, 2 * stored["embed-chunks"]),
         "train-faiss-index": Traffic(1, min(total, index.training_vectors) * vectors, centroids),
         "build-faiss-index": Traffic(mapped, total * vectors + mapped * centroids, partials + total * LIST_BYTES),
         "merge-indexes": Traffic(1, partials + train_index, stored["merge-indexes"]),
-        "tune-search": Traffic(1, exact + lists, 0),
+        **_samples_and_checks(work, index, mapped),
         **_retrieval(work, mapped, workers, gpu_bytes),
-        "describe": Traffic(1, exact + neighbours, 0),
-        "validate": Traffic(1, everything, 0),
+    }
+    return {stage: found[stage] for stage in STAGES if stage in found}
+
+
+def _samples_and_checks(work: Work, index: Index, mapped: int) -> dict[str, Traffic]:
+    """The stages that measure and check. In a large corpus those that run once read the heads of indexes, the rows of
+    samples, and of their neighbours blocks of tokens; mapped ones read the rest."""
+    stored, vectors = estimate(work, index).bytes, work.dimension * 2
+    exact = sum(held * (vectors + DOCUMENT_BYTES) for held in work.indexed.values())
+    lists = sum(held * LIST_BYTES for held in work.indexed.values())
+    everything = sum(stored[stage] for stage in ("tokenize-and-chunk", "embed-chunks", "retrieve-neighbours"))
+    if not is_large(work.total):
+        return {
+            "tune-search": Traffic(1, exact + lists, 0),
+            "describe": Traffic(1, exact, 0),
+            "validate": Traffic(1, everything, 0),
+        }
+    head, splits = stored["train-faiss-index"], len(work.chunks)
+    sampled = splits * work.recall_sample
+    of_sample = sampled * (vectors + DOCUMENT_BYTES)
+    parts = len(sample_parts.parts(max(work.indexed.values())))
+    truth = 2 * sampled * work.num_neighbours * KEY_BYTES * parts
+    tokens = min(sampled * work.num_neighbours * BLOCK_BYTES, work.total * work.chunk_size * work.token_bytes)
+    checked = work.total * (vectors + work.num_neighbours * NEIGHBOUR_BYTES + LIST_BYTES)
+    return {
+        "search-samples": Traffic(parts, exact + 2 * parts * of_sample, truth),
+        "tune-search": Traffic(1, head + of_sample + truth, 0),
+        "validate-shards": Traffic(mapped, checked, 0),
+        "describe": Traffic(1, splits * head + of_sample + truth + tokens, 0),
+        "validate": Traffic(1, splits * head, 0),
     }
 
 
@@ -125,21 +153,28 @@ def faster_than_linear(work: Work, index: Index, workers: int) -> dict[str, floa
     return {stage: power for stage, power in powers.items() if power > FASTER_THAN_LINEAR}
 
 
-def hours(work: Work, seconds: Mapping[str, float], moved: Mapping[str, Traffic], workers: int) -> dict[str, float]:
-    """Hours of each stage with ``workers`` workers; the stages follow one another.
+def seconds_alone(seconds: Mapping[str, float], moved: Mapping[str, Traffic]) -> dict[str, float]:
+    """Seconds of one worker by stage. It computes while it reads, so the longer of the two counts.
 
-    ``seconds``: computing of one worker. A worker computes while it reads, so the longer of the two counts. A mapped
-    stage takes at least as long as its largest shard.
+    ``seconds``: computing of one worker.
     """
     computing = dict(seconds)
     if "search-parts" in moved:  # In a grid the cells do the searching.
         computing["search-parts"] = computing.pop("retrieve-neighbours")
+    return {stage: max(computing.get(stage, 0.0), of.moved / BYTES_PER_SECOND) for stage, of in moved.items()}
+
+
+def hours(work: Work, seconds: Mapping[str, float], moved: Mapping[str, Traffic], workers: int) -> dict[str, float]:
+    """Hours of each stage with ``workers`` workers; the stages follow one another.
+
+    ``seconds``: computing of one worker. A mapped stage takes at least as long as its largest shard.
+    """
     took = {}
-    for stage, of in moved.items():
-        alone = max(computing.get(stage, 0.0), of.moved / BYTES_PER_SECOND)
-        share = 1 / min(workers, of.tasks) if STAGES[stage].maps_over == "cell" else 1.0
+    for stage, alone in seconds_alone(seconds, moved).items():
+        even = 1 / min(workers, moved[stage].tasks)
+        share = even if STAGES[stage].maps_over in ("cell", "part") else 1.0
         if STAGES[stage].maps_over == "shard":
-            share = max(1 / min(workers, of.tasks), work.largest_shard / max(1, work.total))
+            share = max(even, work.largest_shard / max(1, work.total))
         took[stage] = alone * share / 3600
     return took
 

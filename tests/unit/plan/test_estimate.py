@@ -8,29 +8,15 @@ from pydoc_data.topics import topics
 
 import pytest
 import zstandard
+from works import MINILM
 
 from retro_ops.corpus import source_lines
 from retro_ops.index import faiss_index, index_types
 from retro_ops.plan import estimate
 
-WORK = estimate.Work(
-    chunks={"train": 200_000, "val": 44_970},
-    documents=25_973,
-    shards=5,
-    largest_shard=63_899,
-    chunk_size=64,
-    chunk_operations=1.36e9,
-    model_bytes=90_000_000,
-    token_bytes=2,
-    dimension=384,
-    num_neighbours=4,
-    recall_sample=2000,
-    memory_budget=2**31,
-)
-
 
 def test_bytes_are_those_of_the_formats() -> None:
-    found = estimate.estimate(WORK, estimate.Index(1024, 72, 244_970))
+    found = estimate.estimate(MINILM, estimate.Index(1024, 72, 244_970))
     assert found.chunks == {"train": 200_000, "val": 44_970, "all": 244_970}
     assert found.bytes["embed-chunks"] == 244_970 * 384 * 2
     assert found.bytes["retrieve-neighbours"] == 244_970 * 4 * (8 + 4)
@@ -38,8 +24,8 @@ def test_bytes_are_those_of_the_formats() -> None:
 
 
 def test_ten_times_the_corpus_takes_ten_times_the_embedding_and_no_more_memory_for_it() -> None:
-    more = estimate.Work(**{**vars(WORK), "chunks": {"train": 2_000_000, "val": 449_700}, "shards": 50})
-    once, ten = (estimate.estimate(work, estimate.Index(1024, 72, 244_970)) for work in (WORK, more))
+    more = estimate.Work(**{**vars(MINILM), "chunks": {"train": 2_000_000, "val": 449_700}, "shards": 50})
+    once, ten = (estimate.estimate(work, estimate.Index(1024, 72, 244_970)) for work in (MINILM, more))
     assert ten.seconds["cpu"]["embed-chunks"] == pytest.approx(10 * once.seconds["cpu"]["embed-chunks"], rel=1e-3)
     assert ten.peak_rss_bytes["embed-chunks"] == once.peak_rss_bytes["embed-chunks"]
     assert ten.peak_rss_bytes["tune-search"] > once.peak_rss_bytes["tune-search"]

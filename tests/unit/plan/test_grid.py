@@ -30,6 +30,11 @@ def test_parts_fit_and_cells_are_no_more_than_allowed(vectors: int, device: int,
     assert len(grid.cells(made, {"train": vectors, "val": vectors // 100})) <= max(most, 2 * made.parts)
 
 
+@pytest.mark.parametrize(("workers", "shape"), [(1, "10x1"), (8, "10x3"), (10, "10x1"), (20, "10x2"), (64, "10x6")])
+def test_the_rounds_of_a_grid_are_full(workers: int, shape: str) -> None:
+    assert str(grid.choose(10 * 10**6, 384, 10**6 * (384 * 2 + grid.SLOT_BYTES), workers, 256)) == shape
+
+
 @pytest.mark.parametrize("text", ["", "0x3", "3x0", "3", "3x", "3x4x5", "-1x2", "99999x1", "³x4"])
 def test_what_is_no_grid_is_refused(text: str) -> None:
     with pytest.raises(BadInputError, match="is no grid"):

@@ -3,52 +3,46 @@
 from dataclasses import replace
 
 import pytest
+from works import ORIGINAL_INDEX, sized
 
 from retro_ops.plan import estimate, grid, limits, traffic
 
-INDEX = estimate.Index(131_072, 40, 33_554_432)
 ROW = 384 * 2 + 8
-
-
-def sized(chunks: int, shards: int = 100, largest: int = 0) -> estimate.Work:
-    return estimate.Work(
-        chunks={"train": chunks},
-        documents=chunks // 5,
-        shards=shards,
-        largest_shard=largest or chunks // shards,
-        chunk_size=64,
-        chunk_operations=1.36e9,
-        model_bytes=90_000_000,
-        token_bytes=2,
-        dimension=384,
-        num_neighbours=4,
-        recall_sample=2000,
-        memory_budget=2**45,
-        corpus_bytes=chunks * 275,
-    )
 
 
 def test_vectors_that_fit_are_loaded_once_a_task_and_others_once_a_range() -> None:
     chunks, slot = 1_000_000, 384 * 2 + grid.SLOT_BYTES
-    fitting = traffic.traffic(sized(chunks), INDEX, 1, chunks * slot)["retrieve-neighbours"]
+    fitting = traffic.traffic(sized(chunks), ORIGINAL_INDEX, 1, chunks * slot)["retrieve-neighbours"]
     assert fitting.read == 100 * chunks * (ROW + traffic.LIST_BYTES) + chunks * ROW
-    made = traffic.traffic(sized(chunks), INDEX, 20, chunks * slot // 10)
+    made = traffic.traffic(sized(chunks), ORIGINAL_INDEX, 20, chunks * slot // 10)
     ranges = made["search-parts"].tasks // 10
-    assert ranges == 4
+    assert ranges == 2
     assert made["search-parts"].read == ranges * chunks * (ROW + traffic.LIST_BYTES) + 10 * chunks * ROW
     assert made["retrieve-neighbours"].read == made["search-parts"].written == 10 * chunks * (4 * 8 + 16)
 
 
 def test_only_what_compares_all_with_all_grows_faster_than_the_corpus() -> None:
-    assert traffic.faster_than_linear(sized(10**10), INDEX, 64).keys() == {"search-parts", "retrieve-neighbours"}
-    assert not traffic.faster_than_linear(sized(10**6), INDEX, 1)
+    assert traffic.faster_than_linear(sized(10**10), ORIGINAL_INDEX, 64).keys() == {
+        "search-parts",
+        "retrieve-neighbours",
+    }
+    assert not traffic.faster_than_linear(sized(10**6), ORIGINAL_INDEX, 1)
+
+
+def test_no_stage_that_runs_once_reads_what_grows_with_the_corpus_but_the_merge() -> None:
+    one, ten = (traffic.traffic(sized(n, val=n // 100), ORIGINAL_INDEX, 64) for n in (2 * 10**8, 2 * 10**9))
+    once = [stage for stage, of in one.items() if of.tasks == 1]
+    assert once == ["train-faiss-index", "merge-indexes", "tune-search", "describe", "validate"]
+    for stage in once:
+        assert ten[stage].read < 0.2 * 2 * 10**9 * ROW, stage
+    assert ten["describe"].read < 1.5 * one["describe"].read
 
 
 def test_stages_that_run_once_do_not_gain_from_workers_nor_does_the_largest_shard() -> None:
     even, skewed = sized(10**9), sized(10**9, largest=5 * 10**8)
-    seconds = estimate.estimate(even, INDEX).seconds["cuda"]
+    seconds = estimate.estimate(even, ORIGINAL_INDEX).seconds["cuda"]
     one, many, uneven = (
-        traffic.hours(work, seconds, traffic.traffic(work, INDEX, workers), workers)
+        traffic.hours(work, seconds, traffic.traffic(work, ORIGINAL_INDEX, workers), workers)
         for work, workers in ((even, 1), (even, 50), (skewed, 50))
     )
     assert many["merge-indexes"] == one["merge-indexes"]
@@ -67,7 +61,7 @@ def test_stages_that_run_once_do_not_gain_from_workers_nor_does_the_largest_shar
 def test_a_corpus_beyond_the_ids_of_an_index_is_refused_unless_the_estimate_may_be_wrong(
     chunks: int, certain: bool | None, said: str
 ) -> None:
-    found = limits.exceeded(sized(chunks, shards=1000), INDEX, finds_duplicates=False)
+    found = limits.exceeded(sized(chunks, shards=1000), ORIGINAL_INDEX, finds_duplicates=False)
     assert [of.certain for of in found] == ([] if certain is None else [certain])
     assert all(said in of.problem for of in found)
 
