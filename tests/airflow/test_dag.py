@@ -353,7 +353,7 @@ def test_a_bad_shard_of_a_group_fails_its_task_and_leaves_the_others_done(
     for ti in done.get_task_instances():
         labels[ti.task_id].add(ti.rendered_map_index)
     assert labels["shards.tokenize_and_chunk"] == {"shards a to b (2)", "shards c to d (2)"}
-    assert labels["neighbours.retrieve_neighbours"] == {"shards a to c (2)", "shard d"}
+    assert labels["neighbours.retrieve_neighbours"] == {"shard a", "shards c to d (2)"}
     plan_uri = paths.next_plan_uri(paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id), "selected")
     assert plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
 

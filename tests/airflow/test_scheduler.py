@@ -19,8 +19,9 @@ HERE = Path(__file__).resolve().parent
 
 REAL_STAGES = REPOSITORY / ".venv" / "stages" / "bin" / "retro-ops"
 
-EMBED_A: Task = ("shards.embed_chunks", 0)
-EMBED_B: Task = ("shards.embed_chunks", 1)
+# The largest shard comes first: b, a, c, d.
+EMBED_A: Task = ("shards.embed_chunks", 1)
+EMBED_B: Task = ("shards.embed_chunks", 0)
 
 
 class Door:
@@ -221,19 +222,19 @@ def test_failed_shard_leaves_the_others_done_and_one_clear_finishes_the_run(
     run = airflow.trigger(**conf(tmp_path, documents))
     assert airflow.finish(run) == "failed"
     states = airflow.states(run)
-    assert {states["shards.embed_chunks", index] for index in (0, 2, 3)} == {"success"}
+    assert {states["shards.embed_chunks", index] for index in (1, 2, 3)} == {"success"}
     assert states["gate", -1] == "failed"
     assert airflow.tasks(run)["gate", -1]["try_number"] == 1
     # Each log ends with the message alone, and the gate's has the causes.
-    of_gate, of_shard = airflow.log(run, ("gate", -1), 1), airflow.log(run, ("shards.tokenize_and_chunk", 1), 1)
-    assert "b (map index 1)" in of_gate
+    of_gate, of_shard = airflow.log(run, ("gate", -1), 1), airflow.log(run, ("shards.tokenize_and_chunk", 0), 1)
+    assert "b (map index 0)" in of_gate
     assert "\\n  b: b was told to fail" in of_gate
     assert "ended with exit code 65, so a retry would fail again" in of_shard
     for log in (of_gate, of_shard):
         assert "error_detail" not in log
         assert "Task failed with exception" not in log
     failing.unlink()
-    airflow.clear(run, ("shards.tokenize_and_chunk", 1))
+    airflow.clear(run, ("shards.tokenize_and_chunk", 0))
     assert airflow.finish(run) == "success"
     assert len(door.pids("tokenize-and-chunk", "a")) == 1, "what was done is not done again"
     assert contents(tmp_path) == undisturbed
