@@ -123,7 +123,7 @@ class IndexedChunks:
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
         """Embeddings of the chunks ``ids`` ``[n]``, in any order: ``[n, d]``."""
         out = np.empty((len(ids), *self.embeddings[0].shape[1:]), np.float16)
-        return self._gather(ids, out, lambda i: self.embeddings[i].rows)
+        return self.gather(ids, out, lambda i: self.embeddings[i].rows)
 
     def owners(self, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Identity of the document of each of the chunks ``ids`` ``[n]``, in any order: uint64 ``[n]``."""
