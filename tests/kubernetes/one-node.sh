@@ -234,6 +234,7 @@ commands() {
     command_of kubelet env AWS_EC2_METADATA_DISABLED=true "$C/bin/kubelet" --config=kubelet.yaml --kubeconfig=kubelet.conf \
         --root-dir="$R/kubelet" --cert-dir="$R/pki" --hostname-override=$NODE --node-ip=$ADDRESS \
         --container-runtime=docker --docker-endpoint="unix://$R/docker.sock" \
+        --docker="unix://$R/docker.sock" --docker-root="$R/docker" \
         --container-runtime-endpoint="unix://$R/dockershim.sock" --image-service-endpoint="unix://$R/dockershim.sock" \
         --experimental-dockershim-root-directory="$R/dockershim" --pod-infra-container-image=pause:local \
         --network-plugin=cni --cni-conf-dir="$R/cni" --cni-bin-dir="$C/cni" --cni-cache-dir="$R/cni-cache"
