@@ -8,8 +8,8 @@ import functools
 import re
 from collections.abc import Callable
 
+import bracex
 from wcmatch import glob
-from wcmatch._wcparse import PatternLimitException  # Exported nowhere else.
 
 from retro_ops.errors import BadInputError
 
@@ -19,6 +19,14 @@ MOST_ALTERNATIVES = 10_000
 MOST_GLOBSTARS = 3
 """Limit on ``**``. Each may end at any folder, so time grows with this power of the depth; ``*`` never looks back."""
 
+MOST_PATTERNS = 1000
+"""Limit on those of them that are patterns themselves; a plain name costs a millionth of it."""
+
+MAGIC = re.compile(r"[*?\[\\]")
+
+MOST_BRACKETS = 100
+"""Limit on ``[``. The library looks for the end of each, so thousands that have none take minutes."""
+
 SHOWN = 200
 
 
@@ -26,17 +34,29 @@ SHOWN = 200
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Whether a path matches ``pattern``. Both are plain strings: ``s3://bucket/key`` is nothing special, and a leading
     ``./`` does not count. BadInputError for a pattern that is none, or that could take forever."""
-    if pattern.count("**") > MOST_GLOBSTARS:
-        raise BadInputError(
-            f"{pattern[:SHOWN]!r} has more than {MOST_GLOBSTARS} times **", "write a shorter pattern, or name a folder"
-        )
-    flags = glob.GLOBSTAR | glob.BRACE | glob.FORCEUNIX
+    for what, most in (("**", MOST_GLOBSTARS), ("[", MOST_BRACKETS)):
+        if pattern.count(what) > most:
+            raise BadInputError(
+                f"{pattern[:SHOWN]!r} has more than {most} times {what}", "write a shorter pattern, or name a folder"
+            )
     try:
-        compiled = glob.compile(pattern.removeprefix("./"), flags=flags, limit=MOST_ALTERNATIVES)
-    except PatternLimitException as error:
+        names = bracex.expand(pattern.removeprefix("./"), keep_escapes=True, limit=MOST_ALTERNATIVES)
+        plain = frozenset(name for name in names if not MAGIC.search(name))
+        patterns = [name for name in names if name not in plain]
+        if len(patterns) > MOST_PATTERNS:
+            raise bracex.ExpansionLimitException
+        compiled = glob.compile(patterns, flags=glob.GLOBSTAR | glob.FORCEUNIX, limit=0) if patterns else None
+    except bracex.ExpansionLimitException as error:
         raise BadInputError(
-            f"the braces of {pattern[:SHOWN]!r} expand to more than {MOST_ALTERNATIVES:,} names", "use * or a folder"
+            f"the braces of {pattern[:SHOWN]!r} expand to more than {MOST_ALTERNATIVES:,} names or "
+            f"{MOST_PATTERNS:,} patterns",
+            "use * or a folder",
         ) from error
     except (RecursionError, ValueError, re.error) as error:
         raise BadInputError(f"{pattern[:SHOWN]!r} is not a pattern: {error}", "write a shorter pattern") from error
-    return lambda path: bool(compiled.match(path.removeprefix("./")))
+
+    def matches(path: str) -> bool:
+        name = path.removeprefix("./")
+        return name in plain or (compiled is not None and bool(compiled.match(name)))
+
+    return matches

@@ -143,15 +143,17 @@ def open_lists(uri: str, like: ListFile | None = None) -> ListFile | None:
         for found in MARK.finditer(data):
             lists, code_size, count = (struct.unpack("<Q", found[number])[0] for number in (1, 2, 4))
             first = found.end() + 8 * count
-            if not (lists > 0 and count <= 2 * lists and first <= size):
+            if not (0 < lists <= size and count <= 2 * lists and first <= size):
                 continue
             stored = np.frombuffer(store.at(uri).read_range(uri, found.end(), 8 * count), "<u8").astype(np.int64)
             sizes = stored if found[3] == b"full" else np.zeros(lists, np.int64)
             if found[3] == b"sprs":
+                if count % 2 or not ((stored[::2] >= 0) & (stored[::2] < lists)).all():
+                    continue
                 sizes[stored[::2]] = stored[1::2]
             # The trained part may hold the mark by chance, but then the sizes do not add up to the file.
             if len(sizes) == lists and first + int(sizes.sum()) * (code_size + ID_BYTES) == size:
-                trained = _trained(data[: found.start()] + _sizes(np.zeros(lists, np.int64), code_size))
+                trained = _trained(data[: found.start()] + _sizes(np.zeros(lists, np.int64), code_size), uri)
                 shared = like is not None and like.trained == trained
                 return ListFile(uri, like.trained if like and shared else trained, sizes, code_size, first)
         if wanted == size or wanted >= MOST_HEAD_BYTES:
@@ -247,8 +249,11 @@ def _joined(files: Sequence[ListFile], blocks: Sequence[memoryview], start: int,
         yield b"".join([blocks[of][begin:end] for of, begin, end in pieces])
 
 
-def _trained(index: bytes) -> bytes:
-    """The serialised ``index`` without its number of vectors."""
-    empty = faiss.deserialize_index(np.frombuffer(index, np.uint8), table_flags(search=False))
+def _trained(index: bytes, uri: str) -> bytes:
+    """The serialised ``index`` of ``uri`` without its number of vectors. BadInputError if faiss cannot read it."""
+    try:
+        empty = faiss.deserialize_index(np.frombuffer(index, np.uint8), table_flags(search=False))
+    except RuntimeError as error:
+        raise BadInputError(f"{uri} is not a faiss index: {error}", "it is damaged: build it again") from error
     faiss_index.set_total(empty, 0)
     return bytes(faiss.serialize_index(empty).tobytes())

@@ -53,8 +53,10 @@ def test_a_fault_of_the_store_changes_nothing(kind: str, s3: str, monkeypatch: p
             at.write_if(current, b"%d" % number, tagged[1])
         with pytest.raises(ConflictError):
             at.write_if(current, b"another", tagged[1])
-        assert store.read(f"{folder}/large") == large
-        assert store.sha256(f"{folder}/large") == written.sha256
+        assert [store.read(f"{folder}/{number}") for number in range(3)] == [b"0", b"1", b"2"]
+        if kind != "wrong bytes read":  # Of an object in parts, or a range, the store sends no checksum.
+            assert store.read(f"{folder}/large") == large
+            assert store.sha256(f"{folder}/large") == written.sha256
         assert at.read_range(f"{folder}/large", 300_000, 100) == large[300_000:300_100]
         at.delete(f"{folder}/0")
         assert at.list(folder) == [f"{folder}/{name}" for name in ("1", "2", "current", "large")]
