@@ -57,15 +57,6 @@ class Task:
     any_of_them: bool = False
 
 
-def shard_shares(work: estimate.Work) -> list[float]:
-    """Shares of the shards, the largest first: those after it fall evenly to where they add up to all chunks."""
-    largest, count = work.largest_shard / work.total, work.shards
-    least = 2 / count - largest
-    if least < 0:  # One large shard beside equal ones.
-        return [largest, *([(1 - largest) / (count - 1)] * (count - 1))]
-    return [largest + (least - largest) * number / (count - 1) for number in range(count)]
-
-
 def cell_shares(work: estimate.Work, slots: int) -> list[float]:
     """Shares of the cells of the grid, by the vectors and the queries that each reads."""
     shape = grid.choose(max(work.indexed.values()), work.dimension, traffic.GPU_BYTES, slots, traffic.MOST_TASKS)
@@ -85,7 +76,9 @@ def seconds_of_tasks(work: estimate.Work, index: estimate.Index, slots: int, cor
     found = {}
     for stage, seconds in traffic.seconds_alone(computing, moved).items():
         over, tasks = STAGES[stage].maps_over, moved[stage].tasks
-        shares = shard_shares(work) if over == "shard" else [1 / tasks] * tasks
+        shares = (
+            works.shard_shares(work.shards, work.largest_shard / work.total) if over == "shard" else [1 / tasks] * tasks
+        )
         shares = cell_shares(work, slots) if over == "cell" else shares
         found[stage] = [seconds * share for share in shares]
     return found

@@ -42,3 +42,11 @@ def sized(chunks: int, shards: int = 100, largest: int = 0, val: int = 0, **othe
 def massive_open_text(chunks: int, largest: float = 0.02) -> Work:
     """Of the shape of MassiveOpenText: 155 shards, the largest with a share of ``largest``, 1 % for validation."""
     return sized(chunks, 155, int(chunks * largest), chunks // 100, num_neighbours=2)
+
+
+def shard_shares(count: int, largest: float) -> list[float]:
+    """Shares of ``count`` shards, the largest first: they fall evenly to where they add up to 1."""
+    least = 2 / count - largest
+    if least < 0:  # One large shard beside equal ones.
+        return [largest, *([(1 - largest) / (count - 1)] * (count - 1))]
+    return [largest + (least - largest) * number / (count - 1) for number in range(count)]
