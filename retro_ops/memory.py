@@ -24,6 +24,9 @@ READERS_BYTES = 256 * 2**20
 SHARE_FOR_AN_INDEX = 0.75
 """Share of the memory of the machine. The rest is for the operating system, the libraries and unforeseen growth."""
 
+SHARE_FOR_A_BUDGET = 0.25
+"""Share of the memory of a container, beside an index that takes the rest of SHARE_FOR_AN_INDEX."""
+
 LEAST_FOR_AN_INDEX = 2**26
 """An index may always take this much, however large the budget: less would read it in tiny parts."""
 
@@ -43,6 +46,13 @@ def index_limit(requested: int | None, budget: int) -> MemoryLimit:
     available = _available()
     left = max(LEAST_FOR_AN_INDEX, int(available * SHARE_FOR_AN_INDEX) - budget)
     return MemoryLimit(left, f"three quarters of {available / 2**30:.1f} GiB, less the memory budget")
+
+
+def at_least_of_container(budget: int) -> int:
+    """A ``budget`` at its default: a quarter of the memory of this container where that is more. A machine without
+    such a limit may be shared by several tasks, so there it stays."""
+    limit = _cgroup_memory()
+    return max(budget, int(limit * SHARE_FOR_A_BUDGET)) if limit else budget
 
 
 def training_sample(budget: int | None) -> MemoryLimit:

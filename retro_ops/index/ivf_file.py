@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from retro_ops import memory
 from retro_ops.errors import BadInputError
+from retro_ops.execution import budgets
 from retro_ops.index import faiss_index
 from retro_ops.index.faiss_index import ID_BYTES
 from retro_ops.memory import MemoryLimit
@@ -164,7 +165,7 @@ def open_lists(uri: str, like: ListFile | None = None) -> ListFile | None:
 def memory_limit(parameters: Parameters) -> MemoryLimit:
     """Memory limit of an index: ``search_memory``, else the memory of the machine less ``memory_budget``."""
     requested = parse_bytes(parameters.search_memory) if parameters.search_memory else None
-    return memory.index_limit(requested, parse_bytes(parameters.memory_budget))
+    return memory.index_limit(requested, budgets.budget(parameters))
 
 
 def open_if_larger_than(limit: MemoryLimit, uris: Sequence[str]) -> list[ListFile] | None:

@@ -518,7 +518,8 @@ class Parameters:
         "2GiB",
         "Memory that a stage may use beside its model and index. A line of the corpus may take a 256th of it; "
         "this limit decides which documents are read. At its default the training sample may take three eighths "
-        "of the memory of the machine or container.",
+        "of the memory of the machine or container, and a search or `find-duplicates` a quarter of that of a container "
+        "with more than 8 GiB.",
         RUN,
         title="Memory budget",
         read_by=("list-sources", "split-corpus", *WORKING, "serve"),

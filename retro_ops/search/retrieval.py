@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from retro_ops import memory, uris
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
-from retro_ops.execution import report
+from retro_ops.execution import budgets, report
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Split
@@ -39,7 +39,6 @@ from retro_ops.search.open_index import SearchedIndex
 from retro_ops.search.queries import QueryShard, StoredRows, open_arrays, other_shard, query_shard, sample
 from retro_ops.search.reranking import Effort
 from retro_ops.search.tuning import tune, width_from_json
-from retro_ops.sizes import parse_bytes
 from retro_ops.storage import store
 
 EXACT_CANDIDATES = 64
@@ -75,9 +74,9 @@ class Retriever:
             # It may have been tuned for other chunks. Few rows are cheap to search, so rather too wide.
             self._width = self._width.widened()
         say(f"retrieve-neighbours: {self._width or 'exact search'}, {searched.device.chosen} ({searched.device.why})")
-        budget = memory.search_batch(parse_bytes(self._parameters.memory_budget))
-        self._cells = budget // CANDIDATE_BYTES
-        self.batch_rows = max(block_rows, budget // self._row_bytes() // block_rows * block_rows)
+        batch = memory.search_batch(budgets.budget(self._parameters))
+        self._cells = batch // CANDIDATE_BYTES
+        self.batch_rows = max(block_rows, batch // self._row_bytes() // block_rows * block_rows)
         self._update = self._open_update()
         self._effort, self._removed = Effort(), np.zeros(len(REASONS), np.int64)
         self._batch_start, self._batch = 0, Found.nothing(0, self._k).keys

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from retro_ops.duplicates.summary import examples, figures
 from retro_ops.errors import BadInputError, require_flags
-from retro_ops.execution import report
+from retro_ops.execution import budgets, report
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan, Source
 from retro_ops.progress import Progress, say
-from retro_ops.sizes import parse_bytes
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import NpyWriter
 
@@ -40,7 +39,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         raise BadInputError(
             f"{arguments.plan} was made with --duplicates keep", "plan again with --duplicates report or drop"
         )
-    facts, kept = _work(plan, parse_bytes(parameters.memory_budget))
+    facts, kept = _work(plan, budgets.budget(parameters))
     store.write(paths.duplicates_uri(arguments.plan), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
     uri = paths.next_plan_uri(arguments.plan, "deduplicated")
     write_plan(replace(kept, deduplicated=True), uri)

@@ -13,7 +13,7 @@ from retro_ops import memory, uris
 from retro_ops.compute import device
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError, ConfigurationError, require_flags
-from retro_ops.execution import report, shard_groups
+from retro_ops.execution import budgets, report, shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, grid, paths
@@ -21,7 +21,6 @@ from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.progress import Progress
-from retro_ops.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from retro_ops.search.cells import PartSearch
@@ -107,7 +106,7 @@ def _work(plan: Plan, cell: grid.Cell, folder: str, parameters: Parameters, load
     shape = cells.shape_of(width, lists, index.chunks.total, parameters, bool(index.limits))
     shards = list(query_shards(plan, cell.split, index.chunks, with_tokens=False).values())
     rows = StoredRows.of(shards).between(*grid.bounds(sum(map(len, shards)), cell.ranges, cell.range))
-    batch = memory.search_batch(parse_bytes(parameters.memory_budget)) // hits.row_bytes(shape.hits)
+    batch = memory.search_batch(budgets.budget(parameters)) // hits.row_bytes(shape.hits)
     progress = Progress(STAGE, len(rows), "chunks")
     with cells.LayerWriter(folder, len(shape.nprobes), shape.hits) as writer:
         for start in range(0, len(rows), max(1, batch)):

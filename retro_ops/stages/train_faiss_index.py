@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from retro_ops import memory, uris
 from retro_ops.compute import device
 from retro_ops.errors import BadInputError, require_flags
-from retro_ops.execution import report
+from retro_ops.execution import budgets, report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.index.sampling import ranges, run_rows, sample_in_runs
 from retro_ops.plan import digests, paths
@@ -162,8 +162,7 @@ def _sample(shards: Sequence[NpyReader], wanted: int, parameters: Parameters, dt
 
 
 def _memory_limit(parameters: Parameters) -> memory.MemoryLimit:
-    is_default = parameters.memory_budget == PARAMETERS["memory_budget"].default
-    return memory.training_sample(None if is_default else parse_bytes(parameters.memory_budget))
+    return memory.training_sample(budgets.chosen(parameters))
 
 
 def _reads(
