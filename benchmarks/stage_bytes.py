@@ -145,12 +145,13 @@ def stages(root: str, chunks: int, counting: Counting, scratch: Path) -> dict[st
     run("plan", *place, "--tokenizer", MODEL, "--model", MODEL, *OPTIONS)
     plan, read = read_plan(uri), Counter[str]()
     names = [shard.name for shard in plan.shards]
-    sample_parts.LARGE, sample_parts.PART_VECTORS = 1, -(-chunks // PARTS)
-    parts = [part.name for part in sample_parts.parts(chunks)]
     shards, every = ("--shard", ",".join(names)), list(STAGES)
     run("tokenize-and-chunk", "--plan", uri, *shards)
     for name in names:
         write_embeddings(plan, name)
+    made = sum(len(open_npy(paths.embeddings_uri(plan, name))) for name in names)
+    sample_parts.LARGE, sample_parts.PART_VECTORS = 1, -(-made // PARTS)
+    parts = [part.name for part in sample_parts.parts(made)]
     for stage in every[every.index("search-samples") :]:
         if stage == "retrieve-neighbours":
             for name in names:
