@@ -1,14 +1,18 @@
 """Reading for training: this package's reader and the original's loader in turns, in one process, on the same files.
 
-python benchmarks/reading.py FOLDER [--original SRC] [--chunks 400000]
+python benchmarks/reading.py FOLDER [--original SRC] [--chunks 400000] [--s3]
 
 FOLDER receives a dataset of random tokens with documents of a realistic length, unless it has one. SRC: the folder
-`src` of TobiasNorlund/retro; without it, the original's way to read as tests/support restates it.
+`src` of TobiasNorlund/retro; without it, the original's way to read as tests/support restates it. `--s3`: also from an
+object store that is started here: cold, that is, the first pass over all windows with an empty cache, and with the
+cache.
 """
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,8 +25,10 @@ from machine import describe
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("reader", "tests/support")]
 
 import original_loader  # noqa: E402
+from seaweedfs import seaweedfs  # noqa: E402
 
 from retro_data import Windows, open_dataset, order  # noqa: E402
+from retro_ops.storage import checked, store  # noqa: E402
 
 SHARDS, SIZE, NEIGHBOURS, LENGTH, BATCH = 10, 64, 4, 32, 16
 SECONDS = 8.0
@@ -95,6 +101,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--original", type=Path, help="src folder of TobiasNorlund/retro")
     parser.add_argument("--chunks", type=int, default=400_000)
+    parser.add_argument("--s3", action="store_true", help="also from an object store")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     spec = arguments.folder / "data.spec.json"
@@ -128,9 +135,31 @@ def main() -> None:
         rates.setdefault("original's loader", []).append(rate(of_loader))
         rates.setdefault("reader, one window at a time", []).append(rate(partial(of_reader, size=1)))
         rates.setdefault(f"reader, batches of {BATCH} windows", []).append(rate(partial(of_reader, size=BATCH)))
+    if arguments.s3:
+        rates |= from_s3(arguments.folder, len(windows))
     slowest = float(np.median(rates["original's loader"]))
     for name, found in rates.items():
         print(f"{name:36}{np.median(found):12,.0f} chunks/s {np.median(found) / slowest:8.1f} x")
+
+
+def from_s3(folder: Path, count: int) -> dict[str, list[float]]:
+    """Chunks a second from an object store: of a first pass in random order, its copies included, and of a second."""
+    with tempfile.TemporaryDirectory() as scratch, seaweedfs(Path(scratch), tls=False) as server:
+        os.environ.update(server.environment)
+        for path in folder.glob("*.*"):
+            checked.copy(str(path), f"{server.bucket}/d/{path.name}", store.sha256(str(path)))
+        start = time.perf_counter()
+        split = open_dataset(f"{server.bucket}/d/data.spec.json", cache=f"{scratch}/cache").train
+        windows = split.windows(LENGTH)
+        passes: dict[str, list[float]] = {}
+        for name in ("S3, first pass, empty cache", "S3, second pass, cached"):
+            chunks = 0
+            for first in range(0, count, BATCH):
+                positions = np.arange(first, min(first + BATCH, count))
+                chunks += int(windows.batch(order.shuffled(positions, count, 0, 0))["chunks"].sum())
+            passes[name] = [chunks / (time.perf_counter() - start)]
+            start = time.perf_counter()
+        return passes
 
 
 def windows_documents(windows: Windows) -> np.ndarray[Any, Any]:

@@ -164,3 +164,21 @@ def test_an_open_version_outlives_prune_and_refresh(built: Nights) -> None:
     with pytest.raises(BadInputError, match="d has no version 1"):
         open_dataset(uri, 1)
     assert not list(Path(built.root).rglob("readers/*"))
+
+
+def test_the_notebook_shows_chunks_beside_their_neighbours(
+    built: Nights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code, cell by cell, without a notebook server."""
+    monkeypatch.setenv("DATASET", f"{built.root}/d")
+    notebook = json.loads((REPOSITORY / "examples/neighbours.ipynb").read_text())
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), names)
+    printed = capsys.readouterr().out
+    with open_dataset(f"{built.root}/d", lease=False) as dataset:
+        assert f"version 1: {len(dataset.train)} chunks of 64 tokens" in printed
+    assert "100.0% of" in printed
+    assert printed.count(f"{built.folder}/train/") >= 6
