@@ -66,6 +66,8 @@ class LiveAirflow:
     def start(self) -> None:
         self.start_api_server()
         self._dag_processor = self._airflow("dag-processor")
+        # The first call of a task makes the server build its routes, 12 s of CPU time in which it answers no one else.
+        self._client.get("/execution/health", timeout=300)
         self.start_scheduler()
         wait_for(self._authenticate)
         wait_for(lambda: self._client.get(f"/api/v2/dags/{self.dag}").status_code == 200)
