@@ -101,14 +101,25 @@ def airflow(
 
 
 def decide(airflow: LiveAirflow, run: str, choice: str) -> dict[str, Any]:
-    """Answer the request of a run once it waits; the request."""
+    """Answer the request of a run once it waits; the request.
+
+    Not before the scheduler knows that the task process has ended: it would take that for the end of the resumed task.
+    """
+    known = waits(airflow)
     wait_for(
         lambda: airflow.states(run).get((APPROVE, -1)) == "awaiting_input", explain=lambda: str(airflow.states(run))
     )
+    wait_for(lambda: waits(airflow) > known)
     path = f"dags/retro_refresh/dagRuns/{run}/taskInstances/{APPROVE}/-1/hitlDetails"
     request = airflow.call("GET", path)
     airflow.call("PATCH", path, {"chosen_options": [choice], "params_input": {}})
     return dict(request)
+
+
+def waits(airflow: LiveAirflow) -> int:
+    """How often the scheduler has seen the process of an approval end."""
+    lines = (airflow.home / "scheduler.log").read_text().splitlines()
+    return sum("TaskInstance Finished" in line and f"task_id={APPROVE}" in line for line in lines)
 
 
 def test_a_version_waits_for_approval_is_rejected_and_then_approved(airflow: LiveAirflow, received: Posts) -> None:
