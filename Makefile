@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 # The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
 test-quick test-unit: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm campaign fuzz lock clean venv dev
+.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom campaign fuzz lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -108,6 +108,11 @@ bench: dev ## Run the benchmarks and print tables
 
 storm: demo ## Kill tasks and stages of a run at random; its outputs must equal those of the demo
 	$(STAGES)/python benchmarks/kill_storm.py --run-dir $(RUN_DIR)
+
+sbom: venv ## List the packages of both environments with versions and licences (CycloneDX)
+	@mkdir -p $(RUN_DIR)
+	$(STAGES)/python docker/sbom.py >$(RUN_DIR)/sbom-stages.json
+	$(AIRFLOW)/python docker/sbom.py >$(RUN_DIR)/sbom-airflow.json
 
 campaign: dev ## Random faults on random datasets for HOURS, each compared with an undisturbed twin
 	$(STAGES)/python benchmarks/campaign.py $(RUN_DIR)/campaign --hours $(or $(HOURS),1)
