@@ -2,16 +2,18 @@
 
 import builtins
 import contextlib
+import io
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 from retro_ops.errors import BadInputError, ConfigurationError, TransientError
 from retro_ops.storage import http_ranges
 from retro_ops.storage.base import missing
-from retro_ops.storage.read_only import ReadOnlyStore
+from retro_ops.storage.read_ahead import RangeStream
+from retro_ops.storage.read_only import Compared, ReadOnlyStore
 
 LOCATION = re.compile(r"(hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[^/]+))?)(?:/(.*))?")
 
@@ -19,7 +21,7 @@ LOCATION = re.compile(r"(hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)
 class HubStore(ReadOnlyStore):
     """Files of dataset repositories. HF_ENDPOINT, HF_TOKEN and the other settings of huggingface_hub count.
 
-    The fingerprint of a large file is its SHA-256, so that it equals that of a local copy.
+    The fingerprint of a large file is its SHA-256, so that it equals that of a local copy; ``open`` compares it.
     """
 
     def __init__(self) -> None:
@@ -45,6 +47,11 @@ class HubStore(ReadOnlyStore):
     def fingerprint(self, uri: str) -> str:
         facts = self._listed.pop(uri, None) or self._known(uri)
         return f"sha256:{facts.lfs.sha256}" if facts.lfs else f"git:{facts.blob_id}:{facts.size}"
+
+    def open(self, uri: str) -> IO[bytes]:
+        facts = self._known(uri)
+        stream = RangeStream(self, uri)
+        return io.BufferedReader(Compared(stream, uri, facts.lfs.sha256) if facts.lfs else stream)
 
     def list(self, folder: str, *, follow_links: bool = False) -> builtins.list[str]:
         from huggingface_hub.errors import EntryNotFoundError

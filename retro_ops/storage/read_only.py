@@ -1,11 +1,12 @@
 """The part of a store that reads by range, for places where nothing can be written."""
 
 import builtins
+import hashlib
 import io
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, Any
 
-from retro_ops.errors import ConfigurationError
+from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.storage.base import Stored, Writer, Written, exactly
 from retro_ops.storage.read_ahead import RangeStream
 
@@ -72,6 +73,30 @@ class ReadOnlyStore:
 
     def folders(self, folder: str) -> builtins.list[str]:
         raise _read_only(folder)
+
+
+class Compared(io.RawIOBase):
+    """A stream that raises BadInputError at its end if it had another SHA-256."""
+
+    def __init__(self, stream: RangeStream, uri: str, sha256: str) -> None:
+        self._stream, self._uri, self._expected, self._digest = stream, uri, sha256, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        length = self._stream.readinto(buffer)
+        self._digest.update(memoryview(buffer)[:length])
+        if not length and self._digest.hexdigest() != self._expected:
+            raise BadInputError(
+                f"{self._uri} has SHA-256 {self._digest.hexdigest()}",
+                "the file on the server was changed: check where it comes from, or start a new run",
+            )
+        return length
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _read_only(uri: str) -> ConfigurationError:

@@ -33,6 +33,8 @@ class Hub:
     broken: int = 0
     """Answers that break off in the middle, from now on."""
     ranges: bool = True
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """Contents of the other host that are not those of ``files``."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -67,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._file(self.hub.files[name])
         elif (name := path.removeprefix("/storage/")) in self.hub.files:
             assert self.headers["Authorization"] is None
-            self._file(self.hub.files[name])
+            self._file(self.hub.stored.get(name, self.hub.files[name]))
         else:
             self._answer(404, b"")
 

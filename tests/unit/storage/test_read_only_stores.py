@@ -57,6 +57,7 @@ def hub(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     }
     server.large = {path for path in server.files if path.endswith(".parquet")} | {"big.jsonl"}
     server.broken, server.ranges = 0, True
+    server.stored.clear()
     server.requests.clear()
     yield server
     http_ranges._pool.cache_clear()
@@ -103,6 +104,13 @@ def test_files_of_the_hub_are_read_through_redirects_and_broken_connections(hub:
     rows = list(source_lines.lines([f"{BOOKS}/data/01.parquet"], LIMIT, "body", first=998))
     assert [json.loads(line or b"")["body"] for _, _, line in rows] == ["row 998", "row 999", "row 1000"]
     assert len(list(source_lines.lines([f"{BOOKS}/lines/a.jsonl.gz"], LIMIT, "text"))) == 5
+
+
+def test_a_large_file_of_the_hub_with_another_checksum_is_never_read_to_its_end(hub: Hub) -> None:
+    whole = hub.files["big.jsonl"]
+    hub.stored["big.jsonl"] = whole[:-1] + bytes([whole[-1] ^ 1])
+    with pytest.raises(BadInputError, match=r"has SHA-256 .*\n.*was changed"):
+        store.read(f"{BOOKS}/big.jsonl")
 
 
 def test_what_is_wrong_on_the_hub_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
