@@ -44,11 +44,13 @@ def connected(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_pod_left(node: OneNode) -> Iterator[None]:
+def no_pod_left(node: OneNode, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Deletes the pods of the module's DEPLOYMENTS, so that two modules may run side by side."""
     yield
-    for name in names(node.pods()):
+    selector = f"retro-ops/deployment in ({','.join(request.module.DEPLOYMENTS)})"
+    for name in names(node.pods(selector)):
         node.core.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=0)
-    wait_until(lambda: not node.pods())
+    wait_until(lambda: not node.pods(selector))
 
 
 @pytest.fixture(scope="session")

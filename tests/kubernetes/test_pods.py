@@ -18,6 +18,8 @@ from retro_airflow.runtimes.outages import bridged
 from retro_ops.errors import ConfigurationError, TransientError
 
 TASK = Task("retro_dataset", "manual__2026-11-24T00:00:00.000001+00:00", "shards.embed_chunks", 3)
+LONG = "d" + "-" * 30 + "d"
+DEPLOYMENTS = ("pods", "others", LONG)
 NAME = "retro-embed-chunks-3-0123456789ab"
 
 
@@ -68,6 +70,13 @@ class Watch:
 def test_exit_code(runtime: KubernetesRuntime, script: str, state: str, code: int) -> None:
     status = Watch(runtime, sh(runtime, script)).end()
     assert (status.state, status.exit_code) == (state, code)
+
+
+def test_the_first_line_arrives_within_seconds(runtime: KubernetesRuntime) -> None:
+    began = time.monotonic()
+    Watch(runtime, sh(runtime, "echo on; sleep 60")).says("on")
+    print(f"first line after {time.monotonic() - began:.1f} s")
+    assert time.monotonic() - began < 30
 
 
 def test_lines_arrive_while_the_stage_runs_and_none_is_lost(runtime: KubernetesRuntime, node: OneNode) -> None:
@@ -162,9 +171,7 @@ def test_a_stage_is_confined(runtime: KubernetesRuntime) -> None:
 
 
 def test_names_and_labels_at_their_limits(shell_image: str, connected: None) -> None:
-    runtime = KubernetesRuntime(
-        Kubernetes(namespace=NAMESPACE, connection="test_cluster", image=shell_image), "d" + "-" * 30 + "d"
-    )
+    runtime = KubernetesRuntime(Kubernetes(namespace=NAMESPACE, connection="test_cluster", image=shell_image), LONG)
     odd = Task("dag/ü 'x'", "scheduled__2026-11-24T00:00:00+00:00 {[\"']}", "group.task." + "t" * 200, 1023)
     name = "retro-" + "n" * 40 + "-1023-0123456"
     for stage in ("search-parts", "retrieve-neighbours"):

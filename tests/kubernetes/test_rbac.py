@@ -15,6 +15,7 @@ from retro_airflow.runtimes.kubernetes import KubernetesRuntime
 
 from retro_ops.errors import ConfigurationError
 
+DEPLOYMENTS = ("rbac",)
 JOB = Job("retro-plan-0123456789ab", ["plan", "echo on; sleep 60"], {}, Task("dag", "run", "plan", -1))
 ACCOUNTS = ("airflow-scheduler", "airflow-worker", "airflow-triggerer")
 

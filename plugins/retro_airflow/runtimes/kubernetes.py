@@ -38,8 +38,9 @@ TASK_ANNOTATION = "retro-ops/task"
 GRACE_S = 3
 """Seconds between SIGTERM and SIGKILL. Airflow gives on_kill 5 s before it kills the task process itself."""
 
-SUBMIT_TRIES = 60
+SUBMIT_TRIES = 240
 SUBMIT_PAUSE_S = 0.5
+"""A busy node takes a minute to remove a pod that has ended, and its name is taken until then."""
 
 TIMEOUTS_S = (5, 30)
 """Of a request, to connect and to read: the API server waits for a node that does not answer."""
