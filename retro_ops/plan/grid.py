@@ -93,15 +93,18 @@ def choose(vectors: int, dimension: int, device_bytes: int, workers: int, most_c
     """The grid for ``vectors`` in an index and ``workers`` that each hold ``device_bytes`` of them; None if all fit.
 
     A cell reads its part of the vectors and its range of the queries, about as many. Workers take cells in rounds, so
-    that grid is chosen whose rounds together read least, with up to a quarter more parts than necessary.
+    that grid is chosen whose rounds together read least, with up to a quarter more parts than necessary. Validation has
+    a cell for each part besides, which reads little but the part: they should fit beside the last round.
     """
     least = -(-vectors * vector_bytes(dimension) // max(1, device_bytes))
     if least <= 1:
         return None
 
     def cost(shape: Grid) -> tuple[float, int]:
-        cells = shape.parts * shape.ranges
-        return -(-cells // workers) * (1 / shape.parts + 1 / shape.ranges), cells
+        cells, small = shape.parts * shape.ranges, 1 / shape.parts
+        rounds, read = -(-cells // workers), small + 1 / shape.ranges
+        beside = (rounds * workers - cells) * int(read / small)
+        return rounds * read + (0 if beside >= shape.parts else small), cells
 
     shapes = (
         Grid(parts, ranges)

@@ -30,7 +30,7 @@ def test_parts_fit_and_cells_are_no_more_than_allowed(vectors: int, device: int,
     assert len(grid.cells(made, {"train": vectors, "val": vectors // 100})) <= max(most, 2 * made.parts)
 
 
-@pytest.mark.parametrize(("workers", "shape"), [(1, "10x1"), (8, "10x3"), (10, "10x1"), (20, "10x2"), (64, "10x6")])
+@pytest.mark.parametrize(("workers", "shape"), [(1, "10x1"), (8, "11x2"), (10, "10x1"), (20, "10x2"), (64, "12x5")])
 def test_the_rounds_of_a_grid_are_full(workers: int, shape: str) -> None:
     assert str(grid.choose(10 * 10**6, 384, 10**6 * (384 * 2 + grid.SLOT_BYTES), workers, 256)) == shape
 
