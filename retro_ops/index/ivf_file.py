@@ -36,6 +36,9 @@ are not empty (``sprs``), and how many numbers follow."""
 FIRST_READ_BYTES = 2**20
 MOST_HEAD_BYTES = 2**32
 
+SMALL_BYTES = 2**28
+"""A trained part of this size fits into memory, so it is damaged if faiss wants more than there is."""
+
 PIECES_AT_ONCE = 2**16
 """Pieces of lists, one for each file, that are joined at a time: Python holds some 600 bytes for each."""
 
@@ -254,7 +257,9 @@ def _trained(index: bytes, uri: str) -> bytes:
     """The serialised ``index`` of ``uri`` without its number of vectors. BadInputError if faiss cannot read it."""
     try:
         empty = faiss.deserialize_index(np.frombuffer(index, np.uint8), table_flags(search=False))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) and len(index) > SMALL_BYTES:
+            raise
         raise BadInputError(f"{uri} is not a faiss index: {error}", "it is damaged: build it again") from error
     faiss_index.set_total(empty, 0)
     return bytes(faiss.serialize_index(empty).tobytes())
