@@ -158,7 +158,9 @@ def main() -> None:
     card = Path(run_dir, "card.html")
     card.write_bytes(store.read(paths.card_uri(plan, "html")))
     print(f"\nDataset card (open in a browser): {card.resolve()}")
-    print(f"Run in Airflow: {run_url(stack, run_id)}\nStop everything: make down")
+    print(f"Run in Airflow: {run_url(stack, run_id)}")
+    print('Work with its store in this shell: eval "$(.venv/stages/bin/python demo/stack.py env)"')
+    print("Stop everything: make down")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -43,16 +44,26 @@ stdout_logfile=%(run)s/logs/store.log
 stopwaitsecs=5
 stopasgroup=true
 killasgroup=true
+"""
 
-[program:airflow]
-command=%(airflow)s standalone
+AIRFLOW_PROGRAM = """
+[program:%(name)s]
+command=%(airflow)s %(arguments)s
 directory=%(run)s
 redirect_stderr=true
-stdout_logfile=%(run)s/logs/airflow.log
+stdout_logfile=%(run)s/logs/%(name)s.log
 stopwaitsecs=20
 stopasgroup=true
 killasgroup=true
 """
+
+# Not `airflow standalone`: its servers of logs listen on all interfaces. Logs are read from files here.
+AIRFLOW_PROGRAMS = {
+    "api-server": "api-server",
+    "scheduler": "scheduler --skip-serve-logs",
+    "dag-processor": "dag-processor",
+    "triggerer": "triggerer --skip-serve-logs",
+}
 
 
 class Stack:
@@ -90,13 +101,14 @@ class Stack:
             "AIRFLOW__API__BASE_URL": self.ui,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.ui}/execution/",
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": self.settings["LOGS_PORT"],
-            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": self.settings["TRIGGER_LOGS_PORT"],
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             # Changed files are parsed at once; this only repeats what has not changed.
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+            # The first import of a busy machine may take longer than the default of 50 s.
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "200",
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "180",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AWS_ENDPOINT_URL": self.s3,
             "AWS_ACCESS_KEY_ID": self.settings["AWS_ACCESS_KEY_ID"],
@@ -127,11 +139,19 @@ class Stack:
             self._write_configuration()
             print(f"Starting the object store and Airflow in {self.run_dir}", flush=True)
             supervisord = [str(STAGES_BIN / "supervisord"), "-c", str(self.run_dir / "supervisord.conf")]
+            self._migrate()
             subprocess.run(supervisord, env=self.environment(), check=True, cwd=self.run_dir)
-        self._wait("object store", self._store_answers, "store.log")
-        self._wait("Airflow", self._airflow_answers, "airflow.log")
+        self._wait("the object store", self._store_answers, "store.log")
+        self._wait("Airflow", self._airflow_answers, "api-server.log")
+        self._wait("the DAG retro_dataset", self._dag_is_parsed, "dag-processor.log")
         self._make_pool()
         print(f"Airflow: {self.ui}   objects: {self.s3}   logs: {self.run_dir / 'logs'}   stop: make down")
+
+    def _migrate(self) -> None:
+        with (self.run_dir / "logs/migrate.log").open("w") as log:
+            command = [str(AIRFLOW_BIN / "airflow"), "db", "migrate"]
+            if subprocess.run(command, env=self.environment(), cwd=self.run_dir, stdout=log, stderr=log).returncode:
+                sys.exit(f"Airflow's database cannot be prepared: see {log.name}")
 
     def down(self) -> None:
         pid = self._pid()
@@ -146,6 +166,22 @@ class Stack:
             time.sleep(0.3)
         self._stop_stages()
         print("Stopped.")
+
+    def env(self) -> None:
+        """Print what a shell needs to work with the store of this stack, as commands."""
+        environment = self.environment()
+        names = (
+            "AWS_ENDPOINT_URL",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_DEFAULT_REGION",
+            "HF_HUB_OFFLINE",
+        )
+        values = {name: environment[name] for name in names}
+        values |= {"ROOT": environment["RETRO_ROOT"], "DATASET": environment["RETRO_DATASET"]}
+        values |= {"MODEL": environment["RETRO_MODEL"]}
+        for name, value in values.items():
+            print(f"export {name}={shlex.quote(value)}")
 
     def api(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """Call Airflow's REST API. Raises RuntimeError with the response if it reports an error."""
@@ -180,7 +216,6 @@ class Stack:
         taken: set[int] = set()
         settings = {"AIRFLOW_PORT": _free_port(8080, taken)}
         settings |= {f"{name}_PORT": _free_port(8333 + 10 * i, taken) for i, name in enumerate(WEED_PORTS)}
-        settings |= {"LOGS_PORT": _free_port(8793, taken), "TRIGGER_LOGS_PORT": _free_port(8794, taken)}
         settings |= {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.writelines(f"{key}={value}\n" for key, value in settings.items())
@@ -196,7 +231,11 @@ class Stack:
             "weed": STAGES_BIN / "weed",
             "airflow": AIRFLOW_BIN / "airflow",
         }
-        (self.run_dir / "supervisord.conf").write_text(SUPERVISOR % values)
+        programs = (
+            AIRFLOW_PROGRAM % {**values, "name": name, "arguments": arguments}
+            for name, arguments in AIRFLOW_PROGRAMS.items()
+        )
+        (self.run_dir / "supervisord.conf").write_text(SUPERVISOR % values + "".join(programs))
 
     def _pid(self) -> int | None:
         """Process id of the supervisord of this run directory, if it is running."""
@@ -251,10 +290,13 @@ class Stack:
     def _airflow_answers(self) -> bool:
         try:
             health = urllib3.request("GET", f"{self.ui}/api/v2/monitor/health", timeout=5.0, retries=False).json()
-            healthy = all(
-                health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor")
-            )
-            return healthy and bool(self.api("GET", "/dags/retro_dataset"))
+            return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+        except (urllib3.exceptions.HTTPError, ValueError, KeyError):
+            return False
+
+    def _dag_is_parsed(self) -> bool:
+        try:
+            return bool(self.api("GET", "/dags/retro_dataset"))
         except (urllib3.exceptions.HTTPError, ValueError, KeyError, RuntimeError):
             return False
 
@@ -280,7 +322,11 @@ def _is_free(port: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("up", "down"), help="start or stop the stack")
+    parser.add_argument(
+        "action",
+        choices=("up", "down", "env"),
+        help="start or stop the stack, or print the environment of its store for a shell",
+    )
     parser.add_argument("--run-dir", type=Path, default=REPOSITORY / ".run", help="folder of the stack (default .run)")
     arguments = parser.parse_args()
     stack = Stack(arguments.run_dir)

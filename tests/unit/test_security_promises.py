@@ -30,11 +30,13 @@ def test_the_local_stack_listens_on_loopback_and_keeps_its_keys_private(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "demo"))
-    from stack import SUPERVISOR, Stack
+    from stack import AIRFLOW_PROGRAMS, SUPERVISOR, Stack
 
     stack, other = Stack(tmp_path / "a"), Stack(tmp_path / "b")
     assert stat.S_IMODE((tmp_path / "a/env").stat().st_mode) == 0o600
     assert stack.settings["AWS_SECRET_ACCESS_KEY"] != other.settings["AWS_SECRET_ACCESS_KEY"]
     assert stack.environment()["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert "-ip.bind=127.0.0.1" in SUPERVISOR
+    for name in ("scheduler", "triggerer"):  # They would serve logs on all interfaces.
+        assert "--skip-serve-logs" in AIRFLOW_PROGRAMS[name]
     assert not re.search(r"0\.0\.0\.0|secret", SUPERVISOR, re.IGNORECASE), "no argument of a process holds a key"
