@@ -55,7 +55,7 @@ test-airflow: dev ## Tests of DAGs, operator and scheduler, including failures
 test-ui: dev ## Tests of the UI in a headless browser
 	$(AIRFLOW)/python -m pytest tests/ui
 
-test-readers: .venv/.readers ## What datasets, Polars, DuckDB and RETRO-pytorch read from exports, in an environment of its own
+test-readers: .venv/.readers ## Test exports with datasets, Polars, DuckDB and RETRO-pytorch
 	.venv/readers/bin/python -m pytest tests/readers
 
 test-containers: dev images ## Tests of the Docker runtime and the compose stack (needs a Docker Engine)

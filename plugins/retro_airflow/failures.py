@@ -73,7 +73,7 @@ def of_exit_code(stage: str, exit_code: int, last_error: str, reason: str = "") 
         return FinalFailureError(f"{said}\n{stage} ended with exit code {exit_code}, so a retry would fail again")
     if exit_code == SIGKILL_EXIT:
         return FailureError(
-            f"{stage} was killed (signal 9): {reason or 'probably because memory ran out'}. A retry starts it again.\n"
+            f"{stage} was killed (signal 9): {reason or 'probably out of memory'}. A retry starts it again.\n"
             "  What to do if it happens again: give it more memory (`resources` on the form or in runtime.toml), "
             "lower batch_size, or run fewer tasks at once"
         )

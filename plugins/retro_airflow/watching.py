@@ -92,7 +92,7 @@ def schedule(config: Settings) -> Any:
     for folder in config.refresh_watch:
         if GLOB & set(folder) or not (folder.startswith("/") or "://" in folder):
             raise ConfigurationError(
-                f"RETRO_REFRESH_WATCH: {folder!r} is no folder",
+                f"RETRO_REFRESH_WATCH: {folder!r} is not a folder",
                 "name full paths or s3://… of folders, without patterns",
             )
     trigger = CorpusTrigger(config.refresh_watch, config.refresh_watch_s, config.deployment.object_store.connection)

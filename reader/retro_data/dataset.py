@@ -107,7 +107,7 @@ def open_dataset(
 def _of_folder(uri: str, version: int | None, cache: Cache, tokenizer: str | None) -> Dataset:
     if not store.exists(paths.manifest_in(uri)):
         raise BadInputError(
-            f"{uri} is no dataset: it has neither current.json nor manifest.json",
+            f"{uri} is not a dataset: it has neither current.json nor manifest.json",
             "name <root>/<dataset>, a folder that `retro-ops export` wrote, or a dataset spec",
         )
     if version is not None:

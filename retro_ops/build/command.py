@@ -1,4 +1,4 @@
-"""Corpus or recipe -> published version: every stage in this process, one after the other.
+"""Runs all stages in this process, from a corpus or a recipe to a published version.
 
 With ``--plan`` it continues the run of a plan; finished work is found and takes seconds. It stops at the first stage
 that fails, with the exit code of that stage.
@@ -28,7 +28,7 @@ PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--plan", help="continue the run of this plan, instead of planning another")
+    parser.add_argument("--plan", help="resume the run of this plan instead of planning a new one")
     parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", help="name of the dataset")
     parser.add_argument("--run", help="name of this run, for the folder of its plan (default: the current time)")
@@ -115,7 +115,9 @@ def request_of(arguments: Namespace) -> Request:
         return Request(arguments.plan, mode)
     require_flags(arguments, "root", "dataset", remedy="name both, or the plan of a run with --plan")
     if arguments.corpus and arguments.recipe:
-        raise BadInputError("--corpus and --recipe exclude each other", "name the one that describes the documents")
+        raise BadInputError(
+            "--corpus and --recipe cannot be used together", "name the one that describes the documents"
+        )
     if mode == "build" and not (arguments.corpus or arguments.recipe):
         raise BadInputError("no documents: --corpus and --recipe are missing", "name one of the two")
     root, dataset = arguments.root.rstrip("/"), arguments.dataset

@@ -137,7 +137,7 @@ def read(uri: str) -> dict[str, Any] | None:
     data = stored[0]
     report: dict[str, Any] = documents.read(data, uri, _Report, "delete it, then run the stage again")
     if sealed({key: value for key, value in report.items() if key != SEAL}) != data:
-        raise BadInputError(f"{uri} is not what its stage wrote", "delete it, then run the stage again")
+        raise BadInputError(f"{uri} was modified after its stage wrote it", "delete it, then run the stage again")
     for output in report["outputs"]:
         output["uri"] = resolve(output["uri"], uri)
     return report
@@ -161,7 +161,7 @@ def check_unchanged(uri: str) -> None:
     expected = [output["sha256"] for output in done["outputs"] if output["uri"].rpartition("/")[2] == name]
     if not store.exists(uri) or expected != [store.sha256(uri)]:
         raise BadInputError(
-            f"{uri} is not what its stage wrote",
+            f"{uri} was modified after its stage wrote it",
             "repair the dataset: trigger retro_repair, or `retro-ops plan --repair`",
         )
 

@@ -68,7 +68,5 @@ def _together(message: str, kind: str, failed: dict[str, Exception]) -> Exceptio
     """One error for all that ``failed``: BadInputError (no retry) if all are, else an error that is retried."""
     reasons = "; ".join(f"{name}: {str(error).partition(chr(10))[0]}" for name, error in failed.items())
     if all(isinstance(error, BadInputError) for error in failed.values()):
-        return BadInputError(
-            f"{message}: {reasons}", f"see above for what to do about each; the other {kind}s are done"
-        )
+        return BadInputError(f"{message}: {reasons}", f"see the message of each above; the other {kind}s are done")
     return RuntimeError(f"{message}: {reasons}")

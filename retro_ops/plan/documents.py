@@ -62,7 +62,9 @@ def _parsed(data: str | bytes, uri: str, hint: str) -> Any:
     except ValueError as error:
         raise DamagedError(f"{uri} is not JSON: {error}", hint) from error
     except RecursionError as error:
-        raise DamagedError(f"{uri} is not JSON of ours: nested deeper than {MOST_LEVELS} levels", hint) from error
+        raise DamagedError(
+            f"{uri} is not JSON that retro-ops wrote: nested deeper than {MOST_LEVELS} levels", hint
+        ) from error
     return document
 
 

@@ -48,7 +48,7 @@ def parse(text: str) -> Grid:
     """``13x5``: 13 parts, 5 ranges."""
     found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
     if not found:
-        raise BadInputError(f"{text!r} is no grid", "give parts and ranges: 13x5")
+        raise BadInputError(f"{text!r} is not a grid", "give parts and ranges: 13x5")
     return Grid(int(found[1]), int(found[2]))
 
 
@@ -60,7 +60,7 @@ def parse_cell(name: str) -> Cell:
         part, parts, number, ranges = map(int, found.groups()[1:])
         if part < parts and number < ranges:
             return Cell(cast(Split, found[1]), part, parts, number, ranges)
-    raise BadInputError(f"{name!r} is no cell of a grid", "`retro-ops search-parts --list` names the cells")
+    raise BadInputError(f"{name!r} is not a cell of a grid", "`retro-ops search-parts --list` names the cells")
 
 
 def ranges_of(grid: Grid, queries: Mapping[Split, int]) -> dict[Split, int]:

@@ -189,7 +189,7 @@ class Parameters:
     )
     pad_id: int | None = _integer(
         None,
-        "Token id that fills up the last chunk of a document.",
+        "Token id that pads the last chunk of a document.",
         CHUNKS,
         minimum=0,
         unset="the tokenizer's own",
@@ -279,7 +279,7 @@ class Parameters:
     )
     embed_dimensions: int | None = _integer(
         None,
-        "Dimensions kept of each vector, the first ones, for models trained for it (Matryoshka).",
+        "Keep only this many dimensions of each vector, the first ones; for models trained for it (Matryoshka).",
         EMBEDDING,
         title="Dimensions",
         unset="all",
@@ -290,7 +290,7 @@ class Parameters:
     trust_remote_code: bool = _define(
         False,
         "flag",
-        "Run Python code that the model contains. Without it, such a model is refused. No plan holds it.",
+        "Run Python code that the model contains. Without it, such a model is refused. It is never stored in a plan.",
         EMBEDDING,
         read_by=("embed-chunks",),
         kept_on_refresh=False,
@@ -552,7 +552,7 @@ class Parameters:
     )
     longest_line: str = _memory(
         "8MiB",
-        "Longest line of the corpus that is read, such as `64MiB` for whole books; a longer one is a bad record. A "
+        "Maximum length of a line of the corpus, such as `64MiB` for whole books; a longer one is a bad record. A "
         "line may take a 256th of the memory budget, so `64MiB` needs a budget of `16GiB`.",
         CHUNKS,
         title="Longest line",

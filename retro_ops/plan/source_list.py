@@ -119,7 +119,7 @@ def _check_place(sources: Sources, uri: str) -> None:
     folder, _, name = uri.rpartition("/runs/")
     if name.count("/") == 1 and _canonical(folder) != _canonical(join(sources.root, sources.dataset)):
         raise BadInputError(
-            f"{uri} is of dataset {sources.dataset!r} in {sources.root}, where it does not lie",
+            f"{uri} is of dataset {sources.dataset!r} in {sources.root}, but is stored elsewhere",
             "run `retro-ops list-sources` again",
         )
 

@@ -52,7 +52,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "split-corpus",
-            "split a source file of a recipe into parts of shards, by category and split",
+            "split a source file of a recipe into per-shard parts, by category and split",
             marker="parts",
             maps_over="file",
             folder="corpus",

@@ -43,7 +43,9 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
     say(f"plan: expects about {work.total:,} chunks; estimate if everything is built ({uri}):")
     for line in traffic.table(expected, moved, took):
         say(f"  {line}")
-    say(f"plan: about {sum(took.values()):,.1f} hours with {workers:,} workers (--workers) that each have a GPU")
+    hours = sum(took.values())
+    words = f"about {hours:,.1f} hours" if hours >= 0.1 else "a few minutes"
+    say(f"plan: {words} with {workers:,} {'worker' if workers == 1 else 'workers'} (--workers), each with a GPU")
     for stage, power in traffic.faster_than_linear(work, index, workers).items():
         say(f"plan: the bytes that {stage} reads grow faster than the corpus: as its size to the power of {power:.1f}")
     _check_limits(plan, work, index)

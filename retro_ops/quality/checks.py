@@ -305,6 +305,6 @@ def _check_checksums(uri: str, required: bool, trusted: Folders, sums: _Sums) ->
     for output in found["outputs"]:
         try:
             if sums.has_changed(output):
-                yield output["uri"], "its content is not what its stage wrote (SHA-256 differs)"
+                yield output["uri"], "its content was modified after its stage wrote it (SHA-256 differs)"
         except BadInputError:
             yield output["uri"], "does not exist"

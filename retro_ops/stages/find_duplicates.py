@@ -95,7 +95,7 @@ def _report(plan: Plan, name: str) -> dict[str, Any]:
     done = report.require(paths.report_uri(plan, "sign-documents", name), f"sign-documents of shard {name!r}")
     if changed := report.changed_output(done):
         raise BadInputError(
-            f"{changed} is not what its stage wrote", "delete its folder, then run sign-documents again"
+            f"{changed} was modified after its stage wrote it", "delete its folder, then run sign-documents again"
         )
     return done
 

@@ -54,7 +54,7 @@ def add_choices(parser: ArgumentParser) -> None:
     parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--refresh", action="store_true", help="start from the published version, if there is one")
-    how.add_argument("--repair", action="store_true", help="rebuild its damaged and missing files")
+    how.add_argument("--repair", action="store_true", help="rebuild damaged and missing files of the published version")
     parser.add_argument(
         "--shards",
         type=split_names,

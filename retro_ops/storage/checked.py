@@ -52,4 +52,6 @@ def _pieces(source: IO[bytes]) -> Iterator[bytes]:
 
 def _compare(uri: str, found: str, expected: str) -> None:
     if found != expected:
-        raise BadInputError(f"{uri} is not what its stage wrote (SHA-256 differs)", "run `retro-ops validate`")
+        raise BadInputError(
+            f"{uri} was modified after its stage wrote it (SHA-256 differs)", "run `retro-ops validate`"
+        )

@@ -58,7 +58,7 @@ def _refusal(uri: str, status: int) -> RetroError:
     if status == 200:
         return BadInputError(f"the server of {uri} does not serve ranges", "download the file, and name the copy")
     if status == 416:
-        return BadInputError(f"{uri} is shorter than it was", "it was changed: start a new run")
+        return BadInputError(f"{uri} was truncated", "it was changed: start a new run")
     if status in SEVERAL_AGAIN:
         return TransientError(f"the server of {uri} failed: status {status}", "run the stage again later")
     return ConfigurationError(
@@ -74,7 +74,7 @@ def _unreachable(uri: str, error: Exception) -> RetroError:
     if isinstance(cause, exceptions.SSLError):
         return ConfigurationError(f"cannot trust the server of {uri}: {cause}", "set SSL_CERT_FILE, if it is yours")
     if isinstance(cause, exceptions.LocationValueError):
-        return BadInputError(f"{uri!r} is no address: {cause}", "correct it")
+        return BadInputError(f"{uri!r} is not an address: {cause}", "correct it")
     return TransientError(f"cannot reach the server of {uri}: {cause}", "check the network and run the stage again")
 
 

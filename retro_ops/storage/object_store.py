@@ -195,7 +195,9 @@ def _store(uri: str) -> Any:
 def _key(uri: str) -> str:
     place, key = split_scheme(uri)
     if not re.fullmatch(r"(gs|az)://[A-Za-z0-9][A-Za-z0-9._-]{1,221}", place):
-        raise BadInputError(f"{uri!r} is no location of a store", "write it like gs://bucket/key or az://container/key")
+        raise BadInputError(
+            f"{uri!r} is not a location in a store", "write it like gs://bucket/key or az://container/key"
+        )
     return key.strip("/")
 
 
@@ -223,7 +225,7 @@ def _errors(uri: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise ConfigurationError(f"the store refused {uri}: {_line(error)}", settings) from error
     except (exceptions.InvalidPathError, exceptions.UnknownConfigurationKeyError) as error:
-        raise BadInputError(f"{uri!r} is no location of a store: {_line(error)}", settings) from error
+        raise BadInputError(f"{uri!r} is not a location in a store: {_line(error)}", settings) from error
     except exceptions.BaseError as error:
         if "416 Range Not Satisfiable" in str(error):
             raise _PastTheEndError(f"{uri} is shorter than its header says") from error

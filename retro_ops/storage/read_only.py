@@ -100,6 +100,4 @@ class Compared(io.RawIOBase):
 
 
 def _read_only(uri: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{uri} is on a server that is only read", "name documents there, and a folder or s3://… as the root"
-    )
+    return ConfigurationError(f"{uri} is read-only", "name documents there, and a folder or s3://… as the root")

@@ -96,7 +96,7 @@ def s3_errors(uri: str) -> Iterator[None]:
             raise
         raise ConfigurationError(f"cannot use the store of {uri}: {error}", SETTINGS) from error
     except cut_short as error:
-        raise CutShortError(f"the answer for {uri} is not whole: {error}", "run the command again") from error
+        raise CutShortError(f"the response for {uri} is incomplete: {error}", "run the command again") from error
     except exceptions.BotoCoreError as error:
         if type(error).__name__ in WRONG_SETTINGS:
             raise ConfigurationError(f"cannot use the store of {uri}: {error}", SETTINGS) from error

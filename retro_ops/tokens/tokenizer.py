@@ -15,7 +15,9 @@ from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
 from retro_ops.tokens import encoders, model_inputs
 
-LOADING_HINT = "name a model of the hub, or a local folder (then HF_HUB_OFFLINE=1 keeps it offline)"
+LOADING_HINT = (
+    "give --tokenizer and --model a local folder (with HF_HUB_OFFLINE=1), or a name on the hub if it can be reached"
+)
 
 
 class Tokenizer:

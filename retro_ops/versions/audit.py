@@ -68,7 +68,9 @@ def _audit(plan: Plan, stage: str, shard: str | None, sizes: Mapping[str, int], 
     if lost := report.lost_output(done, sizes):
         return TaskState(stage, shard, "damaged", done["seconds"], uri, f"{lost} is missing or truncated")
     if thorough and (changed := report.changed_output(done)):
-        return TaskState(stage, shard, "damaged", done["seconds"], uri, f"{changed} is not what its stage wrote")
+        return TaskState(
+            stage, shard, "damaged", done["seconds"], uri, f"{changed} was modified after its stage wrote it"
+        )
     return TaskState(stage, shard, "done", done["seconds"], uri)
 
 

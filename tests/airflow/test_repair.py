@@ -46,7 +46,7 @@ def test_a_damaged_shard_is_found_and_repaired_with_what_depends_on_it(dataset: 
     damaged.write_bytes(bytes(data))
     place = ["--root", dataset["root"], "--dataset", "d"]
     status = subprocess.run([REAL_STAGES, "status", *place, "--thorough"], capture_output=True, text=True, check=True)
-    assert f"{damaged} is not what its stage wrote" in status.stdout
+    assert f"{damaged} was modified after its stage wrote it" in status.stdout
 
     done = load("retro_repair").test(run_conf=dataset)
     assert str(done.state) == "success"

@@ -178,7 +178,7 @@ def test_a_killed_task_process_reconnects_and_a_killed_stage_is_run_again(
     assert door.pids("embed-chunks", "b") == [stage], "there was one process in all"
     assert "b is held for the 1. time" in airflow.log(run, EMBED_B, 2)
     assert len(door.pids("embed-chunks", "a")) == 2
-    assert "probably because memory ran out" in airflow.log(run, EMBED_A, 1)
+    assert "probably out of memory" in airflow.log(run, EMBED_A, 1)
     assert contents(tmp_path) == undisturbed
 
 

@@ -131,6 +131,6 @@ def test_an_exported_version_is_whole_checked_and_copied_only_once(
     damaged = paths.embeddings_uri(first, "00_a")
     store.write(damaged, store.read(damaged)[:-1] + b"x")
     run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", 1, "--to", tmp_path / "v3", code=65)
-    assert f"{damaged} is not what its stage wrote" in capfd.readouterr().err
+    assert f"{damaged} was modified after its stage wrote it" in capfd.readouterr().err
     assert not list((tmp_path / "v3").rglob("00_a.embeddings.npy"))
     assert not list((tmp_path / "v3").rglob("*.spec.json"))

@@ -123,7 +123,7 @@ def test_an_export_continues_and_refuses_damaged_inputs(
         exported(run, plan, tmp_path / "other", "--format", layout, code=65)
     finally:
         store.write(damaged, sound)
-    assert f"{damaged} is not what its stage wrote" in capfd.readouterr().err
+    assert f"{damaged} was modified after its stage wrote it" in capfd.readouterr().err
     assert not list((tmp_path / "other").rglob("*knn*"))
     assert not list((tmp_path / "other").rglob("00_a.parquet"))
     assert not list((tmp_path / "other").rglob("00_a.neighbours.npy"))

@@ -144,7 +144,7 @@ def test_damage_is_not_taken_over_into_the_next_version(built: Nights, what: str
     capfd.readouterr()
     with pytest.raises(StageFailedError):
         built.refresh()
-    assert f"{uri} is not what its stage wrote" in capfd.readouterr().err
+    assert f"{uri} was modified after its stage wrote it" in capfd.readouterr().err
     assert built.series().current == 1
     built.repair()
     done = built.refresh()

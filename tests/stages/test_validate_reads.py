@@ -84,7 +84,7 @@ def test_a_bit_that_breaks_no_rule_is_found_by_its_sum(
     said = capfd.readouterr().err
     assert str(path) in said
     if name == "embeddings" and at != 100:
-        assert f"{path}: its content is not what its stage wrote (SHA-256 differs)" in said
+        assert f"{path}: its content was modified after its stage wrote it (SHA-256 differs)" in said
         assert "problems found: 1, the first: " in said
         assert counted.bytes[str(path)] <= path.stat().st_size + HEADERS
     run("validate", "--spec", dataset / "data.spec.json")

@@ -144,4 +144,4 @@ def _vocabulary(place: Place, uri: str, digest: str) -> Vocabulary | None:
     try:
         return vocabulary(stored["tokenizer"])
     except (ValueError, LookupError, TypeError) as error:
-        raise DamagedError(f"{uri} is no tokenizer: {error!r}", hint) from error
+        raise DamagedError(f"{uri} is not a tokenizer: {error!r}", hint) from error

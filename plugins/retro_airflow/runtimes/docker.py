@@ -270,7 +270,7 @@ def _start_error(error: APIError, resources: Resources) -> Exception:
     explanation = str(error.explanation)
     if resources.gpus and any(word in explanation.lower() for word in _GPU_REFUSALS):
         return ConfigurationError(
-            f"the engine has no GPU to give: {explanation}",
+            f"no GPU is available on the engine: {explanation}",
             "install the NVIDIA driver and the NVIDIA Container Toolkit on its machine, or set gpus = 0",
         )
     return ConfigurationError(
