@@ -42,5 +42,5 @@ def check_removed(changes: Mapping[str, Any], limit: float, failed: Collection[s
     raise BadInputError(
         f"{len(removed):,} of {published:,} shards of version {changes['base']} would be removed "
         f"({len(removed) / published:.0%}, more than max_removed_share of {limit:.0%}): {shown}",
-        "check that the corpus is mounted and complete; if the removal is intended, raise max_removed_share for this run",
+        "check that the corpus is mounted and complete; if the removal is intended, raise max_removed_share",
     )
