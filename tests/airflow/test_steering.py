@@ -89,6 +89,9 @@ def airflow(
         "RETRO_REFRESH_WATCH": str(corpus),
         "RETRO_REFRESH_WATCH_SECONDS": "3",
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "http", "url": received.url, "endpoint": "lineage"}),
+        # Airflow watches the assets of a DAG from the first parse on that finds it unpaused.
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "20",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     }
     airflow = LiveAirflow(home, environment, dag="retro_refresh")
