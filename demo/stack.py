@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES_BIN = REPOSITORY / ".venv/stages/bin"
 AIRFLOW_BIN = REPOSITORY / ".venv/airflow/bin"
 BUCKET = "retro"
-START_TIMEOUT_S = 240
+START_TIMEOUT_S = 600
 STOP_TIMEOUT_S = 60
 WEED_PORTS = ("S3", "MASTER", "VOLUME", "FILER", "ADMIN")
 
