@@ -53,7 +53,7 @@ OF_STORE = tuple(kind for kind in FAULTS if kind != "stale list")
 """S3 lists what was written; a store that does not is none that we promise anything for."""
 
 MOST_TRIES = 12
-"""A step that has not ended after so many tries, the last ones undisturbed, is stuck."""
+"""A step that has not ended after this number of tries, the last ones undisturbed, is stuck."""
 
 DISTURBED_TRIES = 4
 STEPS = ("refresh", "refresh", "repair", "rollback", "prune", "export", "export parquet")

@@ -34,7 +34,7 @@ class PublishApproval(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         if not context["params"].get("approve"):
-            self.log.info("Approve before publishing is off, so nobody is asked")
+            self.log.info("Approve before publishing is off, so no approval is requested")
             return None
         with failures.airflow_errors():
             object_store.use_connection(settings.load().deployment.object_store.connection)

@@ -30,7 +30,7 @@ class SamplePart:
 
 
 def is_large(chunks: int) -> bool:
-    """Whether a corpus, or an index, of so many chunks is read by mapped tasks only."""
+    """Whether a corpus, or an index, of this number of chunks is read by mapped tasks only."""
     return chunks >= LARGE
 
 
