@@ -44,5 +44,5 @@ def parse_part(name: str) -> SamplePart:
     """The part called ``name``; see ``SamplePart.name``."""
     found = re.fullmatch(r"(\d{1,6})-of-(\d{1,6})", name)
     if not found or int(found[1]) >= int(found[2]):
-        raise BadInputError(f"{name!r} is no part", "`retro-ops search-samples --list` names the parts")
+        raise BadInputError(f"{name!r} is not a part", "`retro-ops search-samples --list` names the parts")
     return SamplePart(int(found[1]), int(found[2]))

@@ -122,5 +122,5 @@ def test_the_schedule_is_by_time_by_files_or_both() -> None:
 
 @pytest.mark.parametrize("folders", ["corpus", "s3://b/{date}/x", "/mnt/*.jsonl"])
 def test_only_folders_are_watched(folders: str) -> None:
-    with pytest.raises(ConfigurationError, match="is no folder"):
+    with pytest.raises(ConfigurationError, match="is not a folder"):
         watching.schedule(settings.load({**PLACE, "RETRO_REFRESH_WATCH": folders}))

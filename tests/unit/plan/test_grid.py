@@ -37,7 +37,7 @@ def test_the_rounds_of_a_grid_are_full(workers: int, shape: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "0x3", "3x0", "3", "3x", "3x4x5", "-1x2", "99999x1", "³x4"])
 def test_what_is_no_grid_is_refused(text: str) -> None:
-    with pytest.raises(BadInputError, match="is no grid"):
+    with pytest.raises(BadInputError, match="is not a grid"):
         grid.parse(text)
 
 
@@ -45,7 +45,7 @@ def test_what_is_no_grid_is_refused(text: str) -> None:
     "name", ["", "train", "test-part-0-of-1-range-0-of-1", "train-part-2-of-2-range-0-of-1", "../x", "val-part-0-of-1"]
 )
 def test_what_is_no_cell_is_refused(name: str) -> None:
-    with pytest.raises(BadInputError, match="is no cell"):
+    with pytest.raises(BadInputError, match="is not a cell"):
         grid.parse_cell(name)
 
 

@@ -103,7 +103,7 @@ def test_arrays_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "01/chunks.npy", np.zeros((1, 2 * SIZE), np.uint16))
     with pytest.raises(BadInputError, match="different sizes"):
         open_dataset(str(spec))
-    with pytest.raises(BadInputError, match="is no dataset"):
+    with pytest.raises(BadInputError, match="is not a dataset"):
         open_dataset(str(tmp_path))
 
 

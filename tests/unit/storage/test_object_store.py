@@ -81,7 +81,7 @@ def test_a_dataset_is_read_there(gs: str, bucket: Bucket, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("uri", ["gs://", "gs://b*d/key", "gs:///key", "az://user@host/key"])
 def test_what_is_no_location_is_named(uri: str) -> None:
-    with pytest.raises(BadInputError, match="no location of a store"):
+    with pytest.raises(BadInputError, match="is not a location in a store"):
         store.write(uri, b"")
 
 
