@@ -18,5 +18,5 @@ def test_a_large_index_has_parts_of_a_bounded_size_and_a_small_one_none() -> Non
 
 @pytest.mark.parametrize("name", ["", "1", "3-of-3", "1-of-", "-1-of-3", "a-of-3", "1-of-3 "])
 def test_what_is_no_part_is_refused(name: str) -> None:
-    with pytest.raises(BadInputError, match="is no part"):
+    with pytest.raises(BadInputError, match="is not a part"):
         sample_parts.parse_part(name)
