@@ -55,6 +55,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "max-bad-share": "0.5",
         "duplicates": "keep",
         "duplicate-threshold": "0.8",
+        "longest-line": "8MiB",
         "embed-input": "text",
         "seed": "0",
         "num-neighbours": "4",
@@ -144,6 +145,7 @@ def test_the_arguments_of_list_sources_follow_from_the_form() -> None:
         "on-bad-record": "quarantine",
         "max-bad-share": "0.5",
         "memory-budget": "1GiB",
+        "longest-line": "8MiB",
     }
     assert stage_arguments.sources_arguments(context({})) == {}
     for conf in ({"recipe": "r.yaml"}, {"recipe": "x", "source_folder": "here"}):
