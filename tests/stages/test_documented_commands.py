@@ -18,7 +18,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 REASON = re.compile(r"<!-- not run: (.+) -->")
-LANGUAGES = {"", "sh", "python", "yaml", "mermaid"}
+LANGUAGES = {"", "sh", "python", "toml", "yaml", "mermaid"}
 """``sh`` and ``python`` are what a reader may paste; a block without a language is output, a file tree or the like."""
 
 SUBSTITUTES = {"IVF16,PQ32": "IVF4,PQ32x4"}
