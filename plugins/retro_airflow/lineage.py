@@ -31,7 +31,7 @@ FIELDS = (
     ("neighbours", "array<int64>", "global ids of the nearest chunks, the nearest first; -1: none"),
     ("distances", "array<float32>", "squared L2 distances of the neighbours"),
 )
-"""Name, type and meaning of what the dataset has for each chunk."""
+"""Name, type and meaning of the fields that the dataset has for each chunk."""
 
 LIMITS = (
     ("recall", "min_recall", True),

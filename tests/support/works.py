@@ -1,4 +1,4 @@
-"""The amount of work of a run, for tests and benchmarks of what `plan` estimates."""
+"""Sizes of runs, for tests and benchmarks of the estimates of `plan`."""
 
 from dataclasses import replace
 from typing import Any

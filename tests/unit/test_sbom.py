@@ -1,4 +1,4 @@
-"""The list of what an image holds: every pinned package with its version, and a licence that allows its use."""
+"""The SBOM of an image: every pinned package with its version, and a licence that allows its use."""
 
 import json
 import re

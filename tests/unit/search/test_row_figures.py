@@ -1,4 +1,4 @@
-"""Figures of all rows, whatever the blocks in which they come."""
+"""Figures of all rows, for any division into blocks."""
 
 import numpy as np
 import pytest
