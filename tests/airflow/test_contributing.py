@@ -92,7 +92,7 @@ def test_a_new_stage_runs_in_the_dags_in_its_place(with_stage: Path) -> None:
         "from retro_airflow.dags.retro_dataset import dag; task = dag.get_task('publish.count_tokens'); "
         "print(sorted(task.upstream_task_ids), sorted(task.downstream_task_ids))"
     )
-    assert run(sys.executable, with_stage, "-c", program).endswith("['publish.validate'] ['publish.publish']\n")
+    assert run(sys.executable, with_stage, "-c", program).endswith("['publish.validate'] ['publish.approve']\n")
 
 
 def test_a_new_stage_is_a_command_and_a_step_of_build(with_stage: Path, tmp_path: Path) -> None:

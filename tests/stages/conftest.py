@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +84,7 @@ def first_version(tmp_path_factory: pytest.TempPathFactory, texts: list[str], mo
 @pytest.fixture
 def built(first_version: First) -> Nights:
     """With its first version published."""
-    work = Path(first_version.nights.root).parent
-    shutil.rmtree(work)
-    shutil.copytree(first_version.saved, work)
-    return replace(first_version.nights, runs=list(first_version.nights.runs))
+    return first_version.restored()
 
 
 @pytest.fixture(scope="session")

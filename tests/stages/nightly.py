@@ -1,6 +1,7 @@
 """A small dataset of real text that changes from night to night."""
 
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runs import Done, call, whole_run
@@ -68,6 +69,13 @@ class First:
 
     nights: Nights
     saved: Path
+
+    def restored(self) -> Nights:
+        """The dataset with this version alone, whatever earlier tests did to it."""
+        work = Path(self.nights.root).parent
+        shutil.rmtree(work)
+        shutil.copytree(self.saved, work)
+        return replace(self.nights, runs=list(self.nights.runs))
 
 
 def planned(nights: Nights, name: str, *flags: str) -> str:

@@ -28,7 +28,7 @@ def test_an_index_in_parts_gives_what_the_whole_gives(
     nights.flags = (*flags, *LITTLE)
     parts = nights.first()
     said = capfd.readouterr().err
-    assert said.count("so it is read part by part") > 4
+    assert said.count("so it is read part by part") >= 3  # tune-search, and retrieve-neighbours of both splits
     assert set(compare(parts, whole)[0].values()) == {1.0}
     for split in ("train", "val"):
         assert store.read(paths.index_uri(parts.plan, split)) == store.read(paths.index_uri(whole.plan, split))

@@ -33,7 +33,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def served(first_version: First, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    nights: Nights = first_version.nights
+    nights = first_version.restored()
     run = nights.runs[0]
     version = ServedVersion(run.plan, run.plan_uri, "train", Parameters(device="cpu"))
     with (
