@@ -11,6 +11,7 @@ BUILD_OPTIONS ?=
 SIDE_BY_SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 STAGES := .venv/stages/bin
 AIRFLOW := .venv/airflow/bin
+INSTALL = $(PYTHON) requirements/install.py
 export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins:$(CURDIR)/reader
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
@@ -132,10 +133,12 @@ dev: .venv/.dev ## The same, with what tests and linters need
 # Both environments are created in parallel: one waits for the network while the other unpacks.
 .venv/.ready: requirements/airflow.txt requirements/stages.txt requirements/demo.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3")'
-	@echo "Creating .venv/airflow and .venv/stages with $(PYTHON) (a few minutes the first time)"
+	@echo "Creating the environments .venv/airflow and .venv/stages with $(PYTHON), the first time only."
+	@echo "This takes one minute or two, on a slow machine or network up to twenty. Wheels of torch for CUDA are several GB;"
+	@echo "docs/deployment.md, Installing torch, says how to take the build for CPUs."
 	@set -e; mkdir -p .venv; \
-	  ( $(PYTHON) -m venv .venv/airflow && $(AIRFLOW)/pip install -qq -r requirements/airflow.txt ) & airflow=$$!; \
-	  ( $(PYTHON) -m venv .venv/stages && $(STAGES)/pip install -qq -r requirements/stages.txt -r requirements/demo.txt \
+	  ( $(INSTALL) .venv/airflow requirements/airflow.txt ) & airflow=$$!; \
+	  ( $(INSTALL) .venv/stages requirements/stages.txt requirements/demo.txt \
 	    && $(STAGES)/pip install -qq --no-deps -e . ) || { wait $$airflow; exit 1; }; \
 	  wait $$airflow
 	@touch $@
@@ -147,6 +150,6 @@ dev: .venv/.dev ## The same, with what tests and linters need
 	@touch $@
 
 .venv/.dev: .venv/.ready requirements/dev-airflow.txt requirements/dev-stages.txt
-	@$(AIRFLOW)/pip install -qq -r requirements/dev-airflow.txt
-	@$(STAGES)/pip install -qq -r requirements/dev-stages.txt
+	@$(INSTALL) .venv/airflow requirements/dev-airflow.txt
+	@$(INSTALL) .venv/stages requirements/dev-stages.txt
 	@touch $@

@@ -27,6 +27,7 @@ DAG = "retro_dataset"
 DATASET = "demo"
 POLL_S = 2
 RUN_TIMEOUT_S = 1200
+REPEAT_S = 20
 FINISHED = ("success", "failed")
 
 
@@ -49,7 +50,7 @@ def trigger(stack: Stack) -> str:
     run_id = f"demo-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
     conf = {"dataset": DATASET, "preset": "tiny"}
     stack.api("POST", f"/dags/{DAG}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf})
-    print(f"Triggered {DAG}: {run_url(stack, run_id)}", flush=True)
+    print(f"Triggered {DAG}, two to ten minutes: {run_url(stack, run_id)}", flush=True)
     return run_id
 
 
@@ -58,15 +59,16 @@ def run_url(stack: Stack, run_id: str) -> str:
 
 
 def watch(stack: Stack, run_id: str) -> None:
-    """Print changes until the run ends. If it failed, print the logs of the failed tasks and exit."""
-    start, printed = time.monotonic(), ""
+    """Print progress until the run ends. If it failed, print the logs of the failed tasks and exit."""
+    start, printed, printed_at = time.monotonic(), "", 0.0
     while True:
         state = stack.api("GET", f"/dags/{DAG}/dagRuns/{quote(run_id)}")["state"]
         tasks = task_instances(stack, run_id)
         line = summary(tasks)
-        if line != printed:
-            print(f"  {time.monotonic() - start:4.0f} s  {line}", flush=True)
-            printed = line
+        passed = time.monotonic() - start
+        if line != printed or passed - printed_at > REPEAT_S:
+            print(f"  {passed:4.0f} s  {line}", flush=True)
+            printed, printed_at = line, passed
         if state in FINISHED:
             break
         if time.monotonic() - start > RUN_TIMEOUT_S:

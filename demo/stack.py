@@ -137,7 +137,7 @@ class Stack:
     def up(self) -> None:
         if self._pid() is None:
             self._write_configuration()
-            print(f"Starting the object store and Airflow in {self.run_dir}", flush=True)
+            print(f"Starting the object store and Airflow in {self.run_dir}: a minute or two", flush=True)
             supervisord = [str(STAGES_BIN / "supervisord"), "-c", str(self.run_dir / "supervisord.conf")]
             self._migrate()
             subprocess.run(supervisord, env=self.environment(), check=True, cwd=self.run_dir)
