@@ -17,7 +17,7 @@ def chosen(
     missing silently. ``where``: prefix of the error, with the location of the patterns.
     """
     names = [shard.name for shard in shards]
-    of_index, of_queries = _matching(indexed, names), _matching(queried, names)
+    of_index, of_queries = _matching(indexed, names, where), _matching(queried, names, where)
     found = [
         replace(
             shard,
@@ -35,8 +35,16 @@ def chosen(
     return found
 
 
-def _matching(patterns: Sequence[str] | None, names: Sequence[str]) -> set[str] | None:
-    return None if patterns is None else {name for pattern in patterns for name in matching(pattern, names)}
+def _matching(patterns: Sequence[str] | None, names: Sequence[str], where: str) -> set[str] | None:
+    if patterns is None:
+        return None
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            found |= matching(pattern, names)
+        except ValueError as error:
+            raise BadInputError(f"{where}bad pattern {pattern!r} of shards: {error}") from error
+    return found
 
 
 def check_patterns(shards: Sequence[Shard], given: Mapping[str, str | None]) -> None:

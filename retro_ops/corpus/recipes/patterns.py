@@ -2,14 +2,10 @@
 
 from collections.abc import Callable
 
-import bracex
-
+from retro_ops.corpus import braces
 from retro_ops.corpus.recipes.model import SUFFIXES, RecipeLine
 from retro_ops.corpus.recipes.yaml_nodes import Faults, YamlList, YamlMapping, YamlText
 from retro_ops.uris import file_name
-
-MOST_ALTERNATIVES = 100_000
-"""Limit on the names that the braces of one pattern expand to."""
 
 
 def alternatives(pattern: str) -> list[str]:
@@ -19,15 +15,10 @@ def alternatives(pattern: str) -> list[str]:
             raise ValueError(f"{opening} and {closing} do not match")
     if "{date}" in pattern:
         raise ValueError("{date} is not supported in a recipe")
-    try:
-        names = bracex.expand(pattern, keep_escapes=True, limit=MOST_ALTERNATIVES)
-    except RecursionError:
-        raise ValueError("its braces are nested too deep") from None
-    except bracex.ExpansionLimitException:
-        raise ValueError(f"its braces expand to more than {MOST_ALTERNATIVES:,} names") from None
+    names = braces.expand(pattern)
     if any("{" in name or "}" in name for name in names):
         raise ValueError("braces must hold a list {a,b} or a range {00..29}")
-    return list(names)
+    return names
 
 
 def patterns(

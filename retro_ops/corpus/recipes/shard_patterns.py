@@ -6,10 +6,15 @@ did when only that was known, so patterns in plans of earlier versions keep thei
 """
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterable
 
+from retro_ops.corpus import braces
 from retro_ops.corpus.recipes.patterns import alternatives
+from retro_ops.errors import BadInputError
+
+SHOWN = 200
 
 UNCLEAR = {
     "[^": "write [!…] to exclude characters",
@@ -21,13 +26,14 @@ UNCLEAR = {
 
 def split_patterns(text: str) -> list[str]:
     """``{00..08}_*,{a,b}`` -> ``["{00..08}_*", "{a,b}"]``: commas in braces and brackets belong to their pattern."""
-    found, depth = [""], 0
-    for character in text:
+    if text.count("{") > braces.MOST_BRACES:
+        raise BadInputError(f"bad patterns {text[:SHOWN]!r}: more than {braces.MOST_BRACES} braces", "use * instead")
+    ends, depth = [-1], 0
+    for place, character in enumerate(text):
         depth = max(0, depth + (character in "{[") - (character in "}]"))
         if character == "," and depth == 0:
-            found.append("")
-        else:
-            found[-1] += character
+            ends.append(place)
+    found = (text[before + 1 : end] for before, end in itertools.pairwise([*ends, len(text)]))
     return [pattern for pattern in found if pattern]
 
 
@@ -40,10 +46,10 @@ def check_pattern(pattern: str) -> None:
 
 
 def matching(pattern: str, names: Iterable[str]) -> set[str]:
-    """The ``names`` that ``pattern`` matches."""
-    found = alternatives(pattern) if "{" in pattern else [pattern]
-    compiled = re.compile("|".join(map(fnmatch.translate, found)))
-    return {name for name in names if compiled.match(name)}
+    """The ``names`` that ``pattern`` matches. ValueError, with the reason, if its braces are invalid."""
+    plain, patterns = braces.plain_and_patterns(alternatives(pattern) if "{" in pattern else [pattern])
+    compiled = re.compile("|".join(map(fnmatch.translate, patterns))) if patterns else None
+    return {name for name in names if name in plain or (compiled is not None and compiled.match(name))}
 
 
 def no_match(pattern: str, key: str, names: Iterable[str]) -> tuple[str, str]:

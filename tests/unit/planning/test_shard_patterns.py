@@ -1,6 +1,7 @@
 """One language of patterns of shard names, whether a flag, a form, a recipe or an earlier plan holds them."""
 
 import fnmatch
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,48 @@ def test_flags_and_recipes_refuse_the_same_with_the_same_words(
     with pytest.raises(BadInputError) as found:
         choose(pattern)
     assert said in str(found.value)
+
+
+ENDLESS = {
+    "fifteen braces": "{a,b}" * 15 + "*",
+    "a product of names": "{aa,bb}" * 20,
+    "nested braces": "{a,{b,{c,d}}}" * 30,
+    "nested deep": "{" * 3000 + "a,b" + "}" * 3000,
+    "a range": "{0..999999999}",
+    "ranges": "{1..999}*{1..999}",
+    "long names": "{a,b}" * 13 + "x" * 9000,
+    "long patterns": "{a,b}" * 10 + "x" * 9000 + "*",
+    "brackets": "{a,b}" + "[" * 2000 + "]" * 2000,
+    "patterns": ",".join(["{a,b}" * 10 + "*"] * 50),
+}
+
+
+@WAYS
+@pytest.mark.parametrize("pattern", ENDLESS.values(), ids=ENDLESS.keys())
+def test_no_pattern_of_shards_runs_without_end(choose: Callable[[str], list[Shard]], pattern: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(BadInputError) as found:
+        choose(pattern)
+    assert "more than" in str(found.value)
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 400 + "*b", "*" * 9000 + "b", "[ab]*" * 1000, "?*" * 3000])
+def test_many_stars_do_not_look_back(pattern: str) -> None:
+    started = time.perf_counter()
+    assert matching(pattern, [f"{'a' * 240}{number}" for number in range(100)]) == set()
+    assert time.perf_counter() - started < 5
+
+
+def test_a_long_text_is_split_in_linear_time() -> None:
+    started = time.perf_counter()
+    assert split_patterns("a" * 1_000_000 + ",b") == ["a" * 1_000_000, "b"]
+    assert time.perf_counter() - started < 5
+
+
+def test_patterns_of_an_earlier_plan_are_checked_as_well() -> None:
+    with pytest.raises(BadInputError, match=r"bad pattern '\{a' of shards: \{ and \} do not match"):
+        chosen([Shard("a", "train", (Source("/x", 1, "x"),))], ["{a"], None)
 
 
 def test_a_shard_that_is_neither_indexed_nor_queried_is_refused() -> None:
