@@ -92,7 +92,7 @@ WRONG: list[tuple[str, str, int, str]] = [
     ("{00..02}.jsonl.zst", "{0002}.jsonl.zst", 3, "bad pattern"),
     ("{00..02}.jsonl.zst", "{date}.jsonl.zst", 3, "{date} is not supported in a recipe"),
     ("{00..02}.jsonl.zst", "{00..02}.csv", 3, "has no known format; the formats are .jsonl"),
-    ("{00..02}.jsonl.zst", "{0..999999999}.jsonl", 3, "more than 100,000 names"),
+    ("{00..02}.jsonl.zst", "{0..999999999}.jsonl", 3, "more than 20,000 names"),
     ("val_*]", "'[val_*']", 18, "bad pattern '[val_*'"),
     ("val: 0.25", "val: 1.5", 5, "the validation share must be between 0 and 1; write it like 'val: 0.01'"),
     ("val: 0.25, ", "", 5, "the validation share must be between 0 and 1"),
