@@ -9,15 +9,14 @@ import difflib
 import importlib
 import logging
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import retro_ops
 from retro_ops.compute.device import cores
@@ -26,7 +25,7 @@ from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
 from retro_ops.plan.stage_graph import CODE_VERSIONS, STAGES
-from retro_ops.progress import configure_logging, say
+from retro_ops.progress import LogFormat, configure_logging, say, sign_of_life
 from retro_ops.storage.s3_retries import be_patient
 
 COMMANDS = {
@@ -54,7 +53,7 @@ class _CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            flags = re.findall(r"--[\w-]+", self.format_usage())
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
             near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
             advice = f"did you mean {near[0]}?" if near else f"`{self.prog} --help` lists the flags"
             self.exit(EXIT_USAGE, f"{self.prog}: error: unknown argument {unknown[0]}; {advice}\n")
@@ -77,16 +76,21 @@ def _parser(called: str | None) -> argparse.ArgumentParser:
 
 def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
     module = _module(name)
-    command.description = module.__doc__
+    command.description = (module.__doc__ or "").replace("``", "")
     module.add_arguments(command)
     if name in WITH_PLAN:
         command.add_argument("--plan", help="plan of the run, which determines inputs and outputs")
         command.add_argument(
             "--shard", type=split_names, metavar="A,B", help="shard of the plan, or several to process in turn"
         )
+    command.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        help="messages on stderr as text or as JSON lines (default: text on a terminal, JSON lines elsewhere)",
+    )
+    command.add_argument("--verbose", action="store_true", help="accepted for compatibility with the original")
     for parameter in PARAMETERS if name in ("build", "plan") else read_by(name):
         _add_flag(command, PARAMETERS[parameter])
-    command.add_argument("--verbose", action="store_true", help="accepted for compatibility with the original")
 
 
 def _add_flag(command: argparse.ArgumentParser, parameter: Parameter) -> None:
@@ -104,8 +108,8 @@ def _add_flag(command: argparse.ArgumentParser, parameter: Parameter) -> None:
 
 def _help(parameter: Parameter) -> str:
     default = parameter.unset if parameter.default is None else parameter.default
-    text = parameter.meaning.replace("`", "").replace("%", "%%")
-    return text if default is False else f"{text} (default: {default})"
+    text = parameter.meaning if default is False else f"{parameter.meaning} (default: {default})"
+    return text.replace("`", "'").replace("%", "%%")
 
 
 def _type(parameter: Parameter) -> Callable[[str], Any]:
@@ -178,7 +182,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _missing_libraries():
             arguments = _parser(called).parse_args(words)
-            _module(arguments.stage).run(arguments, _parameters(arguments))
+            if arguments.log_format:
+                configure_logging(arguments.log_format)
+            with sign_of_life(arguments.stage) if arguments.stage in STAGES else nullcontext():
+                _module(arguments.stage).run(arguments, _parameters(arguments))
     except RetroError as error:
         say(str(error), logging.ERROR, event="failed", exit_code=error.exit_code)
         return error.exit_code

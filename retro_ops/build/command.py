@@ -19,7 +19,8 @@ from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import NEVER_PLANNED, PARAMETERS, Parameters, read_by
-from retro_ops.progress import say, show
+from retro_ops.plan.stage_graph import STAGES
+from retro_ops.progress import say, show, sign_of_life
 from retro_ops.stages import plan as plan_stage
 from retro_ops.versions import card, history
 
@@ -27,7 +28,12 @@ PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards
 """Arguments that only `plan` needs."""
 
 
+USAGE = """%(prog)s --root ROOT --dataset NAME (--corpus FILES | --recipe RECIPE | --refresh | --repair) [options]
+       %(prog)s --plan PLAN [options]"""
+
+
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.usage = USAGE
     parser.add_argument("--plan", help="resume the run of this plan instead of planning a new one")
     parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
     parser.add_argument("--dataset", help="name of the dataset")
@@ -69,8 +75,10 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     for step in steps(request):
         summary.plan_uri = step.arguments.get("plan", request.plan_uri)
         started = time.monotonic()
+        say(_announcement(step), event="stage", stage=step.stage, shards=step.shards)
         try:
-            perform(step, changed)
+            with sign_of_life(step.stage):
+                perform(step, changed)
         except Exception:
             say(f"build: {step.stage} failed, see below. {_how_to_continue(step.stage, request)}", event="stopped")
             raise
@@ -78,6 +86,13 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         summary.shards[step.stage] = step.shards
     facts = summary.as_json()
     show(json.dumps(facts, indent=1) if arguments.json else _as_text(read_plan(summary.plan_uri).dataset, facts))
+
+
+def _announcement(step: Step) -> str:
+    """``build: embed-chunks (8 shards): embed chunks with a sentence-transformer``."""
+    stage = STAGES[step.stage]
+    number = f" ({step.shards:,} {stage.maps_over}{'s' if step.shards > 1 else ''})" if stage.maps_over else ""
+    return f"build: {step.stage}{number}: {stage.help.replace('`', '')}"
 
 
 def perform(step: Step, changed: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from retro_ops.execution.shard_groups import Shared
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters, set_later, values_for
 from retro_ops.plan.plan import Plan
-from retro_ops.progress import Progress
+from retro_ops.progress import Progress, say
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyWriter, open_npy
 from retro_ops.tokens.encoders import retry_with_reference
@@ -166,8 +166,12 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
 def _open_embedder(parameters: Parameters) -> Embedder:
     from retro_ops.compute.device import choose
 
-    embedder = Embedder(chosen_model(parameters), choose(parameters.device, "torch"), parameters.batch_size)
+    say(f"{STAGE}: loading {parameters.model}")
+    where = choose(parameters.device, "torch")
+    embedder = Embedder(chosen_model(parameters), where, parameters.batch_size)
+    say(f"{STAGE}: choosing the fastest backend that gives the vectors of encode, on {where.chosen} ({where.why})")
     embedder.prepare()
+    say(f"{STAGE}: {embedder.how['way']} in {embedder.how['dtype']} ({embedder.how['why']})")
     return embedder
 
 

@@ -132,6 +132,7 @@ def _from_corpus(
         if amount:
             parse_bytes(amount)
     # The model is loaded here, too, so that a run with a wrong name or type fails before any work.
+    say(f"plan: loading tokenizer {parameters.tokenizer} and model {parameters.model}")
     tokenizer, model = Tokenizer.load(parameters.tokenizer, parameters.pad_id), chosen_model(parameters)
     plan = Plan(
         dataset=arguments.dataset,

@@ -1,5 +1,6 @@
 """The command line as a process."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -43,3 +44,10 @@ def test_an_unknown_flag_is_reported_for_its_command(
         main(words)
     assert exit_.value.code == EXIT_USAGE
     assert expected in capsys.readouterr().err
+
+
+def test_messages_have_the_format_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", "--root", str(tmp_path), "--dataset", "none", "--log-format", "text"])
+    assert "dataset 'none' was never published\n  What to do: " in capsys.readouterr().err
+    main(["list", "--root", str(tmp_path), "--dataset", "none"])
+    assert "dataset 'none' was never published" in json.loads(capsys.readouterr().err)["message"]
