@@ -23,7 +23,7 @@ from retro_ops.compute.device import cores
 from retro_ops.errors import EXIT_OK, EXIT_USAGE, BadInputError, ConfigurationError, RetroError, exhausted
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan.name_lists import split_names
-from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, read_by
+from retro_ops.plan.parameters import PARAMETERS, Parameter, Parameters, Section, read_by
 from retro_ops.plan.stage_graph import CODE_VERSIONS, STAGES
 from retro_ops.progress import LogFormat, configure_logging, say, sign_of_life
 from retro_ops.storage.s3_retries import be_patient
@@ -89,11 +89,16 @@ def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
         help="messages on stderr as text or as JSON lines (default: text on a terminal, JSON lines elsewhere)",
     )
     command.add_argument("--verbose", action="store_true", help="accepted for compatibility with the original")
-    for parameter in PARAMETERS if name in ("build", "plan") else read_by(name):
-        _add_flag(command, PARAMETERS[parameter])
+    taken = [PARAMETERS[parameter] for parameter in (PARAMETERS if name in ("build", "plan") else read_by(name))]
+    for section in get_args(Section):
+        # argparse leaves out groups without a flag.
+        group = command.add_argument_group(section)
+        for parameter in taken:
+            if parameter.section == section:
+                _add_flag(group, parameter)
 
 
-def _add_flag(command: argparse.ArgumentParser, parameter: Parameter) -> None:
+def _add_flag(command: argparse._ArgumentGroup, parameter: Parameter) -> None:
     # Absent unless given, to distinguish a flag from a default.
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(parameter)}
     if parameter.kind == "flag":

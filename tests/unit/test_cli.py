@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from retro_ops.cli import main
+from retro_ops.cli import COMMANDS, main
 from retro_ops.errors import EXIT_USAGE
+from retro_ops.plan.parameters import PARAMETERS, Section, read_by
 
 
 def test_sigterm_ends_a_stage_in_order(tmp_path: Path) -> None:
@@ -44,6 +46,20 @@ def test_an_unknown_flag_is_reported_for_its_command(
         main(words)
     assert exit_.value.code == EXIT_USAGE
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_parameters_under_the_sections_of_the_form(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    taken = [PARAMETERS[name] for name in (PARAMETERS if command in ("build", "plan") else read_by(command))]
+    positions = {section: shown.find(f"\n{section}:\n") for section in get_args(Section)}
+    assert {section for section, position in positions.items() if position >= 0} == {of.section for of in taken}
+    for parameter in taken:
+        flag = shown.rfind(f"\n  {parameter.flag}")
+        assert positions[parameter.section] < flag
+        assert all(not positions[parameter.section] < other < flag for other in positions.values())
 
 
 def test_messages_have_the_format_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
