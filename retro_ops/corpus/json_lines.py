@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import zstandard
 
 from retro_ops.corpus import line_streams
 from retro_ops.errors import BadInputError
+from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.plan.plan import Source
 from retro_ops.progress import say
 from retro_ops.storage import store
@@ -23,6 +25,9 @@ TOO_DEEP = f"nested deeper than {MOST_LEVELS} levels"
 
 MOST_BAD_AT_FIRST = 100_000
 """Reading a file stops after this many bad records without a document, if the bad-record limit does not allow them."""
+
+NO_KEY, NO_STRING, TOO_LONG = "no key ", " is not a string but ", "line longer than "
+"""Parts of reasons."""
 
 QUARANTINED_CHARACTERS = 200
 """Characters of a bad record that are kept, so that it can be recognised."""
@@ -50,6 +55,21 @@ class BadRecord:
     line: int
     reason: str
     content: str
+
+    def __str__(self) -> str:
+        """File, line and reason; of a record without text also its keys, among which the user finds the right one."""
+        keys = ", ".join(map(repr, _first_keys(self.content))) if self.reason.startswith(NO_KEY) else ""
+        return f"{self.source}, line {self.line}: {self.reason}" + (f"; its keys are {keys}" if keys else "")
+
+    @property
+    def remedy(self) -> str:
+        if self.reason.startswith(NO_KEY) or NO_STRING in self.reason:
+            return (
+                f"name the key of the text with {PARAMETERS['text_field'].where}, in a recipe with `text` of the source"
+            )
+        if self.reason.startswith(TOO_LONG):
+            return f"raise {PARAMETERS['longest_line'].where} and {PARAMETERS['memory_budget'].where}"
+        return "fix the file"
 
 
 def changed_source(sources: Iterable[Source]) -> str | None:
@@ -112,7 +132,7 @@ def parse(
         return BadRecord(source, number, reason, (line or b"").decode("utf-8", "backslashreplace"))
 
     if line is None:
-        return bad(f"line longer than {max_line_bytes:,} bytes: see longest_line and memory_budget")
+        return bad(f"{TOO_LONG}{max_line_bytes:,} bytes: see longest_line and memory_budget")
     if not line or line.isspace():
         return None
     try:
@@ -126,12 +146,12 @@ def parse(
     if not isinstance(record, dict):
         return bad(f"not a JSON object but {type(record).__name__}")
     if text_key not in record:
-        return bad(f"no key {text_key!r}")
+        return bad(f"{NO_KEY}{text_key!r}")
     if line.count(b"[") + line.count(b"{") > MOST_LEVELS and depth(record, MOST_LEVELS) > MOST_LEVELS:
         return bad(TOO_DEEP)
     text = record.pop(text_key)
     if not isinstance(text, str):
-        return bad(f"{text_key!r} is not a string but {type(text).__name__}")
+        return bad(f"{text_key!r}{NO_STRING}{type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -151,33 +171,47 @@ def depth(value: Any, most: int) -> int:
 def refusal(record: BadRecord) -> BadInputError:
     """The error for a bad record when bad records are not quarantined."""
     return BadInputError(
-        f"{record.source}, line {record.line}: {record.reason}",
-        "fix the record, or set bad records aside with --on-bad-record quarantine",
+        str(record), f"{record.remedy}, or set bad records aside with {PARAMETERS['on_bad_record'].flag} quarantine"
     )
 
 
-def first_of(quarantine: bytes) -> str:
-    """The first of some lines of a quarantine file, as text: file, line and reason."""
-    entry = json.loads(quarantine[: quarantine.index(b"\n")])
-    return f"{entry['source']}, line {entry['line']}: {entry['reason']}"
+def first_of(quarantine: bytes) -> BadRecord:
+    """The first of some lines of a quarantine file."""
+    return BadRecord(**json.loads(quarantine[: quarantine.index(b"\n")]))
 
 
-def say_bad(stage: str, bad: int, good: int, first: str | None, quarantine: str) -> None:
+_KEY = re.compile(r'\s*[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')
+
+
+def _first_keys(content: str) -> list[str]:
+    """The keys of a JSON object of which ``content`` is the beginning."""
+    content, at, keys = content[:QUARANTINED_CHARACTERS], 0, []
+    while found := _KEY.match(content, at):
+        keys.append(json.loads(found[1]))
+        try:
+            at = json.JSONDecoder().raw_decode(content, found.end())[1]
+        except ValueError:  # The content ends within the value.
+            break
+    return keys
+
+
+def say_bad(stage: str, bad: int, good: int, first: BadRecord | None, quarantine: str) -> None:
     """Log a warning that ``bad`` records were set aside, with the ``first`` of them."""
     if bad:
         message = f"{stage}: {bad:,} of {bad + good:,} records are bad and set aside in {quarantine}; first: {first}"
         say(message, logging.WARNING, event="bad_records", bad_records=bad)
 
 
-def too_many_bad(bad: int, good: int, limit: float, quarantine: str, first: str | None) -> BadInputError | None:
+def too_many_bad(bad: int, good: int, limit: float, quarantine: str, first: BadRecord | None) -> BadInputError | None:
     """The error when the share of bad records is above ``limit``, else None. ``quarantine``: file that lists them."""
+    remedy = first.remedy if first else "fix the file"
     share = bad / max(1, bad + good)
     if share <= limit:
         return None
     return BadInputError(
         f"{bad:,} of {bad + good:,} records ({share:.1%}) are bad, more than the limit of "
         f"{limit:.1%}; first: {first}; {quarantine} lists all",
-        "fix the file, or raise --max-bad-share",
+        f"{remedy}, or raise {PARAMETERS['max_bad_share'].where}",
     )
 
 

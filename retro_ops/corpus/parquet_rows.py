@@ -10,6 +10,7 @@ from typing import IO, Any
 from retro_ops.corpus import json_lines
 from retro_ops.corpus.line_streams import SourceLine
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.storage import store
 
 ROWS = 512
@@ -71,7 +72,7 @@ def _opened(uri: str) -> Iterator[Any]:
 
 
 def _check_text_column(uri: str, schema: Any, text_key: str) -> None:
-    hint = "name the column of the text: `text` of the source in a recipe, else text_field"
+    hint = f"name the column of the text with {PARAMETERS['text_field'].where}, in a recipe with `text` of the source"
     if text_key not in schema.names:
         raise BadInputError(f"{uri} has no column {text_key!r}; its columns are {', '.join(schema.names)}", hint)
     kind = schema.field(text_key).type

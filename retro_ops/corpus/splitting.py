@@ -168,7 +168,7 @@ class BadLines:
         self.good = self.count = 0
         self._stack, self._uri, self._listed = stack, paths.bad_lines_uri(folder), listed
         self._lines: json_lines.JsonLinesWriter | None = None
-        self.first: str | None = None
+        self.first: json_lines.BadRecord | None = None
 
     def add(self, record: json_lines.BadRecord) -> None:
         if self._listed.on_bad_record == "fail":

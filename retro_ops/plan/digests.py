@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
 from retro_ops.errors import BadInputError
-from retro_ops.plan.parameters import TEXT_FIELD, Parameters, set_later
+from retro_ops.plan.parameters import PARAMETERS, TEXT_FIELD, Parameters, set_later
 from retro_ops.plan.plan import BaseShard, Plan, Shard, Split
 from retro_ops.plan.stage_graph import CODE_VERSIONS as CODE_VERSIONS
 from retro_ops.plan.stage_graph import STAGES, runs_on, stages
@@ -54,7 +54,7 @@ def check_longest_line(chosen: Parameters) -> None:
         needed = -(-wanted * BUDGET_SHARE_OF_A_LINE // 2**20)
         raise BadInputError(
             f"longest_line is {chosen.longest_line}, but memory_budget {chosen.memory_budget} allows {allowed:,} bytes",
-            f"raise memory_budget to {needed}MiB",
+            f"raise {PARAMETERS['memory_budget'].where} to {needed}MiB",
         )
 
 

@@ -77,6 +77,11 @@ class Parameter:
     def flag(self) -> str:
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def where(self) -> str:
+        """Where to set it, for the hints of errors: ``--text-field (Text field on the form)``."""
+        return f"{self.flag} ({self.title} on the form)" if self.title else self.flag
+
     def parse(self, text: str) -> Any:
         """The value that ``text`` stands for. BadInputError when it is not one."""
         if self.kind not in ("integer", "number"):
@@ -242,7 +247,8 @@ class Parameters:
     )
     max_bad_share: float = _share(
         0.5,
-        "Share of bad records above which a shard fails.",
+        "Share of a shard's records that may be bad. Up to it, they are set aside with a warning and the rest is used, "
+        "so at the default half of a file may be lost; above it the shard fails. `0` accepts no bad record.",
         CHUNKS,
         title="Bad-record limit",
         decides="tokenize-and-chunk",

@@ -5,6 +5,7 @@ from typing import Any, NotRequired, TypedDict
 
 from retro_ops.errors import BadInputError
 from retro_ops.plan import documents
+from retro_ops.plan.parameters import PARAMETERS
 
 SHOWN = 10
 
@@ -42,5 +43,6 @@ def check_removed(changes: Mapping[str, Any], limit: float, failed: Collection[s
     raise BadInputError(
         f"{len(removed):,} of {published:,} shards of version {changes['base']} would be removed "
         f"({len(removed) / published:.0%}, more than max_removed_share of {limit:.0%}): {shown}",
-        "check that the corpus is mounted and complete; if the removal is intended, raise max_removed_share",
+        "check that the corpus is mounted and complete; if the removal is intended, raise "
+        f"{PARAMETERS['max_removed_share'].where}",
     )

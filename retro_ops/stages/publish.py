@@ -9,7 +9,7 @@ from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths, stage_graph
-from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.parameters import PARAMETERS, Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
 from retro_ops.storage import store
@@ -68,10 +68,14 @@ def _check_floors(plan: Plan, parameters: Parameters) -> None:
     if beyond:
         raise BadInputError(
             f"not published: {'; '.join(beyond)}",
-            f"see {paths.card_uri(plan, 'html')}; raise target_recall, choose another index type or filter "
-            "(max_overlap, max_shared_run), or change the limit "
-            "(min_recall, min_full_rows, max_duplicates, max_leaked, max_imbalance)",
+            f"see {paths.card_uri(plan, 'html')}; raise {PARAMETERS['target_recall'].where}, choose another "
+            f"index type or filter ({_flags('max_overlap', 'max_shared_run')}), or change the limit "
+            f"({_flags('min_recall', 'min_full_rows', 'max_duplicates', 'max_leaked', 'max_imbalance')})",
         )
+
+
+def _flags(*names: str) -> str:
+    return ", ".join(PARAMETERS[name].flag for name in names)
 
 
 def _beyond(

@@ -105,6 +105,6 @@ def _split(listed: Sources, file: SourceFile, rule: Rule, most_open: int) -> rep
             "parts": [part.about() for part in parts],
             "left_out": dict(left_out.most_common()),
             "passes": -(-len(places) // most_open),
-            **({"first_bad_record": bad.first} if bad.first else {}),
+            **({"first_bad_record": str(bad.first)} if bad.first else {}),
         },
     )

@@ -197,7 +197,7 @@ def _tokenise(
             "encoded_by": package,
             "token_dtype": str(dtype),
             "stopped_at_max_chunks": full,
-            **({"first_bad_record": out.first_bad} if out.first_bad else {}),
+            **({"first_bad_record": str(out.first_bad)} if out.first_bad else {}),
             **unfinished.details(),
         },
     )

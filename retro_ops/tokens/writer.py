@@ -38,7 +38,7 @@ class Outputs:
     def __init__(self, stack: contextlib.ExitStack, job: Job, dtype: np.dtype[Any], chunk_size: int) -> None:
 
         self.documents = self.chunks = self.bad_records = self.blank_lines = 0
-        self.first_bad: str | None = None
+        self.first_bad: json_lines.BadRecord | None = None
         self._stack = stack
         self._arrays = {
             "chunks": stack.enter_context(NpyWriter(job.chunks, dtype, (chunk_size,))),

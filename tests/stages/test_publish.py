@@ -181,7 +181,7 @@ def test_publish_refuses_figures_beyond_their_limits(
     said = capfd.readouterr().err
     assert "recall of train is 0.7000, below 0.8" in said
     assert "share of leaked rows of val is 0.2000, above 0.1" in said
-    assert "raise target_recall" in said
+    assert "raise --target-recall (Target recall on the form)" in said
     assert not current.exists()
     run("publish", "--plan", uri, "--min-recall", "0.5")
     assert current.exists()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SUFFIXES = (".py", ".j2", ".yaml", ".toml")
+NAMED_BY_THEIR_FOLDER = ("templates", "static")
 ROOTS = ("retro_ops", "plugins/retro_airflow", "reader/retro_data", "dags")
 
 
@@ -31,13 +33,14 @@ def documented() -> Iterator[str]:
 
 
 def real(root: str) -> Iterator[str]:
-    for path in (REPOSITORY / root).rglob("*.py"):
-        if path.name != "__init__.py":
+    for path in (REPOSITORY / root).rglob("*"):
+        is_named = path.suffix in SUFFIXES and path.name != "__init__.py"
+        if is_named and path.parent.name not in NAMED_BY_THEIR_FOLDER:
             yield path.relative_to(REPOSITORY).as_posix()
 
 
 @pytest.mark.parametrize("root", ROOTS)
-def test_the_tree_names_every_module_exactly_once(root: str) -> None:
+def test_the_tree_names_every_file_exactly_once(root: str) -> None:
     named, there = Counter(path for path in documented() if path.startswith(f"{root}/")), Counter(real(root))
     missing, unknown = sorted(there - named), sorted(named - there)
     assert (missing, unknown) == ([], [])
@@ -48,4 +51,4 @@ def test_the_tree_names_files_of_these_folders_only() -> None:
 
 
 def test_each_file_has_a_comment() -> None:
-    assert [line for line in tree() if line.split()[0].endswith(".py") and len(line.split()) < 2] == []
+    assert [line for line in tree() if line.split()[0].endswith(SUFFIXES) and len(line.split()) < 2] == []

@@ -145,3 +145,34 @@ def test_a_file_that_expands_without_end_is_refused(
     path.write_bytes(zstandard.compress(unit * (8 * 2**20)))
     with pytest.raises(BadInputError, match=r"bomb\.jsonl\.zst has"):
         _texts(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"body": "b", "id": [1, {"text": 2}]}', "; its keys are 'body', 'id'"),
+        ('{"id": 1, "body": "' + "b" * 500 + '"}', "; its keys are 'id', 'body'"),
+        ('{"a\\"b": 1}', "; its keys are 'a\"b'"),
+        ("{}", ""),
+    ],
+)
+def test_a_record_without_text_is_named_with_its_keys(line: str, expected: str) -> None:
+    record = json_lines.parse(line.encode(), "a.jsonl", 3, 1000)
+    assert isinstance(record, json_lines.BadRecord)
+    assert str(record) == f"a.jsonl, line 3: no key 'text'{expected}"
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        (b'{"body": "b"}', "--text-field (Text field on the form)"),
+        (b'{"text": ["b"]}', "--text-field (Text field on the form)"),
+        (None, "--longest-line (Longest line on the form) and --memory-budget"),
+        (b"no JSON", "fix the file"),
+    ],
+)
+def test_the_remedy_names_the_flag_and_the_field_that_solve_it(line: bytes | None, remedy: str) -> None:
+    record = json_lines.parse(line, "a.jsonl", 3, 1000)
+    assert isinstance(record, json_lines.BadRecord)
+    assert remedy in str(json_lines.refusal(record))
+    assert remedy in str(json_lines.too_many_bad(2, 1, 0.5, "quarantine.jsonl", record))

@@ -55,7 +55,7 @@ def test_a_sample_ends_where_it_has_enough(sources: list[str]) -> None:
 
 
 def test_a_column_that_does_not_exist_is_named_with_the_others(sources: list[str]) -> None:
-    with pytest.raises(BadInputError, match=r"a.parquet has no column 'text'; its columns are n, body\n.*text_field"):
+    with pytest.raises(BadInputError, match=r"a.parquet has no column 'text'; its columns are n, body\n.*--text-field"):
         list(source_lines.lines(sources, LIMIT, "text"))
     with pytest.raises(BadInputError, match=r"column 'n' of .* has type int64"):
         list(source_lines.lines(sources, LIMIT, "n"))

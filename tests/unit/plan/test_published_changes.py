@@ -22,7 +22,9 @@ def test_the_share_of_removed_shards_is_limited(
     published = len(removed | changed | kept)
     gone = len(removed | failed - added)
     if published and gone > limit * published:
-        with pytest.raises(BadInputError, match=rf"^{gone} of {published} shards of version 3 .*\n.*max_removed_share"):
+        with pytest.raises(
+            BadInputError, match=rf"^{gone} of {published} shards of version 3 .*\n.*--max-removed-share"
+        ):
             check_removed(changes, limit, failed)
     else:
         check_removed(changes, limit, failed)
