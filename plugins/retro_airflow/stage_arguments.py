@@ -192,11 +192,14 @@ def _day(context: Context) -> str | None:
 
 
 def _place(params: Mapping[str, Any]) -> tuple[str, str]:
-    """Root and dataset. Raises BadInputError for a relative root, which depends on where a worker was started."""
-    root = str(params["root"]).rstrip("/")
+    """Root and dataset. Raises BadInputError for a root without a bucket, and for a relative one: it depends on where a
+    worker was started."""
+    root = str(params["root"])
+    if root.endswith("://"):
+        raise BadInputError(f"root {root!r} names no bucket", "enter s3://bucket/prefix")
     if not root.startswith("/") and "://" not in root:
         raise BadInputError(f"root {root!r} is a relative path", "enter a full path or s3://…")
-    return root, str(params["dataset"])
+    return root.rstrip("/"), str(params["dataset"])
 
 
 def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:

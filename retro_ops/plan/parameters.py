@@ -110,9 +110,11 @@ class Parameter:
     def _check_text(self, text: str) -> None:
         if self.kind == "memory":
             try:
-                parse_bytes(text)
+                amount = parse_bytes(text)
             except BadInputError as error:
                 raise BadInputError(f"{self.name}: {error}") from error
+            if amount < 1:
+                raise BadInputError(f"{self.name} is {text!r}", "give at least 1 byte, such as 2GiB")
         if self.kind == "choice" and text not in self.choices:
             raise BadInputError(f"{self.name} is {text[:SHOWN]!r}", f"use one of: {', '.join(self.choices)}")
         if self.kind == "text" and not text and self.default is not None:

@@ -25,7 +25,10 @@ REPORT = "report.json"
 AIRFLOWS_OWN = r"[a-z_]+__\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00(_\w+)?"
 """Run ids that Airflow makes: ``manual__2026-01-01T03:00:00+00:00``. They differ by time, so they need no hash."""
 
-LONGEST_RUN = 200
+LONGEST_RUN = 250
+"""Characters of a run id that names its folder; file systems take 255."""
+
+BEFORE_HASH = 200
 """Characters of a run id in the name of its folder, where a hash follows."""
 
 TOP_FOLDERS = ("shards", "index", "versions")
@@ -48,11 +51,11 @@ def run_folder(root: str, dataset: str, run: str) -> str:
 
 def run_name(run: str) -> str:
     """Name of the folder of ``run``: its id with unusual characters replaced. Ids that are neither unchanged by this
-    nor made by Airflow get a hash as well, so that two runs never share a folder."""
+    nor made by Airflow, and long ones, get a hash as well, so that two runs never share a folder."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run).strip(".-") or "run"
-    if name == run or re.fullmatch(AIRFLOWS_OWN, run):
+    if len(run) <= LONGEST_RUN and (name == run or re.fullmatch(AIRFLOWS_OWN, run)):
         return name
-    return f"{name[:LONGEST_RUN]}-{hashlib.sha256(run.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f"{name[:BEFORE_HASH]}-{hashlib.sha256(run.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
 def plan_uri(root: str, dataset: str, run: str) -> str:

@@ -204,7 +204,7 @@ WRONG: dict[str, list[Any]] = {
     "min_recall": [float("nan"), -0.1, 1.1, "0.5", True],
     "max_drift": [float("inf"), -1],
     "max_imbalance": [0.5, float("inf")],
-    "search_memory": ["inf", "-1GiB", "9" * 400, 5],
+    "search_memory": ["inf", "-1GiB", "0", "0.5B", "9" * 400, 5],
     "model": ["", "a\0b", "\ud800", "x" * 20_000, 1],
     "shard_index": ["yes", 1],
     "index_type": ["", None],

@@ -30,7 +30,25 @@ def test_names_that_climb_are_refused(name: str) -> None:
 
 
 RUNS = (
-    *("a:b", "a+b", "a~b", "a b", "a::b", "a-b", "", "run", "-", "+", "ü", "\udcff", "x" * 250, "x:" * 125, "x~" * 125),
+    *(
+        "a:b",
+        "a+b",
+        "a~b",
+        "a b",
+        "a::b",
+        "a-b",
+        "",
+        "run",
+        "-",
+        "+",
+        "ü",
+        "\udcff",
+        "x" * 250,
+        "x:" * 125,
+        "x~" * 125,
+        "x" * 5000,
+        "x" * 5001,
+    ),
 )
 
 
@@ -38,6 +56,7 @@ def test_no_two_runs_share_a_folder() -> None:
     names = [paths.run_name(run) for run in RUNS]
     assert len(set(names)) == len(names)
     assert max(map(len, names)) <= 250
+    assert paths.run_name("x" * 250) == "x" * 250
     of_airflow = paths.run_name("scheduled__2026-01-01T00:00:00+00:00")
     assert of_airflow == "scheduled__2026-01-01T00-00-00-00-00", "runs that Airflow named keep their folders"
     assert paths.run_name("night-1") == "night-1"
