@@ -30,7 +30,12 @@ def _failure(context: Context) -> str:
     """What the first failed task said. The gate comes last, since its message may only name an earlier task."""
     if "ti" not in context:
         return str(context.get("reason") or "")
-    names = [task.task_id for task in context["dag"].tasks if not task.is_mapped]
+    # Of shards, the gate names all that failed.
+    names = [
+        task.task_id
+        for task in context["dag"].tasks
+        if not task.is_mapped and task.get_closest_mapped_task_group() is None
+    ]
     for name in sorted(names, key=lambda name: name == "gate"):
         if said := context["ti"].xcom_pull(task_ids=name, key=failures.CAUSE):
             return str(said)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -81,25 +82,28 @@ def plan(arguments: argparse.Namespace) -> Plan:
         return plan_of(
             arguments, of_recipe(arguments.sources), json.loads(Path(arguments.sources).read_text())["recipe"]
         )
-    if not arguments.corpus:  # As it was.
+    if not arguments.corpus:  # That of the current version.
         current = json.loads(Path(paths.current_uri(arguments.root, arguments.dataset)).read_text())
-        return plan_from_json(Path(current["plan"]).read_text(), current["plan"])
-    folders: list[tuple[Split, str | None]] = [
-        ("train", arguments.corpus),
-        ("val", arguments.validation_corpus),
-    ]
-    shards = [
+        previous = plan_from_json(Path(current["plan"]).read_text(), current["plan"])
+        if previous.recipe:
+            return previous
+        places = {(shard.split, str(Path(source.uri).parent)) for shard in previous.shards for source in shard.sources}
+        return dataclasses.replace(previous, shards=shards_of(sorted(places)))
+    corpora: list[tuple[Split, str | None]] = [("train", arguments.corpus), ("val", arguments.validation_corpus)]
+    return plan_of(arguments, shards_of([(split, folder) for split, folder in corpora if folder]))
+
+
+def shards_of(folders: Iterable[tuple[Split, str]]) -> tuple[Shard, ...]:
+    return tuple(
         Shard(path.stem, split, (Source(str(path), path.stat().st_size, path.read_text()),))
         for split, folder in folders
-        if folder
         for path in sorted(Path(folder).glob("*.jsonl"))
-    ]
-    return plan_of(arguments, shards)
+    )
 
 
-def of_recipe(uri: str) -> list[Shard]:
+def of_recipe(uri: str) -> tuple[Shard, ...]:
     listed = source_list.from_json(Path(uri).read_text(), uri)
-    return [
+    return tuple(
         Shard(
             part["shard"],
             part["split"],
@@ -107,16 +111,16 @@ def of_recipe(uri: str) -> list[Shard]:
         )
         for file in listed.files
         for part in json.loads(Path(listed.report_uri(file)).read_text())["details"]["parts"]
-    ]
+    )
 
 
-def plan_of(arguments: argparse.Namespace, shards: list[Shard], recipe: str | None = None) -> Plan:
+def plan_of(arguments: argparse.Namespace, shards: tuple[Shard, ...], recipe: str | None = None) -> Plan:
     return Plan(
         dataset=arguments.dataset,
         root=arguments.root,
         parameters=Parameters(index_type=arguments.index_type or "auto", duplicates=arguments.duplicates or "keep"),
         identity=Identity("t", 100, 0, "m", 8),
-        shards=tuple(shards),
+        shards=shards,
         recipe=recipe,
     )
 

@@ -213,6 +213,7 @@ def airflow(
     commands = {
         name: f"{of_stages.python} {shutil.copy(HERE / name, scripts)}" for name in ("door_stage.py", "stub_stage.py")
     }
+    shutil.copy(HERE / "stored_dataset.py", scripts)  # The stub imports it.
     live = LiveAirflow(
         home,
         {

@@ -194,7 +194,8 @@ def test_killed_scheduler_and_its_successor(
     airflow.scheduler.kill()
     airflow.scheduler.wait()
     airflow.start_scheduler()
-    wait_for(lambda: airflow.tasks(run)[EMBED_B]["try_number"] == 2 and airflow.states(run)[EMBED_B] == "running")
+    # On a slow machine a second try may also lose its heartbeat, and a third takes its place.
+    wait_for(lambda: airflow.tasks(run)[EMBED_B]["try_number"] > 1 and airflow.states(run)[EMBED_B] == "running")
     wait_for(lambda: not alive(first_process))
     time.sleep(1)
     held.unlink()

@@ -103,23 +103,23 @@ def airflow(
         airflow.stop()
 
 
-def decide(airflow: LiveAirflow, run: str, choice: str) -> dict[str, Any]:
+def decide(airflow: LiveAirflow, run: str, choice: str, ended: int) -> dict[str, Any]:
     """Answer the request of a run once it waits; the request.
 
-    Not before the scheduler knows that the task process has ended: it would take that for the end of the resumed task.
+    Not before the scheduler has seen the task's process end for the ``ended``th time: it would take that for the end
+    of the resumed task.
     """
-    known = waits(airflow)
     wait_for(
         lambda: airflow.states(run).get((APPROVE, -1)) == "awaiting_input", explain=lambda: str(airflow.states(run))
     )
-    wait_for(lambda: waits(airflow) > known)
+    wait_for(lambda: ends(airflow) >= ended)
     path = f"dags/retro_refresh/dagRuns/{run}/taskInstances/{APPROVE}/-1/hitlDetails"
     request = airflow.call("GET", path)
     airflow.call("PATCH", path, {"chosen_options": [choice], "params_input": {}})
     return dict(request)
 
 
-def waits(airflow: LiveAirflow) -> int:
+def ends(airflow: LiveAirflow) -> int:
     """How often the scheduler has seen the process of an approval end."""
     lines = (airflow.home / "scheduler.log").read_text().splitlines()
     return sum("TaskInstance Finished" in line and f"task_id={APPROVE}" in line for line in lines)
@@ -128,7 +128,7 @@ def waits(airflow: LiveAirflow) -> int:
 def test_a_version_waits_for_approval_is_rejected_and_then_approved(airflow: LiveAirflow, received: Posts) -> None:
     current = Path(paths.current_uri(str(airflow.home / "datasets"), "demo"))
     run = airflow.trigger(approve=True)
-    request = decide(airflow, run, "Reject")
+    request = decide(airflow, run, "Reject", 1)
     assert request["subject"] == "Publish demo?"
     assert "| Recall, train | - | 90.0 % |" in request["body"]
     assert "- 1 added: `x`" in request["body"]
@@ -146,7 +146,7 @@ def test_a_version_waits_for_approval_is_rejected_and_then_approved(airflow: Liv
         "only_failed": False,
     }
     airflow.call("POST", "dags/retro_refresh/clearTaskInstances", body)
-    decide(airflow, run, "Approve")
+    decide(airflow, run, "Approve", 3)  # Each request takes two processes: one asks, one acts on the answer.
     assert airflow.finish(run) == "success"
     assert current.exists()
     wait_for(lambda: published_events(received), explain=lambda: str([path for path, _ in received]))
