@@ -94,9 +94,9 @@ def test_duplicates_are_in_no_chunk(planted: Nights, s3: str, where: str) -> Non
     card = json.loads(store.read(paths.card_uri(done.plan, "json")))
     assert card["duplicates"]["duplicates"] == 5
     assert [row["duplicates_dropped"] for row in card["contents"]] == [3, 1, 0, 1]
-    assert [row.get("first_bad_record", "")[-34:] for row in card["contents"]] == [
-        *("", "train/b.jsonl, line 2: no key 'text'"[-34:], "", ""),
-    ]
+    first_bad = [row.get("first_bad_record", "") for row in card["contents"]]
+    assert [first.partition(": ")[2].partition(";")[0] for first in first_bad] == ["", "no key 'text'", "", ""]
+    assert "train/b.jsonl, line 2: " in first_bad[1]
     assert planted.root not in store.read(paths.manifest_uri(done.plan)).decode(), "a copy names no other folder"
     assert b"<h2>Duplicates</h2>" in store.read(paths.card_uri(done.plan, "html"))
     call("validate", "--plan", done.plan_uri)
