@@ -178,7 +178,7 @@ def _configure_libraries() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     called = next((word for word in words if not word.startswith("-")), None)
     configure_logging()
     signal.signal(signal.SIGTERM, _stop)

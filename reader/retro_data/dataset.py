@@ -34,7 +34,7 @@ class Dataset:
     version: int | None
     """Number of the version; None for a folder that is no published dataset."""
     splits: Mapping[str, Split]
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, Any] = field(repr=False)
     _lease: leases.Lease | None = field(default=None, repr=False)
 
     @property

@@ -34,6 +34,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.chunks)
 
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}, {len(self):,} rows)"
+
     def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[np.integer[Any]]) -> "Rows":
         """Rows by number, slice or list of numbers. Raises IndexError for a number that does not exist."""
         if isinstance(rows, slice):

@@ -19,6 +19,7 @@ from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import NEVER_PLANNED, PARAMETERS, Parameters, read_by
+from retro_ops.plan.plan import Plan
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.progress import say, show, sign_of_life
 from retro_ops.stages import plan as plan_stage
@@ -85,7 +86,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         summary.seconds[step.stage] = time.monotonic() - started
         summary.shards[step.stage] = step.shards
     facts = summary.as_json()
-    show(json.dumps(facts, indent=1) if arguments.json else _as_text(read_plan(summary.plan_uri).dataset, facts))
+    show(json.dumps(facts, indent=1) if arguments.json else _as_text(read_plan(summary.plan_uri), facts))
 
 
 def _announcement(step: Step) -> str:
@@ -183,12 +184,14 @@ def _published(plan_uri: str) -> dict[str, Any]:
     }
 
 
-def _as_text(dataset: str, facts: Mapping[str, Any]) -> str:
+def _as_text(plan: Plan, facts: Mapping[str, Any]) -> str:
     if facts["nothing"]:
-        return f"{dataset}: nothing to do, the published version is up to date"
+        return f"{plan.dataset}: nothing to do, the published version is up to date"
     stages = facts["stages"]
-    lines = [f"{dataset}: version {facts['version']}"]
+    lines = [f"{plan.dataset}: version {facts['version']}"]
     lines += [f"  {stage:22}{of['seconds']:10,.1f} s" for stage, of in stages.items()]
     lines += [f"  {'all':22}{sum(of['seconds'] for of in stages.values()):10,.1f} s"]
     lines += [f"  recall of {split}: {recall:.4f}" for split, recall in facts["recall"].items()]
-    return "\n".join([*lines, f"  card: {facts['card']}"])
+    lines += [f"  card: {facts['card']}"]
+    lines += [f"Some chunks and their neighbours: retro-ops show --root {plan.root} --dataset {plan.dataset}"]
+    return "\n".join(lines)

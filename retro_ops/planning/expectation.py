@@ -45,7 +45,7 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
         say(f"  {line}")
     hours = sum(took.values())
     words = f"about {hours:,.1f} hours" if hours >= 0.1 else "a few minutes"
-    say(f"plan: {words} with {workers:,} {'worker' if workers == 1 else 'workers'} (--workers), each with a GPU")
+    say(f"plan: {words} with {'a GPU' if workers == 1 else f'{workers:,} workers that have a GPU each'}")
     for stage, power in traffic.faster_than_linear(work, index, workers).items():
         say(f"plan: the bytes that {stage} reads grow faster than the corpus: as its size to the power of {power:.1f}")
     _check_limits(plan, work, index)

@@ -86,8 +86,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         store_for_tasks(models[0], arguments.output)
     write_plan(plan, arguments.output)
     size = sum(source.bytes for shard in plan.shards for source in shard.sources)
+    number = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
     say(
-        f"plan: {len(plan.shards):,} shards, {in_words(size)} of {plan.recipe or plan.corpus}: {arguments.output}",
+        f"plan: {number}, {in_words(size)} of {plan.recipe or plan.corpus}: {arguments.output}",
         event="planned",
         shards=len(plan.shards),
         bytes=size,
@@ -132,7 +133,8 @@ def _from_corpus(
         if amount:
             parse_bytes(amount)
     # The model is loaded here, too, so that a run with a wrong name or type fails before any work.
-    say(f"plan: loading tokenizer {parameters.tokenizer} and model {parameters.model}")
+    names = f"tokenizer {parameters.tokenizer} and model {parameters.model}"
+    say(f"plan: loading {names if parameters.tokenizer != parameters.model else parameters.model}")
     tokenizer, model = Tokenizer.load(parameters.tokenizer, parameters.pad_id), chosen_model(parameters)
     plan = Plan(
         dataset=arguments.dataset,

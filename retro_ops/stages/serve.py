@@ -48,6 +48,7 @@ def _serve(arguments: Namespace, parameters: Parameters, plan_uri: str, version:
     from retro_ops.serving.http_server import Server, is_loopback
     from retro_ops.serving.neighbours import ServedVersion
 
+    say(f"serve: loading version {version} of {arguments.dataset}: its index and its model")
     served = ServedVersion(read_plan(plan_uri), plan_uri, arguments.split, parameters)
     about = {
         "dataset": arguments.dataset,

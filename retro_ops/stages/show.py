@@ -7,25 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from retro_ops import uris
-from retro_ops.errors import BadInputError
+from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
+from retro_ops.plan.plan import SPLITS
 from retro_ops.plan.specs import IndexShard, dataset_spec_from_json, index_spec_from_json
 from retro_ops.progress import show
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, open_npy
 from retro_ops.tokens.tokenizer import Tokenizer
+from retro_ops.versions import history
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--spec", required=True, help="dataset spec")
+    parser.add_argument("--root", help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--dataset", help="name of the dataset")
+    parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
+    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="whose chunks to show (default: train)")
+    parser.add_argument("--spec", help="dataset spec, instead of --root and --dataset")
     parser.add_argument("--rows", type=int, default=3, help="number of chunks to print (default 3)")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-
-    spec = dataset_spec_from_json(store.read(arguments.spec), arguments.spec)
+    uri = arguments.spec or _published_spec(arguments)
+    spec = dataset_spec_from_json(store.read(uri), uri)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
     chunks = [open_npy(shard.chunks) for shard in shards]
     offsets = np.cumsum([0, *(len(array) for array in chunks)])
@@ -49,6 +56,17 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             at = f", squared distance {near[rank]:.3f}" if near else ""
             show(f"    {rank + 1}. {shards[where].chunks}, chunk {neighbour - offsets[where]}{at}")
             show(_text(tokenizer, chunks[where], int(neighbour - offsets[where]), "       "))
+
+
+def _published_spec(arguments: Namespace) -> str:
+    require_flags(arguments, "root", "dataset", remedy="name both, or a dataset spec with --spec")
+    series = history.read(arguments.root.rstrip("/"), arguments.dataset)
+    plan = read_plan(series.plan_uri(arguments.version))
+    if arguments.split not in plan.splits():
+        raise BadInputError(
+            f"{arguments.dataset} has no split {arguments.split!r}", f"use {' or '.join(plan.splits())}"
+        )
+    return paths.dataset_spec_uri(plan, arguments.split)
 
 
 def _text(tokenizer: Tokenizer, chunks: NpyReader, row: int, indent: str) -> str:

@@ -39,6 +39,9 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     show(f"{plan.dataset}: {uri}\n")
     show("\n".join(_table(plan, entries, show_all=arguments.all)))
     show("\n" + _summary(entries, left))
+    if not (arguments.plan or arguments.run) and any(entry.state != "done" for entry in entries):
+        command = f"retro-ops build --root {plan.root} --dataset {plan.dataset} --repair"
+        show(f"To repair the dataset: {command}; in Airflow trigger retro_repair.")
 
 
 def _plan_uri(arguments: Namespace) -> str:

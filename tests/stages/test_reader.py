@@ -47,6 +47,8 @@ def test_a_published_dataset_as_the_original_reads_its_export(built: Nights, tmp
     plan = built.runs[0].plan
     call("export", *place(built), "--to", tmp_path / "exported")
     with open_dataset(f"{built.root}/d", cache=str(tmp_path / "cache")) as dataset:
+        assert repr(dataset.train) == f"Split('train', {len(dataset.train):,} rows)"
+        assert len(repr(dataset)) < 500
         assert dataset.version == 1
         check_rows(dataset, plan)
         for uri, of in (("train", dataset.train), ("val", dataset.val)):

@@ -46,7 +46,9 @@ def test_damage_is_found_and_only_its_dependants_are_run(
     uri = where(first.plan)
     damage(uri)
     run("status", "--root", built.root, "--dataset", "d", "--thorough")
-    assert uris.join(*uri.rpartition("/")[::2]) in re.sub(r"\s+", " ", capfd.readouterr().out)
+    said = re.sub(r"\s+", " ", capfd.readouterr().out)
+    assert uris.join(*uri.rpartition("/")[::2]) in said
+    assert f"retro-ops build --root {built.root} --dataset d --repair" in said
     damaged = store.read(uri)
     done = built.repair()
     assert {stage: done.calls[stage] for stage in expected} == expected

@@ -67,3 +67,10 @@ def test_messages_have_the_format_that_is_asked_for(tmp_path: Path, capsys: pyte
     assert "dataset 'none' was never published\n  What to do: " in capsys.readouterr().err
     main(["list", "--root", str(tmp_path), "--dataset", "none"])
     assert "dataset 'none' was never published" in json.loads(capsys.readouterr().err)["message"]
+
+
+def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    shown = capsys.readouterr().out
+    assert [command for command in COMMANDS if f"\n    {command}" not in shown] == []
