@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from docker import APIClient
 
 DOCKER = os.environ.get("DOCKER", "docker")
 UP_TIMEOUT_S = 300
+KEYS = runpy.run_path(str(REPOSITORY / "docker/make_env.py"))["keys"]()
 RUN_TIMEOUT_S = 1400
 
 
@@ -24,7 +26,7 @@ def compose(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [DOCKER, "compose", *words],
         cwd=REPOSITORY,
-        env={**os.environ, "COMPOSE_PROFILES": "cpu", **environment},
+        env={**os.environ, "COMPOSE_PROFILES": "cpu", **KEYS, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -47,6 +49,12 @@ def test_a_gpu_is_reserved_and_the_gpu_file_is_used() -> None:
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}
     raw_socket = [name for name, service in services.items() if "docker.sock" in str(service.get("volumes"))]
     assert raw_socket == ["docker-proxy"]
+
+
+def test_without_keys_it_does_not_start() -> None:
+    checked = compose("config", "-q", POSTGRES_PASSWORD="")
+    assert checked.returncode != 0
+    assert "docker/make_env.py" in checked.stderr
 
 
 class Stack:
@@ -143,8 +151,8 @@ def test_the_tiny_preset_runs_from_end_to_end(stack: Stack, engine: APIClient) -
     store = boto3.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{stack.s3_port}",
-        aws_access_key_id="retro-access-key",
-        aws_secret_access_key="retro-secret-key",
+        aws_access_key_id=KEYS["S3_ACCESS_KEY"],
+        aws_secret_access_key=KEYS["S3_SECRET_KEY"],
         region_name="us-east-1",
     )
     current = json.loads(store.get_object(Bucket="retro", Key="datasets/demo/current.json")["Body"].read())
