@@ -9,6 +9,7 @@ BASE_IMAGE ?= python:3.12-slim-bookworm
 BUILD_OPTIONS ?=
 # Two test files in parallel, since tests often wait for a scheduler.
 SIDE_BY_SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
+NOT_SLOW := -m "not slow"
 STAGES := .venv/stages/bin
 AIRFLOW := .venv/airflow/bin
 INSTALL = $(PYTHON) requirements/install.py
@@ -17,9 +18,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
 # The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
-test-quick test-unit: export OMP_WAIT_POLICY := passive
+test-quick test-slow test-unit: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo up down test test-quick test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom campaign fuzz lock clean venv dev
+.PHONY: help demo up down test test-quick test-slow test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom campaign fuzz lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -33,11 +34,15 @@ up: venv ## Start Airflow and the object store in the background
 down: ## Stop Airflow and the object store
 	@$(STAGES)/python demo/stack.py down --run-dir $(RUN_DIR)
 
-test: dev ## Run all tests
+test: dev ## Run the tests (without the slow ones)
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
-test-quick: dev ## Unit tests without the slow ones
-	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/unit
+test-quick: dev ## Unit tests alone
+	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) $(NOT_SLOW) tests/unit
+
+test-slow: dev ## The tests that take minutes each, which the other targets leave out
+	$(STAGES)/python -m pytest -m slow tests/unit tests/stages
+	$(AIRFLOW)/python -m pytest -m slow tests/airflow
 
 # From Python 3.12 on the interpreter counts lines itself. Before, a tracer adds up to half to the time of plain Python,
 # so only the unit tests are measured.
@@ -46,12 +51,12 @@ MEASURED = --cov --cov-append --cov-report=term:skip-covered
 
 test-unit: dev ## Unit tests with their coverage, and tests of the stages with a real object store
 	rm -f .coverage
-	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) $(MEASURED) tests/unit
-	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) \
+	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) $(NOT_SLOW) $(MEASURED) tests/unit
+	COVERAGE_CORE=$(COVERAGE_CORE) $(STAGES)/python -m pytest $(SIDE_BY_SIDE) $(NOT_SLOW) \
 	  $(if $(filter sysmon,$(COVERAGE_CORE)),$(MEASURED)) tests/stages
 
 test-airflow: dev ## Tests of DAGs, operator and scheduler, including failures
-	$(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) tests/airflow
+	$(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) $(NOT_SLOW) tests/airflow
 
 test-ui: dev ## Tests of the UI in a headless browser
 	$(AIRFLOW)/python -m pytest tests/ui

@@ -60,6 +60,7 @@ def airflow(tmp_path: Path) -> Iterator[LiveAirflow]:
         live.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_days_give_the_versions_of_as_many_nights(airflow: LiveAirflow, corpus: Path, tmp_path: Path) -> None:
     door = Door(tmp_path / "door")

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 REAL_STAGES = REPOSITORY / ".venv" / "stages" / "bin" / "retro-ops"
 
-# The largest shard comes first: b, a, c, d.
+# The largest shard comes first: b, a, d.
 EMBED_A: Task = ("shards.embed_chunks", 1)
 EMBED_B: Task = ("shards.embed_chunks", 0)
 
@@ -96,12 +96,12 @@ def door(door_folder: Path, undisturbed: dict[str, str]) -> Iterator[Door]:
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Docstrings of the standard library in three training shards and one for validation."""
+    """Docstrings of the standard library in two training shards and one for validation."""
     from pydoc_data.topics import topics
 
     folder = tmp_path_factory.mktemp("corpus")
     texts = [text for _, text in sorted(topics.items())]
-    for index, name in enumerate(("train/a", "train/b", "train/c", "val/d")):
+    for index, name in ((0, "train/a"), (1, "train/b"), (3, "val/d")):
         path = folder / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(line(text) for text in texts[index:40:4]))
@@ -223,7 +223,7 @@ def test_failed_shard_leaves_the_others_done_and_one_clear_finishes_the_run(
     run = airflow.trigger(**conf(tmp_path, documents))
     assert airflow.finish(run) == "failed"
     states = airflow.states(run)
-    assert {states["shards.embed_chunks", index] for index in (1, 2, 3)} == {"success"}
+    assert {states["shards.embed_chunks", index] for index in (1, 2)} == {"success"}
     assert states["gate", -1] == "failed"
     assert airflow.tasks(run)["gate", -1]["try_number"] == 1
     # Each log ends with the message alone, and the gate's has the causes.
@@ -241,6 +241,7 @@ def test_failed_shard_leaves_the_others_done_and_one_clear_finishes_the_run(
     assert contents(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_allow_partial_goes_on_without_a_failed_shard(
     airflow: LiveAirflow, door: Door, documents: Path, tmp_path: Path
 ) -> None:
@@ -249,5 +250,5 @@ def test_allow_partial_goes_on_without_a_failed_shard(
     airflow.finish(run)
     states = airflow.states(run)
     assert states["publish.publish", -1] == "success"
-    assert {index for task, index in states if task == "neighbours.retrieve_neighbours"} == {0, 1, 2}
+    assert {index for task, index in states if task == "neighbours.retrieve_neighbours"} == {0, 1}
     assert Path(paths.next_plan_uri(paths.plan_uri(str(tmp_path), "demo", run), "selected")).exists()

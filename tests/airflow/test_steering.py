@@ -73,10 +73,7 @@ def airflow(
 ) -> Iterator[LiveAirflow]:
     home = tmp_path_factory.mktemp("airflow")
     (home / "runtime.toml").write_text(RUNTIME.format(url=received.url))
-    (home / "dags").mkdir()  # This DAG alone is parsed sooner than all of them.
-    (home / "dags/retro_refresh.py").write_text((REPOSITORY / "dags/retro_refresh.py").read_text())
     environment = {
-        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
         "PYTHONPATH": f"{REPOSITORY}:{HERE}",
         "RETRO_RUNTIME_FILE": str(home / "runtime.toml"),
         "RETRO_STAGE_COMMAND": f"{sys.executable} {HERE / 'door_stage.py'}",

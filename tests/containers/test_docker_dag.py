@@ -65,6 +65,7 @@ def airflow(
             "AIRFLOW_CONN_RETRO_OBJECT_STORE": json.dumps(connection),
             "HF_HUB_OFFLINE": "1",
         },
+        other_dags=["retro_housekeeping"],
     )
     try:
         live.start()

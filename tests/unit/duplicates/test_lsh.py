@@ -35,18 +35,23 @@ def clusters_of(signed: SignedShards, threshold: float = 0.8, budget: int = 2**3
     return sorted(documents[of == number].tolist() for number in range(int(of.max(initial=-1)) + 1))
 
 
+def similar_pairs(texts: list[str]) -> dict[tuple[int, int], float]:
+    """Similarity of every pair above 0.05."""
+    grams = [set(minhash.ngrams(text)) for text in texts]
+    return {
+        (a, b): similarity
+        for a, b in itertools.combinations(range(len(texts)), 2)
+        if (similarity := jaccard(grams[a], grams[b])) > 0.05
+    }
+
+
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
 def test_found_are_those_above_the_threshold(tmp_path: Path, threshold: float) -> None:
     texts = made(60)
     found = lsh.find(sign(tmp_path, [texts]), threshold, 2**30, lambda _: None)
     documents, of = document_pairs.clusters(document_pairs.joined([found.exact, found.near]))
     number = dict(zip(documents.tolist(), of.tolist(), strict=True))
-    grams = [set(minhash.ngrams(text)) for text in texts]
-    pairs = {
-        (a, b): similarity
-        for a, b in itertools.combinations(range(len(texts)), 2)
-        if (similarity := jaccard(grams[a], grams[b])) > 0.05
-    }
+    pairs = similar_pairs(texts)
     together = {pair for pair in pairs if number.get(pair[0], -1) == number.get(pair[1], -2)}
     # An estimate of 128 numbers has a standard deviation of 0.035 to 0.043: three of them on either side are left out.
     sure = {pair for pair, similarity in pairs.items() if similarity >= threshold + 0.12 or similarity == 1}
