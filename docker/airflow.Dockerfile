@@ -8,7 +8,8 @@ RUN python3 -m venv /opt/airflow-environment
 COPY requirements/airflow.txt requirements/compose.txt /requirements/
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
-    /opt/airflow-environment/bin/pip install -q -r /requirements/airflow.txt -r /requirements/compose.txt
+    /opt/airflow-environment/bin/pip install -q --require-hashes --no-deps \
+    -r /requirements/airflow.txt -r /requirements/compose.txt
 COPY pyproject.toml README.md LICENSE* /source/
 COPY retro_ops /source/retro_ops
 COPY plugins /source/plugins

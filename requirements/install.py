@@ -1,5 +1,8 @@
 """Creates a virtual environment with pinned packages, and prints how far it is a few times a minute.
 
+Locks with hashes are complete, so pip takes nothing else, and no file whose hash is not in the lock. torch comes after
+them, from the lock's torch.txt, which has no hash.
+
 python3 requirements/install.py .venv/stages requirements/stages.txt requirements/demo.txt
 """
 
@@ -59,7 +62,10 @@ def install(environment: Path, requirements: list[str]) -> int:
     started = time.monotonic()
     command = [str(environment / "bin/pip"), "install", "--progress-bar", "off"]
     command += [word for file in requirements for word in ("-r", file)]
-    state = Installation(sum("==" in line for file in requirements for line in Path(file).read_text().splitlines()))
+    lines = [line for file in requirements for line in Path(file).read_text().splitlines()]
+    if any("--hash=" in line for line in lines):
+        command += ["--require-hashes", "--no-deps"]
+    state = Installation(sum("==" in line for line in lines))
     before = _unpacked(environment)
     # pip keeps what it fetches in a temporary folder until it has installed it.
     with tempfile.TemporaryDirectory() as fetched:
@@ -98,5 +104,12 @@ def _megabytes(folder: Path) -> int:
     return total // 1_000_000
 
 
+def main(environment: Path, requirements: list[str]) -> int:
+    """Install the locks, then torch if one of them was made from a file that asks for it."""
+    code = install(environment, requirements)
+    asks = [file for file in requirements if "-r torch.txt" in Path(file).with_suffix(".in").read_text()]
+    return code or (install(environment, [str(Path(asks[0]).with_name("torch.txt"))]) if asks else 0)
+
+
 if __name__ == "__main__":
-    sys.exit(install(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

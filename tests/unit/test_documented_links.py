@@ -7,7 +7,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-FOLDERS = ("retro_ops", "plugins", "dags", "benchmarks", "demo", "tests", "examples", "reader")
+FOLDERS = ("retro_ops", "plugins", "dags", "benchmarks", "demo", "tests", "examples", "reader", "requirements")
 
 of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LOCKS = ("stages.txt", "demo.txt")
+LOCKS = ("stages.txt", "torch.txt", "demo.txt")
 UNSTATED = {"fastokens"}
 """Packages that state no licence in their metadata; each was looked up: the LICENSE file of fastokens is Apache-2.0."""
 
@@ -28,8 +28,8 @@ def components() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_pinned_package_is_listed_with_its_version(lock: str, components: dict[str, dict[str, str]]) -> None:
-    lines = (REPOSITORY / "requirements" / lock).read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (REPOSITORY / "requirements" / lock).read_text(), re.MULTILINE))
+    assert pinned
     listed = {name: components[name]["version"].partition("+")[0] for name in map(_canonical, pinned)}
     assert listed == {_canonical(name): version for name, version in pinned.items()}
 
