@@ -24,7 +24,7 @@ from kubernetes.client import ApiClient
 from kubernetes.utils import parse_quantity
 from retro_airflow import deployment
 from retro_airflow.deployment import Kubernetes, Resources
-from retro_airflow.runtimes import Handle, Job, Status, Task
+from retro_airflow.runtimes import Handle, Job, Status, Task, pod_resources
 from retro_airflow.runtimes import kubernetes as kubernetes_runtime
 from retro_airflow.runtimes.kubernetes import KubernetesRuntime
 from retro_airflow.runtimes.outages import OutageError
@@ -315,7 +315,7 @@ def test_values_and_readme_agree_with_the_package() -> None:
     assert config.kubernetes.pod_template == TEMPLATE
     deployment.check_resources(config.resources, "README.md")
     for stage in STAGES:
-        kubernetes_runtime._requirements(config.resources_of(stage))
+        pod_resources.requirements(config.resources_of(stage))
     _, binding = yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
     assert binding["metadata"]["namespace"] == config.kubernetes.namespace
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,16 @@ from typing import Any
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from airflow.sdk.exceptions import AirflowNotFoundException
-from kubernetes.client import ApiException, CoreV1Api, V1ContainerState, V1Pod
+from kubernetes.client import ApiException, CoreV1Api, V1Pod
 from kubernetes.config import ConfigException
-from kubernetes.utils import parse_quantity
 from urllib3.exceptions import HTTPError
 
-from retro_airflow.deployment import Kubernetes, Resources
-from retro_airflow.runtimes import Handle, Job, Position, Status
+from retro_airflow.deployment import Kubernetes
+from retro_airflow.runtimes import Handle, Job, Position, Status, pod_resources, pod_states
 from retro_airflow.runtimes.outages import OutageError
+from retro_airflow.runtimes.pod_states import CONTAINER
 from retro_airflow.runtimes.stamped_logs import read_on
 from retro_ops.errors import EXIT_CONFIGURATION, ConfigurationError, TransientError
-from retro_ops.sizes import parse_bytes
-
-CONTAINER = "stage"
 
 DEPLOYMENT_LABEL = "retro-ops/deployment"
 STAGE_LABEL = "retro-ops/stage"
@@ -48,17 +45,11 @@ TIMEOUTS_S = (5, 30)
 CLOCK_SKEW_S = 60
 """Largest difference between the clocks of a node and of the worker: logs are requested by age."""
 
-NODE_LOST_S = 60
-"""Time after its deletion was due at which the node of a pod that is still there counts as lost."""
-
 NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """Reasons for which a container waits forever, until the deployment is fixed."""
 
-NO_COMPLAINT = frozenset({"ContainerCreating", "PodInitializing"})
-"""Reasons for which every container waits. Any other is a problem: an image, a secret or a command that is missing."""
-
 COMPLAINT_S = 180.0
-"""How long a container may have such a problem, which may pass. A retry would not help afterwards."""
+"""How long an image or a secret may be missing, which may pass. A retry would not help afterwards."""
 
 NODE_SILENT = frozenset({500, 502, 503, 504})
 """Status codes of the API server for a log on a node that it cannot reach."""
@@ -116,24 +107,24 @@ class KubernetesRuntime:
             pod = self._pod_of(handle)
         if pod is None:
             return Status("lost", reason=f"pod {handle['name']} was deleted")
-        return self._given_up(pod) or _status(pod, self._settings.start_timeout_s)
+        return self._given_up(pod) or pod_states.status(pod, self._settings.start_timeout_s)
 
     def _given_up(self, pod: V1Pod) -> Status | None:
         """The failure of a pod whose image or secret has been missing for COMPLAINT_S, as far as this process knows."""
-        complaint = _complaint(pod)
+        complaint = pod_states.complaint(pod)
         if complaint is None:
             self._complains_since.pop(pod.metadata.uid, None)
             return None
         since = self._complains_since.setdefault(pod.metadata.uid, time.monotonic())
         if complaint not in NEVER_STARTS and time.monotonic() - since < COMPLAINT_S:
             return None
-        reason = f"its pod cannot start: {_waits_for(pod)}"
+        reason = f"its pod cannot start: {pod_states.waits_for(pod)}"
         return Status("failed", exit_code=EXIT_CONFIGURATION, reason=reason)
 
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
         with self._api_errors("get pods/log"):
             pod = self._pod_of(handle)
-            state = _state(pod) if pod else None
+            state = pod_states.container_state(pod) if pod else None
             if state is None or not (state.running or state.terminated):
                 return [], position
             # In this order: a log that is read after the end is complete.
@@ -192,7 +183,7 @@ class KubernetesRuntime:
         return PodGenerator.reconcile_pods(template, PodGenerator.deserialize_model_dict(self._additions(job)))
 
     def _additions(self, job: Job) -> dict[str, Any]:
-        volumes = _volumes(job.resources)
+        volumes = pod_resources.volumes(job.resources)
         environment = self._settings.environment | {"RETRO_IMAGE": self._settings.image}
         return {
             "metadata": {
@@ -217,7 +208,7 @@ class KubernetesRuntime:
                         "image": self._settings.image,
                         "args": list(job.arguments),
                         "env": [{"name": name, "value": value} for name, value in sorted(environment.items())],
-                        "resources": _requirements(job.resources),
+                        "resources": pod_resources.requirements(job.resources),
                         "volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in volumes],
                     }
                 ],
@@ -293,101 +284,8 @@ class KubernetesRuntime:
             raise OutageError(f"Kubernetes does not answer: {error}", "a retry reconnects") from error
 
 
-def _status(pod: V1Pod, start_timeout_s: float) -> Status:
-    phase, state, deleted = pod.status.phase, _state(pod), pod.metadata.deletion_timestamp
-    ended = state.terminated if state else None
-    # Evicted, preempted, node shut down, deleted: the exit code of the container then says nothing about the stage.
-    disturbed = pod.status.reason or _condition(pod, "DisruptionTarget", "True") or ("Deleted" if deleted else "")
-    if (ended and ended.exit_code and disturbed) or (not ended and phase in ("Succeeded", "Failed")):
-        why = ". ".join(filter(None, (disturbed or "no reason given", (pod.status.message or "").rstrip("."))))
-        return Status("lost", reason=f"its pod was ended: {why}")
-    if ended:
-        reason = f"it ran out of memory (limit {_limit(pod)})" if ended.reason == "OOMKilled" else (ended.message or "")
-        return Status("failed" if ended.exit_code else "succeeded", exit_code=ended.exit_code, reason=reason)
-    if deleted and _seconds_since(deleted) > NODE_LOST_S:
-        return Status("lost", reason=f"its pod is being deleted ({disturbed}) and its node does not answer")
-    if phase == "Running":
-        return Status("running")
-    waits = _waits_for(pod)
-    if phase == "Pending" and _seconds_since(pod.metadata.creation_timestamp) > start_timeout_s:
-        return Status("lost", reason=f"its pod did not start within {start_timeout_s:.0f} s: {waits}")
-    return Status("running", reason=waits)
-
-
-def _complaint(pod: V1Pod) -> str | None:
-    """Why the container of a pod on a node cannot start; None if it has started or nothing is wrong."""
-    state = _state(pod)
-    reason = state.waiting.reason if pod.status.phase == "Pending" and state and state.waiting else None
-    return None if reason in NO_COMPLAINT else reason
-
-
-def _waits_for(pod: V1Pod) -> str:
-    state = _state(pod)
-    waiting = state.waiting if state else None
-    if waiting:
-        return ": ".join(filter(None, (waiting.reason, waiting.message)))
-    return _condition(pod, "PodScheduled", "False") or f"its pod is {pod.status.phase}"
-
-
-def _condition(pod: V1Pod, kind: str, value: str) -> str:
-    """Reason and message of the pod's condition ``kind`` if its status is ``value``, else an empty string."""
-    for condition in pod.status.conditions or ():
-        if condition.type == kind and condition.status == value:
-            return ": ".join(filter(None, (condition.reason, condition.message))) or kind
-    return ""
-
-
-def _state(pod: V1Pod) -> V1ContainerState | None:
-    """State of the container of the stage; other containers may run longer."""
-    return next((entry.state for entry in pod.status.container_statuses or () if entry.name == CONTAINER), None)
-
-
-def _limit(pod: V1Pod) -> str:
-    resources = pod.spec.containers[0].resources
-    limits = (resources.limits if resources else None) or {}
-    return f"{parse_quantity(limits['memory']) / 2**30:.1f} GiB" if "memory" in limits else "that of its node"
-
-
-def _requirements(resources: Resources) -> dict[str, Any] | None:
-    """Requests equal limits, so that a stage is not evicted while it stays within them. None: those of the template."""
-    if not isinstance(resources.gpus, int):
-        raise ConfigurationError(
-            f"gpus = {list(resources.gpus)}: Kubernetes gives GPUs by number",
-            "set gpus = 1, and a node_selector for the type",
-        )
-    amounts = {
-        "cpu": f"{resources.cpus:g}" if resources.cpus else None,
-        "memory": _quantity(resources.memory),
-        "ephemeral-storage": _quantity(resources.scratch),
-        "nvidia.com/gpu": str(resources.gpus) if resources.gpus else None,
-    }
-    given = {name: amount for name, amount in amounts.items() if amount}
-    return {"limits": given, "requests": dict(given)} if given else None
-
-
-def _volumes(resources: Resources) -> list[tuple[str, str, dict[str, Any]]]:
-    """Name, mount path and emptyDir."""
-    scratch = _quantity(resources.scratch)
-    volumes: list[tuple[str, str, dict[str, Any]]] = [
-        ("scratch", "/scratch", {"sizeLimit": scratch} if scratch else {})
-    ]
-    if resources.shared_memory:
-        size = _quantity(resources.shared_memory)
-        volumes.append(("shared-memory", "/dev/shm", {"medium": "Memory", "sizeLimit": size}))  # noqa: S108
-    return volumes
-
-
-def _quantity(size: str | None) -> str | None:
-    """``size`` in bytes: Kubernetes writes Gi, not GiB."""
-    return str(parse_bytes(size)) if size else None
-
-
 def _age_s(stamp: str) -> int:
-    return max(0, int(_seconds_since(datetime.fromisoformat(f"{stamp[:19]}+00:00")))) + 1
-
-
-def _seconds_since(moment: datetime) -> float:
-    return (datetime.now(UTC) - moment).total_seconds()
+    return max(0, int(pod_states.seconds_since(datetime.fromisoformat(f"{stamp[:19]}+00:00")))) + 1
 
 
 def _message(error: ApiException) -> str:
