@@ -7,7 +7,7 @@ from typing import Any
 from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
 from airflow.sdk import TaskGroup, TriggerRule, task_group
 
-from retro_airflow import approval, notifications, tasks
+from retro_airflow import approval, mapped_tasks, notifications, tasks
 from retro_airflow.settings import Settings
 from retro_airflow.stage_operator import Arguments, StageOperator
 from retro_ops.plan.name_lists import split_names
@@ -113,9 +113,9 @@ def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments], config
         list_sources = StageOperator(**stage("list-sources", config), arguments=arguments)
         list_source_files = PythonOperator(
             task_id="list_source_files",
-            python_callable=tasks.list_source_files,
+            python_callable=mapped_tasks.list_source_files,
             op_kwargs={"sources_uri": "{{ ti.xcom_pull(task_ids='sources.list_sources')['sources'] }}"},
-            doc_md=tasks.list_source_files.__doc__,
+            doc_md=mapped_tasks.list_source_files.__doc__,
         )
         split_corpus = StageOperator.partial(**stage("split-corpus", config), map_index_template=FILE_LABEL).expand(
             arguments=list_source_files.output
@@ -127,12 +127,12 @@ def from_recipe(plan: StageOperator, arguments: Callable[..., Arguments], config
 def build(plan: StageOperator, config: Settings) -> None:
     """Add all tasks after the plan, for every shard."""
     anything_to_do = _anything_to_do(tasks.goes_beyond_plan)
-    list_shards = _listed(tasks.list_shards, "list_shards", PLAN_URI, "embed-chunks")
+    list_shards = _listed(mapped_tasks.list_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     list_parts, search_samples = _samples(config, kept)
-    to_index, train, build_index, merge = _index(config, kept, tasks.list_shards)
-    to_query, tune, retrieve = _neighbours(config, kept, tasks.list_shards_to_query)
+    to_index, train, build_index, merge = _index(config, kept, mapped_tasks.list_shards)
+    to_query, tune, retrieve = _neighbours(config, kept, mapped_tasks.list_shards_to_query)
     list_cells = _cells(config, kept, tune, retrieve)
     to_validate, write_specs = _publish(config, kept, changed_only=False)
     plan >> anything_to_do
@@ -151,7 +151,7 @@ def build(plan: StageOperator, config: Settings) -> None:
 def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
     """Add all tasks after the plan, only for unfinished shards. If there is nothing to do, all are skipped."""
     anything_to_do = _anything_to_do(tasks.anything_to_do)
-    list_shards = _listed(tasks.list_unfinished_shards, "list_shards", PLAN_URI, "embed-chunks")
+    list_shards = _listed(mapped_tasks.list_unfinished_shards, "list_shards", PLAN_URI, "embed-chunks")
     gate = _gate(list_shards)
     kept = {"plan": "{{ ti.xcom_pull(task_ids='gate') }}"}
     decide: PythonOperator | StageOperator = gate
@@ -160,8 +160,8 @@ def update(plan: StageOperator, config: Settings, check_drift: bool) -> None:
         gate >> decide
         kept = {"plan": "{{ ti.xcom_pull(task_ids='check_drift')['plan'] }}"}
     list_parts, search_samples = _samples(config, kept)
-    to_index, train, _, merge = _index(config, kept, tasks.list_unfinished_shards)
-    to_query, tune, retrieve = _neighbours(config, kept, tasks.list_unfinished_shards)
+    to_index, train, _, merge = _index(config, kept, mapped_tasks.list_unfinished_shards)
+    to_query, tune, retrieve = _neighbours(config, kept, mapped_tasks.list_unfinished_shards)
     to_validate, write_specs = _publish(config, kept, changed_only=check_drift)
     # A list of shards may be empty, so the tasks that map over it may be skipped.
     merge.trigger_rule = to_validate.trigger_rule = write_specs.trigger_rule = TriggerRule.NONE_FAILED
@@ -193,7 +193,7 @@ def _duplicates(before: Any, list_shards: PythonOperator, config: Settings) -> N
             ignore_downstream_trigger_rules=False,
             doc_md=tasks.look_for_duplicates.__doc__,
         )
-        to_sign = _listed(tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
+        to_sign = _listed(mapped_tasks.list_unfinished_shards, "list_shards_to_sign", PLANNED_URI, "sign-documents")
         sign_documents = StageOperator.partial(
             **stage("sign-documents", config), map_index_template=SHARD_LABEL
         ).expand(arguments=to_sign.output)
@@ -257,9 +257,9 @@ def _samples(config: Settings, kept: dict[str, str]) -> tuple[PythonOperator, An
     with _group("samples"):
         list_parts = PythonOperator(
             task_id="list_parts",
-            python_callable=tasks.list_sample_parts,
+            python_callable=mapped_tasks.list_sample_parts,
             op_kwargs={"plan_uri": kept["plan"]},
-            doc_md=tasks.list_sample_parts.__doc__,
+            doc_md=mapped_tasks.list_sample_parts.__doc__,
         )
         search_samples = StageOperator.partial(**stage("search-samples", config), map_index_template=PART_LABEL).expand(
             arguments=list_parts.output
@@ -301,10 +301,10 @@ def _cells(config: Settings, kept: dict[str, str], tune: Any, retrieve: Any) -> 
     with _group("cells"):
         list_cells = PythonOperator(
             task_id="list_cells",
-            python_callable=tasks.list_cells,
+            python_callable=mapped_tasks.list_cells,
             op_kwargs={"plan_uri": kept["plan"]},
             trigger_rule=TriggerRule.NONE_FAILED,  # Of a small index no part is searched.
-            doc_md=tasks.list_cells.__doc__,
+            doc_md=mapped_tasks.list_cells.__doc__,
         )
         search_parts = StageOperator.partial(**stage("search-parts", config), map_index_template=CELL_LABEL).expand(
             arguments=list_cells.output
@@ -319,9 +319,9 @@ def _publish(config: Settings, kept: dict[str, str], *, changed_only: bool) -> t
     with _group("publish"):
         list_shards_to_validate = PythonOperator(
             task_id="list_shards_to_validate",
-            python_callable=tasks.list_shards_to_validate,
+            python_callable=mapped_tasks.list_shards_to_validate,
             op_kwargs={"plan_uri": kept["plan"], "changed_only": changed_only},
-            doc_md=tasks.list_shards_to_validate.__doc__,
+            doc_md=mapped_tasks.list_shards_to_validate.__doc__,
         )
         validate_shards = StageOperator.partial(
             **stage("validate-shards", config), map_index_template=SHARD_LABEL

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from retro_airflow import tasks
+from retro_airflow import mapped_tasks, tasks
 
 from retro_ops.plan import digests, grid, paths, source_list, stage_graph
 from retro_ops.plan.plan import Plan, plan_from_json, plan_to_json
@@ -31,7 +31,7 @@ EMBED = "embed-chunks"
 
 
 def listed(uri: str) -> list[str]:
-    entries = tasks.list_shards(uri, EMBED)
+    entries = mapped_tasks.list_shards(uri, EMBED)
     assert {entry["plan"] for entry in entries} == {uri}
     return [entry["shard"] for entry in entries]
 
@@ -53,20 +53,20 @@ def test_the_search_is_divided_only_if_the_vectors_exceed_the_gpus_of_a_worker(
 ) -> None:
     for shard, chunks in zip(plan.shards, (6000, 4000, 500), strict=True):
         write(paths.report_uri(plan, "tokenize-and-chunk", shard.name), json.dumps({"counts": {"chunks": chunks}}))
-    plain = tasks.list_shards(uri, "retrieve-neighbours")
+    plain = mapped_tasks.list_shards(uri, "retrieve-neighbours")
     vector = plan.identity.dimension * 2 + grid.SLOT_BYTES
     for memory, shape in ((None, None), (20_000 * vector, None), (3000 * vector, "4x2")):
         runtime = tmp_path / "runtime.toml"
         table = "" if memory is None else f'[grid]\ngpu_memory = "{memory}B"\nworkers = 8\n'
         write(str(runtime), f'runtime = "local"\n{table}')
         monkeypatch.setenv("RETRO_RUNTIME_FILE", str(runtime))
-        shards = tasks.list_shards_to_query(uri, "retrieve-neighbours")
+        shards = mapped_tasks.list_shards_to_query(uri, "retrieve-neighbours")
         if shape is None:
             assert shards == plain
             with pytest.raises(AirflowSkipException):
-                tasks.list_cells(uri)
+                mapped_tasks.list_cells(uri)
             continue
-        cells = tasks.list_cells(uri)
+        cells = mapped_tasks.list_cells(uri)
         assert shards == [{**entry, "grid": shape} for entry in plain]
         names = [entry["cell"] for entry in cells]
         assert names[0] == "train-part-0-of-4-range-0-of-2"
@@ -77,8 +77,10 @@ def test_only_a_large_corpus_has_tasks_that_relieve_those_that_run_once(uri: str
     for chunks, parts, shards in ((6_000_000, 0, []), (50_000_000, 4, ["a", "b", "v"])):
         for shard, of in zip(plan.shards, (chunks, 4000, 500), strict=True):
             write(paths.report_uri(plan, "tokenize-and-chunk", shard.name), json.dumps({"counts": {"chunks": of}}))
-        assert [entry["part"] for entry in tasks.list_sample_parts(uri)] == [f"{n}-of-{parts}" for n in range(parts)]
-        checked = tasks.list_shards_to_validate(uri, True)
+        assert [entry["part"] for entry in mapped_tasks.list_sample_parts(uri)] == [
+            f"{n}-of-{parts}" for n in range(parts)
+        ]
+        checked = mapped_tasks.list_shards_to_validate(uri, True)
         assert checked == [{"plan": uri, "shard": name, "changed-only": True} for name in shards]
 
 
@@ -120,18 +122,18 @@ def test_source_files_are_split_one_by_one_or_together_where_they_are_too_many(
     listed = source_list.Sources("/r", "d", "/recipe.yaml", "", "/", None, files, "quarantine", 0.5, 1, "2GiB")
     uri = str(tmp_path / "sources.json")
     Path(uri).write_text(source_list.to_json(listed))
-    assert tasks.list_source_files(uri) == [{"sources": uri, "file": f"f{n}"} for n in range(5)]
+    assert mapped_tasks.list_source_files(uri) == [{"sources": uri, "file": f"f{n}"} for n in range(5)]
     monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
-    assert [entry["file"] for entry in tasks.list_source_files(uri)] == ["f0,f1,f2", "f3,f4"]
+    assert [entry["file"] for entry in mapped_tasks.list_source_files(uri)] == ["f0,f1,f2", "f3,f4"]
 
 
 def test_only_unfinished_shards_are_grouped(plan: Plan, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
-    assert [entry["shard"] for entry in tasks.list_unfinished_shards(uri, EMBED)] == ["b", "v"]
+    assert [entry["shard"] for entry in mapped_tasks.list_unfinished_shards(uri, EMBED)] == ["b", "v"]
 
 
-@pytest.mark.parametrize("which", [tasks.list_shards, tasks.list_unfinished_shards])
+@pytest.mark.parametrize("which", [mapped_tasks.list_shards, mapped_tasks.list_unfinished_shards])
 def test_a_stage_gets_the_shards_that_it_runs_on(plan: Plan, uri: str, which: Any) -> None:
     a, b, v = plan.shards
     shards = (dataclasses.replace(a, queried=False), dataclasses.replace(b, indexed=False), v)
@@ -154,13 +156,13 @@ def silent(**causes: str) -> Any:
 
 def test_gate_lets_a_whole_plan_through(plan: Plan, uri: str) -> None:
     embed(plan, "a", "b", "v")
-    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent()) == uri
+    assert tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent()) == uri
 
 
 def test_gate_names_the_missing_shards_and_what_to_do(plan: Plan, uri: str) -> None:
     embed(plan, "a")
     with pytest.raises(AirflowFailException) as caught:
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent())
+        tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent())
     message = str(caught.value)
     assert "2 of 3 shards" in message
     assert "b (map index 1), v (map index 2)" in message
@@ -172,7 +174,7 @@ def test_gate_says_why_the_shards_failed(plan: Plan, uri: str) -> None:
     embed(plan, "a")
     said = silent(of_1="s3://c/b.jsonl, line 3: no key 'text'\n  What to do: fix it", of_2="killed (signal 9)")
     with pytest.raises(AirflowFailException) as caught:
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, said)
+        tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": False}, said)
     lines = str(caught.value).splitlines()
     assert lines[1:3] == ["  b: s3://c/b.jsonl, line 3: no key 'text'", "  v: killed (signal 9)"]
 
@@ -181,7 +183,7 @@ def test_gate_names_the_failed_shards_of_a_group(plan: Plan, uri: str, monkeypat
     monkeypatch.setenv("RETRO_MAPPED_TASKS", "2")
     embed(plan, "a")
     with pytest.raises(AirflowFailException, match=r"2 of 3 shards.*: b .map index 0., v .map index 0."):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent())
+        tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": False}, silent())
 
 
 def test_gate_needs_an_indexed_shard_and_a_queried_one(plan: Plan, uri: str) -> None:
@@ -191,12 +193,12 @@ def test_gate_needs_an_indexed_shard_and_a_queried_one(plan: Plan, uri: str) -> 
     write(uri, plan_to_json(plan))
     embed(plan, "b", "v")
     with pytest.raises(AirflowFailException, match=r"a .map index 0."):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
+        tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
 
 
 def test_gate_selects_the_embedded_shards(plan: Plan, uri: str) -> None:
     embed(plan, "b", "v")
-    selected = tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
+    selected = tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
     assert selected == paths.next_plan_uri(uri, "selected")
     expected = dataclasses.replace(plan, shards=plan.shards[1:], skipped=("a",))
     assert plan_from_json(Path(selected).read_text(), selected) == expected
@@ -207,16 +209,16 @@ def test_gate_keeps_most_of_the_published_shards(plan: Plan, uri: str) -> None:
     write(paths.changes_uri(uri), json.dumps(changes))
     embed(plan, "b", "v")
     with pytest.raises(AirflowFailException, match=r"3 of 5 shards of version 1 would be removed .*: c, d, a"):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
+        tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
     write(paths.changes_uri(uri), json.dumps(changes | {"added": ["a"], "changed": []}))
-    assert tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent()) != uri
+    assert tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent()) != uri
 
 
 @pytest.mark.parametrize("embedded", [(), ("v",)])
 def test_gate_needs_a_training_shard(plan: Plan, uri: str, embedded: tuple[str, ...]) -> None:
     embed(plan, *embedded)
     with pytest.raises(AirflowFailException, match=r"a .map index 0., b .map index 1."):
-        tasks.gate(uri, tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
+        tasks.gate(uri, mapped_tasks.list_shards(uri, EMBED), {"allow_partial": True}, silent())
 
 
 def test_gate_without_a_plan() -> None:
@@ -226,7 +228,7 @@ def test_gate_without_a_plan() -> None:
 
 def test_gate_names_the_map_index_in_a_list_of_unfinished_shards(plan: Plan, uri: str) -> None:
     embed(plan, "a")
-    listed = tasks.list_unfinished_shards(uri, "embed-chunks")
+    listed = mapped_tasks.list_unfinished_shards(uri, "embed-chunks")
     embed(plan, "b")
     with pytest.raises(AirflowFailException, match=r"1 of 3 shards are not embedded: v .map index 1."):
         tasks.gate(uri, listed, {"allow_partial": False}, silent())
@@ -240,7 +242,7 @@ def test_gate_without_a_list(uri: str) -> None:
 def test_an_invalid_plan_fails_without_retry(uri: str) -> None:
     write(uri, "{}")
     with pytest.raises(AirflowFailException, match="retro-ops plan"):
-        tasks.list_shards(uri, EMBED)
+        mapped_tasks.list_shards(uri, EMBED)
 
 
 @pytest.mark.parametrize("is_current", [True, False])
