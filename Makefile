@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE := 1
 # The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
 test-quick test-slow test-unit: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo up down test test-quick test-slow test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom campaign fuzz lock clean venv dev
+.PHONY: help demo up down test test-quick test-slow test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom audit campaign fuzz lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -119,6 +119,12 @@ sbom: venv ## List the packages of both environments with versions and licences 
 	@mkdir -p $(RUN_DIR)
 	$(STAGES)/python docker/sbom.py >$(RUN_DIR)/sbom-stages.json
 	$(AIRFLOW)/python docker/sbom.py >$(RUN_DIR)/sbom-airflow.json
+	$(STAGES)/python docker/sbom.py --licences >$(RUN_DIR)/licences-stages.txt
+	$(AIRFLOW)/python docker/sbom.py --licences >$(RUN_DIR)/licences-airflow.txt
+
+audit: ## Compare the locks with known vulnerabilities; fails if the database cannot be reached
+	@$(INSTALL) .venv/audit requirements/audit.txt
+	@.venv/audit/bin/python requirements/audit.py
 
 campaign: dev ## Random faults on random datasets for HOURS, each compared with an undisturbed twin
 	$(STAGES)/python benchmarks/campaign.py $(RUN_DIR)/campaign --hours $(or $(HOURS),1)
@@ -136,7 +142,7 @@ venv: .venv/.ready ## Create the two environments, if they are missing
 dev: .venv/.dev ## The same, with what tests and linters need
 
 # Both environments are created in parallel: one waits for the network while the other unpacks.
-.venv/.ready: requirements/airflow.txt requirements/stages.txt requirements/demo.txt pyproject.toml
+.venv/.ready: requirements/airflow.txt requirements/stages.txt requirements/torch.txt requirements/demo.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3")'
 	@echo "Creating the environments .venv/airflow and .venv/stages with $(PYTHON), the first time only."
 	@echo "This takes one minute or two, on a slow machine or network up to twenty. Wheels of torch for CUDA are several GB;"
@@ -149,9 +155,8 @@ dev: .venv/.dev ## The same, with what tests and linters need
 	@touch $@
 
 # What these packages ask for excludes each other; the file names all that they need.
-.venv/.readers: .venv/.dev requirements/readers.txt
-	@$(PYTHON) -m venv .venv/readers
-	@.venv/readers/bin/pip install -qq --no-deps -r requirements/readers.txt
+.venv/.readers: .venv/.dev requirements/readers.txt requirements/torch.txt
+	@$(INSTALL) .venv/readers requirements/readers.txt
 	@touch $@
 
 .venv/.dev: .venv/.ready requirements/dev-airflow.txt requirements/dev-stages.txt
