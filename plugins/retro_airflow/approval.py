@@ -36,16 +36,26 @@ class PublishApproval(ApprovalOperator):
         if not context["params"].get("approve"):
             self.log.info("Approve before publishing is off, so no approval is requested")
             return None
+        from retro_ops.storage import store
+
         with failures.airflow_errors():
             object_store.use_connection(settings.load().deployment.object_store.connection)
             self.subject, self.body = request(self.plan_uri)
+            store.write(paths.approval_uri(self.plan_uri), b"{}\n")  # So that prune keeps what the run has made.
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        if "error" not in event and self.REJECT in event["chosen_options"]:
-            with failures.airflow_errors():
-                object_store.use_connection(settings.load().deployment.object_store.connection)
-                note = f"Dataset {_plan(self.plan_uri).dataset}, [rejected]({links.of_run(self.plan_uri)})"
+        from retro_ops.storage import store
+
+        if "error" in event:
+            return super().execute_complete(context, event)
+        with failures.airflow_errors():
+            object_store.use_connection(settings.load().deployment.object_store.connection)
+            waits = paths.approval_uri(self.plan_uri)
+            store.at(waits).delete(waits)
+            dataset = _plan(self.plan_uri).dataset
+        if self.REJECT in event["chosen_options"]:
+            note = f"Dataset {dataset}, [rejected]({links.of_run(self.plan_uri)})"
             user = (event.get("responded_by_user") or {}).get("name")
             context["ti"].xcom_push(
                 key=run_notes.SUMMARY, value=f"{note}{f' by {user}' if user else ''}: nothing was published"

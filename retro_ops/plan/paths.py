@@ -21,6 +21,7 @@ from retro_ops.plan.stage_graph import STAGES
 from retro_ops.uris import beside, join, parent
 
 REPORT = "report.json"
+APPROVAL = "approval-requested.json"
 
 AIRFLOWS_OWN = r"[a-z_]+__\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00(_\w+)?"
 """Run ids that Airflow makes: ``manual__2026-01-01T03:00:00+00:00``. They differ by time, so they need no hash."""
@@ -115,6 +116,11 @@ def plans_after(plan_location: str) -> list[str]:
 def is_plan(uri: str) -> bool:
     """Whether ``uri`` is a plan of a run: the first or a later one."""
     return first_plan_uri(uri).rpartition("/")[2] == "plan.json"
+
+
+def approval_uri(plan_location: str) -> str:
+    """Exists while the run waits for approval."""
+    return beside(first_plan_uri(plan_location), APPROVAL)
 
 
 def estimate_uri(plan_location: str) -> str:

@@ -16,6 +16,9 @@ from retro_ops.uris import parent
 from retro_ops.versions import history
 from retro_ops.versions.audit import stages
 
+APPROVAL_S = 30 * 86_400
+"""How long a run that waits for approval counts as active: it writes nothing meanwhile."""
+
 
 @dataclass(frozen=True)
 class Unused:
@@ -41,7 +44,8 @@ def kept_versions(series: history.Series, newest: int, named: Sequence[int]) -> 
 def unused_folders(dataset: str, kept: history.Series, oldest: float) -> list[Unused]:
     """Folders that no kept version and no active run uses, and whose objects are all older than ``oldest``.
 
-    ``oldest``: seconds since 1970. A run is active if any object that it uses is newer.
+    ``oldest``: seconds since 1970. A run is active if any object that it uses is newer, or if it waits for approval
+    since no more than APPROVAL_S before that.
     """
     by_folder = dict(_folders(dataset))
     used = {parent(kept.uri)}
@@ -50,13 +54,17 @@ def unused_folders(dataset: str, kept: history.Series, oldest: float) -> list[Un
         used |= {*_of_plan(read_plan(uri)), *history.folders(kept.folder(number)), parent(uri)}
     for folder, uses in _runs(dataset, by_folder):
         run_folders = {folder, *uses}
-        if any(entry.modified >= oldest for name in run_folders for entry in by_folder.get(name, ())):
+        if any(_active_until(entry) >= oldest for name in run_folders for entry in by_folder.get(name, ())):
             used |= run_folders
     return [
         Unused(folder, objects)
         for folder, objects in sorted(by_folder.items())
         if folder not in used and all(entry.modified < oldest for entry in objects)
     ]
+
+
+def _active_until(entry: Stored) -> float:
+    return entry.modified + (APPROVAL_S if entry.uri.endswith(f"/{paths.APPROVAL}") else 0)
 
 
 def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:

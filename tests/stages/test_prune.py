@@ -128,3 +128,16 @@ def test_a_prune_that_is_killed_leaves_all_that_is_kept(built: Nights) -> None:
     assert not store.exists(only_before)
     with pytest.raises(StageFailedError):
         call("rollback", *place(built), "--to", 1)
+
+
+def test_a_run_that_waits_for_approval_is_kept_for_a_month(built: Nights, run: Run) -> None:
+    three_versions(built)
+    waits = Path(paths.approval_uri(built.runs[0].plan_uri))
+    waits.write_text("{}")
+    aged(built.root)  # It wrote nothing for a week.
+    only_before = Path(paths.embeddings_uri(built.runs[0].plan, "b"))
+    run("prune", *place(built), "--keep", 1, "--yes")
+    assert only_before.exists()
+    os.utime(waits, (time.time() - 33 * 86_400,) * 2)
+    run("prune", *place(built), "--keep", 1, "--yes")
+    assert not only_before.exists()
