@@ -1,8 +1,9 @@
 """Reads ranges of files on web servers, with retries; the proxies and certificates of the environment count."""
 
 import functools
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,7 +12,7 @@ from retro_ops.storage.base import missing
 from retro_ops.storage.read_ahead import LOOKUPS
 
 ATTEMPTS = 6
-"""Attempts at a range, 31 seconds in all, as the connection may break while it is read."""
+"""Attempts at a range, with pauses of 31 seconds in all, as the connection may break while it is read."""
 
 SEVERAL_AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -27,8 +28,8 @@ def fetch(uri: str, url: str, start: int, length: int, headers: Mapping[str, str
     for attempt in range(ATTEMPTS):
         try:
             return _fetched(uri, url, start, length, dict(headers or {}))
-        except urllib3.exceptions.HTTPError as error:
-            refusal = _unreachable(uri, error)
+        except (urllib3.exceptions.HTTPError, TransientError) as error:
+            refusal = error if isinstance(error, RetroError) else _unreachable(uri, error)
             if not isinstance(refusal, TransientError) or attempt == ATTEMPTS - 1:
                 raise refusal from error
             time.sleep(2**attempt)
@@ -39,8 +40,12 @@ def _fetched(uri: str, url: str, start: int, length: int, headers: dict[str, str
     asked = {**headers, "Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
     response = _pool(_proxy(url)).request("GET", url, headers=asked, preload_content=False)
     try:
+        _check_redirects(uri, url, response.retries.history)
         if response.status == 206:
-            return bytes(response.read()), int(response.headers["Content-Range"].rpartition("/")[2])
+            size_of = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            if size_of is None:
+                raise BadInputError(f"the server of {uri} sends a range without its place", "download the file")
+            return bytes(response.read()), int(size_of[1])
         size = int(response.headers.get("Content-Length", -1))
         if response.status == 416 and start == 0:
             return b"", 0
@@ -50,6 +55,12 @@ def _fetched(uri: str, url: str, start: int, length: int, headers: dict[str, str
     finally:
         response.drain_conn() if response.status in (206, 416) else response.close()
         response.release_conn()
+
+
+def _check_redirects(uri: str, url: str, history: Iterable[Any]) -> None:
+    places = [step.redirect_location for step in history if step.redirect_location]
+    if url.startswith("https:") and any(place.startswith("http:") for place in places):
+        raise BadInputError(f"the server of {uri} redirects to http, which anyone can change on the way", "use a copy")
 
 
 def _refusal(uri: str, status: int) -> RetroError:
@@ -97,9 +108,8 @@ def _pool(proxy: str | None) -> Any:
     options: dict[str, Any] = {
         "maxsize": LOOKUPS,
         "timeout": urllib3.Timeout(connect=20, read=60),
-        "retries": urllib3.Retry(
-            total=6, redirect=10, backoff_factor=0.5, status_forcelist=SEVERAL_AGAIN, raise_on_status=False
-        ),
+        # `fetch` repeats all other failures.
+        "retries": urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=10),
         "ssl_context": ssl.create_default_context(),
     }
     return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)

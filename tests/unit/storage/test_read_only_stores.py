@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import http.server
 import io
 import json
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from hub import TOKEN, Hub, serving
 from huggingface_hub import close_session, constants
 from pyarrow import parquet
+from urllib3.util.retry import RequestHistory
 
 from retro_ops.corpus import finding, source_lines
 from retro_ops.corpus.recipes import file_list
@@ -195,3 +198,41 @@ sources:
     assert files[4].name.endswith("storage-lines-a")
     shard = file_list.shard_name(recipe.sources[0].outputs["train"], files[4].uri, "a", None)
     assert shard == "a_a"
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """Answers with the status that the path names; a range without its place."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        Odd.asked += 1
+        status = int(self.path.strip("/"))
+        self.send_response(status)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ab")
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize(("status", "error", "requests"), [(503, TransientError, 6), (206, BadInputError, 1)])
+def test_a_request_is_repeated_in_one_place(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception], requests: int
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        Odd.asked = 0
+        with pytest.raises(error):
+            http_ranges.fetch("x", f"http://127.0.0.1:{server.server_port}/{status}", 0, 10)
+        server.shutdown()
+    assert Odd.asked == requests
+
+
+def test_a_redirect_to_http_is_refused() -> None:
+    steps = [RequestHistory("GET", "https://a/x", None, 302, "http://a/x")]
+    with pytest.raises(BadInputError, match="redirects to http"):
+        http_ranges._check_redirects("https://a/x", "https://a/x", steps)
+    http_ranges._check_redirects("https://a/x", "https://a/x", [steps[0]._replace(redirect_location="/y")])
