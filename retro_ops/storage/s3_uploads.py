@@ -83,13 +83,14 @@ class S3Writer:
 
     def close(self) -> Written:
         if self._first is None:
-            ask(self._uri, lambda: client().put_object(**self._target, Body=self._buffer))
+            answer = ask(self._uri, lambda: client().put_object(**self._target, Body=self._buffer))
+            own = self._fingerprint(answer["ETag"])
         else:
             if self._buffer:
                 self._send(self._number, self._buffer)
             self._send(1, self._first)
             self._wait_until_in_flight(0)
-            self._complete()
+            own = self._complete()
         self._sender.shutdown()
         tag = self._store.fingerprint(self._uri)
         stored = int(tag.rpartition(":")[2])
@@ -98,7 +99,8 @@ class S3Writer:
                 f"{self._uri}: wrote {self._bytes} bytes, but the store has {stored}", "run the stage again"
             )
         sha256 = self._hash.hexdigest() if self._hash else hash_stream(self._store.open(self._uri))
-        return Written(self._uri, self._bytes, sha256, tag if sends_checksums() else None)
+        # Another writer may have replaced the object since.
+        return Written(self._uri, self._bytes, sha256, tag if tag == own and sends_checksums() else None)
 
     def abort(self) -> None:
         self._sender.shutdown(cancel_futures=True)
@@ -135,27 +137,33 @@ class S3Writer:
         self._begun_again = answer["ResponseMetadata"].get("RetryAttempts", 0) > 0
         return str(answer["UploadId"])
 
-    def _complete(self) -> None:
+    def _complete(self) -> str:
+        """The fingerprint of the object."""
         self._sent.sort(key=lambda part: int(part["PartNumber"]))
         whole = {**self._target, "UploadId": self._upload, "MultipartUpload": {"Parts": self._sent}}
         try:
-            ask(self._uri, lambda: client().complete_multipart_upload(**whole))
+            own = self._fingerprint(ask(self._uri, lambda: client().complete_multipart_upload(**whole))["ETag"])
         except ConflictError:
             # Perhaps completed by this very request, whose answer was lost so that it was sent again.
-            if not self._store.exists(self._uri) or self._store.fingerprint(self._uri) != self._fingerprint():
+            own = self._fingerprint(self._tag_of_parts())
+            if not self._store.exists(self._uri) or self._store.fingerprint(self._uri) != own:
                 raise
         self._upload = None  # Nothing is left to abort.
         if self._begun_again:
             ask(self._uri, self._abort_leftovers)
+        return own
 
-    def _fingerprint(self) -> str:
-        """That of the object as it was sent, where the tags of its parts are their MD5: then its tag is the MD5 of
-        these MD5s with their number."""
+    def _fingerprint(self, tag: str) -> str:
+        return f"etag:{tag.strip(chr(34))}:{self._bytes}"
+
+    def _tag_of_parts(self) -> str:
+        """The object's tag as it was sent, where the tags of its parts are their MD5: then it is the MD5 of these MD5s
+        with their number."""
         tags = [part["ETag"].strip('"') for part in self._sent]
         if not all(re.fullmatch("[0-9a-f]{32}", tag) for tag in tags):
             return "unknown"
         of_parts = hashlib.md5(b"".join(map(bytes.fromhex, tags)), usedforsecurity=False).hexdigest()
-        return f"etag:{of_parts}-{len(tags)}:{self._bytes}"
+        return f"{of_parts}-{len(tags)}"
 
     def _abort_leftovers(self) -> None:
         """Abort uploads of writers that were killed: their parts are invisible but still cost money."""

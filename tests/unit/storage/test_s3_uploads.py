@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from retro_ops.errors import BadInputError
 from retro_ops.storage import s3_uploads, store
 from retro_ops.storage.npy import NpyWriter
-from retro_ops.storage.s3_client import client, sends_checksums
+from retro_ops.storage.s3_client import bucket_key, client, sends_checksums
 from retro_ops.storage.s3_uploads import MOST_BYTES, MOST_PART_BYTES, MOST_PARTS, PART_BYTES, part_bytes
 
 Writer = s3_uploads.S3Writer
@@ -162,3 +162,21 @@ def test_content_is_known_by_its_tag_if_the_store_compared_it_with_a_checksum(
     monkeypatch.setattr(s3_uploads, "client", partial(client, checksums=False))
     monkeypatch.setattr(s3_uploads, "sends_checksums", partial(sends_checksums, checksums=False))
     assert store.write(uri, b"1").tag is None
+
+
+def test_content_that_another_writer_replaced_is_not_known_by_its_tag(
+    s3: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{s3}/replaced"
+    asked = store.at(uri).fingerprint
+    for length in (1000, SMALLEST + 1000):
+        writer = store.at(uri).create(uri)
+        writer.write(b"a" * length)
+
+        def other_came_first(name: str, length: int = length) -> str:
+            client().put_object(**bucket_key(name), Body=b"b" * length)
+            return asked(name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.at(uri), "fingerprint", other_came_first)
+            assert writer.close().tag is None
