@@ -8,6 +8,7 @@ from airflow.sdk import BaseHook
 from retro_ops.errors import ConfigurationError
 from retro_ops.plan import paths
 from retro_ops.plan.series import Series, series_from_json
+from retro_ops.storage import s3_client
 
 _EXTRA = {
     "endpoint_url": "AWS_ENDPOINT_URL",
@@ -30,6 +31,7 @@ def use_connection(name: str | None) -> None:
         raise ConfigurationError(
             f"connection {name!r} has no access key", "set its login (access key id) and password (secret access key)"
         )
+    before = dict(os.environ)
     os.environ["AWS_ACCESS_KEY_ID"] = connection.login
     os.environ["AWS_SECRET_ACCESS_KEY"] = connection.password
     extra = connection.extra_dejson
@@ -38,6 +40,8 @@ def use_connection(name: str | None) -> None:
             os.environ[variable] = str(extra[key])
         elif key == "aws_session_token":  # The worker's token belongs to other keys.
             os.environ.pop(variable, None)
+    if os.environ != before:  # A client keeps the keys that it began with, and a triggerer runs for weeks.
+        s3_client.client.cache_clear()
 
 
 def read_series(root: str, dataset: str) -> Series:

@@ -1,5 +1,6 @@
 """Settings of a deployment, read from the environment in one place."""
 
+import math
 import os
 import shlex
 import sys
@@ -57,7 +58,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             "RETRO_MAPPED_TASKS", env.get("RETRO_MAPPED_TASKS", "256"), least=1, of="tasks, such as 256"
         ),
         retries=_number("RETRO_RETRIES", env.get("RETRO_RETRIES", "3"), least=0, of="retries, such as 3"),
-        retry_delay=timedelta(seconds=_seconds("RETRO_RETRY_DELAY", env.get("RETRO_RETRY_DELAY", "30"))),
+        retry_delay=timedelta(seconds=_seconds("RETRO_RETRY_DELAY", env.get("RETRO_RETRY_DELAY", "30"), 0)),
         root=env.get("RETRO_ROOT"),
         page_roots=_roots(env.get("RETRO_ROOT", ""), env.get("RETRO_PAGE_ROOTS", "")),
         dataset=env.get("RETRO_DATASET"),
@@ -69,7 +70,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         refresh_schedule=env.get("RETRO_REFRESH_SCHEDULE"),
         timezone=env.get("RETRO_REFRESH_TIMEZONE", "UTC"),
         refresh_watch=tuple(folder.rstrip("/") for folder in split_names(env.get("RETRO_REFRESH_WATCH", ""))),
-        refresh_watch_s=_seconds("RETRO_REFRESH_WATCH_SECONDS", env.get("RETRO_REFRESH_WATCH_SECONDS", "20")),
+        refresh_watch_s=_seconds("RETRO_REFRESH_WATCH_SECONDS", env.get("RETRO_REFRESH_WATCH_SECONDS", "20"), 1),
     )
 
 
@@ -106,8 +107,11 @@ def _yes_or_no(name: str, text: str) -> bool:
     return text.lower() == "yes"
 
 
-def _seconds(name: str, text: str) -> float:
+def _seconds(name: str, text: str, least: float) -> float:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ConfigurationError(f"{name} is {text!r}", "set it to a number of seconds, such as 30") from None
+        seconds = math.nan
+    if not least <= seconds < math.inf:  # NaN is not.
+        raise ConfigurationError(f"{name} is {text!r}", f"set it to a number of seconds from {least:g}, such as 30")
+    return seconds

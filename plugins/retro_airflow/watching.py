@@ -41,8 +41,7 @@ class CorpusTrigger(BaseEventTrigger):
         return "retro_airflow.watching.CorpusTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        # Not asyncio.to_thread: a connection is asked for through the event loop of the triggerer.
-        await sync_to_async(object_store.use_connection, thread_sensitive=False)(self.connection)
+        await self._connect()
         assert self.asset_state_store is not None
         announced = await self.asset_state_store.aget(SEEN)
         before: Listing | None = None
@@ -67,15 +66,22 @@ class CorpusTrigger(BaseEventTrigger):
             return await asyncio.to_thread(listing, self.folders)
         except TransientError as error:
             self.log.warning("The corpus was not listed: %s", error)
+            await self._connect()  # Its keys may have expired.
             return None
+
+    async def _connect(self) -> None:
+        # Not asyncio.to_thread: a connection is asked for through the event loop of the triggerer.
+        await sync_to_async(object_store.use_connection, thread_sensitive=False)(self.connection)
 
 
 def listing(folders: Iterable[str]) -> Listing:
-    """All files below ``folders``."""
+    """All files below ``folders``, as the corpus is read: also those in linked folders."""
     from retro_ops.storage import store
 
     return {
-        entry.uri: (entry.bytes, entry.modified) for folder in folders for entry in store.at(folder).objects(folder)
+        entry.uri: (entry.bytes, entry.modified)
+        for folder in folders
+        for entry in store.at(folder).objects(folder, follow_links=True)
     }
 
 
@@ -94,6 +100,11 @@ def schedule(config: Settings) -> Any:
             raise ConfigurationError(
                 f"RETRO_REFRESH_WATCH: {folder!r} is not a folder",
                 "name full paths or s3://… of folders, without patterns",
+            )
+        if folder.startswith(("hf://", "http://", "https://")):
+            raise ConfigurationError(
+                f"RETRO_REFRESH_WATCH: files of {folder!r} have no times to compare",
+                "watch a folder or a bucket, or refresh by RETRO_REFRESH_SCHEDULE",
             )
     trigger = CorpusTrigger(config.refresh_watch, config.refresh_watch_s, config.deployment.object_store.connection)
     first = config.refresh_watch[0]

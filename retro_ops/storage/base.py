@@ -88,12 +88,12 @@ class Store(Protocol):
     def delete_folder(self, folder: str) -> None:
         """Delete all objects below ``folder``."""
 
-    def objects(self, folder: str) -> builtins.list[Stored]:
-        """All objects below ``folder``, sorted by URI."""
+    def objects(self, folder: str, *, follow_links: bool = False) -> builtins.list[Stored]:
+        """All objects below ``folder``, sorted by URI. ``follow_links``: also those in linked folders, where the store
+        has links."""
 
     def list(self, folder: str, *, follow_links: bool = False) -> builtins.list[str]:
-        """URIs of all objects below ``folder``, sorted. ``follow_links``: also those in linked folders, where the store
-        has links."""
+        """URIs of the ``objects``."""
 
     def folders(self, folder: str) -> builtins.list[str]:
         """Names of the folders directly in ``folder``, sorted; their content is not listed."""

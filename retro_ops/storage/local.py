@@ -99,9 +99,9 @@ class LocalStore:
         # Another process may be writing into it; a leftover file is not an error.
         shutil.rmtree(folder, ignore_errors=True)
 
-    def objects(self, folder: str) -> builtins.list[Stored]:
+    def objects(self, folder: str, *, follow_links: bool = False) -> builtins.list[Stored]:
         objects = []
-        for uri in self.list(folder):
+        for uri in self.list(folder, follow_links=follow_links):
             with contextlib.suppress(FileNotFoundError):  # Removed since it was listed.
                 about = os.stat(uri)
                 objects.append(Stored(uri, about.st_size, about.st_mtime))

@@ -68,7 +68,7 @@ class MemoryStore:
     def delete_folder(self, folder: str) -> None:
         self.delete_all(self.list(folder))
 
-    def objects(self, folder: str) -> builtins.list[Stored]:
+    def objects(self, folder: str, *, follow_links: bool = False) -> builtins.list[Stored]:
         prefix = folder.rstrip("/") + "/"
         with self._lock:
             found = [(uri, *of) for uri, of in self._objects.items() if uri.startswith(prefix)]

@@ -99,7 +99,7 @@ class ObjectStore:
     def delete_folder(self, folder: str) -> None:
         self.delete_all(self.list(folder))
 
-    def objects(self, folder: str) -> builtins.list[Stored]:
+    def objects(self, folder: str, *, follow_links: bool = False) -> builtins.list[Stored]:
         base = split_scheme(folder)[0]
         with _errors(folder):
             found = _store(folder).list(_key(folder) or None).collect()

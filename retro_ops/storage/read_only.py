@@ -68,7 +68,7 @@ class ReadOnlyStore:
     def exists(self, uri: str) -> bool:
         raise NotImplementedError
 
-    def objects(self, folder: str) -> builtins.list[Stored]:
+    def objects(self, folder: str, *, follow_links: bool = False) -> builtins.list[Stored]:
         raise _read_only(folder)
 
     def folders(self, folder: str) -> builtins.list[str]:

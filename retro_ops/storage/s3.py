@@ -106,7 +106,7 @@ class S3Store:
     def delete_folder(self, folder: str) -> None:
         self.delete_all(self.list(folder))
 
-    def objects(self, folder: str) -> builtins.list[Stored]:
+    def objects(self, folder: str, *, follow_links: bool = False) -> builtins.list[Stored]:
         bucket, prefix = bucket_prefix(folder)
 
         def request() -> builtins.list[dict[str, Any]]:

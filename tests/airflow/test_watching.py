@@ -1,16 +1,19 @@
 """The watched corpus: when the trigger fires, and the schedule of a refresh."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import AssetOrTimeSchedule, CronDataIntervalTimetable
 from airflow.serialization.serialized_objects import BaseSerialization
-from retro_airflow import settings, watching
+from retro_airflow import object_store, settings, watching
 from retro_airflow.watching import CorpusTrigger
 
+from retro_ops.corpus import finding
 from retro_ops.errors import ConfigurationError
+from retro_ops.storage import s3_client
 
 PLACE = {"RETRO_ROOT": "/data", "RETRO_DATASET": "demo"}
 
@@ -124,3 +127,37 @@ def test_the_schedule_is_by_time_by_files_or_both() -> None:
 def test_only_folders_are_watched(folders: str) -> None:
     with pytest.raises(ConfigurationError, match="is not a folder"):
         watching.schedule(settings.load({**PLACE, "RETRO_REFRESH_WATCH": folders}))
+
+
+@pytest.mark.parametrize("folder", ["hf://datasets/owner/name", "https://example.org/corpus"])
+def test_what_has_no_times_cannot_be_watched(folder: str) -> None:
+    with pytest.raises(ConfigurationError, match="no times to compare"):
+        watching.schedule(settings.load({**PLACE, "RETRO_REFRESH_WATCH": folder}))
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_corpus_is_listed_at_most_once_a_second(seconds: str) -> None:
+    with pytest.raises(ConfigurationError, match="RETRO_REFRESH_WATCH_SECONDS"):
+        settings.load({**PLACE, "RETRO_REFRESH_WATCH_SECONDS": seconds})
+
+
+def test_files_in_linked_folders_are_watched_as_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.jsonl").write_text("{}")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/2026").symlink_to(tmp_path / "elsewhere")
+    corpus = str(tmp_path / "corpus")
+    assert list(watching.listing([corpus])) == finding.find(corpus)[0] == [f"{corpus}/2026/a.jsonl"]
+
+
+def test_new_keys_of_a_connection_reach_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")
+    used = []
+    for key in ("old", "new", "new"):
+        text = json.dumps({"conn_type": "aws", "login": key, "password": "x", "extra": {"region_name": "r"}})
+        monkeypatch.setenv("AIRFLOW_CONN_ROTATED", text)
+        object_store.use_connection("rotated")
+        used.append(s3_client.client())
+    s3_client.client.cache_clear()
+    assert used[0] is not used[1] is used[2]
