@@ -27,18 +27,16 @@ class Notification:
 
 
 def _failure(context: Context) -> str:
-    """What the first failed task said. The gate comes last, since its message may only name an earlier task."""
+    """What the first failed task said. The gate comes after others, since its message may only name an earlier task;
+    mapped tasks come last, since of shards the gate names all that failed."""
     if "ti" not in context:
         return str(context.get("reason") or "")
-    # Of shards, the gate names all that failed.
-    names = [
-        task.task_id
-        for task in context["dag"].tasks
-        if not task.is_mapped and task.get_closest_mapped_task_group() is None
-    ]
-    for name in sorted(names, key=lambda name: name == "gate"):
-        if said := context["ti"].xcom_pull(task_ids=name, key=failures.CAUSE):
-            return str(said)
+    every = context["dag"].tasks
+    mapped = {task.task_id for task in every if task.is_mapped or task.get_closest_mapped_task_group()}
+    for name in sorted((task.task_id for task in every), key=lambda name: (name in mapped, name == "gate")):
+        said = context["ti"].xcom_pull(task_ids=name, key=failures.CAUSE)
+        if found := [said] if isinstance(said, str) else [text for text in said or () if text]:
+            return str(found[0])
     return str(context.get("reason") or "")
 
 

@@ -203,7 +203,8 @@ class StageOperator(ResumableJobMixin, BaseOperator):
     def _watched(self, work: Callable[[], dict[str, str]]) -> dict[str, str]:
         try:
             self._watching = True
-            return work()
+            with failures.airflow_errors():
+                return work()
         except FailureError as error:
             if page := links.absolute(links.BAD_RECORDS.get_link(self, ti_key=None)):
                 self.log.info("Bad records, if there are any: %s", page)

@@ -7,7 +7,8 @@ import pytest
 import structlog
 from airflow.sdk._shared.logging.structlog import structlog_processors
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from retro_airflow import failures
+from retro_airflow import failures, notifications
+from retro_airflow.dags.retro_dataset import dag
 
 from retro_ops.errors import BadInputError, ConfigurationError, RetroError, TransientError
 
@@ -57,3 +58,32 @@ def test_what_the_user_needs_comes_first() -> None:
     killed = str(failures.of_exit_code("embed-chunks", 137, "", "OOMKilled: limit 8GiB"))
     assert killed.startswith("embed-chunks was killed (signal 9): OOMKilled: limit 8GiB")
     assert "give it more memory" in killed
+
+
+class Told:
+    """The messages that tasks left, as Airflow's task instance hands them to a callback."""
+
+    def __init__(self, messages: dict[str, str | list[str | None]]) -> None:
+        self.messages = messages
+
+    def xcom_pull(self, task_ids: str, key: str) -> Any:
+        assert key == failures.CAUSE
+        return self.messages.get(task_ids, [])
+
+
+@pytest.mark.parametrize(
+    ("messages", "shown"),
+    [
+        ({"shards.embed_chunks": "b is bad", "gate": "1 of 2 shards are not embedded"}, "1 of 2 shards"),
+        ({"plan": "no corpus", "gate": "there is no plan"}, "no corpus"),
+        ({"neighbours.retrieve_neighbours": [None, "out of memory"]}, "out of memory"),
+        ({"neighbours.retrieve_neighbours": "no GPU"}, "no GPU"),
+        ({}, "task_failure"),
+    ],
+    ids=["of shards the gate", "first task", "a mapped task", "a mapped task with one message", "none"],
+)
+def test_a_notification_has_the_message_that_explains_most(
+    messages: dict[str, str | list[str | None]], shown: str
+) -> None:
+    context: Any = {"ti": Told(messages), "dag": dag, "reason": "task_failure"}
+    assert notifications._failure(context).startswith(shown)
