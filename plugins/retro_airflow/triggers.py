@@ -9,7 +9,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from retro_airflow import runtimes, settings
 from retro_airflow.deployment import Deployment
-from retro_airflow.runtimes import Handle, Status, outages
+from retro_airflow.runtimes import Handle, outages
 
 POLL_S = 10.0
 
@@ -32,10 +32,6 @@ class StageTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         config = dataclasses.replace(settings.load(), deployment=Deployment.model_validate(self.deployment))
         runtime = runtimes.choose(self.handle["runtime"], config)
-
-        def status() -> Status:
-            return outages.bridged(lambda: runtime.status(self.handle))
-
-        while (await asyncio.to_thread(status)).state == "running":
+        while (await outages.bridged_in_threads(lambda: runtime.status(self.handle))).state == "running":
             await asyncio.sleep(POLL_S)
         yield TriggerEvent(self.handle)  # type: ignore[no-untyped-call]

@@ -1,10 +1,12 @@
 """Outages of an engine or an API server, and the calls that are repeated through them."""
 
+import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from retro_airflow.runtimes import outages
-from retro_airflow.runtimes.outages import OutageError, bridged
+from retro_airflow.runtimes.outages import OutageError, bridged, bridged_in_threads
 
 from retro_ops.errors import TransientError
 
@@ -53,3 +55,18 @@ def test_other_errors_are_not_repeated() -> None:
     with pytest.raises(TransientError, match="quota"):
         bridged(server)
     assert server.calls == 1
+
+
+def test_a_triggerer_waits_without_a_thread() -> None:
+    """Its one thread does other work during the pause."""
+    server = Server(1, OutageError("gone"))
+
+    async def beside() -> tuple[int, str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        waiting = asyncio.create_task(bridged_in_threads(server))
+        while server.calls == 0:
+            await asyncio.sleep(0.01)
+        calls = await asyncio.to_thread(lambda: server.calls)
+        return calls, await waiting
+
+    assert asyncio.run(beside()) == (1, "answer")
