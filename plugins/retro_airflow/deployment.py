@@ -111,13 +111,13 @@ class Deployment(_Strict):
         """Whether the triggerer waits for jobs of ``runtime``."""
         return runtime == "kubernetes" and self.kubernetes.deferrable
 
-    def placement_of(self, stage: str) -> dict[str, str]:
-        """Arguments of an operator: those of ``default``, overridden by those of the stage."""
-        merged: dict[str, str] = {}
-        for name in ("default", stage):
-            if name in self.placement:
-                merged |= self.placement[name].model_dump(exclude_none=True)
-        return merged
+    def placement_of(self, stage: str, pool: str | None) -> dict[str, str]:
+        """Arguments of an operator: of ``default``, then ``pool``, then of the stage, each overriding those before."""
+        default, own = (
+            self.placement[name].model_dump(exclude_none=True) if name in self.placement else {}
+            for name in ("default", stage)
+        )
+        return {**default, **({"pool": pool} if pool else {}), **own}
 
     def resources_of(self, stage: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Resources:
         """Entries of ``default``, then of the stage, each first from the file and then from ``overrides``."""

@@ -138,9 +138,12 @@ def test_the_number_of_retries_is_set_in_the_environment() -> None:
 def test_stages_are_placed_on_queues_executors_and_pools(tmp_path: Path) -> None:
     text = '[placement.default]\nqueue = "cpu"\n[placement.embed-chunks]\nqueue = "gpu"\nexecutor = "CeleryExecutor"\n'
     made = load(tmp_path, text)
-    assert made.placement_of("plan") == {"queue": "cpu"}
-    assert made.placement_of("embed-chunks") == {"queue": "gpu", "executor": "CeleryExecutor"}
-    assert load(tmp_path, "").placement_of("plan") == {}
+    assert made.placement_of("plan", None) == {"queue": "cpu"}
+    assert made.placement_of("embed-chunks", None) == {"queue": "gpu", "executor": "CeleryExecutor"}
+    assert load(tmp_path, "").placement_of("plan", None) == {}
+    pools = load(tmp_path, '[placement.default]\npool = "retro"\n[placement.describe]\npool = "own"\n')
+    stages = (("plan", None), ("embed-chunks", "gpus"), ("describe", "gpus"))
+    assert [pools.placement_of(*stage)["pool"] for stage in stages] == ["retro", "gpus", "own"]
     with pytest.raises(ConfigurationError, match="placement for 'embed', which is no stage"):
         load(tmp_path, '[placement.embed]\nqueue = "gpu"\n')
 
@@ -161,3 +164,9 @@ NOTIFIER = '[[notifications]]\nnotifier = "a.B"\n'
 def test_mistakes_in_notifications_are_named(tmp_path: Path, text: str, error: str) -> None:
     with pytest.raises(ConfigurationError, match=error):
         load(tmp_path, text)
+
+
+def test_the_gpu_stack_gives_each_stage_that_uses_a_gpu_one() -> None:
+    made = deployment.load(REPOSITORY / "docker/runtime.gpu.toml", None)
+    without = {name for name, stage in STAGES.items() if stage.gpu and not made.resources_of(name).gpus}
+    assert without == set()
