@@ -76,8 +76,7 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
 
 def stage(name: str, config: Settings) -> dict[str, Any]:
     """Arguments of the operator that follow from the table of stages and from runtime.toml."""
-    pool = {"pool": config.gpu_pool} if STAGES[name].gpu else {}
-    placement = pool | config.deployment.placement_of(name)
+    placement = config.deployment.placement_of(name, config.gpu_pool if STAGES[name].gpu else None)
     return {"task_id": name.replace("-", "_"), "stage": name, "doc_md": stage_doc(name), **placement}
 
 
@@ -144,6 +143,8 @@ def build(plan: StageOperator, config: Settings) -> None:
     tune.trigger_rule = TriggerRule.ONE_SUCCESS
     build_index >> list_cells
     search_samples >> [merge, list_cells] >> tune
+    # Rows that a filter leaves short are searched in the merged index.
+    merge >> retrieve
     [merge, retrieve] >> write_specs
     retrieve >> to_validate
 

@@ -4,13 +4,14 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from retro_ops.compute import device
-from retro_ops.errors import require_flags
+from retro_ops.errors import ConfigurationError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.progress import say
+from retro_ops.storage import store
 
 STAGE = "tune-search"
 
@@ -51,5 +52,10 @@ def _tune(plan: Plan, plan_uri: str, split: Split, parameters: Parameters, where
     if samples.is_tuned(plan) and (truth := samples.found_in_parts(plan, plan_uri, split, "tuning", len(queries))):
         say(f"{STAGE}: {split}: true neighbours of {len(queries):,} queries from search-samples")
         return tune(queries, searched.over_hits(truth.ids()) or searched.index, parameters, truth).as_json()
+    if where.chosen != "cuda" and not store.exists(paths.index_uri(plan, split)):
+        raise ConfigurationError(
+            f"{paths.index_uri(plan, split)} is not there yet, and on a CPU {STAGE} needs it",
+            f"with a grid give {STAGE} a GPU, as search-parts: [resources.{STAGE}] in runtime.toml",
+        )
     say(f"{STAGE}: {split}: exact search for {len(queries):,} queries in {chunks.total:,} chunks ({where.chosen})")
     return tune(queries, searched.index, parameters).as_json()
