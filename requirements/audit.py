@@ -31,22 +31,23 @@ def answer(lock: Path) -> list[dict[str, Any]]:
 
 def conclusion(packages: Iterable[Mapping[str, Any]]) -> tuple[int, list[str]]:
     """Exit code, and the lines to print."""
-    by_name = {package["name"]: package for package in packages}
-    vulnerable = [package for package in by_name.values() if package.get("vulns")]
-    skipped = [package for package in by_name.values() if "vulns" not in package]
+    # The locks differ in versions of a package, so a name alone would hide one behind another.
+    audited = {(package["name"], package.get("version")): package for package in packages}
+    vulnerable = [package for package in audited.values() if package.get("vulns")]
+    skipped = [package for package in audited.values() if "vulns" not in package]
     lines = [
         f"{of['name']} {of['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for of in vulnerable
         for found in of["vulns"]
     ]
-    compared = len(by_name) - len(skipped)
-    lines.append(f"{compared} of {len(by_name)} packages were compared, {len(vulnerable)} are vulnerable")
-    if skipped or not by_name:
+    compared = len(audited) - len(skipped)
+    lines.append(f"{compared} of {len(audited)} packages were compared, {len(vulnerable)} are vulnerable")
+    if skipped or not audited:
         names = ", ".join(package["name"] for package in skipped[:5])
         lines.append(f"NOT COMPARED: {len(skipped)} packages ({names}{', …' if len(skipped) > 5 else ''})")
         lines += [f"  {package['skip_reason']}" for package in skipped[:1]]
         lines.append("  What to do: run this where the package index itself can be reached, not a mirror of it")
-    code = VULNERABLE if vulnerable else NOT_COMPARED if skipped or not by_name else 0
+    code = VULNERABLE if vulnerable else NOT_COMPARED if skipped or not audited else 0
     return code, lines
 
 

@@ -21,8 +21,9 @@ SKIPPED = {"name": "c", "skip_reason": "Dependency not found on PyPI and could n
         ([SOUND, SKIPPED], 3, "1 of 2 packages were compared"),
         ([SKIPPED], 3, "could not be audited: c (1)"),
         ([], 3, "NOT COMPARED"),
+        ([VULNERABLE, {**VULNERABLE, "version": "3", "vulns": []}], 1, "b 2: PYSEC-1, fixed in 3"),
     ],
-    ids=["sound", "vulnerable", "both", "in part", "no database", "nothing"],
+    ids=["sound", "vulnerable", "both", "in part", "no database", "nothing", "another version in another lock"],
 )
 def test_what_was_not_compared_is_never_called_sound(packages: list[dict[str, Any]], code: int, said: str) -> None:
     """pip-audit itself ends with 0 and "No known vulnerabilities found" where it skipped every package."""
