@@ -144,8 +144,7 @@ def build(plan: StageOperator, config: Settings) -> None:
     build_index >> list_cells
     search_samples >> [merge, list_cells] >> tune
     # Rows that a filter leaves short are searched in the merged index.
-    merge >> retrieve
-    [merge, retrieve] >> write_specs
+    merge >> retrieve >> write_specs
     retrieve >> to_validate
 
 
