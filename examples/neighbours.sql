@@ -1,12 +1,12 @@
--- Questions to a dataset that was exported with `retro-ops export --format parquet --to exported`, for DuckDB:
---   cd exported && duckdb < neighbours.sql
+-- Queries for DuckDB on a dataset that was exported with `retro-ops export --format parquet --to exported`:
+--   cd exported && duckdb < PATH_OF_THIS_FILE
 
 -- Chunks of each category, and how near their nearest neighbour is.
 select category, count(*) as chunks, round(avg(distances[1]), 3) as mean_distance
 from read_parquet('train/*.parquet', union_by_name = true)
 group by category order by chunks desc;
 
--- Which category finds its nearest neighbour in which.
+-- In which category the chunks of each category find their nearest neighbour.
 select row.category, neighbour.category as nearest, count(*) as chunks
 from read_parquet('train/*.parquet', union_by_name = true) as row
 join read_parquet('train/*.parquet', union_by_name = true) as neighbour on neighbour.id = row.neighbours[1]
