@@ -249,8 +249,9 @@ class Parameters:
     )
     max_bad_share: float = _share(
         0.5,
-        "Share of a shard's records that may be bad. Up to it, they are set aside with a warning and the rest is used, "
-        "so at the default half of a file may be lost; above it the shard fails. `0` accepts no bad record.",
+        "Share of a shard's records that may be bad. Up to this share, bad records are set aside with a warning and "
+        "the rest is used, so at the default half of a file may be lost; above it the shard fails. `0` accepts no bad "
+        "record.",
         CHUNKS,
         title="Bad-record limit",
         decides="tokenize-and-chunk",
@@ -287,7 +288,8 @@ class Parameters:
     )
     embed_dimensions: int | None = _integer(
         None,
-        "Keep only this many dimensions of each vector, the first ones; for models trained for it (Matryoshka).",
+        "Number of dimensions to keep of each vector, the first ones; only for models that were trained for it "
+        "(Matryoshka).",
         EMBEDDING,
         title="Dimensions",
         unset="all",
@@ -298,7 +300,7 @@ class Parameters:
     trust_remote_code: bool = _define(
         False,
         "flag",
-        "Run Python code that the model contains. Without it, such a model is refused. It is never stored in a plan.",
+        "Run Python code that the model contains. Without this flag, such a model is refused. A plan never stores it.",
         EMBEDDING,
         read_by=("embed-chunks",),
         kept_on_refresh=False,
@@ -424,7 +426,7 @@ class Parameters:
     )
     max_shared_run: int | None = _integer(
         None,
-        "Drop neighbours of validation chunks that have a longer run of tokens in common (leakage).",
+        "Drop neighbours of validation chunks that have a longer run of tokens in common with the chunk (leakage).",
         INDEX,
         minimum=0,
         title="Max shared run",
@@ -464,7 +466,8 @@ class Parameters:
     )
     max_leaked: float = _share(
         1.0,
-        "Share of validation chunks with half their tokens in a neighbour above which nothing is published.",
+        "Share of validation chunks that share a run of more than half of their tokens with a neighbour, above which "
+        "nothing is published.",
         INDEX,
         title="Max leaked rows",
         read_by=("publish",),
@@ -524,10 +527,10 @@ class Parameters:
     )
     memory_budget: str = _memory(
         "2GiB",
-        "Memory that a stage may use beside its model and index. A line of the corpus may take a 256th of it; "
-        "this limit decides which documents are read. At its default the training sample may take three eighths "
-        "of the memory of the machine or container, and a search or `find-duplicates` a quarter of that of a container "
-        "with more than 8 GiB.",
+        "Memory that a stage may use beside its model and index. A line of the corpus may take a 256th of it; this "
+        "limit decides which documents are read. If it is left at its default, the training sample may take three "
+        "eighths of the memory of the machine or container, and in a container with more than 8 GiB a search or "
+        "`find-duplicates` may take a quarter of its memory.",
         RUN,
         title="Memory budget",
         read_by=("list-sources", "split-corpus", *WORKING, "serve"),
@@ -545,8 +548,9 @@ class Parameters:
     duplicates: str = _choice(
         "keep",
         ("keep", "report", "drop"),
-        "Documents that repeat others, in any shard: `keep` them, `report` how many there are, or `drop` them; a "
-        "training document that repeats a validation document is dropped. Only shards that lose documents are rebuilt.",
+        "What to do with documents that repeat others, in any shard: `keep` them, `report` how many there are, or "
+        "`drop` them. If a training document repeats a validation document, `drop` removes the training document. Only "
+        "shards that lose documents are rebuilt.",
         CHUNKS,
         title="Duplicates",
         decides="find-duplicates",
