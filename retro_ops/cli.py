@@ -35,7 +35,7 @@ COMMANDS = {
     "diff": "show the differences between two versions",
     "rollback": "make an earlier version the current one",
     "prune": "remove old versions, and files that only they or finished runs use",
-    "export": "copy a published version to a folder, under the original's file names",
+    "export": "copy a published version to a folder: the original's files, memory maps of RETRO-pytorch, or Parquet",
     "status": "show which parts of a run or a published dataset are done, missing or damaged",
     "serve": "answer requests for the neighbours of texts, tokens or embeddings over HTTP",
     "show": "print some chunks of a dataset and their nearest neighbours as text",

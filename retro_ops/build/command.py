@@ -36,12 +36,12 @@ USAGE = """%(prog)s --root ROOT --dataset NAME (--corpus FILES | --recipe RECIPE
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = USAGE
     parser.add_argument("--plan", help="resume the run of this plan instead of planning a new one")
-    parser.add_argument("--root", help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", help="name of the dataset")
     parser.add_argument("--run", help="name of this run, for the folder of its plan (default: the current time)")
     parser.add_argument("--recipe", help="recipe of the corpus, instead of --corpus: see `retro-ops list-sources`")
     parser.add_argument("--source-folder", help="where the recipe's relative paths start (default: its own folder)")
-    parser.add_argument("--repair-run", metavar="RUN", help="with --repair: this run instead of the published version")
+    parser.add_argument("--repair-run", metavar="RUN", help="with --repair: repair this run, not the published version")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     plan_stage.add_choices(parser)
 

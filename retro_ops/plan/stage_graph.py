@@ -81,7 +81,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "tokenize-and-chunk",
-            "tokenise documents (JSON lines) and cut them into chunks",
+            "tokenise documents and cut them into chunks",
             maps_over="shard",
             folder="shards",
             code_version=3,

@@ -17,7 +17,7 @@ from retro_ops.versions import card, history
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--from", type=int, dest="before", help="earlier version (default: the one before --to)")
     parser.add_argument("--to", type=int, dest="after", help="later version (default: the current one)")

@@ -13,13 +13,13 @@ FORMATS = ("original", "lucidrains", "parquet")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
     parser.add_argument("--to", required=True, help="folder to copy to; files that it already has are not copied again")
     parser.add_argument(
         "--format", choices=FORMATS, default=FORMATS[0],
-        help="files of the original scripts, memory maps of lucidrains/RETRO-pytorch, or Parquet with a row a chunk",
+        help="files of the original scripts, memory maps of lucidrains/RETRO-pytorch, or Parquet tables",
     )  # fmt: skip
     parser.add_argument(
         "--only", choices=("trainer",), help="chunks, neighbours and documents, without index and embeddings"

@@ -9,7 +9,7 @@ from retro_ops.versions import history
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 

@@ -28,8 +28,8 @@ LOOKUPS = 8
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", help=f"recipe file, or a shipped recipe: {', '.join(shipped.names())}")
-    parser.add_argument("--source-folder", help="folder of the recipe's relative paths (default: that of the recipe)")
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--source-folder", help="where the recipe's relative paths start (default: its own folder)")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--output", help="sources.json to write; without it the recipe is only checked")
     parser.add_argument(

@@ -34,14 +34,14 @@ from retro_ops.versions.changes import since_published
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix that holds all datasets")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--sources", help="list of source files that `list-sources` wrote, instead of a corpus")
     parser.add_argument("--output", required=True, help="plan to write")
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="number of workers for the estimate of hours (default: 1)"
     )
-    parser.add_argument("--run", help="with --repair: this run, instead of the published version")
+    parser.add_argument("--run", help="with --repair: repair this run instead of the published version")
     add_choices(parser)
 
 

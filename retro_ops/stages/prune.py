@@ -21,7 +21,7 @@ UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument(
         "--keep", type=int, required=True, help="number of newest versions to keep; the current one is always kept"

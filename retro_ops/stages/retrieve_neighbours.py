@@ -41,7 +41,7 @@ class _Indexes:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--query-embeddings", nargs="+", default=[], help="embeddings of the query shards (.npy)")
     parser.add_argument("--query-chunk2seq", nargs="+", default=[], help="chunk2seq of the same shards (.npy)")
-    parser.add_argument("--neighbours-output", nargs="+", default=[], help="neighbours to write, one a shard (.npy)")
+    parser.add_argument("--neighbours-output", nargs="+", default=[], help="neighbours to write, one per shard (.npy)")
     parser.add_argument("--index", help="filled index")
     parser.add_argument(
         "--grid",

@@ -13,7 +13,7 @@ STAGE = "rollback"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--to", type=int, required=True, help="version to make current; it may also be a later one")
 

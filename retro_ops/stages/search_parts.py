@@ -33,8 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--cell", type=split_names, metavar="A,B", help="cell of the grid, or several to search in turn"
     )
-    parser.add_argument("--grid", type=grid.parse, metavar="PxR", help="with --list: parts of the vectors x ranges")
-    parser.add_argument("--list", action="store_true", help="print the names of all cells, one a line")
+    parser.add_argument("--grid", type=grid.parse, metavar="PxR", help="with --list: P parts and R ranges of queries")
+    parser.add_argument("--list", action="store_true", help="print the names of all cells, one per line")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:

@@ -27,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--part", type=split_names, metavar="A,B", help="part of the vectors, or several to search in turn"
     )
-    parser.add_argument("--list", action="store_true", help="print the names of all parts, one a line")
+    parser.add_argument("--list", action="store_true", help="print the names of all parts, one per line")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:

@@ -19,15 +19,15 @@ PORT = 8000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
-    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="whose index to search (default: train)")
+    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="split to search (default: train)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"port to listen on; 0 takes a free one (default {PORT})"
     )
-    parser.add_argument("--no-lease", action="store_true", help="do not keep the version from `prune`")
+    parser.add_argument("--no-lease", action="store_true", help="do not protect the version from `prune`")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:

@@ -22,10 +22,10 @@ from retro_ops.versions import history
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", help="name of the dataset")
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
-    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="whose chunks to show (default: train)")
+    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="split to show (default: train)")
     parser.add_argument("--spec", help="dataset spec, instead of --root and --dataset")
     parser.add_argument("--rows", type=int, default=3, help="number of chunks to print (default 3)")
 

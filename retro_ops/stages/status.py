@@ -19,7 +19,7 @@ from retro_ops.versions.audit import TaskState
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plan", help="plan of a run")
-    parser.add_argument("--root", help="folder or s3:// prefix of all datasets")
+    parser.add_argument("--root", help="where all datasets are: a folder or s3://bucket/prefix")
     parser.add_argument("--dataset", help="name of the dataset; without --run: its published version")
     parser.add_argument("--run", help="run of the dataset, such as an Airflow run id")
     parser.add_argument("--thorough", action="store_true", help="compare checksums, which reads all files")

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--thorough",
         action="store_true",
-        help="read every file, also those that the store compared with a checksum at their upload",
+        help="read every file, even if the store compared it with a checksum when it was uploaded",
     )
     parser.add_argument(
         "--recompute", type=float, default=0.0, help="share of blocks to recompute and compare (with --plan)"

@@ -24,8 +24,8 @@ STAGE = "validate-shards"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--changed-only", action="store_true", help="as for `validate`")
-    parser.add_argument("--thorough", action="store_true", help="as for `validate`")
+    parser.add_argument("--changed-only", action="store_true", help="as in `validate`")
+    parser.add_argument("--thorough", action="store_true", help="as in `validate`")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
