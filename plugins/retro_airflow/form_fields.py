@@ -142,7 +142,7 @@ def run_fields(settings: Settings) -> dict[str, Param]:
         "approve": field(
             settings.approve,
             "Approve before publishing",
-            "Wait at `approve` until a person has seen the figures and decides. Off: publish at once.",
+            "Wait at the task `publish.approve` until a person approves or rejects the version. Off: publish at once.",
             type="boolean",
             section=RUN,
         ),

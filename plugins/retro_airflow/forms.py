@@ -38,14 +38,14 @@ def form(settings: Settings) -> dict[str, Param]:
         "corpus": form_fields.optional_text(
             settings.corpus,
             "Corpus",
-            "Documents to train on: a folder or a glob of `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` files. "
-            "Each file becomes a shard. Ignored if there is a recipe.",
+            "Documents to train on: a file (`.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet`), a folder of such files "
+            "or a pattern. Each file becomes a shard. Ignored if there is a recipe.",
         ),
         "validation_corpus": form_fields.optional_text(
             settings.validation_corpus,
             "Validation corpus",
-            "Documents to validate on. Their neighbours come from training and validation documents; those of training "
-            "documents never come from them.",
+            "Documents to validate on. Their neighbours may be training and validation documents; neighbours of "
+            "training documents are never validation documents.",
         ),
         "preset": form_fields.choice("standard", list(PRESETS), "Preset", PRESET_HELP),
         "plan_only": form_fields.plan_only(),
@@ -94,14 +94,14 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
         "corpus": form_fields.optional_text(
             None,
             "Corpus",
-            "A folder or a glob, as for a new dataset. `{date}` matches a day, as in "
+            "A file, a folder or a pattern, as for a new dataset. `{date}` matches a day, as in "
             "`s3://bucket/corpus/{date}/*.jsonl.zst`, and a run for a day leaves out files of later days. "
             f"Empty: {form_fields.AS_PUBLISHED}.",
         ),
         "validation_corpus": form_fields.optional_text(
             None,
             "Validation corpus",
-            f"A folder or a glob, with `{{date}}` if needed. Empty: {form_fields.AS_PUBLISHED}.",
+            f"A file, a folder or a pattern, with `{{date}}` if needed. Empty: {form_fields.AS_PUBLISHED}.",
         ),
         "as_of": form_fields.optional_text(
             None,
@@ -171,7 +171,7 @@ def prune_form(settings: Settings) -> dict[str, Param]:
             minimum=1,
         ),
         "remove": form_fields.field(
-            False, "Remove", "Remove what is listed. Off: only list it in the log.", type="boolean"
+            False, "Remove", "Remove the listed files. Off: only list them in the log.", type="boolean"
         ),
         **{name: whole[name] for name in ("runtime", "resources")},
     }

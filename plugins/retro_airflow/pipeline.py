@@ -36,7 +36,7 @@ GROUPS = {
     "index": "Train, fill and merge the faiss index",
     "cells": "If the vectors do not fit on the GPUs of a worker: search them part by part",
     "neighbours": "Tune the search and retrieve the neighbours of every chunk",
-    "publish": "Write the specs, measure, validate, wait for approval if asked to, and publish the version",
+    "publish": "Write the specs, measure, validate, wait for approval if that is on, and publish the version",
 }
 """What the tasks of each group do. In Airflow a group is a row that can be opened."""
 
@@ -94,7 +94,7 @@ def stage_doc(name: str) -> str:
     mapped = f" It runs for each {row.maps_over}, or for a group of them." if row.maps_over else ""
     return (
         f"{row.help[0].upper()}{row.help[1:]}.{mapped}\n\n"
-        f"By hand: `{by_hand}`. *Rendered Templates* shows the whole command of this task, and its log begins with it. "
+        f"By hand: `{by_hand}`. *Rendered Templates* and the first line of the log show the whole command. "
         "Finished work is never repeated, so the task can be cleared at any time."
     )
 

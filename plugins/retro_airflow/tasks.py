@@ -32,7 +32,7 @@ DATASETS = AssetAlias("retro-datasets")
 
 
 def look_for_duplicates(plan_uri: str) -> bool:
-    """Whether duplicates have to be looked for; if not, the two tasks that do so are skipped."""
+    """Whether duplicates must be searched. If not, the other tasks of the group are skipped."""
     plan = read_plan(plan_uri)
     return plan.parameters.duplicates != "keep" and not plan.deduplicated
 
@@ -62,7 +62,7 @@ def _work(seconds: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def anything_to_do(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:
-    """Whether the run continues: the new version would differ from the published one, and more than a plan is wanted.
+    """Whether the run continues: the new version would differ from the published one, and *Plan only* is off.
 
     If not, all later tasks are skipped.
     """
@@ -211,8 +211,8 @@ def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool, ca
         f"{len(missing)} of {total} shards are not embedded: {shown}.",
         *(f"  {name}: {cause}" for name, cause in causes.items()),
         "  What to do: read the log of the shard's failed task in group `shards`, and fix the cause. Then",
-        f"  clear map index {next(iter(missing.values()))} of it with its downstream tasks, and those of the other "
-        "missing shards (finished shards of a group are not built again);",
+        "  clear the failed task of each missing shard with its downstream tasks (the first one has map index "
+        f"{next(iter(missing.values()))}; finished shards of a group are not built again);",
         "  or, if a corpus file was fixed, clear the task `plan` with its downstream tasks",
     ]
     return "\n".join(

@@ -8,12 +8,12 @@ from retro_airflow.stage_operator import StageOperator
 DOC = """
 ### Build a RETRO dataset
 
-Turns documents (JSON lines with a `text` field) into token chunks, embeddings, a faiss index and the
-nearest neighbours of every chunk, and publishes them as a version of a dataset.
+Turns documents (JSON lines or Parquet) into token chunks, embeddings, a faiss index and the nearest neighbours of every
+chunk, and publishes them as a version of a dataset.
 
-**To run it:** press *Trigger*, give the dataset a name, enter where the documents are, choose a preset. *Plan only*
-checks all of it first, and estimates chunks and time. If files hold
-documents of several kinds, or are archives or tables, enter a recipe instead of a corpus.
+**To run it:** press *Trigger*, give the dataset a name, enter where the documents are, and choose a preset. *Plan only*
+checks your input, estimates chunks and time, and then stops. If files hold documents of several kinds, or are archives,
+enter a recipe instead of a corpus.
 
 **If a shard fails:** the others finish, and the log of `gate` names the shard and its map index. Fix the cause and
 clear that map index with its downstream tasks; finished work is reused. Or trigger again with *Go on without failed

@@ -65,12 +65,12 @@ def _rollback(place: Place, choice: Choice) -> Action:
 def _repair(place: Place, choice: Choice) -> Action:
     place.series().entry()  # Without a version there is nothing to repair.
     names = ", ".join(choice.shard)
-    chosen = f"the shards {names}, even where their files are intact," if names else "missing and damaged files"
+    chosen = f"{names} (even if the files are intact)" if names else "missing and damaged files"
     return Action(
         "Repair",
         "retro_repair",
         {"shards": list(choice.shard) or None},
-        f"Rebuild {chosen} of {place.dataset}, with all that depends on them, and publish the next version?",
+        f"In {place.dataset}, rebuild {chosen} and all that depends on them, and publish the next version?",
     )
 
 
@@ -80,8 +80,8 @@ def _prune(place: Place, choice: Choice) -> Action:
         "Preview",
         "retro_prune",
         {"keep": keep, "remove": False},
-        f"List what only versions of {place.dataset} other than the newest {keep} and the current one use? Nothing is "
-        "removed: the log of the run has the list.",
+        f"Keep the newest {keep} versions of {place.dataset} and the current one, and list the files that only older "
+        "versions use? No file is removed: the log of the run has the list.",
     )
 
 
