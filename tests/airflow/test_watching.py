@@ -11,9 +11,8 @@ from airflow.serialization.serialized_objects import BaseSerialization
 from retro_airflow import object_store, settings, watching
 from retro_airflow.watching import CorpusTrigger
 
-from retro_ops.corpus import finding
 from retro_ops.errors import ConfigurationError
-from retro_ops.storage import s3_client
+from retro_ops.storage import s3_client, store
 
 PLACE = {"RETRO_ROOT": "/data", "RETRO_DATASET": "demo"}
 
@@ -147,7 +146,8 @@ def test_files_in_linked_folders_are_watched_as_they_are_read(tmp_path: Path) ->
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/2026").symlink_to(tmp_path / "elsewhere")
     corpus = str(tmp_path / "corpus")
-    assert list(watching.listing([corpus])) == finding.find(corpus)[0] == [f"{corpus}/2026/a.jsonl"]
+    assert list(watching.listing([corpus])) == store.at(corpus).list(corpus, follow_links=True)
+    assert list(watching.listing([corpus])) == [f"{corpus}/2026/a.jsonl"]
 
 
 def test_new_keys_of_a_connection_reach_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
