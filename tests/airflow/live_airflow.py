@@ -108,7 +108,7 @@ class LiveAirflow:
         run = self.call("POST", f"dags/{self.dag}/dagRuns", {"logical_date": None, "conf": conf})
         return str(run["dag_run_id"])
 
-    def finish(self, run_id: str, timeout_s: float = 600) -> str:
+    def finish(self, run_id: str, timeout_s: float = 1200) -> str:
         """Wait for the end of a run; its state."""
         wait_for(lambda: self.run_state(run_id) in ("success", "failed"), timeout_s, lambda: str(self.states(run_id)))
         return self.run_state(run_id)
@@ -268,7 +268,7 @@ def free_port() -> int:
 
 
 def wait_for(
-    condition: Callable[[], object], timeout_s: float = 300, explain: Callable[[], str] = lambda: "it did not happen"
+    condition: Callable[[], object], timeout_s: float = 600, explain: Callable[[], str] = lambda: "it did not happen"
 ) -> None:
     """Wait until ``condition`` holds. The limit is generous, since containers start slowly on a busy machine."""
     deadline = time.monotonic() + timeout_s

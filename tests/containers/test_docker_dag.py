@@ -141,13 +141,14 @@ def wait_in(door: Path, stage: str, shard: str) -> None:
     wait_for(lambda: f" {stage} {shard}" in (door / "journal").read_text() if (door / "journal").exists() else False)
 
 
+@pytest.mark.timeout(2400)
 def test_a_run_in_containers_equals_a_run_in_processes(
     airflow: LiveAirflow, corpus: str, client: Any, engine: APIClient, model_dir: str, s3_server: Any
 ) -> None:
     in_containers, in_processes = conf(corpus, "docker"), conf(corpus, "local", model_dir, runtime="local")
     run = airflow.trigger(**in_containers)
-    assert airflow.finish(run, 600) == "success", airflow.states(run)
-    assert airflow.finish(airflow.trigger(**in_processes), 600) == "success"
+    assert airflow.finish(run) == "success", airflow.states(run)
+    assert airflow.finish(airflow.trigger(**in_processes)) == "success"
     of_containers, of_processes = (contents(client, made["root"]) for made in (in_containers, in_processes))
     assert list(of_containers) == list(of_processes)
     assert {name.rpartition("/")[2] for name in of_containers} >= {"chunks.npy", "neighbours.npy", "train.index"}
@@ -214,7 +215,7 @@ def test_marking_a_running_task_failed_ends_its_container(
 
 def test_out_of_memory_says_so_and_is_retried(airflow: LiveAirflow, corpus: str) -> None:
     run = airflow.trigger(**conf(corpus, "memory", resources={"plan": {"memory": "96MiB"}}))
-    assert airflow.finish(run, 300) == "failed"
+    assert airflow.finish(run) == "failed"
     assert airflow.tasks(run)["plan", -1]["try_number"] == 4, "the DAG retries three times"
     log = airflow.log(run, ("plan", -1), 1)
     assert "ran out of memory (limit 0.1 GiB)" in log
