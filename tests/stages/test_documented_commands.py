@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nightly import Nights
@@ -145,7 +146,12 @@ def _write_recipe(folder: Path) -> None:
     (folder / "table.parquet").write_bytes(rows.getvalue())
 
 
-@pytest.mark.parametrize("page", RUNNABLE, ids=[page.stem for page in RUNNABLE])
+def marked(page: Path) -> Any:
+    """That page runs every stage as a process of its own; other tests call the same commands in one process."""
+    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == "by-hand" else [])
+
+
+@pytest.mark.parametrize("page", map(marked, RUNNABLE))
 def test_the_commands_of_a_page_run(page: Path, place: Place) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-x", "-c", commands(page)],

@@ -16,7 +16,12 @@ LITTLE = ("--search-memory", "2KiB")
 
 
 @pytest.mark.parametrize(
-    "flags", [LISTS, (*LISTS, *FILTERS), (*LISTS, "--profile", "seed")], ids=["plain", "filtered", "seed"]
+    "flags",
+    [
+        pytest.param(LISTS, id="plain", marks=pytest.mark.slow),
+        pytest.param((*LISTS, *FILTERS), id="filtered"),
+        pytest.param((*LISTS, "--profile", "seed"), id="seed"),
+    ],
 )
 def test_an_index_in_parts_gives_what_the_whole_gives(
     nights: Nights, s3: str, flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]
