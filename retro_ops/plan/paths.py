@@ -123,6 +123,11 @@ def approval_uri(plan_location: str) -> str:
     return beside(first_plan_uri(plan_location), APPROVAL)
 
 
+def is_approval(uri: str) -> bool:
+    """Whether ``uri`` is such a file of any run."""
+    return uri.endswith(f".{APPROVAL}")
+
+
 def estimate_uri(plan_location: str) -> str:
     """The estimate of the plan: chunks, bytes, memory and seconds."""
     return beside(first_plan_uri(plan_location), "estimate.json")

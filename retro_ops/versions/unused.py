@@ -64,7 +64,7 @@ def unused_folders(dataset: str, kept: history.Series, oldest: float) -> list[Un
 
 
 def _active_until(entry: Stored) -> float:
-    return entry.modified + (APPROVAL_S if entry.uri.endswith(f"/{paths.APPROVAL}") else 0)
+    return entry.modified + (APPROVAL_S if paths.is_approval(entry.uri) else 0)
 
 
 def _folders(dataset: str) -> Iterator[tuple[str, tuple[Stored, ...]]]:

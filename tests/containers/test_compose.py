@@ -19,7 +19,7 @@ from docker import APIClient
 DOCKER = os.environ.get("DOCKER", "docker")
 UP_TIMEOUT_S = 300
 KEYS = runpy.run_path(str(REPOSITORY / "docker/make_env.py"))["keys"]()
-RUN_TIMEOUT_S = 1400
+RUN_TIMEOUT_S = 2400
 
 
 def compose(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -123,7 +123,7 @@ def test_the_socket_proxy_lets_only_the_runtime_through(stack: Stack, method: st
     assert stack.ask_the_proxy(method, path) == status
 
 
-@pytest.mark.timeout(2000)
+@pytest.mark.timeout(3000)
 def test_the_tiny_preset_runs_from_end_to_end(stack: Stack, engine: APIClient) -> None:
     def knows_the_dag() -> bool:
         return "retro_dataset" in {dag["dag_id"] for dag in stack.call("GET", "dags")["dags"]}

@@ -103,7 +103,7 @@ def test_a_gpu_request_is_what_the_engine_received(
         start(container)
 
     monkeypatch.setattr(client, "start", look_and_start)
-    with pytest.raises(ConfigurationError, match=r"no GPU to give[\s\S]*NVIDIA Container Toolkit"):
+    with pytest.raises(ConfigurationError, match=r"no GPU is available[\s\S]*NVIDIA Container Toolkit"):
         sh(runtime, "true", gpus=gpus)
     assert received == [
         {"Driver": "", "Count": count, "DeviceIDs": ids, "Capabilities": [["gpu"]], "Options": received[0]["Options"]}
