@@ -106,6 +106,12 @@ def transposed_signatures(budget: int) -> int:
     return budget // 8
 
 
+def answer(budget: int) -> int:
+    """A sixteenth: embeddings or texts that `serve` answers a request with. They are in memory up to three times, after
+    the search."""
+    return budget // 16
+
+
 # Shares of the memory limit of an index that is larger than it, so that its lists are read part by part.
 
 

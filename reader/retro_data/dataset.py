@@ -14,7 +14,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import paths
 from retro_ops.plan.specs import DatasetShard, IndexShard
 from retro_ops.storage import npy, read_ahead, store
-from retro_ops.uris import join, parent, resolve
+from retro_ops.uris import join, parent
 from retro_ops.versions import history, leases, version_files
 from retro_ops.versions.version_files import SplitFiles
 
@@ -95,7 +95,8 @@ def open_dataset(
     held, series = leases.take(root, name, version) if lease else (None, history.read(root, name))
     try:
         entry = series.entry(None if lease else version)
-        stored = paths.tokenizer_uri(resolve(entry["run"], series.uri)) if "run" in entry else None
+        run = series.run_uri(entry["version"])
+        stored = paths.tokenizer_uri(run) if run else None
         splits, manifest = _opened(series.folder(entry["version"]), Cache(cache), tokenizer, stored)
     except BaseException:
         if held:

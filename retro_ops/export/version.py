@@ -17,7 +17,6 @@ from retro_ops.storage import store
 from retro_ops.storage.checked import checked_rows
 from retro_ops.storage.npy import open_npy
 from retro_ops.tokens.tokenizer import Tokenizer, planned
-from retro_ops.uris import resolve
 from retro_ops.versions import history, version_files
 from retro_ops.versions.version_files import VersionFiles
 
@@ -128,9 +127,10 @@ def open_version(root: str, dataset: str, number: int | None) -> ExportVersion:
     series = history.read(root, dataset)
     entry = series.entry(number)
     folder = series.folder(entry["version"])
-    run = resolve(entry["run"], series.uri) if "run" in entry else None
     files = version_files.read(folder)
-    return ExportVersion(dataset, entry["version"], folder, files, series.plan_uri(entry["version"]), run)
+    return ExportVersion(
+        dataset, entry["version"], folder, files, series.plan_uri(entry["version"]), series.run_uri(entry["version"])
+    )
 
 
 def provenance(shard: ExportShard, version: ExportVersion) -> Mapping[str, str]:

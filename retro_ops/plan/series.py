@@ -73,6 +73,12 @@ class Series:
     def plan_uri(self, number: int | None = None) -> str:
         return resolve(self.entry(number)["plan"], self.uri)
 
+    def run_uri(self, number: int | None = None) -> str | None:
+        """The plan of the run that made the version, beside which `plan` stored the tokenizer. None if an earlier
+        release published it."""
+        entry = self.entry(number)
+        return resolve(entry["run"], self.uri) if "run" in entry else None
+
     def number_of(self, folder: str) -> int | None:
         """Number of the version in ``folder``; None if there is none."""
         return next((number for number in self.entries if self.folder(number) == folder), None)

@@ -1,27 +1,31 @@
 """The HTTP protocol that the original's retriever speaks, and the same with texts and tokens.
 
-``GET /health`` answers once the index is open. ``POST /query?k=4`` takes a ``.npy`` array, of embeddings (floats
-``[n, d]``) or of chunks (token ids ``[n, chunk_size]``), and answers with a zip archive of the arrays ``distances``,
-``indices`` and ``embeddings``, as the original's ``IndexServiceClient`` reads it. Asked with a JSON object,
-``{"texts": […]}`` or ``{"tokens": [[…]]}``, it answers with JSON: ``distances``, ``indices`` and ``texts``.
+``GET /health`` says what is served; model and index are loaded before the server listens. ``POST /query?k=4`` takes a
+``.npy`` array, of embeddings (floats ``[n, d]``) or of chunks (token ids ``[n, chunk_size]``), and answers with a zip
+archive of the arrays ``distances``, ``indices`` and ``embeddings``, as the original's ``IndexServiceClient`` reads it.
+Asked with a JSON object, ``{"texts": […]}`` or ``{"tokens": [[…]]}``, it answers with JSON: ``distances``, ``indices``
+and ``texts``.
 """
 
 import io
 import ipaddress
 import json
+import logging
+import sys
 import threading
+import traceback
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, TypeAlias
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from retro_ops.errors import RetroError
-from retro_ops.progress import logger
+from retro_ops.progress import logger, say
 from retro_ops.serving.neighbours import Answer, ServedVersion
 from retro_ops.storage.npy import DAMAGED_HEADER
 
@@ -31,10 +35,15 @@ MOST_NEIGHBOURS = 1000
 MOST_CELLS = 2**16
 """Limits on a request: its body, its queries, neighbours of a query, and queries times neighbours."""
 
+TOKEN_BYTES = 32
+"""Memory for the text of a token in a JSON answer, where a character takes up to 12 bytes."""
+
 TIMEOUT_S = 60
 """Until a client must have sent its request."""
 
 MAGIC = b"\x93NUMPY"
+
+Body: TypeAlias = bytes | memoryview
 
 
 class RefusedError(Exception):
@@ -54,6 +63,11 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.served, self.about, self.searching = served, about, threading.Lock()
         self.local_only = is_loopback(address[0])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what ended a connection: as a rule the client, which is no error."""
+        level = logging.DEBUG if isinstance(sys.exception(), OSError) else logging.ERROR
+        say(f"serve: the connection of {client_address[0]} broke:\n{traceback.format_exc()}", level)
 
 
 def is_loopback(host: str) -> bool:
@@ -78,27 +92,26 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answered(self._post)
 
-    def _answered(self, work: Any) -> None:
+    def _answered(self, work: Callable[[], tuple[str, Body]]) -> None:
         try:
             kind, body = work()
-            self._send(200, kind, body)
-        except RefusedError as error:
-            self.close_connection = True  # Its body may not have been read.
-            self._send_json(error.status, {"error": str(error)})
-        except RetroError as error:
-            logger.error("serve: %s", error)
-            self._send_json(500, {"error": str(error)})
+        except Exception as error:  # Such as exhausted memory of a GPU: the next request may succeed.
+            status, message = (error.status, str(error)) if isinstance(error, RefusedError) else (500, _failed(error))
+            self.close_connection = True  # The body of the request may not have been read.
+            self._send(status, "application/json", json.dumps({"error": message}).encode())
+            return
+        self._send(200, kind, body)
 
-    def _get(self) -> tuple[str, bytes]:
+    def _get(self) -> tuple[str, Body]:
         self._check_host()
-        path = urlsplit(self.path).path
+        path = _parts(self.path).path
         if path != "/health":
             raise RefusedError(405 if path == "/query" else 404, "there are GET /health and POST /query?k=4")
         return "application/json", json.dumps(self.server.about).encode()
 
-    def _post(self) -> tuple[str, bytes]:
+    def _post(self) -> tuple[str, Body]:
         self._check_host()
-        parts = urlsplit(self.path)
+        parts = _parts(self.path)
         if parts.path != "/query":
             raise RefusedError(405 if parts.path == "/health" else 404, "there are GET /health and POST /query?k=4")
         k = _neighbours(parse_qs(parts.query))
@@ -106,13 +119,16 @@ class _Handler(BaseHTTPRequestHandler):
         served = self.server.served
         with self.server.searching:
             if body.startswith(MAGIC):
-                return "application/zip", as_zip(served.query(_vectors(served, _array(body), k), k))
-            answer = served.query(_vectors(served, _of_json(body), k), k)
-            return "application/json", _as_json(answer, served)
+                array = _array(body)
+                _check_size(served, len(array), k, served.dimension * np.dtype(np.float32).itemsize)
+                return "application/zip", as_zip(served.query(_vectors(served, array), k), served)
+            queries = _of_json(body)
+            _check_size(served, len(queries), k, served.chunk_size * TOKEN_BYTES)
+            return "application/json", _as_json(served.query(_vectors(served, queries), k), served)
 
     def _check_host(self) -> None:
         """A web page can send a browser here under a name of its own, which a server for this machine must refuse."""
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        name = _parts(f"//{self.headers.get('Host', '')}").hostname or ""
         if self.server.local_only and not is_loopback(name):
             raise RefusedError(403, "this server answers requests to localhost only")
 
@@ -122,20 +138,36 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(411, "the request has no Content-Length")
         if len(length) > 12 or int(length) > MOST_BYTES:
             raise RefusedError(413, f"the request has more than {MOST_BYTES:,} bytes; send fewer queries at a time")
-        body = self.rfile.read(int(length))
+        try:
+            body = self.rfile.read(int(length))
+        except OSError as error:
+            raise RefusedError(408, f"the request did not arrive within {TIMEOUT_S} seconds") from error
         if len(body) < int(length):
             raise RefusedError(400, "the request is shorter than its Content-Length")
         return body
 
-    def _send_json(self, status: int, content: Any) -> None:
-        self._send(status, "application/json", json.dumps(content).encode())
-
-    def _send(self, status: int, kind: str, body: bytes) -> None:
+    def _send(self, status: int, kind: str, body: Body) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _failed(error: Exception) -> str:
+    """What the client is told of an ``error`` that is not its own, which is logged."""
+    if isinstance(error, RetroError):
+        say(f"serve: {error}", logging.ERROR, event="request_failed")
+        return str(error)
+    say(f"serve: a request failed unexpectedly:\n{traceback.format_exc()}", logging.ERROR, event="request_failed")
+    return f"the search failed ({type(error).__name__}); the log of the server says where"
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise RefusedError(400, "the path or the Host of the request is not valid") from error
 
 
 def _neighbours(query: Mapping[str, list[str]]) -> int:
@@ -158,7 +190,8 @@ def _array(body: bytes) -> NDArray[Any]:
     cells = 1
     for length in shape:
         cells *= length
-    if dtype.kind not in "fiu" or fortran or len(shape) != 2 or cells * dtype.itemsize != len(data):
+    is_matrix = len(shape) == 2 and min(shape) >= 0
+    if dtype.kind not in "fiu" or fortran or not is_matrix or cells * dtype.itemsize != len(data):
         raise RefusedError(400, "send a C-ordered array of floats [n, d] or of token ids [n, chunk_size]")
     return np.frombuffer(data, dtype).reshape(shape)
 
@@ -184,16 +217,21 @@ def _of_json(body: bytes) -> list[str] | NDArray[Any]:
         raise refused
     if len({len(row) for row in rows}) > 1:
         raise RefusedError(400, "the rows of tokens have different lengths; fill them up with the pad id")
-    return np.array(rows, np.int64).reshape(len(rows), -1)
+    return np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
 
 
-def _vectors(served: ServedVersion, queries: list[str] | NDArray[Any], k: int) -> NDArray[np.float16]:
-    """Embeddings of the queries ``[n, d]``."""
-    if not 0 < len(queries) <= MOST_ROWS or len(queries) * k > MOST_CELLS:
+def _check_size(served: ServedVersion, queries: int, k: int, neighbour_bytes: int) -> None:
+    """RefusedError if the answer would be too large. ``neighbour_bytes``: what it takes for each neighbour."""
+    most = min(MOST_CELLS, served.answer_bytes // neighbour_bytes)
+    if not 0 < queries <= MOST_ROWS or queries * k > most:
         raise RefusedError(
-            413 if len(queries) else 400,
-            f"{len(queries):,} queries; send 1 to {MOST_ROWS:,}, and at most {MOST_CELLS:,} of queries times k",
+            413 if queries else 400,
+            f"{queries:,} queries; send 1 to {MOST_ROWS:,}, and at most {most:,} of queries times k",
         )
+
+
+def _vectors(served: ServedVersion, queries: list[str] | NDArray[Any]) -> NDArray[np.float16]:
+    """Embeddings of the queries ``[n, d]``."""
     if isinstance(queries, list):
         return served.embedded_texts(queries)
     if queries.dtype.kind == "f":
@@ -214,19 +252,19 @@ def _checked_vectors(vectors: NDArray[Any], dimension: int) -> NDArray[np.float1
     return vectors.astype(np.float16)
 
 
-def as_zip(answer: Answer) -> bytes:
+def as_zip(answer: Answer, served: ServedVersion) -> Body:
     """``distances``, ``indices`` and ``embeddings`` as ``.npy`` files in a zip archive, embeddings as float32."""
     out = io.BytesIO()
     arrays: dict[str, NDArray[Any]] = {
         "distances": answer.distances,
         "indices": answer.ids,
-        "embeddings": answer.vectors.astype(np.float32),
+        "embeddings": served.vectors(answer.ids),
     }
     with zipfile.ZipFile(out, "w") as archive:
         for name, array in arrays.items():
             with archive.open(name, "w") as file:
                 np.save(file, array, allow_pickle=False)
-    return out.getvalue()
+    return out.getbuffer()  # Without a copy.
 
 
 def _as_json(answer: Answer, served: ServedVersion) -> bytes:

@@ -11,6 +11,7 @@ from retro_ops.errors import ConfigurationError
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import SPLITS
+from retro_ops.plan.series import Series
 from retro_ops.progress import say
 from retro_ops.versions import history, leases
 
@@ -38,26 +39,22 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         held, series = leases.take(root, arguments.dataset, arguments.version)
     try:
         entry = series.entry(arguments.version if arguments.no_lease else None)
-        _serve(arguments, parameters, series.plan_uri(entry["version"]), entry["version"])
+        _serve(arguments, parameters, series, entry["version"])
     finally:
         if held:
             held.close()
 
 
-def _serve(arguments: Namespace, parameters: Parameters, plan_uri: str, version: int) -> None:
+def _serve(arguments: Namespace, parameters: Parameters, series: Series, version: int) -> None:
     from retro_ops.serving.http_server import Server, is_loopback
     from retro_ops.serving.neighbours import ServedVersion
 
-    say(f"serve: loading version {version} of {arguments.dataset}: its index and its model")
-    served = ServedVersion(read_plan(plan_uri), plan_uri, arguments.split, parameters)
-    about = {
-        "dataset": arguments.dataset,
-        "version": version,
-        "split": arguments.split,
-        "chunks": served.total,
-        "dimension": served.dimension,
-        "chunk_size": served.chunk_size,
-    }
+    say(f"serve: loading version {version} of {arguments.dataset}: its model and its index")
+    plan_uri = series.plan_uri(version)
+    of_run = series.run_uri(version) or plan_uri
+    served = ServedVersion(read_plan(plan_uri), of_run, arguments.split, parameters)
+    about = {"dataset": arguments.dataset, "version": version, "split": arguments.split}
+    about |= {"chunks": served.total, "dimension": served.dimension, "chunk_size": served.chunk_size}
     try:
         server = Server((arguments.host, arguments.port), served, about)
     except (OSError, OverflowError) as error:
@@ -73,7 +70,8 @@ def _serve(arguments: Namespace, parameters: Parameters, plan_uri: str, version:
                 event="open_to_all",
             )
         say(
-            f"serve: version {version} of {arguments.dataset}: http://{arguments.host}:{port}/query?k=4",
+            f"serve: version {version} of {arguments.dataset}, searched on {served.device.chosen} "
+            f"({served.device.why}): http://{arguments.host}:{port}/query?k=4",
             event="listening",
             port=port,
         )

@@ -98,14 +98,31 @@ def store_for_tasks(tokenizer: Tokenizer, plan_location: str) -> None:
 
 
 def planned(plan_location: str, plan: Plan) -> Tokenizer:
-    """The tokenizer of ``plan``: as `plan` stored it, or loaded where it did not or stored another."""
+    """The tokenizer of ``plan``: as `plan` stored it, or loaded by name where it did not or stored another.
+
+    ConfigurationError if the name means another tokenizer by now.
+    """
     uri = paths.tokenizer_uri(plan_location)
     if store.exists(uri):
         content = documents.read(store.read(uri), uri, _Stored, "delete it; the stage then loads the tokenizer by name")
         text = content["tokenizer"]
         if text_digest(text) == plan.identity.tokenizer_digest:
             return Tokenizer(text, plan.identity.pad_id, cleans_up=content["cleans_up"])
-    return Tokenizer.load(plan.parameters.tokenizer, plan.parameters.pad_id)
+    name = plan.parameters.tokenizer
+    loaded = Tokenizer.load(name, plan.parameters.pad_id)
+    check_is_planned("tokenizer", name, loaded.digest, plan.identity.tokenizer_digest)
+    return loaded
+
+
+def check_is_planned(kind: str, name: str, loaded: str, planned_with: str) -> None:
+    """ConfigurationError unless the digest ``loaded`` of what ``name`` means now is that which a run was
+    ``planned_with``. ``kind``: tokenizer or model."""
+    if loaded != planned_with:
+        raise ConfigurationError(
+            f"{kind} {name!r} is another one by now: its digest is {loaded}, the dataset was made with {planned_with}",
+            "put the earlier files back under that name (for a name on the hub, into the local cache, with "
+            f"HF_HUB_OFFLINE=1), or build a version with the {kind} as it is now",
+        )
 
 
 def text_digest(text: str) -> str:

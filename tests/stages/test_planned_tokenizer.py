@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,14 @@ def test_another_tokenizer_is_not_taken_for_it(uri: str) -> None:
     stored.write_text(json.dumps(content))
     with pytest.raises(ConfigurationError, match="cannot load tokenizer"):
         planned(uri, read_plan(uri))
+
+
+def test_a_name_that_means_another_tokenizer_by_now_is_refused(uri: str, model_dir: str, t5_dir: str) -> None:
+    Path(paths.tokenizer_uri(uri)).unlink()
+    plan = read_plan(uri)
+    back = replace(plan, parameters=replace(plan.parameters, tokenizer=model_dir))
+    assert planned(uri, back).digest == plan.identity.tokenizer_digest
+    moved = replace(plan, parameters=replace(plan.parameters, tokenizer=t5_dir, pad_id=0))
+    digests = f"{Tokenizer.load(t5_dir, 0).digest}.*{plan.identity.tokenizer_digest}"
+    with pytest.raises(ConfigurationError, match=digests):
+        planned(uri, moved)
