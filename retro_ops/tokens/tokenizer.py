@@ -115,8 +115,8 @@ def planned(plan_location: str, plan: Plan) -> Tokenizer:
 
 
 def check_is_planned(kind: str, name: str, loaded: str, planned_with: str) -> None:
-    """ConfigurationError unless the digest ``loaded`` of what ``name`` means now is that which a run was
-    ``planned_with``. ``kind``: tokenizer or model."""
+    """ConfigurationError if the digest of the tokenizer or model (``kind``) that was ``loaded`` by ``name`` differs
+    from the digest in the plan, ``planned_with``."""
     if loaded != planned_with:
         raise ConfigurationError(
             f"{kind} {name!r} is another one by now: its digest is {loaded}, the dataset was made with {planned_with}",

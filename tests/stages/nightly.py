@@ -71,7 +71,7 @@ class First:
     saved: Path
 
     def restored(self) -> Nights:
-        """The dataset with this version alone, whatever earlier tests did to it."""
+        """The dataset with only this version, without the changes of earlier tests."""
         work = Path(self.nights.root).parent
         shutil.rmtree(work)
         shutil.copytree(self.saved, work)

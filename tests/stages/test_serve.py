@@ -263,7 +263,7 @@ def test_a_tuned_search_finds_the_same_and_misses_its_index_at_the_start(built: 
 
 
 def test_the_command_keeps_the_version_while_it_serves(built: Nights) -> None:
-    """It finds the tokenizer that the run stored, whatever its name means by now."""
+    """It reads the tokenizer that the run stored, although the name now refers to another one."""
     uri = built.series().plan_uri()
     plan = json.loads(store.read(uri))
     plan["parameters"]["tokenizer"] = "no such folder"
