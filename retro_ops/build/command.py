@@ -15,6 +15,7 @@ from typing import Any
 
 from retro_ops.build.steps import Mode, Request, Step, flags, steps
 from retro_ops.errors import BadInputError, require_flags
+from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import check_code, read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.name_lists import split_names
@@ -36,8 +37,7 @@ USAGE = """%(prog)s --root ROOT --dataset NAME (--corpus FILES | --recipe RECIPE
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = USAGE
     parser.add_argument("--plan", help="resume the run of this plan instead of planning a new one")
-    parser.add_argument("--root", help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", help="name of the dataset")
+    add_place(parser, required=False)
     parser.add_argument("--run", help="name of this run, for the folder of its plan (default: the current time)")
     parser.add_argument("--recipe", help="recipe of the corpus, instead of --corpus: see `retro-ops list-sources`")
     parser.add_argument("--source-folder", help="where the recipe's relative paths start (default: its own folder)")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from retro_ops.errors import BadInputError
+from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.card import FIGURES
@@ -17,8 +18,7 @@ from retro_ops.versions import card, history
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument("--from", type=int, dest="before", help="earlier version (default: the one before --to)")
     parser.add_argument("--to", type=int, dest="after", help="later version (default: the current one)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
+from retro_ops.execution.flags import add_place
 from retro_ops.export import lucidrains, original, parquet
 from retro_ops.export.record import ExportRecord
 from retro_ops.export.version import open_version
@@ -13,8 +14,7 @@ FORMATS = ("original", "lucidrains", "parquet")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
     parser.add_argument("--to", required=True, help="folder to copy to; files that it already has are not copied again")
     parser.add_argument(

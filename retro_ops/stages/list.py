@@ -3,14 +3,14 @@
 import json
 from argparse import ArgumentParser, Namespace
 
+from retro_ops.execution.flags import add_place
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import show
 from retro_ops.versions import history
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -11,6 +11,7 @@ from retro_ops.corpus.recipes import file_list, shipped
 from retro_ops.corpus.recipes.model import Recipe
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
+from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, source_list
 from retro_ops.plan.parameters import Parameters, read_by, values_for
@@ -29,8 +30,7 @@ LOOKUPS = 8
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", help=f"recipe file, or a shipped recipe: {', '.join(shipped.names())}")
     parser.add_argument("--source-folder", help="where the recipe's relative paths start (default: its own folder)")
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument("--output", help="sources.json to write; without it the recipe is only checked")
     parser.add_argument(
         "--refresh", action="store_true", help="take options that are not given from the published version"

@@ -13,6 +13,7 @@ from retro_ops.corpus import finding
 from retro_ops.corpus.recipes.shard_patterns import split_patterns
 from retro_ops.embedding.model import Model, chosen_model
 from retro_ops.errors import BadInputError
+from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, paths
 from retro_ops.plan.name_lists import split_names
@@ -34,8 +35,7 @@ from retro_ops.versions.changes import since_published
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument("--sources", help="list of source files that `list-sources` wrote, instead of a corpus")
     parser.add_argument("--output", required=True, help="plan to write")
     parser.add_argument(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from retro_ops.errors import BadInputError
+from retro_ops.execution.flags import add_place
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say, show
@@ -21,8 +22,7 @@ UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument(
         "--keep", type=int, required=True, help="number of newest versions to keep; the current one is always kept"
     )

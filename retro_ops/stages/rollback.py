@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
 from retro_ops.errors import BadInputError
+from retro_ops.execution.flags import add_place
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
@@ -13,8 +14,7 @@ STAGE = "rollback"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument("--to", type=int, required=True, help="version to make current; it may also be a later one")
 
 

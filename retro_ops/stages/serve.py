@@ -8,6 +8,7 @@ import logging
 from argparse import ArgumentParser, Namespace
 
 from retro_ops.errors import ConfigurationError
+from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import SPLITS
@@ -20,8 +21,7 @@ PORT = 8000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
+    add_place(parser)
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="split to search (default: train)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")

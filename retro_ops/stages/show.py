@@ -9,6 +9,7 @@ import numpy as np
 from retro_ops import uris
 from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
+from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
@@ -22,8 +23,7 @@ from retro_ops.versions import history
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", help="name of the dataset")
+    add_place(parser, required=False)
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="split to show (default: train)")
     parser.add_argument("--spec", help="dataset spec, instead of --root and --dataset")

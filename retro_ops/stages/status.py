@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from retro_ops.errors import BadInputError
+from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, stage_graph
 from retro_ops.plan.estimate import read_estimate
@@ -19,8 +20,7 @@ from retro_ops.versions.audit import TaskState
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plan", help="plan of a run")
-    parser.add_argument("--root", help="where all datasets are: a folder or s3://bucket/prefix")
-    parser.add_argument("--dataset", help="name of the dataset; without --run: its published version")
+    add_place(parser, required=False, dataset="name of the dataset; without --run: its published version")
     parser.add_argument("--run", help="run of the dataset, such as an Airflow run id")
     parser.add_argument("--thorough", action="store_true", help="compare checksums, which reads all files")
     parser.add_argument("--all", action="store_true", help="also list complete shards")
