@@ -151,7 +151,7 @@ def marked(page: Path) -> Any:
     return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == "by-hand" else [])
 
 
-@pytest.mark.parametrize("page", map(marked, RUNNABLE))
+@pytest.mark.parametrize("page", [marked(page) for page in RUNNABLE])
 def test_the_commands_of_a_page_run(page: Path, place: Place) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-x", "-c", commands(page)],
