@@ -14,12 +14,13 @@ from retro_ops.compute import device
 from retro_ops.embedding import backends, pooling, trial
 from retro_ops.embedding.backends import Backend, Vectors
 from retro_ops.embedding.generic import Encode
-from retro_ops.embedding.model import Model
+from retro_ops.embedding.model import Model, chosen_model
 from retro_ops.errors import BadInputError
+from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say
 from retro_ops.tokens import model_inputs, packing
 from retro_ops.tokens.encoders import Encoding, exact
-from retro_ops.tokens.tokenizer import Tokenizer, text_digest
+from retro_ops.tokens.tokenizer import Tokenizer, check_is_planned, text_digest
 
 BATCH_ROWS = {"cpu": 16, "cuda": 8192}
 """Fastest number of chunks at a time, of ROW_TOKENS ids each: they stay in the cache of a core, or fill a GPU."""
@@ -202,6 +203,19 @@ class Embedder:
         for precision in precisions:
             load_padded = functools.cache(partial(backends.padded_layers, model, precision.dtype, where))
             yield Candidate("padded", precision, partial(backends.padded, load_padded, model.dimension, where, pad_id))
+
+
+def open_embedder(parameters: Parameters, where: device.Device, planned_with: str | None = None) -> Embedder:
+    """The model that ``parameters`` name, on ``where``, prepared.
+
+    ``planned_with``: digest of the model in a plan. ConfigurationError if the name means another model by now.
+    """
+    model = chosen_model(parameters)
+    if planned_with is not None:
+        check_is_planned("model", parameters.model, model.digest, planned_with)
+    embedder = Embedder(model, where, parameters.batch_size)
+    embedder.prepare()
+    return embedder
 
 
 def _precisions(model: Model, chosen: str) -> list[device.Precision]:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from retro_ops.compute.device import choose
-from retro_ops.embedding.embedder import Embedder
-from retro_ops.embedding.model import chosen_model
+from retro_ops.embedding.embedder import open_embedder
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan
 from retro_ops.search.chunk_reader import IndexedChunks
@@ -14,7 +13,7 @@ from retro_ops.search.exact import unpack
 from retro_ops.search.queries import QueryShard, query_shards
 from retro_ops.search.reranking import rescore
 from retro_ops.storage.npy import open_npy
-from retro_ops.tokens.tokenizer import Tokenizer
+from retro_ops.tokens.tokenizer import planned
 
 BLOCK_ROWS = 64
 LEAST_COSINE = 0.995
@@ -31,12 +30,14 @@ def sampled_blocks(rows: int, share: float, seed: int) -> list[int]:
     return [int(start) for start in np.sort(np.random.default_rng(seed).choice(starts, count, replace=False))]
 
 
-def embeddings(plan: Plan, share: float) -> Iterator[Finding]:
-    """Decode and embed a sample of the chunks again; yields each row whose stored embedding differs."""
+def embeddings(plan_uri: str, plan: Plan, share: float) -> Iterator[Finding]:
+    """Decode and embed a sample of the chunks again; yields each row whose stored embedding differs.
+
+    ConfigurationError if the model or the tokenizer of ``plan`` is another one by now.
+    """
     parameters = plan.parameters
-    tokenizer = Tokenizer.load(parameters.tokenizer, parameters.pad_id)
-    embedder = Embedder(chosen_model(parameters), choose(parameters.device, "torch"), parameters.batch_size)
-    embedder.prepare()
+    tokenizer = planned(plan_uri, plan)
+    embedder = open_embedder(parameters, choose(parameters.device, "torch"), plan.identity.model_digest)
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=False)()
     for shard in plan.shards:
         chunks = open_npy(paths.chunks_files(plan, shard.name)["chunks"], ndim=2, kind="u")

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from retro_ops import memory
 from retro_ops.compute.device import choose
-from retro_ops.embedding.embedder import Embedder
-from retro_ops.embedding.model import chosen_model
+from retro_ops.embedding.embedder import open_embedder
 from retro_ops.errors import BadInputError
 from retro_ops.execution import budgets
 from retro_ops.plan import paths
@@ -26,7 +25,7 @@ from retro_ops.search.queries import UNKNOWN_DOCUMENT, query_shards, sample
 from retro_ops.search.reranking import Effort, Width
 from retro_ops.search.retrieval import CANDIDATE_BYTES, read_tuned
 from retro_ops.search.tuning import tune, width_from_json
-from retro_ops.tokens.tokenizer import check_is_planned, planned
+from retro_ops.tokens.tokenizer import planned
 
 DECODED_TOKENS = 2**18
 """Tokens that are decoded at a time: a number in a list of Python takes some 36 bytes."""
@@ -70,7 +69,7 @@ class ServedVersion:
         self.answer_bytes, self._cells = memory.answer(budget), memory.search_batch(budget) // CANDIDATE_BYTES
         self.device = choose(machine.device, "torch")
         self._tokenizer = planned(plan_uri, plan)
-        self._embedder = self._opened_embedder()
+        self._embedder = open_embedder(self._parameters, self.device, plan.identity.model_digest)
         self._prepare = self._embedder.inputs(self._tokenizer, self._parameters.embed_input, fast=False)()
         # After the model: vectors take what is free on a GPU, and leave room for a search only.
         self._searched = planned_index(plan, split, self.device, self._parameters)
@@ -123,13 +122,6 @@ class ServedVersion:
             some = sample(shards, self._parameters.recall_sample, self._parameters.seed)
             tuned = tune(some, self._searched.index, self._parameters).as_json()
         return width_from_json(tuned)
-
-    def _opened_embedder(self) -> Embedder:
-        model = chosen_model(self._parameters)
-        check_is_planned("model", self._parameters.model, model.digest, self._plan.identity.model_digest)
-        embedder = Embedder(model, self.device, self._parameters.batch_size)
-        embedder.prepare()
-        return embedder
 
 
 def _check_served(plan: Plan, split: Split) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 
 from retro_ops import uris
 from retro_ops.compute.workers import ahead, in_order
-from retro_ops.embedding.embedder import Embedder
-from retro_ops.embedding.model import chosen_model
+from retro_ops.embedding.embedder import Embedder, open_embedder
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
@@ -44,6 +43,8 @@ class Job:
     digest: str
     tokenizer: Callable[[], Tokenizer] | None = None
     """Loads that of the plan."""
+    model_digest: str | None = None
+    """That in the plan."""
 
 
 @dataclass
@@ -86,6 +87,7 @@ def _planned_job(plan: Plan, shard: str, tokenizer: Callable[[], Tokenizer]) -> 
         report=paths.report_uri(plan, STAGE, shard),
         digest=digests.embed_digest(plan, plan.shard(shard)),
         tokenizer=tokenizer,
+        model_digest=plan.identity.model_digest,
     )
 
 
@@ -127,7 +129,7 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     tokenizer = models.tokenizer.get(name, job.tokenizer or (lambda: Tokenizer.load(name, pad_id=0)))
     identity = {"tokenizer": tokenizer.digest, "chunk_size": chunks.shape[1]}
     identity = report.check_same_identity({job.chunks_report: of_chunks, job.embeddings: {"identity": identity}})
-    embedder = models.embedder.get(parameters.model, lambda: _open_embedder(parameters))
+    embedder = models.embedder.get(parameters.model, lambda: _open_embedder(job, parameters))
     where = embedder.device
     prepare = embedder.inputs(tokenizer, parameters.embed_input, fast=fast)
     # On a CPU the model takes all cores, so processes beside it would save nothing.
@@ -163,14 +165,12 @@ def _embed(job: Job, parameters: Parameters, models: _Models, unfinished: Checkp
     )
 
 
-def _open_embedder(parameters: Parameters) -> Embedder:
+def _open_embedder(job: Job, parameters: Parameters) -> Embedder:
     from retro_ops.compute.device import choose
 
-    say(f"{STAGE}: loading {parameters.model}")
     where = choose(parameters.device, "torch")
-    embedder = Embedder(chosen_model(parameters), where, parameters.batch_size)
-    say(f"{STAGE}: choosing the fastest backend that gives the vectors of encode, on {where.chosen} ({where.why})")
-    embedder.prepare()
+    say(f"{STAGE}: loading {parameters.model} and choosing its fastest backend, on {where.chosen} ({where.why})")
+    embedder = open_embedder(parameters, where, job.model_digest)
     say(f"{STAGE}: {embedder.how['way']} in {embedder.how['dtype']} ({embedder.how['why']})")
     return embedder
 

@@ -18,7 +18,7 @@ from retro_ops.plan.specs import IndexShard, dataset_spec_from_json, index_spec_
 from retro_ops.progress import show
 from retro_ops.storage import store
 from retro_ops.storage.npy import NpyReader, open_npy
-from retro_ops.tokens.tokenizer import Tokenizer
+from retro_ops.tokens.tokenizer import Tokenizer, planned
 from retro_ops.versions import history
 
 
@@ -31,12 +31,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    uri = arguments.spec or _published_spec(arguments)
+    uri, tokenizer = (arguments.spec, None) if arguments.spec else _published(arguments, parameters)
     spec = dataset_spec_from_json(store.read(uri), uri)
     shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
     chunks = [open_npy(shard.chunks) for shard in shards]
     offsets = np.cumsum([0, *(len(array) for array in chunks)])
-    tokenizer = Tokenizer.load(_tokenizer_name(shards, parameters), pad_id=0)
+    tokenizer = tokenizer or Tokenizer.load(_tokenizer_name(shards, parameters), pad_id=0)
     rng = np.random.default_rng(parameters.seed)
     for _ in range(arguments.rows):
         shard = spec.shards[int(rng.integers(len(spec.shards)))]
@@ -58,15 +58,19 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
             show(_text(tokenizer, chunks[where], int(neighbour - offsets[where]), "       "))
 
 
-def _published_spec(arguments: Namespace) -> str:
+def _published(arguments: Namespace, parameters: Parameters) -> tuple[str, Tokenizer | None]:
+    """The dataset spec of a version, and its tokenizer unless ``parameters`` name one."""
     require_flags(arguments, "root", "dataset", remedy="name both, or a dataset spec with --spec")
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
-    plan = read_plan(series.plan_uri(arguments.version))
+    plan_uri = series.plan_uri(arguments.version)
+    plan = read_plan(plan_uri)
     if arguments.split not in plan.splits():
         raise BadInputError(
             f"{arguments.dataset} has no split {arguments.split!r}", f"use {' or '.join(plan.splits())}"
         )
-    return paths.dataset_spec_uri(plan, arguments.split)
+    given = parameters.tokenizer != Parameters().tokenizer
+    tokenizer = None if given else planned(series.run_uri(arguments.version) or plan_uri, plan)
+    return paths.dataset_spec_uri(plan, arguments.split), tokenizer
 
 
 def _text(tokenizer: Tokenizer, chunks: NpyReader, row: int, indent: str) -> str:

@@ -55,17 +55,19 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if checked := checked_shards(plan, arguments.plan, digest):
         say(f"{STAGE}: {len(checked):,} of {len(plan.shards):,} shards were checked by validate-shards")
         trusted |= {parent(uri) for shard in checked for uri in reports_of(plan, shard)}
-    work = partial(_work, plan, specs, arguments.recompute, trusted, thorough=arguments.thorough)
+    work = partial(_work, arguments.plan, plan, specs, arguments.recompute, trusted, thorough=arguments.thorough)
     chosen = {"recompute": arguments.recompute, "changed_only": arguments.changed_only}
     report.run_once(STAGE, uri, digest, chosen, specs, work)
 
 
-def _work(plan: Plan, specs: Sequence[str], share: float, trusted: Folders, *, thorough: bool) -> report.Outcome:
+def _work(
+    plan_uri: str, plan: Plan, specs: Sequence[str], share: float, trusted: Folders, *, thorough: bool
+) -> report.Outcome:
     counts = validate(specs, list(_reports(plan)), trusted, thorough=thorough)
     if share:
         from retro_ops.quality import recompute
 
-        checks = [recompute.embeddings(plan, share)]
+        checks = [recompute.embeddings(plan_uri, plan, share)]
         if plan.parameters.profile != "seed":  # That search stores the distances of the index, which are not exact.
             checks.append(recompute.distances(plan, share))
         raise_findings([finding for check in checks for finding in check])
