@@ -1,5 +1,7 @@
 """Records of JSON lines: parses documents, names bad ones, and writes lines."""
 
+import contextlib
+import io
 import json
 import logging
 import re
@@ -16,6 +18,7 @@ from retro_ops.plan.plan import Source
 from retro_ops.progress import say
 from retro_ops.storage import store
 from retro_ops.storage.base import Writer, Written
+from retro_ops.storage.range_file import EnoughError, RangeFile
 from retro_ops.uris import file_name
 
 MOST_LEVELS = 500
@@ -28,6 +31,9 @@ MOST_BAD_AT_FIRST = 100_000
 
 NO_KEY, NO_STRING, TOO_LONG = "no key ", " is not a string but ", "line longer than "
 """Parts of reasons."""
+
+SAMPLE_REQUEST_BYTES = 2**18
+"""Bytes of one request for a sample."""
 
 QUARANTINED_CHARACTERS = 200
 """Characters of a bad record that are kept, so that it can be recognised."""
@@ -100,16 +106,19 @@ def exceeds(sources: Sequence[str], limit: int) -> bool:
     return line_streams.STDIN in sources or sum(store.at(uri).size(uri) for uri in sources) >= limit
 
 
-def sample(source: str, max_line_bytes: int, text_key: str, wanted_bytes: int) -> tuple[list[Document], float]:
+def sample(
+    source: str, max_line_bytes: int, text_key: str, wanted_bytes: int, most_bytes: int
+) -> tuple[list[Document], float]:
     """Documents from the start of a file, up to ``wanted_bytes`` of lines, and the share of the file that was read.
 
-    The share counts stored bytes, so it also holds for compressed files, up to the decompressor's read-ahead.
+    The share counts stored bytes, so it also holds for compressed files, up to the decompressor's read-ahead. Stops
+    before more than ``most_bytes`` of the file would be read.
     """
-    size = store.at(source).size(source)
     documents: list[Document] = []
-    with store.open_stream(source) as raw:
+    file = RangeFile(source, most_bytes)
+    with io.BufferedReader(file, SAMPLE_REQUEST_BYTES) as raw:
         counted = line_streams.Counted(raw)
-        with line_streams.decompressed(counted, source) as stream:
+        with contextlib.suppress(EnoughError), line_streams.decompressed(counted, source) as stream:
             taken = 0
             for number, line in enumerate(line_streams.lines_of(stream, source, max_line_bytes), 1):
                 record = parse(line, source, number, max_line_bytes, text_key)
@@ -118,8 +127,9 @@ def sample(source: str, max_line_bytes: int, text_key: str, wanted_bytes: int) -
                     documents.append(record)
                 if taken >= wanted_bytes:
                     plain = file_name(source).endswith(line_streams.SUFFIXES[0])
-                    return documents, min(1.0, (stream.tell() if plain else counted.bytes) / max(size, 1))
-    return documents, 1.0
+                    return documents, min(1.0, (stream.tell() if plain else counted.bytes) / max(file.size, 1))
+            return documents, 1.0
+    return documents, counted.bytes / file.size
 
 
 def parse(

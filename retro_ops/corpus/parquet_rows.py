@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from retro_ops.corpus import json_lines
+from retro_ops.corpus.json_lines import SAMPLE_REQUEST_BYTES
 from retro_ops.corpus.line_streams import SourceLine
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.storage import store
+from retro_ops.storage.range_file import EnoughError, RangeFile
 
 ROWS = 512
 """Rows converted to lines at a time."""
@@ -24,23 +26,54 @@ def lines(uri: str, max_line_bytes: int, text_key: str, first: int = 0) -> Itera
 
     ``text_key``: column with the text of a document. Raises BadInputError if there is no such column of text.
     """
-    with _opened(uri) as table:
+    with _seekable(uri) as stream, _opened(uri, stream) as table:
         _check_text_column(uri, table.schema_arrow, text_key)
         groups, skipped = _groups_after(table.metadata, first)
         number = skipped
         for batch in table.iter_batches(batch_size=ROWS, row_groups=groups):
             for row in _rows(batch, text_key):
                 number += 1
-                if number <= first:
-                    continue
-                # Bytes of a text that are no UTF-8 stay, so that its record is bad.
-                line = json_lines.strict_json(row, default=_plain).encode("utf-8", "surrogateescape")
-                yield uri, number, line if len(line) <= max_line_bytes else None
+                if number > first:
+                    yield uri, number, _line(row, max_line_bytes)
+
+
+def _line(row: dict[str, Any], max_line_bytes: int) -> bytes | None:
+    # Bytes of a text that are no UTF-8 stay, so that its record is bad.
+    line = json_lines.strict_json(row, default=_plain).encode("utf-8", "surrogateescape")
+    return line if len(line) <= max_line_bytes else None
+
+
+def sample(
+    uri: str, max_line_bytes: int, text_key: str, wanted_bytes: int, most_bytes: int
+) -> tuple[list[SourceLine], float]:
+    """The first rows as lines that hold only the text, and the share of all rows that these are.
+
+    Stops after ``wanted_bytes`` of lines, and before more than ``most_bytes`` of the file would be read.
+    """
+    found: list[SourceLine] = []
+    taken = rows = 0
+    with (
+        contextlib.suppress(EnoughError),
+        io.BufferedReader(RangeFile(uri, most_bytes), SAMPLE_REQUEST_BYTES) as stream,
+        # So that a column is read page by page, not the whole of a row group.
+        _opened(uri, stream, buffer_size=SAMPLE_REQUEST_BYTES, pre_buffer=False) as table,
+    ):
+        _check_text_column(uri, table.schema_arrow, text_key)
+        rows = table.metadata.num_rows
+        for batch in table.iter_batches(batch_size=ROWS, columns=[text_key]):
+            for row in _rows(batch, text_key):
+                line = _line(row, max_line_bytes)
+                found.append((uri, len(found) + 1, line))
+                taken += len(line or b"")
+                if taken >= wanted_bytes:
+                    return found, len(found) / rows
+        return found, 1.0
+    return found, len(found) / max(1, rows)
 
 
 def count(uri: str) -> int:
     """Number of rows, which the end of the file names."""
-    with _opened(uri) as table:
+    with _seekable(uri) as stream, _opened(uri, stream) as table:
         return int(table.metadata.num_rows)
 
 
@@ -56,19 +89,18 @@ def _groups_after(metadata: Any, first: int) -> tuple[list[int], int]:
 
 
 @contextlib.contextmanager
-def _opened(uri: str) -> Iterator[Any]:
-    """The table as pyarrow's ParquetFile. Its errors become BadInputError."""
+def _opened(uri: str, stream: IO[bytes], **options: Any) -> Iterator[Any]:
+    """The table in ``stream`` as pyarrow's ParquetFile with ``options``. Its errors become BadInputError."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ConfigurationError(f"reading {uri} needs pyarrow", "pip install retro-ops[parquet]") from error
-    with _seekable(uri) as stream:
-        try:
-            yield parquet.ParquetFile(stream)
-        except (ArrowException, OSError, UnicodeDecodeError) as error:
-            raise BadInputError(
-                f"{uri} cannot be read as a Parquet file: {error}", "the file is damaged: download it again"
-            ) from error
+    try:
+        yield parquet.ParquetFile(stream, **options)
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadInputError(
+            f"{uri} cannot be read as a Parquet file: {error}", "the file is damaged: download it again"
+        ) from error
 
 
 def _check_text_column(uri: str, schema: Any, text_key: str) -> None:
@@ -107,36 +139,9 @@ def _plain(value: Any) -> str:
 def _seekable(uri: str) -> Iterator[IO[bytes]]:
     """The file, read by range. One with a checksum is copied first, since only the whole can be compared with it."""
     if not uri.startswith("https://"):
-        with io.BufferedReader(_Seekable(uri), 2**20) as stream:
+        with io.BufferedReader(RangeFile(uri), COPY_BYTES) as stream:
             yield stream
         return
     with tempfile.TemporaryFile(prefix="retro-ops-") as copy, store.open_stream(uri) as source:
         shutil.copyfileobj(source, copy, COPY_BYTES)
         yield copy
-
-
-class _Seekable(io.RawIOBase):
-    """A stored object as a seekable file: each read requests its range."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri, self._store = uri, store.at(uri)
-        self._size, self._position = self._store.size(uri), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._position))
-        buffer[:length] = self._store.read_range(self._uri, self._position, length)
-        self._position += length
-        return length

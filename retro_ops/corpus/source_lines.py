@@ -10,6 +10,9 @@ from retro_ops.corpus.line_streams import SourceLine
 PARQUET = ".parquet"
 SUFFIXES = (*line_streams.SUFFIXES, PARQUET)
 
+MOST_SAMPLED_BYTES = 32 * 2**20
+"""Bytes of a file that are read for a sample, however long its documents are."""
+
 
 def lines(sources: Sequence[str], max_line_bytes: int, text_key: str, first: int = 0) -> Iterator[SourceLine]:
     """Stream the lines of all sources in order, skipping the ``first`` ones.
@@ -31,20 +34,20 @@ def lines(sources: Sequence[str], max_line_bytes: int, text_key: str, first: int
                 yield line
 
 
-def sample(source: str, max_line_bytes: int, text_key: str, wanted_bytes: int) -> tuple[list[Document], float]:
-    """Documents from the start of a file, up to ``wanted_bytes`` of lines, and the share of the file that was read."""
+def sample(
+    source: str, max_line_bytes: int, text_key: str, wanted_bytes: int, most_bytes: int = MOST_SAMPLED_BYTES
+) -> tuple[list[Document], float]:
+    """Documents from the start of a file, up to ``wanted_bytes`` of lines, and the share of the file that was read.
+
+    Stops before more than ``most_bytes`` of the file would be read. The share is 0 if no document ends before that.
+    """
     if not _is_table(source):
-        return json_lines.sample(source, max_line_bytes, text_key, wanted_bytes)
-    documents: list[Document] = []
-    taken = number = 0
-    for _, number, line in parquet_rows.lines(source, max_line_bytes, text_key):
-        record = json_lines.parse(line, source, number, max_line_bytes, text_key)
-        if isinstance(record, Document):
-            documents.append(record)
-        taken += len(line or b"")
-        if taken >= wanted_bytes:
-            break
-    return documents, number / max(1, parquet_rows.count(source))
+        documents, share = json_lines.sample(source, max_line_bytes, text_key, wanted_bytes, most_bytes)
+    else:
+        found, share = parquet_rows.sample(source, max_line_bytes, text_key, wanted_bytes, most_bytes)
+        records = (json_lines.parse(line, source, number, max_line_bytes, text_key) for _, number, line in found)
+        documents = [record for record in records if isinstance(record, Document)]
+    return documents, share if documents or share == 1 else 0.0
 
 
 def _is_table(source: str) -> bool:

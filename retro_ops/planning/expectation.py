@@ -83,6 +83,10 @@ def _expected_counts(plan: Plan, split: Split, tokenizer: "Tokenizer") -> _Expec
         except BadInputError as error:  # The task of this shard will fail; the others can go on.
             say(f"plan: {error}", logging.WARNING)
             continue
+        if not share:
+            said = f"plan: {source.uri} has no document in its first bytes, so the estimate leaves it out"
+            say(said, logging.WARNING, event="not_sampled")
+            continue
         lengths = [len(ids) for ids in tokenizer.encode([document.text for document in texts])]
         chunks.append((source.bytes, share, int(chunk_counts(lengths, p.chunk_size).sum())))
         documents.append((source.bytes, share, len(texts)))

@@ -30,6 +30,8 @@ class Hub:
     large: set[str] = field(default_factory=set)
     """Paths that the hub keeps in large-file storage: it redirects to another host, which must not see the token."""
     requests: list[str] = field(default_factory=list)
+    sent: int = 0
+    """Bytes of all answers."""
     broken: int = 0
     """Answers that break off in the middle, from now on."""
     ranges: bool = True
@@ -111,6 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         if body and status == 206 and self.hub.broken:
             self.hub.broken -= 1
             body, self.close_connection = body[: len(body) // 2], True
+        self.hub.sent += len(body)
         self.wfile.write(body)
 
 

@@ -46,12 +46,12 @@ def test_reading_starts_at_any_line(sources: list[str]) -> None:
 
 
 def test_a_sample_ends_where_it_has_enough(sources: list[str]) -> None:
-    documents, share = source_lines.sample(sources[0], LIMIT, "body", 60)
+    documents, share = source_lines.sample(sources[0], LIMIT, "body", 48)
     assert [document.text for document in documents] == ["row 0", "row 1", "row 2"]
     assert share == 0.3
     everything, share = source_lines.sample(sources[0], LIMIT, "body", 2**20)
-    assert (len(everything), share, everything[9].extra) == (10, 1.0, {"n": 9})
-    assert source_lines.sample(sources[2], LIMIT, "body", 1) == ([], 0.0)
+    assert (len(everything), share) == (10, 1.0)
+    assert source_lines.sample(sources[2], LIMIT, "body", 1) == ([], 1.0)
 
 
 def test_a_column_that_does_not_exist_is_named_with_the_others(sources: list[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import zstandard
 from hub import TOKEN, Hub, serving
 from huggingface_hub import close_session, constants
 from pyarrow import parquet
@@ -114,6 +115,45 @@ def test_a_large_file_of_the_hub_with_another_checksum_is_never_read_to_its_end(
     hub.stored["big.jsonl"] = whole[:-1] + bytes([whole[-1] ^ 1])
     with pytest.raises(BadInputError, match=r"has SHA-256 .*\n.*was changed"):
         store.read(f"{BOOKS}/big.jsonl")
+
+
+def large_files(rows: int, characters: int) -> dict[str, bytes]:
+    """Each format with the same documents, of which a table also has a column as large as the text."""
+    letters = random.Random(1)
+    texts = [f"{letters.getrandbits(4 * characters):0{characters}x}" for _ in range(rows)]
+    lines = b"".join(json.dumps({"body": text}).encode() + b"\n" for text in texts)
+    out = io.BytesIO()
+    parquet.write_table(pa.table({"raw": texts[::-1], "body": texts}), out, compression="none", use_dictionary=False)
+    return {
+        "large/a.jsonl": lines,
+        "large/a.jsonl.gz": gzip.compress(lines, 1),
+        "large/a.jsonl.zst": zstandard.compress(lines, 1),
+        "large/a.parquet": out.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("place", ["hub", "web server"])
+def test_a_sample_of_a_large_file_reads_its_beginning(hub: Hub, place: str) -> None:
+    """`plan` samples some files of each split, so its reads do not grow with their sizes."""
+    files = large_files(rows=6000, characters=1000)
+    hub.files |= files
+    hub.large |= set(files)
+    for path, content in files.items():
+        uri = f"{BOOKS}/{path}" if place == "hub" else address(hub, path)
+        hub.sent = 0
+        documents, share = source_lines.sample(uri, LIMIT, "body", 2**19)
+        assert len(documents) / share == pytest.approx(6000, rel=0.3), path
+        assert hub.sent < 2.5 * 2**20 < len(content), path
+
+
+def test_a_sample_never_reads_more_than_it_may(hub: Hub) -> None:
+    """Where no document ends in the bytes that it may read, it gives none."""
+    files = large_files(rows=2, characters=3 * 2**20)
+    hub.files |= files
+    for path in files:
+        hub.sent = 0
+        assert source_lines.sample(address(hub, path), 2**30, "body", 2**17, most_bytes=2**20) == ([], 0.0), path
+        assert 0 < hub.sent <= 2**20 + 1, path
 
 
 def test_what_is_wrong_on_the_hub_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
