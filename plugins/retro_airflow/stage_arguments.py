@@ -22,6 +22,9 @@ from retro_ops.sizes import parse_bytes
 VERBATIM = ("embed_prompt",)
 """Texts whose blanks count, and whose empty text is a value."""
 
+DOCUMENTS = ("corpus", "validation_corpus", "recipe", "source_folder")
+"""Fields with the location of documents."""
+
 
 def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | None]:
     """Arguments of the ``plan`` stage for the run in ``context``; called when the template field is rendered."""
@@ -59,11 +62,6 @@ def refresh_sources_arguments(context: Context, jinja_env: Any = None) -> dict[s
 
 def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | bool | None]:
     root, dataset = _place(params)
-    # A bare name is a recipe of the package.
-    file = params["recipe"] if "." in (params["recipe"] or "") or "/" in (params["recipe"] or "") else None
-    for name, path in (("recipe", file), ("source_folder", params["source_folder"])):
-        if path and "://" not in path and not path.startswith("/"):
-            raise BadInputError(f"{name} {path!r} is a relative path", "enter a full path or s3://…")
     given = {name: params.get(name) for name in ("on_bad_record", "max_bad_share", "memory_budget", "longest_line")}
     return {
         "recipe": params["recipe"],
@@ -76,16 +74,23 @@ def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str 
 
 
 def _has_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
-    """Whether a refresh has a recipe: its own or, unless the form names a corpus, that of the published version."""
+    """Whether a refresh has a recipe: its own or, unless the form names a corpus, that of the published version.
+
+    BadInputError if it would use a relative path of that version, which was then built on a command line.
+    """
     from retro_ops.storage import store
 
-    if params["recipe"] or params["corpus"]:
-        return bool(params["recipe"])
+    if params["recipe"]:
+        return True
     series = object_store.read_series(root, dataset)
     if not series.current:
         return False
     uri = series.plan_uri()
-    return plan_from_json(store.read(uri), uri).recipe is not None
+    published = plan_from_json(store.read(uri), uri)
+    for name in ("validation_corpus",) if params["corpus"] else DOCUMENTS:
+        if not params[name]:
+            _check_full_path(name, getattr(published, name), " of the published version")
+    return published.recipe is not None and not params["corpus"]
 
 
 def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:
@@ -192,14 +197,31 @@ def _day(context: Context) -> str | None:
 
 
 def _place(params: Mapping[str, Any]) -> tuple[str, str]:
-    """Root and dataset. Raises BadInputError for a root without a bucket, and for a relative one: it depends on where a
-    worker was started."""
+    """Root and dataset. BadInputError for a root without a bucket, and for a relative path in any field."""
     root = str(params["root"])
     if root.endswith("://"):
         raise BadInputError(f"root {root!r} names no bucket", "enter s3://bucket/prefix")
-    if not root.startswith("/") and "://" not in root:
-        raise BadInputError(f"root {root!r} is a relative path", "enter a full path or s3://…")
+    for name in ("root", *DOCUMENTS, "tokenizer", "model"):
+        _check_full_path(name, params.get(name))
     return root.rstrip("/"), str(params["dataset"])
+
+
+def _check_full_path(name: str, value: str | None, whose: str = "") -> None:
+    """BadInputError for a relative path, which names another file on each worker and in each container.
+
+    A name without slash and dot is a recipe of the package; a tokenizer or model may be a name on the hub, and only
+    what begins with a dot or a tilde is none.
+    """
+    if not value or value.startswith("/") or "://" in value:
+        return
+    if name in ("tokenizer", "model") and not value.startswith((".", "~")):
+        return
+    if name == "recipe" and not {".", "/"} & set(value):
+        return
+    raise BadInputError(
+        f"{name} {value!r}{whose} is a relative path, which depends on where a task runs",
+        f"enter a full path or a URL such as s3://bucket/prefix as {name}",
+    )
 
 
 def arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | None]:

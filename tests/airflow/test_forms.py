@@ -1,6 +1,7 @@
 """The trigger form and the flags of ``plan`` that follow from it."""
 
 import json
+import re
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -175,9 +176,56 @@ def test_a_misspelt_key_names_the_nearest_field() -> None:
         stage_arguments.plan_arguments(context({"zzz": 2}))
 
 
-def test_a_relative_root_is_refused() -> None:
-    with pytest.raises(AirflowFailException, match="full path"):
-        stage_arguments.plan_arguments(context({"root": "data"}))
+RELATIVE = {
+    "root": ["data", "~/data", "./data"],
+    "corpus": ["train", "../train/*.jsonl", "~/train", "train/{a,b}.jsonl"],
+    "validation_corpus": ["val"],
+    "recipe": ["recipes/a.yaml", "a.yaml", "~/a"],
+    "source_folder": ["sources"],
+    "tokenizer": ["./t5", "../t5", "~/t5"],
+    "model": [".", "~/model"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, some in RELATIVE.items() for value in some])
+def test_a_relative_path_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    """It would name another file on each worker and in each container. The command line takes it."""
+    said = rf"(?s){name} '{re.escape(value)}' is a relative path.*full path or a URL"
+    with pytest.raises(AirflowFailException, match=said):
+        stage_arguments.plan_arguments(context({name: value}))
+    conf = {"root": str(tmp_path), name: value}
+    with pytest.raises(AirflowFailException, match=said):
+        stage_arguments.refresh_arguments(of_form(forms.refresh_form(CONFIG), conf, tmp_path))
+    if name == "root":
+        for told, form in (
+            (stage_arguments.repair_arguments, forms.repair_form(CONFIG)),
+            (stage_arguments.rollback_arguments, forms.rollback_form(CONFIG)),
+            (stage_arguments.prune_arguments, forms.prune_form(CONFIG)),
+        ):
+            filled = {"root": value, "dataset": "d", **({"version": 1} if "version" in form else {})}
+            with pytest.raises(AirflowFailException, match=said):
+                told(of_form(form, filled, tmp_path))
+
+
+def test_names_of_the_hub_and_of_recipes_are_no_paths() -> None:
+    for conf in ({"model": "owner/name"}, {"tokenizer": "t5-base"}, {"recipe": "massive_open_text"}):
+        stage_arguments.plan_arguments(context(conf))
+
+
+@pytest.mark.parametrize("name", ["corpus", "validation_corpus"])
+def test_a_refresh_does_not_take_a_relative_path_of_the_published_version(tmp_path: Path, name: str) -> None:
+    """Which was built on a command line."""
+    publish(tmp_path, **{"corpus": "/c", name: "relative"})
+    with pytest.raises(AirflowFailException, match=f"{name} 'relative' of the published version is a relative path"):
+        refreshed(tmp_path, {})
+    assert refreshed(tmp_path, {"corpus": "/c", "validation_corpus": "/v"})["corpus"] == "/c"
+
+
+def test_a_refresh_does_not_take_a_relative_recipe_of_the_published_version(tmp_path: Path) -> None:
+    publish(tmp_path, recipe="a.yaml")
+    with pytest.raises(AirflowFailException, match=r"recipe 'a.yaml' of the published version"):
+        refreshed(tmp_path, {})
+    assert refreshed(tmp_path, {"corpus": "/c"})["corpus"] == "/c"
 
 
 def test_plan_arguments_follow_the_conf() -> None:
