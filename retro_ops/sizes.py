@@ -1,5 +1,6 @@
 """Sizes as people write and read them."""
 
+import functools
 import re
 
 from retro_ops.errors import BadInputError
@@ -7,6 +8,7 @@ from retro_ops.errors import BadInputError
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
+@functools.lru_cache(64)
 def parse_bytes(text: str) -> int:
     """``2GiB`` -> 2147483648. Units: none or B, KiB, MiB, GiB, TiB and kB, MB, GB, TB."""
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kKMGT]?)(i?)B?\s*", text)

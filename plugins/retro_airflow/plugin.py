@@ -1,28 +1,13 @@
 """Adds the pages to Airflow (an application on the API server, an entry in the navigation), and the notes of runs."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import logging
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
 from retro_airflow import links, run_notes
 
-
-class Pages:
-    """The application. It is imported with the first request, since schedulers and workers load plugins, too."""
-
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        from retro_airflow.pages.app import app
-
-        await app(scope, receive, send)
-
-
-APPS: list[Any] = [{"app": Pages(), "url_prefix": links.PREFIX, "name": "RETRO datasets"}]
+log = logging.getLogger(__name__)
 
 VIEWS: list[Any] = [
     {
@@ -41,6 +26,18 @@ LISTENERS: list[Any] = [run_notes]
 
 class RetroPlugin(AirflowPlugin):
     name = "retro_datasets"
-    fastapi_apps = APPS
     external_views = VIEWS
     listeners = LISTENERS
+
+    @property
+    def fastapi_apps(self) -> list[Any]:  # type: ignore[override]
+        """The pages. Only the API server reads this, at its start: other components never import FastAPI and the pages.
+
+        Empty if they cannot be imported, since Airflow's own pages have to come up.
+        """
+        try:
+            from retro_airflow.pages.app import app
+        except Exception:
+            log.exception("The pages of RETRO datasets are missing: they cannot be imported.")
+            return []
+        return [{"app": app, "url_prefix": links.PREFIX, "name": "RETRO datasets"}]

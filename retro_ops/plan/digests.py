@@ -20,10 +20,13 @@ from retro_ops.sizes import parse_bytes
 P = ParamSpec("P")
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+"""``json.dumps`` would make an encoder for each of the thousands of digests of a large plan."""
+
+
 def digest(*parts: Any) -> str:
     """First 16 hex digits of SHA-256 over the canonical JSON of ``parts``."""
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical(parts).encode()).hexdigest()[:16]
 
 
 BUDGET_SHARE_OF_A_LINE = 256
@@ -59,11 +62,15 @@ def check_longest_line(chosen: Parameters) -> None:
 
 
 def _output(digest_of: Callable[Concatenate[Plan, P], str]) -> Callable[Concatenate[Plan, P], str]:
-    """Decorator of a digest: computed once for each plan, and replaced if its output is known to be damaged."""
+    """Decorator of a digest: computed once for each plan, and replaced if its output is known to be damaged.
+
+    ``digest_of`` takes the plan and at most a shard or a split.
+    """
 
     @functools.wraps(digest_of)
     def digest_of_output(plan: Plan, /, *arguments: P.args, **none: P.kwargs) -> str:
-        key = (digest_of.__name__, *(entry.name if isinstance(entry, Shard) else str(entry) for entry in arguments))
+        of = arguments[0] if arguments else ""
+        key = (digest_of.__name__, of.name if isinstance(of, Shard) else str(of))
         if key not in plan.memo:
             result = digest_of(plan, *arguments, **none)
             while result in plan.is_condemned:
@@ -122,7 +129,7 @@ def embed_digest(plan: Plan, shard: Shard) -> str:
 
 def embed_input(of: str) -> list[str]:
     """Entry of a digest for ``embed_input``; none for the default, which is older than the parameter."""
-    return [] if of == Parameters().embed_input else [of]
+    return [] if of == PARAMETERS["embed_input"].default else [of]
 
 
 @_output

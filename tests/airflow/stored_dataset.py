@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_ops.plan import paths
+from retro_ops.plan.card import figures as card_figures
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Identity, Plan, Shard, Source, plan_to_json
 from retro_ops.plan.stage_graph import SHARD_STAGES
@@ -71,6 +72,8 @@ def _version(plan: Plan, number: int) -> dict[str, Any]:
     _write(paths.card_uri(plan, "html"), b"<p>the card</p><script>alert(1)</script>")
     for stage in ("write-specs", "describe", "validate"):
         _write(paths.report_uri(plan, stage), b"{}")
+    # Releases before the pages wrote no figures.
+    figures = {"figures": card_figures(card(plan))} if number > 1 else {}
     count = len(plan.shards)
     counts = {"shards": count, "documents": DOCUMENTS * count, "chunks": CHUNKS * count}
     return {
@@ -81,6 +84,7 @@ def _version(plan: Plan, number: int) -> dict[str, Any]:
         "plan": paths.version_plan_uri(plan).removeprefix(f"{folder}/"),
         "run": run.removeprefix(f"{folder}/"),
         "counts": counts,
+        **figures,
     }
 
 

@@ -23,10 +23,11 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.plugins_manager import ensure_plugins_loaded, get_fastapi_plugins, get_import_errors
 from airflow.providers_manager import ProvidersManager
 from retro_airflow import runtimes, settings
-from retro_airflow.pages.rendering import page
 from retro_airflow.runtimes import Job
 ensure_plugins_loaded()
 bag = DagBag(sys.argv[1])
+pages_are_imported = "fastapi" in sys.modules  # Only the API server needs them.
+from retro_airflow.pages.rendering import page
 config = settings.load({})
 pod = runtimes.choose("kubernetes", config).pod(Job("job", ["plan"]))
 print(json.dumps({
@@ -34,6 +35,7 @@ print(json.dumps({
     "packages": [retro_airflow.__file__, retro_ops.__file__],
     "versions": [importlib.metadata.version(name) for name in ("retro-airflow", "retro-ops")],
     "dags": sorted(bag.dags),
+    "pages_are_imported": pages_are_imported,
     "apps": [app["url_prefix"] for app in get_fastapi_plugins()[0]],
     "templates": len(page.__globals__["_templates"].list_templates()),
     "errors": list(bag.import_errors.values()) + list(get_import_errors().values()),
@@ -142,6 +144,7 @@ def test_airflow_finds_the_dags_and_the_provider(of_airflow: Environment, tmp_pa
     names += ["retro_rollback"]
     assert found["dags"] == names
     assert found["errors"] == []
+    assert not found["pages_are_imported"]
     assert "/retro" in found["apps"]
     templates = REPOSITORY / "plugins/retro_airflow/pages/templates"
     assert found["templates"] == len(list(templates.iterdir())) > 0

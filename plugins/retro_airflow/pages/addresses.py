@@ -1,5 +1,6 @@
 """The parts of an address: a configured root, a dataset, a version or run. Anything else is not found."""
 
+import contextlib
 import functools
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from retro_airflow.pages.build import Build
 from retro_airflow.pages.place import NAME_LENGTH, Place
 from retro_ops.plan.paths import root_key
 from retro_ops.plan.plan import NAME_PATTERN
+from retro_ops.storage import store
 
 _PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
@@ -26,6 +28,13 @@ def roots() -> dict[str, str]:
     config = settings.load()
     object_store.use_connection(config.deployment.object_store.connection)
     return {root_key(root): root for root in config.page_roots}
+
+
+def open_stores() -> None:
+    """Load and connect the client of each root's store. A page reports the error if one cannot be opened."""
+    with contextlib.suppress(Exception):
+        for root in roots().values():
+            store.at(root).folders(root)
 
 
 def _place(root: Root, dataset: Name) -> Place:

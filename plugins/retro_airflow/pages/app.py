@@ -3,6 +3,9 @@
 Every page is HTML made on the server. `static/frame.js` adds only what HTML cannot do within Airflow's frame.
 """
 
+import contextlib
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +16,7 @@ from fastapi.responses import HTMLResponse
 from retro_airflow.pages import actions, catalog, chunks, dag_runs, security
 from retro_airflow.pages import build as builds
 from retro_airflow.pages import format as shown_as
-from retro_airflow.pages.addresses import BuildDep, PlaceDep, roots
+from retro_airflow.pages.addresses import BuildDep, PlaceDep, open_stores, roots
 from retro_airflow.pages.place import NAME_LENGTH
 from retro_airflow.pages.rendering import page as _page
 from retro_ops.errors import BadInputError, DamagedError, RetroError, TransientError
@@ -31,7 +34,15 @@ MOST_LISTED = 100
 
 Position = Annotated[int, Query(ge=0, le=2**40)]
 
-app = FastAPI(title="RETRO datasets", docs_url=None, redoc_url=None, openapi_url=None)
+
+@contextlib.asynccontextmanager
+async def _started(_: FastAPI) -> AsyncIterator[None]:
+    """Open the stores while the API server starts, in the background since a store may not answer."""
+    threading.Thread(target=open_stores, daemon=True).start()
+    yield
+
+
+app = FastAPI(title="RETRO datasets", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_started)
 
 
 @app.get("/static/{file}")

@@ -22,6 +22,8 @@ _templates = jinja2.Environment(
 _templates.filters |= {
     name: getattr(shown_as, name) for name in ("number", "share", "size", "seconds", "age", "day", "line")
 }
+for _name in _templates.list_templates():
+    _templates.get_template(_name)  # Compiled when the API server starts, not during a request.
 
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
