@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,8 @@ from retro_airflow import mapped_tasks, tasks
 
 from retro_ops.plan import digests, grid, paths, source_list, stage_graph
 from retro_ops.plan.plan import Plan, plan_from_json, plan_to_json
+from retro_ops.storage import store
+from retro_ops.storage.local import LocalStore
 
 Params = dict[str, Any]
 
@@ -82,6 +85,47 @@ def test_only_a_large_corpus_has_tasks_that_relieve_those_that_run_once(uri: str
         ]
         checked = mapped_tasks.list_shards_to_validate(uri, True)
         assert checked == [{"plan": uri, "shard": name, "changed-only": True} for name in shards]
+
+
+class Counting(LocalStore):
+    """Counts how often each file is read or looked for."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+
+    def read(self, uri: str) -> bytes:
+        self.requests[uri] += 1
+        return super().read(uri)
+
+    def exists(self, uri: str) -> bool:
+        self.requests[uri] += 1
+        return super().exists(uri)
+
+
+def test_lists_read_each_small_report_at_most_once(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So their reads grow as the number of shards: the plan, and for some lists one report of a shard."""
+    shards = tuple(dataclasses.replace(plan.shards[0], name=f"{number:04}") for number in range(400))
+    many, uri = dataclasses.replace(plan, shards=shards), str(tmp_path / "plan.json")
+    write(uri, plan_to_json(many))
+    chunks, embedded = (
+        [paths.report_uri(many, stage, shard.name) for shard in shards] for stage in ("tokenize-and-chunk", EMBED)
+    )
+    for report in chunks:
+        write(report, json.dumps({"counts": {"chunks": 50_000}}))
+    monkeypatch.setenv("RETRO_RUNTIME_FILE", str(tmp_path / "runtime.toml"))
+    write(str(tmp_path / "runtime.toml"), 'runtime = "local"\n[grid]\ngpu_memory = "1GiB"\nworkers = 8\n')
+    for lists, reads in (
+        (lambda: mapped_tasks.list_shards(uri, EMBED), []),
+        (lambda: mapped_tasks.list_unfinished_shards(uri, EMBED), embedded),
+        (lambda: mapped_tasks.list_sample_parts(uri), chunks),
+        (lambda: mapped_tasks.list_cells(uri), chunks),
+        (lambda: mapped_tasks.list_shards_to_query(uri, "retrieve-neighbours"), chunks),
+        (lambda: mapped_tasks.list_shards_to_validate(uri, False), chunks),
+    ):
+        counting = Counting()
+        monkeypatch.setattr(store, "_LOCAL", counting)
+        assert lists()
+        assert counting.requests == Counter([uri, *reads])
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 1000, 2000, 5003])

@@ -12,6 +12,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = (REPOSITORY / "docker-compose.yaml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
+DEPLOYMENT = (REPOSITORY / "docs/deployment.md").read_text()
 AIRFLOW = {"airflow-init", "api-server", "scheduler", "dag-processor", "triggerer"}
 ENDS = {"airflow-init", "seed", "stage-cpu", "stage-gpu"}
 """Services that do their work and end."""
@@ -73,6 +74,16 @@ def test_ports_are_published_on_this_machine_alone() -> None:
 def test_the_socket_is_mounted_once_and_services_are_checked_for_their_health() -> None:
     assert [name for name, of in SERVICES.items() if "docker.sock" in str(of.get("volumes"))] == ["docker-proxy"]
     assert {name for name, service in SERVICES.items() if "healthcheck" not in service} == ENDS
+
+
+def test_images_of_others_have_a_tag_and_can_be_pinned_by_digest() -> None:
+    """By a variable each, with the same default in .env.example."""
+    others = {of["image"] for of in SERVICES.values() if not of["image"].startswith("retro-ops-")}
+    found = [re.fullmatch(r"\$\{(\w+_IMAGE):-(\w+:\d[\w.]*-\w+)\}", image) for image in others]
+    assert all(found), others
+    defaults = dict(re.findall(r"^(\w+_IMAGE)=(\S+)$", (REPOSITORY / ".env.example").read_text(), re.MULTILINE))
+    assert {image[1]: image[2] for image in found if image} == defaults
+    assert all(f"{name}={image}@sha256:" in DEPLOYMENT for name, image in defaults.items())
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
