@@ -85,7 +85,7 @@ def _indexed_vectors(plan: Plan, chunks: Mapping[str, int]) -> int:
     return sum(chunks[shard.name] for shard in plan.shards if shard.indexed)
 
 
-class _Report(TypedDict):
+class _Tokenized(TypedDict):
     counts: dict[str, int]
 
 
@@ -95,7 +95,7 @@ def _chunks(plan: Plan) -> dict[str, int]:
 
     uris = [paths.report_uri(plan, "tokenize-and-chunk", shard.name) for shard in plan.shards]
     with failures.airflow_errors():
-        reports = read_ahead.side_by_side(lambda uri: documents.read(store.read(uri), uri, _Report), uris)
+        reports = read_ahead.side_by_side(lambda uri: documents.read(store.read(uri), uri, _Tokenized), uris)
     counts = (report["counts"]["chunks"] for report in reports)
     return dict(zip((shard.name for shard in plan.shards), counts, strict=True))
 

@@ -30,7 +30,7 @@ class _Output(TypedDict):
     bytes: int
 
 
-class _Report(TypedDict):
+class _Figures(TypedDict):
     seconds: float
     counts: dict[str, int]
     outputs: list[_Output]
@@ -49,7 +49,7 @@ def stage_done(stage: str, dataset: str, markers: Iterable[str]) -> None:
         return
     tags = {"stage": stage, "dataset": dataset}
     try:
-        reports = read_ahead.side_by_side(lambda uri: documents.read(store.read(uri), uri, _Report), uris)
+        reports = read_ahead.side_by_side(lambda uri: documents.read(store.read(uri), uri, _Figures), uris)
     except RetroError as error:  # The work is done and its reports are there; figures are no reason to fail.
         log.warning("%s is not counted in the metrics: %s", stage, error)
         return

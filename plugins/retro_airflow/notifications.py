@@ -13,7 +13,7 @@ from retro_airflow.deployment import Deployment
 
 
 @dataclass(frozen=True)
-class Notification:
+class NotifierCall:
     """Calls a notifier with Airflow's context, to which it adds ``failure`` (the message of the failed run) and
     ``page`` (address of the run in Airflow)."""
 
@@ -42,11 +42,11 @@ def _failure(context: Context) -> str:
 
 def dag_arguments(deployment: Deployment) -> dict[str, Any]:
     """Callbacks and deadline of a DAG."""
-    listed: dict[str, list[Notification]] = {"failure": [], "success": []}
+    listed: dict[str, list[NotifierCall]] = {"failure": [], "success": []}
     for entry in deployment.notifications:
         for event in entry.on:
             if event != "deadline":
-                listed[event].append(Notification(entry.notifier, entry.arguments))
+                listed[event].append(NotifierCall(entry.notifier, entry.arguments))
     arguments: dict[str, Any] = {f"on_{event}_callback": found for event, found in listed.items() if found}
     if deployment.deadline_minutes is not None:
         arguments["deadline"] = [
