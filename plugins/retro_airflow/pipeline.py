@@ -1,11 +1,12 @@
 """From a plan to a published version: the tasks that all DAGs of this package share, and their dependencies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
-from airflow.sdk import TaskGroup, TriggerRule, task_group
+from airflow.sdk import DAG, Param, TaskGroup, TriggerRule, task_group
+from airflow.sdk.definitions.param import ParamsDict
 
 from retro_airflow import approval, mapped_tasks, notifications, tasks
 from retro_airflow.settings import Settings
@@ -72,6 +73,16 @@ def dag_arguments(config: Settings) -> dict[str, Any]:
         "tags": ["retro"],
         **notifications.dag_arguments(config.deployment),
     }
+
+
+def add_form(dag: DAG, form: Mapping[str, Param]) -> None:
+    """Give ``dag`` its parameters once it has its tasks, which read them from the DAG.
+
+    Airflow copies into a task those that the DAG has when the task is made. Whenever the file is parsed it checks each
+    copy against its schema several times, which took nine tenths of the time of a parse.
+    """
+    assert dag.tasks
+    dag.params = ParamsDict(form)
 
 
 def stage(name: str, config: Settings) -> dict[str, Any]:

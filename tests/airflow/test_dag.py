@@ -68,6 +68,14 @@ def test_any_database_takes_the_dags() -> None:
 DAGS = ("retro_dataset", "retro_refresh", "retro_repair", "massive_open_text")
 
 
+@pytest.mark.parametrize("name", [*DAGS, "retro_housekeeping", "retro_rollback", "retro_prune"])
+def test_no_task_carries_a_copy_of_the_form(name: str) -> None:
+    """Airflow checks every copy several times when it parses the file, and stores all of them."""
+    tasks = DagSerialization.to_dict(load(name))["dag"]["tasks"]
+    assert tasks
+    assert not [task for task in tasks if "params" in json.dumps(list(task["__var"]))]
+
+
 @pytest.mark.parametrize("name", DAGS)
 def test_tasks_are_named_like_their_stages(name: str) -> None:
     dag = load(name)

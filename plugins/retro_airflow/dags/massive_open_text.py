@@ -28,9 +28,9 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,
-    params=forms.massive_open_text_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
     plan = StageOperator(**pipeline.stage("plan", config), arguments=stage_arguments.plan_arguments)
     pipeline.from_recipe(plan, stage_arguments.sources_arguments, config)
     pipeline.build(plan, config)
+    pipeline.add_form(dag, forms.massive_open_text_form(config))

@@ -30,9 +30,9 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=4,
-    params=forms.form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
     plan = StageOperator(**pipeline.stage("plan", config), arguments=stage_arguments.plan_arguments)
     pipeline.from_recipe(plan, stage_arguments.sources_arguments, config)
     pipeline.build(plan, config)
+    pipeline.add_form(dag, forms.form(config))

@@ -22,7 +22,7 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,
-    params=forms.prune_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
     StageOperator(task_id="prune", stage="prune", arguments=stage_arguments.prune_arguments, doc_md=DOC)
+    pipeline.add_form(dag, forms.prune_form(config))

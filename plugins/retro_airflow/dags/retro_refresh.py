@@ -37,9 +37,9 @@ with DAG(
     start_date=datetime(2020, 1, 1, tzinfo=UTC),
     # Each run starts from the version that the previous run published.
     max_active_runs=1,
-    params=forms.refresh_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
     plan = StageOperator(**pipeline.stage("plan", config), arguments=stage_arguments.refresh_arguments)
     pipeline.from_recipe(plan, stage_arguments.refresh_sources_arguments, config)
     pipeline.update(plan, config, check_drift=True)
+    pipeline.add_form(dag, forms.refresh_form(config))

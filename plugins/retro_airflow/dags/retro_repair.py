@@ -27,8 +27,8 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,
-    params=forms.repair_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
     plan = StageOperator(**pipeline.stage("plan", config), arguments=stage_arguments.repair_arguments)
     pipeline.update(plan, config, check_drift=False)
+    pipeline.add_form(dag, forms.repair_form(config))

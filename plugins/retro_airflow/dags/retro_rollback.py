@@ -22,7 +22,7 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     max_active_runs=1,
-    params=forms.rollback_form(config),
     **pipeline.dag_arguments(config),
 ) as dag:
     StageOperator(task_id="rollback", stage="rollback", arguments=stage_arguments.rollback_arguments, doc_md=DOC)
+    pipeline.add_form(dag, forms.rollback_form(config))
