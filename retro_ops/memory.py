@@ -14,6 +14,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from retro_ops.sizes import limit_in_words
+
 READER_BYTES = 64 * 2**20
 """Bytes that one reader has in flight: requests to the store that run, and answers that wait for the caller. Eight
 requests of 8 MiB, since a connection to a store gives some 85 MB/s; smaller requests are more of them."""
@@ -45,7 +47,7 @@ def index_limit(requested: int | None, budget: int) -> MemoryLimit:
         return MemoryLimit(requested, "--search-memory")
     available = _available()
     left = max(LEAST_FOR_AN_INDEX, int(available * SHARE_FOR_AN_INDEX) - budget)
-    return MemoryLimit(left, f"three quarters of {available / 2**30:.1f} GiB, less the memory budget")
+    return MemoryLimit(left, f"three quarters of {limit_in_words(available)}, less the memory budget")
 
 
 def at_least_of_container(budget: int) -> int:
@@ -63,7 +65,7 @@ def training_sample(budget: int | None) -> MemoryLimit:
     if budget is not None:
         return MemoryLimit(budget, "--memory-budget")
     available = _available()
-    return MemoryLimit(int(available * SHARE_FOR_AN_INDEX / 2), f"three eighths of {available / 2**30:.1f} GiB")
+    return MemoryLimit(int(available * SHARE_FOR_AN_INDEX / 2), f"three eighths of {limit_in_words(available)}")
 
 
 # Shares of the memory budget.

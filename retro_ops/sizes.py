@@ -1,4 +1,8 @@
-"""Sizes as people write and read them."""
+"""Sizes as people write and read them.
+
+What is measured or estimated (files, memory in use) has decimal units. Limits of memory have binary units, in which
+they are set, too: ``--memory-budget 2GiB``.
+"""
 
 import functools
 import re
@@ -19,8 +23,13 @@ def parse_bytes(text: str) -> int:
 
 
 def in_words(count: float) -> str:
-    """A number of bytes in the decimal unit that suits it: ``35254138`` -> ``35.3 MB``."""
+    """A measured number of bytes in the decimal unit that suits it: ``35254138`` -> ``35.3 MB``."""
     power = 0
     while count >= 1000 and power < len(UNITS) - 1:
         count, power = count / 1000, power + 1
     return f"{count:,.1f} {UNITS[power]}" if power else f"{count:,.0f} B"
+
+
+def limit_in_words(count: float) -> str:
+    """A limit of memory in bytes: ``1610612736`` -> ``1.5 GiB``."""
+    return f"{count / 2**30:.1f} GiB"

@@ -8,6 +8,7 @@ import faiss
 
 from retro_ops.errors import BadInputError
 from retro_ops.index.faiss_index import ID_BYTES, faiss_message, inner_index, list_count, transforms_of
+from retro_ops.sizes import in_words
 
 AUTO = "auto"
 
@@ -66,7 +67,7 @@ def choose_index_type(
             return (
                 f"IVF{lists},PQ{code}",
                 f"{vectors:,} vectors: about {LISTS_PER_ROOT} lists for each root of their number, "
-                f"{code} bytes for {dimension} dimensions{limit}, some {size / 2**20:,.0f} MiB in all",
+                f"{code} bytes for {dimension} dimensions{limit}, some {in_words(size)} in all",
             )
     raise BadInputError(
         f"no index of {vectors:,} vectors fits into {memory:,} bytes: the smallest takes {size:,}",

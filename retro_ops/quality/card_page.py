@@ -11,6 +11,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from retro_ops.sizes import in_words
+
 HEIGHT = 2.6
 """Inches."""
 
@@ -127,13 +129,7 @@ def _stages(axes: Axes, stages: list[Mapping[str, Any]]) -> None:
 
 
 def _size(count: float | None) -> str:
-    if count is None:
-        return "–"  # noqa: RUF001
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
+    return "–" if count is None else in_words(count)  # noqa: RUF001
 
 
 def _share(value: float) -> str:

@@ -20,7 +20,7 @@ from retro_ops.plan import digests, paths
 from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import index_spec_from_json
 from retro_ops.progress import Progress, say
-from retro_ops.sizes import parse_bytes
+from retro_ops.sizes import limit_in_words, parse_bytes
 from retro_ops.storage import read_ahead, store
 from retro_ops.storage.npy import NpyReader, open_npy
 
@@ -144,8 +144,8 @@ def _sample(shards: Sequence[NpyReader], wanted: int, parameters: Parameters, dt
     limit = _memory_limit(parameters)
     if needed > limit.bytes:
         raise BadInputError(
-            f"{taken:,} training vectors of {dimension} dimensions need {needed / 2**30:.1f} GiB, "
-            f"the limit is {limit.bytes / 2**30:.1f} GiB ({limit.why})",
+            f"{taken:,} training vectors of {dimension} dimensions need {limit_in_words(needed)}, "
+            f"the limit is {limit_in_words(limit.bytes)} ({limit.why})",
             f"raise --memory-budget, or set --max-training-vectors to {limit.bytes // row_bytes:,} or less",
         )
     for shard in shards:

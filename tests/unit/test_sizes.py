@@ -18,3 +18,7 @@ def test_amounts_of_memory() -> None:
 def test_sizes_in_words() -> None:
     found = {count: sizes.in_words(count) for count in (0, 999, 1000, 35_254_138, 4.5e12, 2e19)}
     assert list(found.values()) == ["0 B", "999 B", "1.0 kB", "35.3 MB", "4.5 TB", "20,000.0 PB"]
+
+
+def test_limits_have_the_units_in_which_they_are_set() -> None:
+    assert sizes.limit_in_words(sizes.parse_bytes("1.5GiB")) == "1.5 GiB"

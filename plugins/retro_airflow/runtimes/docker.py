@@ -26,7 +26,7 @@ from retro_airflow.runtimes import OF_THE_STORE, Handle, Job, Position, Status
 from retro_airflow.runtimes.outages import OutageError
 from retro_airflow.runtimes.stamped_logs import read_on
 from retro_ops.errors import ConfigurationError, TransientError
-from retro_ops.sizes import parse_bytes
+from retro_ops.sizes import limit_in_words, parse_bytes
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
@@ -241,7 +241,7 @@ def _status(state: Mapping[str, Any], memory_limit: int) -> Status:
     code = int(state["ExitCode"])
     reason = str(state["Error"])
     if state["OOMKilled"]:
-        reason = f"it ran out of memory (limit {memory_limit / 2**30:.1f} GiB)"
+        reason = f"it ran out of memory (limit {limit_in_words(memory_limit)})"
     return Status("failed" if code else "succeeded", exit_code=code, reason=reason)
 
 

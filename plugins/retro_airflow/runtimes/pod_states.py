@@ -6,6 +6,7 @@ from kubernetes.client import V1ContainerState, V1Pod
 from kubernetes.utils import parse_quantity
 
 from retro_airflow.runtimes import Status
+from retro_ops.sizes import limit_in_words
 
 CONTAINER = "stage"
 """Name of the container that the stage runs in."""
@@ -69,7 +70,7 @@ def container_state(pod: V1Pod) -> V1ContainerState | None:
 def _limit(pod: V1Pod) -> str:
     resources = pod.spec.containers[0].resources
     limits = (resources.limits if resources else None) or {}
-    return f"{parse_quantity(limits['memory']) / 2**30:.1f} GiB" if "memory" in limits else "that of its node"
+    return limit_in_words(float(parse_quantity(limits["memory"]))) if "memory" in limits else "that of its node"
 
 
 def seconds_since(moment: datetime) -> float:
