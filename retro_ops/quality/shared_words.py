@@ -3,12 +3,17 @@
 from difflib import SequenceMatcher
 
 LEAST_SHARED_WORDS = 3
+MOST_COMPARED = 500
+"""Words of each text that are compared: with equal words the time grows with the square of their number."""
 
 
 def shared_words(text: str, other: str) -> list[tuple[str, bool]]:
-    """Cut ``other`` into pieces (words, whether ``text`` contains the same run of LEAST_SHARED_WORDS words or more)."""
-    words = other.split()
-    runs = SequenceMatcher(None, text.split(), words, autojunk=False).get_matching_blocks()
+    """Cut ``other`` into pieces (words, whether ``text`` contains the same run of LEAST_SHARED_WORDS words or more).
+
+    Only the first MOST_COMPARED words of each are compared.
+    """
+    words, of = other.split(), text.split()[:MOST_COMPARED]
+    runs = SequenceMatcher(None, of, words[:MOST_COMPARED], autojunk=False).get_matching_blocks()
     pieces, at = [], 0
     for run in runs:
         if run.size >= LEAST_SHARED_WORDS:

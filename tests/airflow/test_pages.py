@@ -13,10 +13,10 @@ import httpx
 import pytest
 from live_airflow import LiveAirflow
 from retro_airflow.pages.app import app
-from stored_dataset import make_plan, write_dataset
+from stored_dataset import WORDS, make_plan, write_dataset
 
 from retro_ops.plan import paths
-from retro_ops.plan.plan import plan_to_json
+from retro_ops.plan.plan import Plan, plan_to_json
 
 USERS = {"ann": "admin", "vic": "viewer"}
 HOSTILE = ("<script>alert(1)</script>", "../../etc/passwd", "%2e%2e", "\u202egnp", "a\x00b", "a\nb", "x" * 3000)
@@ -168,6 +168,8 @@ def test_bad_records_are_shown_with_their_reason(server: Server) -> None:
     assert "/corpus/0.jsonl, line 49" in html.unescape(text)
     assert "&lt;b&gt;49&lt;/b&gt;" in text
     assert f"{address}/bad-records?shard=0000_news" in server.text(f"{address}/shards")
+    quarantine.write_text(json.dumps({**records[0], "content": "x" * 2**20}) + "\n")
+    assert "is longer than 1,048,576 bytes" in server.text(f"{address}/bad-records?shard=0000_news", 500)
     quarantine.write_text("{}\n")
     assert "should be an object with" in html.unescape(server.text(f"{address}/bad-records?shard=0000_news", 500))
 
@@ -187,6 +189,50 @@ def test_texts_of_the_corpus_are_shown_as_text(server: Server) -> None:
     assert "\\u202eevil" in text
     card = server.get(f"{server.news}/versions/2/card")
     assert card.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+
+
+MEGABYTE = "\u202e\x07<script>alert(1)</script>" + "a b " * 2**18
+
+
+def write_megabytes(plan: Plan) -> None:
+    """Put MEGABYTE wherever files of a version hold text that a page shows."""
+    version, run = Path(paths.version_plan_uri(plan)), Path(paths.plan_uri(plan.root, plan.dataset, "run-2"))
+    tokenizer = Path(paths.tokenizer_uri(str(run)))
+    vocabulary = json.loads(json.loads(tokenizer.read_text())["tokenizer"])
+    vocabulary["model"]["vocab"] = {MEGABYTE if word == "gamma" else word: n for n, word in enumerate(WORDS)}
+    tokenizer.write_text(json.dumps({"tokenizer": json.dumps(vocabulary)}))
+    for file in (version, run):
+        document = json.loads(file.read_text())
+        for shard in document["shards"]:
+            shard["sources"][0]["uri"] = MEGABYTE
+        document["as_of"], document["parameters"]["tokenizer"] = MEGABYTE, MEGABYTE[:9000]
+        file.write_text(json.dumps(document))
+    card = json.loads(Path(paths.card_uri(plan, "json")).read_text())
+    card["index_type"]["type"] = MEGABYTE
+    card["quality"]["train"]["categories"] = {MEGABYTE: card["quality"]["train"]["categories"]["news"]}
+    Path(paths.card_uri(plan, "json")).write_text(json.dumps(card))
+    current = Path(paths.current_uri(plan.root, plan.dataset))
+    current.write_text(json.dumps({**json.loads(current.read_text()), "as_of": MEGABYTE}))
+    record = {"source": "/corpus/0.jsonl", "line": 1, "reason": MEGABYTE[:400_000], "content": MEGABYTE[:400_000]}
+    quarantine = paths.quarantine_uri(paths.chunks_files(plan, "0000_news")["chunks"])
+    Path(quarantine).write_text(json.dumps(record) + "\n")
+
+
+def test_texts_of_a_megabyte_are_cut_and_shown_as_text(server: Server) -> None:
+    write_megabytes(write_dataset(server.root, "huge", versions=2)[-1])
+    address = server.news.replace("news", "huge")
+    version = f"{address}/versions/2"
+    chunk = f"{version}/neighbours?shard=0001_news&chunk=2"
+    bad_records = f"{version}/bad-records?shard=0000_news"
+    shards, runs = f"{version}/shards", f"{address}/runs/run-2"
+    for page in (address, f"{address}/diff?from=1&to=2", version, runs, shards, chunk, bad_records):
+        answer = server.get(page)
+        assert answer.status_code == 200, (page, answer.text[:2000])
+        assert len(answer.content) < 500_000, page
+        assert "<script>alert" not in answer.text, page
+        assert "\\u202e\\u0007&lt;script&gt;alert(1)&lt;/script&gt;a b a b" in answer.text, page
+        assert "\u202e" not in answer.text, page
+    assert "1,048,603 characters)" in server.text(version)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

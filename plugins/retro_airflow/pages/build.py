@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from retro_airflow.pages.place import Place
+from retro_ops.errors import DamagedError
 from retro_ops.plan import documents, paths, stage_graph
 from retro_ops.plan.card import read_card
 from retro_ops.plan.estimate import read_estimate
@@ -169,6 +170,8 @@ def bad_records(build: Build, shard: Shard) -> list[BadRecord]:
         return []
     data, size = build.place.head(uri, QUARANTINE_BYTES)
     lines = data.splitlines() if len(data) == size else data.splitlines()[:-1]
+    if data and not lines:
+        raise DamagedError(f"the first line of {uri} is longer than {len(data):,} bytes", "repair the dataset")
     return [documents.read(line, uri, BadRecord) for line in lines[:MOST_BAD_RECORDS]]
 
 

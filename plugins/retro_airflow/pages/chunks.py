@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from retro_airflow.pages import build as builds
+from retro_airflow.pages import security
 from retro_airflow.pages.build import Build
 from retro_airflow.pages.npy_rows import Rows, open_rows
 from retro_airflow.pages.place import Place
@@ -19,6 +20,9 @@ from retro_ops.quality.shared_words import shared_words
 from retro_ops.storage import read_ahead
 
 PAGE_ROWS = 20
+
+MOST_TEXT = 10_000
+"""Most characters of a chunk that a page shows and compares."""
 
 NO_TEXT = "The tokenizer of this run is not in the store, so token ids are shown."
 
@@ -101,7 +105,7 @@ def _chunks(build: Build, shard: Shard, start: int, stop: int) -> list[Chunk]:
             max(0, start) + i,
             document[0],
             f"{identity[0]:016x}",
-            known.text(row) if known else " ".join(map(str, row)),
+            security.cut(known.text(row) if known else " ".join(map(str, row)), MOST_TEXT),
         )
         for i, (row, document, identity) in enumerate(zip(ids, documents, identities, strict=True))
     ]

@@ -45,9 +45,12 @@ READ = Depends(requires_access_dag("GET", param_dag_id=DATASETS_DAG))
 
 def shown(text: object) -> str:
     """``text`` with invisible characters written as escapes, cut after MOST_SHOWN characters."""
-    whole = str(text)
-    cut = whole if len(whole) <= MOST_SHOWN else f"{whole[:MOST_SHOWN]} … ({len(whole):,} characters)"
-    return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", cut)
+    return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", cut(str(text), MOST_SHOWN))
+
+
+def cut(text: str, most: int) -> str:
+    """The first ``most`` characters of ``text``, and its length if there are more."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
 
 
 def may_trigger(user: Any, dag_id: str) -> bool:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+MOST_OF_A_TOKEN = 1000
+"""Characters of a token that are shown: the tokens of tokenizers in use have at most a few hundred."""
+
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -35,12 +38,16 @@ def vocabulary(text: str) -> Vocabulary:
     document = json.loads(text)
     vocab, added = document["model"]["vocab"], document.get("added_tokens") or []
     if isinstance(vocab, dict):
-        tokens = {int(number): str(token) for token, number in vocab.items()}
+        tokens = {int(number): _cut(token) for token, number in vocab.items()}
     else:  # Unigram: [token, score] in the order of ids.
-        tokens = {number: str(entry[0]) for number, entry in enumerate(vocab)}
-    tokens |= {int(entry["id"]): str(entry["content"]) for entry in added}
+        tokens = {number: _cut(entry[0]) for number, entry in enumerate(vocab)}
+    tokens |= {int(entry["id"]): _cut(entry["content"]) for entry in added}
     special = frozenset(int(entry["id"]) for entry in added if entry.get("special"))
     return Vocabulary(tokens, special, tuple(_steps(document.get("decoder"))))
+
+
+def _cut(token: object) -> str:
+    return str(token)[:MOST_OF_A_TOKEN]
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
