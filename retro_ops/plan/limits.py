@@ -42,7 +42,21 @@ def _amounts(work: Work, index: Index, finds_duplicates: bool) -> Iterator[tuple
     yield "chunks of the index: about", indexed, MOST_CHUNKS, f"{smaller}, or index some shards only (--indexed)"
     if finds_duplicates:
         yield "documents to compare: about", work.documents, MOST_DOCUMENTS, f"remove duplicates before, or {smaller}"
-    largest = work.largest_shard * work.dimension * 2
+    largest = _embedding_bytes(work)
     yield "bytes of the largest shard's embeddings: about", largest, MOST_OBJECT_BYTES, "divide its file"
-    merged = indexed * index.bytes_per_vector
+    merged = _merged_bytes(work, index)
     yield "bytes of the merged index: about", merged, MOST_OBJECT_BYTES, f"choose a smaller index type, or {smaller}"
+
+
+def largest_object(work: Work, index: Index) -> int:
+    """Bytes of the largest object that a run writes: the merged index, or the embeddings or tokens of a shard."""
+    tokens = work.largest_shard * work.chunk_size * work.token_bytes
+    return max(_merged_bytes(work, index), _embedding_bytes(work), tokens)
+
+
+def _embedding_bytes(work: Work) -> int:
+    return work.largest_shard * work.dimension * 2
+
+
+def _merged_bytes(work: Work, index: Index) -> int:
+    return max(work.indexed.values()) * index.bytes_per_vector

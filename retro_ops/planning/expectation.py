@@ -11,7 +11,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import digests, estimate, limits, paths, traffic
 from retro_ops.plan.plan import SPLITS, Plan, Split
 from retro_ops.progress import say
-from retro_ops.sizes import parse_bytes
+from retro_ops.sizes import in_words, parse_bytes
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
     say(f"plan: expects about {work.total:,} chunks; estimate if everything is built ({uri}):")
     for line in traffic.table(expected, moved, took):
         say(f"  {line}")
+    if store.buffers(plan.root):
+        size = in_words(limits.largest_object(work, index))
+        say(
+            f"plan: objects are sent from files, so TMPDIR of a task needs about {size} for the largest", event="tmpdir"
+        )
     hours = sum(took.values())
     words = f"about {hours:,.1f} hours" if hours >= 0.1 else "a few minutes"
     say(f"plan: {words} with {'a GPU' if workers == 1 else f'{workers:,} workers that have a GPU each'}")

@@ -72,6 +72,11 @@ def same_object(a: str, b: str) -> bool:
     return canonical(a) == canonical(b)
 
 
+def buffers(uri: str) -> bool:
+    """Whether an object at ``uri`` is written to a file in TMPDIR before it is sent."""
+    return isinstance(at(uri), ObjectStore)
+
+
 def canonical(uri: str) -> str:
     """A text that is equal for all URIs of the same object."""
     return at(uri).canonical(uri)

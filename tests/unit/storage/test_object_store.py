@@ -1,15 +1,23 @@
 """gs:// through obstore: large objects, lost answers, odd answers, and a dataset that is read there."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from google_storage import Bucket
+from plans import PLAN
 from synthetic_datasets import synthetic
 
 from retro_data import open_dataset
 from retro_ops.errors import BadInputError, ConfigurationError
+from retro_ops.plan.parameters import Parameters
+from retro_ops.planning.expectation import write_estimate
+from retro_ops.planning.shards import of_patterns
+from retro_ops.progress import logger
 from retro_ops.storage import probe, store
 from retro_ops.storage.base import ConflictError
 from retro_ops.storage.checked import copy
@@ -23,6 +31,24 @@ def bucket(google_storage_server: tuple[Bucket, dict[str, str]]) -> Bucket:
     bucket.objects.clear()
     bucket.requests.clear()
     return bucket
+
+
+def test_plan_says_how_much_room_the_largest_object_needs(
+    gs: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 1000)
+    shards, _ = of_patterns({"corpus": str(tmp_path), "validation_corpus": None}, None)
+    plan = replace(PLAN, shards=tuple(shards), parameters=Parameters(index_type="Flat"))
+    tokenizer: Any = SimpleNamespace(encode=lambda texts: [[1]] * len(texts))
+    model: Any = SimpleNamespace(operations=lambda tokens: 1.0, bytes=1)
+    monkeypatch.setattr(logger, "propagate", True)
+    caplog.set_level("INFO", logger.name)
+    write_estimate(replace(plan, root=gs), tokenizer, model, f"{tmp_path}/plan.json", 1)
+    # 1,000 chunks with 384 numbers of four bytes.
+    assert "TMPDIR of a task needs about 1.5 MB for the largest" in caplog.text
+    caplog.clear()
+    write_estimate(replace(plan, root=str(tmp_path)), tokenizer, model, f"{tmp_path}/plan.json", 1)
+    assert "TMPDIR" not in caplog.text
 
 
 def test_a_large_object_arrives_whole_in_parts_and_is_read_in_ranges(gs: str, bucket: Bucket) -> None:
