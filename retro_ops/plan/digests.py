@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
 from retro_ops.errors import BadInputError
+from retro_ops.plan import views
 from retro_ops.plan.parameters import PARAMETERS, TEXT_FIELD, Parameters, set_later
 from retro_ops.plan.plan import BaseShard, Plan, Shard, Split
 from retro_ops.plan.stage_graph import CODE_VERSIONS as CODE_VERSIONS
@@ -173,7 +174,7 @@ def merge_digest(plan: Plan) -> str:
 def tuning_digest(plan: Plan) -> str:
     if plan.base and plan.base.tuning:
         return plan.base.tuning
-    p = plan.parameters
+    p = views.searched(plan.parameters)
     return digest(
         code_version(plan, "tune-search"),
         [index_digest(plan, split) for split in plan.splits()],
@@ -188,7 +189,7 @@ def tuning_digest(plan: Plan) -> str:
 def neighbours_digest(plan: Plan, shard: Shard) -> str:
     base = base_shard(plan, shard)
     start = base.neighbours if base else None
-    if start and index_is_the_same(plan, shard.split):
+    if start and not differs_from_base(plan, shard.split):
         return start
     p = plan.parameters
     return digest(
@@ -199,6 +200,7 @@ def neighbours_digest(plan: Plan, shard: Shard) -> str:
         [p.num_neighbours, p.profile, p.nprobe, p.retrieval_margin],
         # nprobe and candidates are measured over all shards.
         tuning_digest(plan),
+        *views.in_digest(p),
         *([start] if start else []),
         # Its place in the index includes whether it has one.
         *([] if shard.indexed else ["not indexed"]),
@@ -234,6 +236,7 @@ def samples_digest(plan: Plan) -> str:
         [p.num_neighbours, p.profile, p.target_recall, p.recall_sample, p.seed],
         [p.max_overlap, p.max_shared_run, p.max_shared_ngrams],
         plan.base.tuning if plan.base else None,
+        *views.in_digest(p),
     )
 
 
@@ -264,6 +267,12 @@ def is_in_base_index(plan: Plan, shard: Shard) -> bool:
     """Whether the index of the base version holds the same chunks for ``shard``."""
     base = base_shard(plan, shard)
     return base is not None and base.indexed
+
+
+def differs_from_base(plan: Plan, split: Split) -> bool:
+    """Whether neighbours of ``split`` are others than in the base version: of another view, or from another index."""
+    assert plan.base
+    return plan.base.other_view or not index_is_the_same(plan, split)
 
 
 def index_is_the_same(plan: Plan, split: Split) -> bool:

@@ -370,6 +370,18 @@ class Parameters:
         decides="tune-search",
         read_by=TUNE_AND_RETRIEVE,
     )
+    keep_neighbours: int | None = _integer(
+        None,
+        "Neighbours kept for each chunk before filters, at least `num_neighbours`. With the same number, a refresh "
+        "takes another `num_neighbours`, `max_overlap`, `max_shared_run` or `max_shared_ngrams` from them, without a "
+        "search.",
+        INDEX,
+        maximum=1024,
+        title="Kept neighbours",
+        unset="none",
+        decides="tune-search",
+        added_later=True,
+    )
     profile: str = _choice(
         "default",
         ("default", "seed"),

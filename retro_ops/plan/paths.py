@@ -284,10 +284,17 @@ def neighbours_uri(plan: Plan, shard: str) -> str:
     return join(stage_folder(plan, "retrieve-neighbours", shard), "neighbours.npy")
 
 
+def kept_uri(neighbours: str) -> str:
+    """All that the search found (``keep_neighbours``), next to the neighbours that were taken from it."""
+    return beside(neighbours, "kept.neighbours.npy")
+
+
 def base_neighbours_uri(plan: Plan, shard: BaseShard) -> str:
-    """Neighbours of a shard in the base version."""
+    """Neighbours of a shard that the search for the base version found."""
+    assert plan.base
     folder = join(dataset_folder(plan.root, plan.dataset), "shards", shard.name)
-    return join(folder, f"retrieve-neighbours-{shard.neighbours}", "neighbours.npy")
+    neighbours = join(folder, f"retrieve-neighbours-{shard.neighbours}", "neighbours.npy")
+    return kept_uri(neighbours) if plan.base.keeps else neighbours
 
 
 def base_index_uri(plan: Plan, split: Split) -> str:

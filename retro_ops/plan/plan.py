@@ -91,6 +91,10 @@ class Base:
     tuning: str | None
     """Digest of the tuned nprobe and candidates; None to tune again."""
     shards: tuple[BaseShard, ...]
+    keeps: bool = False
+    """Whether it has kept neighbours (``keep_neighbours``), of which its neighbours are a view."""
+    other_view: bool = False
+    """Whether the plan takes other neighbours from what the base version found."""
 
     @functools.cached_property
     def by_name(self) -> dict[str, BaseShard]:
@@ -216,6 +220,8 @@ ADDED_LATER: dict[str, Any] = {
     "indexed": True,
     "queried": True,
     "deduplicated": False,
+    "keeps": False,
+    "other_view": False,
     **dict.fromkeys(("without", "recipe", "source_folder", "index_shards", "query_shards")),
 }
 """Later fields with their defaults, which are not written, so that plans without them keep their bytes."""
@@ -232,6 +238,7 @@ def plan_to_json(plan: Plan) -> str:
     document["parameters"] = parameters.as_written(plan.parameters)
     document["shards"] = [as_written(shard) for shard in document["shards"]]
     if plan.base:
+        document["base"] = as_written(document["base"])
         document["base"]["shards"] = [as_written(shard) for shard in document["base"]["shards"]]
     return json.dumps({"format": PLAN_FORMAT, **document}, indent=1) + "\n"
 

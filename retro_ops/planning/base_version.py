@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import digests, paths
+from retro_ops.plan import digests, paths, views
 from retro_ops.plan.parameters import PARAMETERS, Parameters
 from retro_ops.plan.plan import SPLITS, Base, BaseShard, Plan, Shard, Source
 from retro_ops.plan.specs import dataset_spec_from_json, index_spec_from_json
@@ -38,7 +38,7 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
     if digest in plan.condemned:
         return None, f"the trained index of version {number} was found damaged, so a new one is trained"
     queried = {split: names for split in SPLITS if (names := history.names_of_queries(manifest, split))}
-    same_search = plan.parameters.profile != "seed" and not _differences(plan, manifest, _neighbours_digest)
+    same_search = plan.parameters.profile != "seed" and not _differences(plan, manifest, _searched_digest)
     others = history.embeddings_of_others(manifest, manifest_uri)
     embeddings = {name: _digest_of_folder(uri) for name, uri in others.items()}
     neighbours: dict[str, str] = {}
@@ -72,6 +72,8 @@ def published_base(plan: Plan, series: history.Series) -> tuple[Base | None, str
         index=None if index in plan.condemned else index,
         tuning=tuning if same_tuning and tuning not in plan.condemned else None,
         shards=shards,
+        keeps=manifest["parameters"].get("keep_neighbours") is not None,
+        other_view=same_search and bool(_differences(plan, manifest, _neighbours_digest)),
     )
     return base, f"version {number}"
 
@@ -83,6 +85,11 @@ def _index_digests(plan: Plan) -> list[str]:
 
 def _neighbours_digest(plan: Plan) -> str:
     return digests.neighbours_digest(plan, PROBE)
+
+
+def _searched_digest(plan: Plan) -> str:
+    """That of what is searched, whichever neighbours are taken from it."""
+    return _neighbours_digest(replace(plan, parameters=views.searched(plan.parameters)))
 
 
 def _differences(plan: Plan, manifest: Mapping[str, Any], digest_of: Callable[[Plan], Any]) -> list[str]:

@@ -117,7 +117,7 @@ def _expected_work(plan: Plan, tokenizer: "Tokenizer", model: "Model") -> tuple[
         model_bytes=model.bytes,
         token_bytes=token_dtype(plan.identity.vocabulary_size, p.token_dtype).itemsize,
         dimension=plan.identity.dimension,
-        num_neighbours=p.num_neighbours,
+        num_neighbours=p.num_neighbours + (p.keep_neighbours or 0),  # As stored.
         recall_sample=p.recall_sample,
         memory_budget=parse_bytes(p.memory_budget),
         corpus_bytes=sum(source.bytes for shard in plan.shards for source in shard.sources),

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ class NewChunks:
 
     def search(self, queries: QueryRows, known: Keys) -> Found:
         """The ``k`` best of ``known`` (uint64 ``[m, k]``) and the new chunks."""
+        if not self.positions:
+            return replace(Found.nothing(len(queries), self.k), keys=known)
         if self.index is None or self.width is None:
             return self._compare(queries, known)
         found = reranking.candidates(queries, self.k, self.index, self.index.clip(self.width), self.cells)

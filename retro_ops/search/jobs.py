@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from retro_ops.plan import digests, paths
+from retro_ops.plan import digests, paths, views
 from retro_ops.plan.grid import Cell, Grid, ranges_of
 from retro_ops.plan.plan import Plan, Shard, Split
 from retro_ops.plan.specs import IndexShard
@@ -46,6 +46,8 @@ class Job:
     neighbours: str
     report: str
     digest: str
+    kept: str | None = None
+    """All that the search found, of which the neighbours are a view; None where they are all."""
     split: Split | None = None
     shard: IndexShard | None = None
     """All arrays of the query shard, where they are known."""
@@ -99,6 +101,7 @@ class PlannedJobs:
             index_spec=paths.index_spec_uri(plan, shard.split),
             indexed=common.indexed,
             neighbours=paths.neighbours_uri(plan, name),
+            kept=None if plan.parameters.keep_neighbours is None else paths.kept_uri(paths.neighbours_uri(plan, name)),
             report=paths.report_uri(plan, "retrieve-neighbours", name),
             digest=digests.neighbours_digest(plan, shard),
             split=shard.split,
@@ -128,7 +131,8 @@ class PlannedJobs:
             cell = Cell(split, part, grid.parts, number, ranges)
             return CellFiles.finished(paths.cell_folder(plan, self._plan_uri, cell), digest)
 
-        return MergedCells(opened, grid.parts, ranges, offset, rows[split], plan.parameters.num_neighbours)
+        k = views.searched(plan.parameters).num_neighbours
+        return MergedCells(opened, grid.parts, ranges, offset, rows[split], k)
 
     def _count_queries(self, split: Split) -> dict[str, int]:
         from retro_ops.search.queries import count_queries

@@ -1,12 +1,14 @@
 """Writes the neighbours of a query shard, and resumes them from checkpoints."""
 
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
 from retro_ops.execution.checkpoints import Checkpoints, Part
 from retro_ops.plan import paths
+from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import Progress
 from retro_ops.search.jobs import Job
 from retro_ops.search.row_figures import RowFigures
@@ -24,27 +26,29 @@ class Search(Protocol):
     same_document: bool
     """Whether hits of the row's own document are known, and dropped."""
 
-    def search_rows(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids int64 and distances float32 of the neighbours of rows ``start:stop``, both ``[stop - start, k]``."""
+    def search_rows(self, start: int, stop: int) -> Part:
+        """``neighbours`` int64 (ids) and ``distances`` float32 of rows ``start:stop``, both ``[stop - start, k]``.
+
+        Where more is kept, also ``kept_neighbours`` and ``kept_distances``, ``[stop - start, keep_neighbours]``."""
 
     def tally(self) -> dict[str, Any]:
         """Counts over all batches so far, as JSON whose numbers add up."""
 
 
 def write_neighbours(
-    job: Job, k: int, search: Search, unfinished: Checkpoints, block_rows: int
+    job: Job, parameters: Parameters, search: Search, unfinished: Checkpoints, block_rows: int
 ) -> tuple[dict[str, int], list[Written], dict[str, Any]]:
     """Counts, the files that were written, and the tally and figures of all rows, those of checkpoints included."""
-    total, distances_uri = len(open_npy(job.embeddings)), paths.distances_uri(job.neighbours)
-    figures = RowFigures()
-    with (
-        NpyWriter(job.neighbours, np.int64, (k,), rows=total) as neighbours_out,
-        NpyWriter(distances_uri, np.float32, (k,), rows=total) as distances_out,
-    ):
+    total, figures = len(open_npy(job.embeddings)), RowFigures()
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(NpyWriter(uri, dtype, (width,), rows=total))
+            for name, (uri, dtype, width) in _arrays(job, parameters).items()
+        }
 
         def append(part: Part) -> None:
-            neighbours_out.append(part["neighbours"])
-            distances_out.append(part["distances"])
+            for name, writer in writers.items():
+                writer.append(part[name])
             figures.add(part["neighbours"], part["distances"])
 
         for part in unfinished.parts():
@@ -53,18 +57,30 @@ def write_neighbours(
         progress = Progress("retrieve-neighbours", total, "chunks", first)
         for start in range(first, total, block_rows):
             end = min(start + block_rows, total)
-            ids, distances = search.search_rows(start, end)
-            part = {"neighbours": ids, "distances": distances}
+            part = search.search_rows(start, end)
             append(part)
-            progress.advance(len(ids))
+            progress.advance(end - start)
             unfinished.add(part, end)
             # Only at the end of a batch, because the tally covers all of it.
             if (end - first) % search.batch_rows == 0:
                 unfinished.commit_when_due(_sum(before, search.tally()))
         progress.close()
-        written = [neighbours_out.close(), distances_out.close()]
+        written = [writer.close() for writer in writers.values()]
     tally = {**_sum(before, search.tally()), "distances": figures.histograms()}
     return figures.counts(), written, tally
+
+
+def _arrays(job: Job, parameters: Parameters) -> dict[str, tuple[str, DTypeLike, int]]:
+    """URI, dtype and width of the arrays to write, by their names in a ``Part``."""
+    found: dict[str, tuple[str, DTypeLike, int]] = {}
+    for prefix, uri, width in (
+        ("", job.neighbours, parameters.num_neighbours),
+        ("kept_", job.kept, parameters.keep_neighbours),
+    ):
+        if uri and width:
+            found[f"{prefix}neighbours"] = uri, np.int64, width
+            found[f"{prefix}distances"] = paths.distances_uri(uri), np.float32, width
+    return found
 
 
 def _sum(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ The search itself is in ``reranking``; here it is decided how much of a shard is
 3. A shard that has neighbours in the base version is brought up to date (``incremental``).
 4. A shard smaller than a batch is searched together with the shards that follow it.
 5. Any other batch is searched in the whole index.
+6. With `keep_neighbours`, all of this finds the neighbours to keep, and those of the version are taken from them
+   (``kept_neighbours``).
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -23,6 +25,7 @@ from retro_ops import memory, uris
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
 from retro_ops.execution import budgets, report
+from retro_ops.execution.checkpoints import Part
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Split
@@ -30,12 +33,13 @@ from retro_ops.progress import say
 from retro_ops.search import incremental, reranking
 from retro_ops.search.brute_force import exact_search
 from retro_ops.search.chunk_reader import IndexedChunks
-from retro_ops.search.exact import NOTHING, unpack
+from retro_ops.search.exact import NOTHING, Keys, unpack
 from retro_ops.search.filters import REASONS
 from retro_ops.search.hits import Found, QueryRows, row_bytes
 from retro_ops.search.jobs import Job
+from retro_ops.search.kept_neighbours import Taken, View
 from retro_ops.search.merged_cells import MergedCells
-from retro_ops.search.open_index import SearchedIndex
+from retro_ops.search.open_index import SearchedIndex, hit_filter, limits
 from retro_ops.search.queries import QueryShard, StoredRows, open_arrays, other_shard, query_shard, sample
 from retro_ops.search.reranking import Effort
 from retro_ops.search.tuning import tune, width_from_json
@@ -55,21 +59,43 @@ def searched_index(job: Job, parameters: Parameters, device: Device) -> Searched
     return SearchedIndex(job.index, chunks, device, parameters, job.split, pad_id, job.trained, job.partials)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Keys ``[rows, k]`` of the neighbours of a batch, and of all that were ``kept``, where that is wanted."""
+
+    neighbours: Keys
+    kept: Keys | None = None
+
+    def part(self, start: int, stop: int) -> Part:
+        """Rows ``start:stop`` of the batch as they are written."""
+        found: dict[str, NDArray[Any]] = {}
+        for prefix, keys in (("", self.neighbours), ("kept_", self.kept)):
+            if keys is not None:
+                found[f"{prefix}neighbours"], found[f"{prefix}distances"] = unpack(keys[start:stop])
+        return found
+
+
 class Retriever:
     """Finds the neighbours of the query shard of ``job`` in ``searched``, a batch of rows at a time.
 
     The caller takes ``block_rows`` rows at a time; ``batch_rows``, the rows of a batch, are a multiple of them.
     """
 
-    def __init__(self, job: Job, searched: SearchedIndex, block_rows: int) -> None:
+    def __init__(self, job: Job, searched: SearchedIndex, block_rows: int, chosen: Parameters) -> None:
+        """``chosen``: the parameters of the run; those of ``searched`` are of its search (``plan.views``)."""
         self._job, self._searched = job, searched
         self._parameters = searched.parameters
         self._k = self._parameters.num_neighbours
-        self._shard = open_query_shard(job, searched)
+        filters = limits(chosen, job.split)
+        passing = hit_filter(searched.chunks, filters, searched.pad_id)
+        self._view = View(chosen.num_neighbours, passing) if job.kept else None
+        self._shard = open_query_shard(job, searched, filtered=bool(filters))
         self.same_document = self._shard.documents is not None
         tuned = self._tuned()
         self.details: dict[str, Any] = {"search": tuned}
         self._width = width_from_json(tuned)
+        # Of few rows, and the same in each run, so that a view does not depend on the versions before it.
+        self._width_again = self._width.widened() if self._width else None
         if self._width and job.few:
             # It may have been tuned for other chunks. Few rows are cheap to search, so rather too wide.
             self._width = self._width.widened()
@@ -78,20 +104,20 @@ class Retriever:
         self._cells = batch // CANDIDATE_BYTES
         self.batch_rows = max(block_rows, batch // self._row_bytes() // block_rows * block_rows)
         self._update = self._open_update()
-        self._effort, self._removed = Effort(), np.zeros(len(REASONS), np.int64)
-        self._batch_start, self._batch = 0, Found.nothing(0, self._k).keys
+        self._effort, self._removed, self._taken = Effort(), np.zeros(len(REASONS), np.int64), Taken()
+        self._batch_start, self._batch = 0, _Batch(Found.nothing(0, self._k).keys)
 
-    def search_rows(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids int64 and distances float32 ``[stop - start, k]`` of the neighbours of rows ``start:stop``.
+    def search_rows(self, start: int, stop: int) -> Part:
+        """The neighbours of rows ``start:stop``, as ``neighbours_writer.Search`` says.
 
         Call it for consecutive ranges, each of which lies in one batch. A batch begins with the first row that was not
         searched yet.
         """
-        if start >= self._batch_start + len(self._batch):
+        if start >= self._batch_start + len(self._batch.neighbours):
             found = self._search_batch(start)
             self._removed += found.removed.sum(axis=0)
-            self._batch_start, self._batch = start, found.keys
-        return unpack(self._batch[start - self._batch_start : stop - self._batch_start])
+            self._batch_start, self._batch = start, self._taken_from(found, start)
+        return self._batch.part(start - self._batch_start, stop - self._batch_start)
 
     def tally(self) -> dict[str, Any]:
         """Counts over all batches so far, as JSON whose numbers add up."""
@@ -99,7 +125,34 @@ class Retriever:
             "effort": asdict(self._effort),
             "removed": dict(zip(REASONS, self._removed.tolist(), strict=True)),
             **({"updated": asdict(self._update.done)} if self._update else {}),
+            **({"view": asdict(self._taken)} if self._view else {}),
         }
+
+    def _taken_from(self, found: Found, start: int) -> "_Batch":
+        """The neighbours of the rows from ``start``, where ``found`` is what the search found."""
+        if self._view is None:
+            return _Batch(found.keys)
+        queries = StoredRows([self._shard], range(start, start + len(found.keys)))
+        taken = self._view.take(queries, found.keys, self._search_again, self._taken)
+        self._removed += taken.removed.sum(axis=0)
+        return _Batch(taken.keys, found.keys)
+
+    def _search_again(self, queries: QueryRows) -> Found:
+        """Neighbours of the view in the whole index, some rows at a time: each has many candidates."""
+        assert self._view
+        index = replace(self._searched.index, hit_filter=self._view.hit_filter)
+        found = Found.nothing(len(queries), self._view.k)
+        candidates = self._width_again.candidates if self._width_again else EXACT_CANDIDATES
+        rows = max(1, self._cells // candidates)
+        for start in range(0, len(queries), rows):
+            part = np.arange(start, min(start + rows, len(queries)))
+            some = queries.select(part)
+            if self._width_again:
+                of_part = reranking.find(some, self._view.k, index, self._width_again, self._cells, self._effort)
+            else:
+                of_part = index.exact(some, self._view.k)
+            found.put(part, of_part)
+        return found
 
     def _search_batch(self, start: int) -> Found:
         if self._job.cells:
@@ -162,7 +215,7 @@ class Retriever:
         for job in self._job.following:
             if not store.exists(job.report):
                 try:
-                    yield job.report, open_query_shard(job, self._searched)
+                    yield job.report, open_query_shard(job, self._searched, bool(self._searched.limits))
                 except BadInputError:
                     continue  # Its own job raises this again.
 
@@ -215,13 +268,12 @@ def read_tuned(uri: str, split: Split) -> dict[str, Any]:
     return tuned
 
 
-def open_query_shard(job: Job, searched: SearchedIndex) -> QueryShard:
-    """The query shard of ``job``, with tokens where a filter compares them.
+def open_query_shard(job: Job, searched: SearchedIndex, filtered: bool) -> QueryShard:
+    """The query shard of ``job``, with tokens if they are ``filtered``.
 
     BadInputError if its arrays do not belong together or to the index, or if a filter needs unknown tokens.
     """
     embeddings, _ = open_arrays(job, searched.chunks.embeddings[0])
-    filtered = bool(searched.limits)
     if job.position is not None:
         return query_shard(searched.chunks, job.position, filtered)
     if job.shard:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.index.sampling import sample_rows
-from retro_ops.plan import digests, paths, sample_parts
+from retro_ops.plan import digests, paths, sample_parts, views
 from retro_ops.plan.plan import Plan, Shard, Split, category
 from retro_ops.plan.sample_parts import SamplePart
 from retro_ops.search.chunk_reader import IndexedChunks
@@ -43,7 +43,7 @@ class Drawn:
 
 def for_tuning(plan: Plan, split: Split, chunks: IndexedChunks, count: int, seed: int) -> Queries:
     """A uniform sample of ``count`` queries of ``split``, with tokens where a filter compares them."""
-    shards = query_shards(plan, split, chunks, with_tokens=bool(limits(plan.parameters, split)))
+    shards = query_shards(plan, split, chunks, with_tokens=bool(limits(views.searched(plan.parameters), split)))
     return sample(list(shards.values()), count, seed)
 
 

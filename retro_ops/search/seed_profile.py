@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from retro_ops.compute.device import Device
 from retro_ops.errors import BadInputError
+from retro_ops.execution.checkpoints import Part
 from retro_ops.index.faiss_files import load_index
 from retro_ops.index.ivf_file import memory_limit, open_if_larger_than
 from retro_ops.plan.parameters import Parameters
@@ -84,11 +85,11 @@ class SeedRetriever:
             f"{device.chosen} ({device.why})"
         )
 
-    def search_rows(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search_rows(self, start: int, stop: int) -> Part:
         first, end = own_documents(self._chunk2seq, start, stop, self._offset)
         queries = np.ascontiguousarray(self._embeddings.rows(start, stop), np.float32)
         found = seed_neighbours(self._index.search, queries, first, end, self._k, self._margin, self._nprobe)
-        return found.ids, found.distances
+        return {"neighbours": found.ids, "distances": found.distances}
 
     def tally(self) -> dict[str, Any]:
         return {}

@@ -15,7 +15,7 @@ from retro_ops.embedding.model import Model, chosen_model
 from retro_ops.errors import BadInputError
 from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan, write_plan
-from retro_ops.plan import digests, paths
+from retro_ops.plan import digests, paths, views
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, TEXT_FIELD, Parameters
 from retro_ops.plan.plan import Identity, Plan, check_name
@@ -129,6 +129,7 @@ def _from_corpus(
     patterns = {name: None if text is None else split_patterns(text) for name, text in choice.items()}
     shards = chosen(shards, patterns["index_shards"], patterns["query_shards"])
     digests.check_longest_line(parameters)
+    views.check(parameters)
     for amount in (parameters.index_memory, parameters.search_memory):
         if amount:
             parse_bytes(amount)

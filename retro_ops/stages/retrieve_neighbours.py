@@ -13,7 +13,7 @@ from retro_ops.execution import report, shard_groups
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
-from retro_ops.plan import digests, grid, paths
+from retro_ops.plan import digests, grid, paths, views
 from retro_ops.plan.parameters import PARAMETERS, Parameters, values_for
 from retro_ops.plan.specs import IndexShard, index_spec_from_json
 from retro_ops.search.jobs import Job, PlannedJobs
@@ -142,7 +142,7 @@ def _work(job: Job, parameters: Parameters, indexes: _Indexes, unfinished: Check
     identity = report.check_same_identity({uri: report.read(uri) for uri in (job.embeddings_report, job.index_report)})
     where = device.choose(parameters.device, "faiss" if parameters.profile == "seed" else "torch")
     search = _open_search(job, parameters, indexes, where)
-    counts, outputs, tally = write_neighbours(job, parameters.num_neighbours, search, unfinished, BLOCK_ROWS)
+    counts, outputs, tally = write_neighbours(job, parameters, search, unfinished, BLOCK_ROWS)
     return report.Outcome(
         counts=counts,
         outputs=outputs,
@@ -166,5 +166,5 @@ def _open_search(job: Job, parameters: Parameters, indexes: _Indexes, where: Dev
         return SeedRetriever(job, seed_index, BLOCK_ROWS)
     from retro_ops.search.retrieval import Retriever, searched_index
 
-    index = indexes.default.get(job.index, lambda: searched_index(job, parameters, where))
-    return Retriever(job, index, BLOCK_ROWS)
+    index = indexes.default.get(job.index, lambda: searched_index(job, views.searched(parameters), where))
+    return Retriever(job, index, BLOCK_ROWS, parameters)

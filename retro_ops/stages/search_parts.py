@@ -16,7 +16,7 @@ from retro_ops.errors import BadInputError, ConfigurationError, require_flags
 from retro_ops.execution import budgets, report, shard_groups
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.execution.shard_groups import Shared
-from retro_ops.plan import digests, grid, paths
+from retro_ops.plan import digests, grid, paths, views
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan, Split
@@ -45,6 +45,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         for cell in _cells(plan, arguments.grid):
             print(cell.name)
         return
+    parameters = views.searched(parameters)
     loaded = _Loaded(plan, parameters)
 
     def work(name: str) -> None:

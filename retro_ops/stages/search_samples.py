@@ -4,6 +4,7 @@ For large indexes, whose vectors each of the two stages would read twice. Needs 
 can search any part; a part that failed is searched again alone.
 """
 
+import itertools
 from argparse import ArgumentParser, Namespace
 from functools import partial
 
@@ -12,7 +13,7 @@ from retro_ops.compute import device
 from retro_ops.errors import require_flags
 from retro_ops.execution import report, shard_groups
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import digests, grid, paths, sample_parts
+from retro_ops.plan import digests, grid, paths, sample_parts, views
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan
@@ -57,13 +58,16 @@ def _work(plan: Plan, part: SamplePart, folder: str, parameters: Parameters) -> 
     from retro_ops.search.open_index import planned_index
     from retro_ops.search.queries import join
 
+    # `tune-search` measures the search, `describe` the neighbours that are taken from what it finds.
+    looked_for = {"tuning": views.searched(parameters), "card": parameters}
     where = device.choose(parameters.device, "torch")
     first, end = grid.bounds(samples.largest_index(plan).total, part.parts, part.part)
     counts = {"vectors": end - first, "queries": 0}
     outputs: list[Written] = []
-    for split in plan.splits():
-        searched = planned_index(plan, split, where, parameters)
-        drawn = samples.samples(plan, split, searched.chunks)
+    for split, of in itertools.product(plan.splits(), dict.fromkeys(looked_for.values())):
+        searched = planned_index(plan, split, where, of)
+        found = samples.samples(plan, split, searched.chunks)
+        drawn = {purpose: queries for purpose, queries in found.items() if looked_for[purpose] == of}
         low, high = (min(bound, searched.chunks.total) for bound in (first, end))
         counts["queries"] += sum(map(len, drawn.values()))
         say(f"{STAGE}: {split}: samples of {', '.join(drawn) or 'nothing'} in {high - low:,} chunks ({where.chosen})")
@@ -71,7 +75,7 @@ def _work(plan: Plan, part: SamplePart, folder: str, parameters: Parameters) -> 
             continue
         # Together, so that the vectors are read once.
         together = join(list(drawn.values()))
-        truth = Truth(*searched.hits_between(low, high, together, parameters.num_neighbours))
+        truth = Truth(*searched.hits_between(low, high, together, of.num_neighbours))
         start = 0
         for purpose, queries in drawn.items():
             of_sample = truth.take(start, start + len(queries))

@@ -7,7 +7,7 @@ from retro_ops.compute import device
 from retro_ops.errors import ConfigurationError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
-from retro_ops.plan import digests, paths
+from retro_ops.plan import digests, paths, views
 from retro_ops.plan.parameters import Parameters, values_for
 from retro_ops.plan.plan import Plan, Split
 from retro_ops.progress import say
@@ -26,7 +26,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     chosen = values_for(STAGE, parameters)
     inputs = [paths.index_uri(plan, split) for split in plan.splits()]
     uri, digest = paths.report_uri(plan, STAGE), digests.tuning_digest(plan)
-    report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, arguments.plan, parameters))
+    report.run_once(STAGE, uri, digest, chosen, inputs, lambda: _work(plan, arguments.plan, views.searched(parameters)))
 
 
 def _work(plan: Plan, plan_uri: str, parameters: Parameters) -> report.Outcome:
