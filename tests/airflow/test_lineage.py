@@ -13,7 +13,7 @@ import attr
 import openlineage.client.facet_v2 as facets
 import pytest
 from openlineage.client import OpenLineageClient
-from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
+from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.transport.http import HttpConfig, HttpTransport
 from retro_airflow import lineage
 from retro_airflow.stage_operator import StageOperator
@@ -27,8 +27,9 @@ FACETS = {
     "version": facets.dataset_version_dataset.DatasetVersionDatasetFacet,
     "dataQualityAssertions": facets.data_quality_assertions_dataset.DataQualityAssertionsDatasetFacet,
     "outputStatistics": facets.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet,
+    "documentation": facets.documentation_job.DocumentationJobFacet,
 }
-"""Classes that OpenLineage generates from the JSON schemas of its facets."""
+"""Classes that OpenLineage generates from its JSON schemas. The client does not contain the schemas themselves."""
 
 
 @pytest.fixture
@@ -85,8 +86,7 @@ def test_a_published_version_is_sent_with_its_corpus_and_quality(
     recall, leaked = by_name["min_recall of train"], by_name["max_leaked of val"]
     assert (recall["actual"], recall["expected"], recall["success"]) == ("0.9000", ">= 0.8", True)
     assert (leaked["actual"], leaked["expected"], leaked["success"]) == ("0.2500", "<= 1.0", True)
-    for name, facet in {**output["facets"], **output["outputFacets"]}.items():
-        check_facet(facet, FACETS[name])
+    check_event(sent)
 
 
 def test_an_assertion_says_which_limit_a_figure_misses() -> None:
@@ -101,14 +101,37 @@ def test_an_assertion_says_which_limit_a_figure_misses() -> None:
     }
 
 
-def check_facet(facet: dict[str, Any], kind: Any) -> None:
-    """Compare a facet with its class: no unknown key, no required one missing, and the address of its schema."""
-    known = {field.name: field.default is attr.NOTHING for field in attr.fields(kind)}
-    assert facet["_schemaURL"] == kind._get_schema()
-    assert facet["_producer"]
-    keys = set(facet) - {"_schemaURL", "_producer"}
-    assert keys <= set(known)
-    assert {name for name, required in known.items() if required} <= keys
+def check_event(event: dict[str, Any]) -> None:
+    """Compare a whole event, as received, with the classes of its parts."""
+    assert event["schemaURL"] == RunEvent._get_schema()
+    for part, kind in ((event, RunEvent), (event["run"], Run), (event["job"], Job)):
+        check(part, kind)
+    for kind, datasets in ((InputDataset, event["inputs"]), (OutputDataset, event["outputs"])):
+        for dataset in datasets:
+            check(dataset, kind)
+    (output,) = event["outputs"]
+    for name, facet in {**event["job"]["facets"], **output["facets"], **output["outputFacets"]}.items():
+        assert facet["_producer"]
+        assert facet["_schemaURL"] == FACETS[name]._get_schema()
+        check(facet, FACETS[name])
+
+
+def check(document: dict[str, Any], kind: Any) -> None:
+    """No unknown key, no required one missing, and values that the validators of the class accept."""
+    given = {field.alias.lstrip("_"): field for field in attr.fields(kind)}
+    keys = {key.lstrip("_") for key in document}
+    assert keys <= set(given), kind
+    assert {name for name, field in given.items() if field.init and field.default is attr.NOTHING} <= keys, kind
+    kind(**{key: value for key, value in document.items() if (found := given.get(key)) and found.init})
+
+
+def test_a_wrong_event_is_noticed() -> None:
+    with pytest.raises(ValueError, match="badly formed"):
+        check({"runId": "1"}, Run)
+    with pytest.raises(AssertionError):
+        check({"runId": str(uuid.uuid4()), "id": 1}, Run)
+    with pytest.raises(AssertionError):
+        check({"namespace": "file"}, InputDataset)
 
 
 @pytest.mark.parametrize(
