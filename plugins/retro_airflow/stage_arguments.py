@@ -29,9 +29,13 @@ DOCUMENTS = ("corpus", "validation_corpus", "recipe", "source_folder")
 def plan_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | None]:
     """Arguments of the ``plan`` stage for the run in ``context``; called when the template field is rendered."""
     run = context["dag_run"]
-    check_names(run.conf or {}, context["dag"].params)
+    conf = run.conf or {}
+    check_names(conf, context["dag"].params)
     with failures.airflow_errors():
         params = clean(context["params"])
+        if "corpus" in conf and "validation_corpus" not in conf:
+            # The default belongs to the default corpus. The form in the UI sends both fields, a REST call may not.
+            params["validation_corpus"] = None
         check_resources(params["resources"] or {}, "the trigger form")
         return arguments(params, run.run_id)
 

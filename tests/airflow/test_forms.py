@@ -232,6 +232,20 @@ def test_plan_arguments_follow_the_conf() -> None:
     assert stage_arguments.plan_arguments(context({"num_neighbours": 2}))["num-neighbours"] == "2"
 
 
+def test_a_corpus_of_ones_own_is_not_validated_on_the_deployments() -> None:
+    """A REST call names what it changes; the form in the UI sends every field, so that its user has seen both."""
+
+    def chosen(**conf: str) -> tuple[str | None, str | None]:
+        filled = context(conf)
+        filled["params"] |= {"corpus": "/theirs", "validation_corpus": "/theirs/val"} | conf
+        arguments = stage_arguments.plan_arguments(filled)
+        return arguments["corpus"], arguments["validation-corpus"]
+
+    assert chosen() == ("/theirs", "/theirs/val")
+    assert chosen(corpus="/mine") == ("/mine", None)
+    assert chosen(corpus="/mine", validation_corpus="/theirs/val") == ("/mine", "/theirs/val")
+
+
 def of_form(form: dict[str, Any], conf: dict[str, Any], tmp_path: Path, **run: Any) -> Context:
     conf = {"root": str(tmp_path), **conf}
     known = ParamsDict(form)
