@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE := 1
 # The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
 test-quick test-slow test-unit: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo up down test test-quick test-slow test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom audit campaign fuzz lock clean venv dev
+.PHONY: help demo up airflow down test test-quick test-slow test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom audit campaign fuzz lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,13 +31,16 @@ demo: venv up ## Build a RETRO dataset from real text in Airflow and show it
 up: venv ## Start Airflow and the object store in the background
 	@$(STAGES)/python demo/stack.py up --run-dir $(RUN_DIR)
 
+airflow: venv ## Run a command of the demo's Airflow: make airflow ARGS="dags list"
+	@$(STAGES)/python demo/stack.py --run-dir $(RUN_DIR) airflow $(ARGS)
+
 down: ## Stop Airflow and the object store
 	@$(STAGES)/python demo/stack.py down --run-dir $(RUN_DIR)
 
 test: dev ## Run the tests (without the slow ones)
 	@$(MAKE) --no-print-directory test-unit test-airflow test-ui test-containers
 
-test-quick: dev ## Unit tests alone
+test-quick: dev ## Only the unit tests
 	$(STAGES)/python -m pytest $(SIDE_BY_SIDE) $(NOT_SLOW) tests/unit
 
 test-slow: dev ## The tests that take minutes each, which the other targets leave out

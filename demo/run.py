@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import make_corpus
+import urllib3
 from stack import BUCKET, STAGES_BIN, Stack
 
 from retro_ops.execution import report
@@ -26,7 +27,9 @@ from retro_ops.versions import history
 DAG = "retro_dataset"
 DATASET = "demo"
 POLL_S = 2
-RUN_TIMEOUT_S = 1200
+STALLED_S = 900
+"""Seconds without any change in a task after which the run is given up. A busy machine may need an hour in all."""
+
 REPEAT_S = 20
 FINISHED = ("success", "failed")
 
@@ -60,19 +63,25 @@ def run_url(stack: Stack, run_id: str) -> str:
 
 def watch(stack: Stack, run_id: str) -> None:
     """Print progress until the run ends. If it failed, print the logs of the failed tasks and exit."""
-    start, printed, printed_at = time.monotonic(), "", 0.0
+    start, printed, printed_at, changed_at = time.monotonic(), "", 0.0, 0.0
     while True:
         state = stack.api("GET", f"/dags/{DAG}/dagRuns/{quote(run_id)}")["state"]
         tasks = task_instances(stack, run_id)
         line = summary(tasks)
         passed = time.monotonic() - start
+        if line != printed:
+            changed_at = passed
         if line != printed or passed - printed_at > REPEAT_S:
-            print(f"  {passed:4.0f} s  {line}", flush=True)
+            said = "" if line != printed else last_words(stack, run_id, tasks)
+            print(f"  {passed:4.0f} s  {line}{said}", flush=True)
             printed, printed_at = line, passed
         if state in FINISHED:
             break
-        if time.monotonic() - start > RUN_TIMEOUT_S:
-            sys.exit(f"The run did not end within {RUN_TIMEOUT_S} s: see {run_url(stack, run_id)}")
+        if passed - changed_at > STALLED_S:
+            sys.exit(
+                f"No task of the run has changed for {STALLED_S // 60} minutes: see {run_url(stack, run_id)}\n"
+                "Once it has ended, `make demo` shows its figures: a second run reuses all that it made."
+            )
         time.sleep(POLL_S)
     if state == "failed":
         for task in tasks:
@@ -88,13 +97,14 @@ def task_instances(stack: Stack, run_id: str) -> list[dict[str, Any]]:
 
 
 def summary(tasks: list[dict[str, Any]]) -> str:
-    """Progress of the tasks that have started, in order: ``plan 1/1 · embed_chunks 3/8 (2 running)``."""
+    """Progress of the tasks that have started or could, in order: ``plan 1/1 · embed_chunks 3/8 (2 running)``."""
     parts = []
     for task_id in dict.fromkeys(task["task_id"] for task in sorted(tasks, key=lambda t: t["start_date"] or "~")):
         states = Counter(task["state"] for task in tasks if task["task_id"] == task_id)
-        if set(states) <= {None, "none", "scheduled", "skipped"}:
+        if set(states) <= {None, "none", "skipped"}:
             continue
-        notes = ", ".join(f"{states[s]} {s}" for s in ("running", "queued", "up_for_retry", "failed") if states[s])
+        states["waiting"] = states.pop("queued", 0) + states.pop("scheduled", 0)
+        notes = ", ".join(f"{states[s]} {s}" for s in ("running", "waiting", "up_for_retry", "failed") if states[s])
         parts.append(
             f"{task_id.split('.')[-1]} {states['success']}/{states.total()}" + (f" ({notes})" if notes else "")
         )
@@ -102,12 +112,23 @@ def summary(tasks: list[dict[str, Any]]) -> str:
     return " · ".join(unfinished or parts[-1:]) or "waiting for the scheduler"
 
 
-def print_log(stack: Stack, run_id: str, task: dict[str, Any]) -> None:
+def last_words(stack: Stack, run_id: str, tasks: list[dict[str, Any]]) -> str:
+    """The last line in the log of a running task, to tell a long task from one that hangs."""
+    running = [task for task in tasks if task["state"] == "running"]
+    lines = log_lines(stack, run_id, running[0]) if running else []
+    return f": {lines[-1]}" if lines else ""
+
+
+def log_lines(stack: Stack, run_id: str, task: dict[str, Any]) -> list[str]:
     path = f"/dags/{DAG}/dagRuns/{quote(run_id)}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
     log: Any = stack.api("GET", f"{path}?map_index={task['map_index']}")
+    return [str(entry["event"] if isinstance(entry, dict) else entry) for entry in log["content"]]
+
+
+def print_log(stack: Stack, run_id: str, task: dict[str, Any]) -> None:
     print(f"--- {task['task_id']} [{task['map_index']}], try {task['try_number']}")
-    for entry in log["content"][-15:]:
-        print(f"    {entry['event'] if isinstance(entry, dict) else entry}")
+    for line in log_lines(stack, run_id, task)[-15:]:
+        print(f"    {line}")
 
 
 def print_figures(plan: Plan) -> None:
@@ -166,4 +187,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except urllib3.exceptions.HTTPError as error:
+        sys.exit(f"Airflow no longer answers ({error}). If `make down` did not stop it, see the logs in .run/logs")

