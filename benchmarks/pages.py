@@ -23,15 +23,16 @@ from live_airflow import LiveAirflow, session_members
 from stored_dataset import write_dataset
 
 from retro_ops.plan import paths
+from retro_ops.sizes import in_words
 
 
-def memory_mib(leader: int) -> float:
+def memory(leader: int) -> str:
     """Resident memory of a session of processes."""
     total = 0
     for pid in session_members(leader):
         status = Path(f"/proc/{pid}/status").read_text()
         total += int(re.search(r"VmRSS:\s+(\d+)", status)[1]) if "VmRSS" in status else 0  # type: ignore[index]
-    return total / 1024
+    return in_words(1024 * total)
 
 
 def cpu_ms(leader: int) -> float:
@@ -61,7 +62,7 @@ def measure(home: Path, arguments: argparse.Namespace) -> None:
         token = httpx.get(f"{airflow.url}/auth/token", timeout=60).json()["access_token"]
         client = httpx.Client(base_url=airflow.url, headers={"Authorization": f"Bearer {token}"}, timeout=120)
         client.get("/api/v2/dags").raise_for_status()
-        before = memory_mib(server)
+        before = memory(server)
         print(f"{arguments.shards:,} shards, {arguments.versions} versions; milliseconds")
         print(f"{'page':24}{'first':>10}{'its CPU':>10}{'median':>10}")
         news = f"/retro/{paths.root_key(str(root))}/news"
@@ -71,7 +72,7 @@ def measure(home: Path, arguments: argparse.Namespace) -> None:
             used = cpu_ms(server) - used
             median = statistics.median(timed(client, address) for _ in range(arguments.repeat))
             print(f"{name:24}{first:10,.0f}{used:10,.0f}{median:10,.0f}")
-        print(f"memory of the API server: {before:,.0f} MiB before the first page, {memory_mib(server):,.0f} MiB after")
+        print(f"memory of the API server: {before} before the first page, {memory(server)} after")
     finally:
         airflow.stop()
 

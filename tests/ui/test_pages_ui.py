@@ -27,6 +27,9 @@ def addresses(page: Page, demo: Demo) -> dict[str, str]:
         "shards": f"{version}/shards",
         "chunks": f"{version}/neighbours?shard=val_docs",
         "neighbours": f"{version}/neighbours?shard=val_docs&chunk=5",
+        "comparison": f"{dataset}/diff?from=1&to=1",
+        "bad-records": f"{version}/bad-records?shard=val_docs",
+        "repair": f"{dataset}/confirm/repair?shard=val_docs",
     }
 
 
@@ -56,6 +59,24 @@ def test_neighbours_are_read_beside_their_chunk(page: Page, addresses: dict[str,
     page.get_by_label("Chunk", exact=True).fill("7")
     page.get_by_role("button", name="Show").click()
     expect(page.get_by_text("chunk 7 of")).to_be_visible()
+
+
+def test_a_repair_is_eight_clicks_from_the_list_of_dags(page: Page, demo: Demo) -> None:
+    """By way of a version and of a chunk beside its neighbours. The ninth click would start the repair."""
+    page.goto(f"{demo.ui}/dags")
+    page.get_by_role("link", name="RETRO", exact=True).click()
+    frame = page.frame_locator(FRAME)
+    frame.get_by_role("link", name="demo", exact=True).click()
+    frame.get_by_role("link", name="1", exact=True).first.click()
+    expect(frame.get_by_role("link", name="Dataset card")).to_be_visible()
+    frame.get_by_role("link", name="Neighbours", exact=True).click()
+    frame.get_by_role("link", name="chunk 2", exact=True).click()
+    expect(frame.get_by_text("distance 0.").first).to_be_visible()
+    frame.get_by_role("link", name="Shards", exact=True).click()
+    frame.get_by_label("Choose shard val_docs").click()
+    frame.get_by_role("button", name="Repair the chosen shards").click()
+    expect(frame.get_by_text("rebuild val_docs (even if the files are intact)")).to_be_visible()
+    expect(frame.get_by_role("button", name="Repair", exact=True)).to_be_visible()
 
 
 def test_the_frame_follows_airflow_and_leads_back_to_it(page: Page, demo: Demo, screenshots: Path) -> None:
