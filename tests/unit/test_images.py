@@ -58,6 +58,15 @@ def test_no_service_can_gain_rights() -> None:
     assert {name for name, service in SERVICES.items() if "user" in service} == {"docker-proxy"}
 
 
+def test_services_of_our_images_write_to_volumes_and_memory_alone() -> None:
+    """Not those of others' images, nor stage-gpu: with them it was not tried."""
+    written = {name: service.get("tmpfs") for name, service in SERVICES.items() if service.get("read_only")}
+    assert written == {
+        **{name: ["/tmp", "/opt/airflow:uid=50000,gid=0,mode=0775"] for name in AIRFLOW},
+        **{name: ["/tmp"] for name in ("store", "seed", "stage-cpu")},
+    }
+
+
 def test_a_stage_reaches_the_store_and_nothing_else() -> None:
     """Stages join the network `default`; the API server asks for no login, and the proxy creates containers."""
     assert {name for name in SERVICES if "default" in networks(name)} == {"store", "seed", "stage-cpu", "stage-gpu"}
