@@ -1,4 +1,4 @@
-"""Sizes as people write and read them.
+"""Sizes, counts and times as people write and read them.
 
 What is measured or estimated (files, memory in use) has decimal units. Limits of memory have binary units, in which
 they are set, too: ``--memory-budget 2GiB``.
@@ -28,6 +28,19 @@ def in_words(count: float) -> str:
     while count >= 1000 and power < len(UNITS) - 1:
         count, power = count / 1000, power + 1
     return f"{count:,.1f} {UNITS[power]}" if power else f"{count:,.0f} B"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 part``, ``2,000 parts``. ``noun``: one whose plural ends in s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def time_in_words(seconds: float) -> str:
+    """A time in the unit that suits it: ``about 2.5 hours``, ``about 4 minutes``, ``less than a minute``."""
+    if seconds >= 3600:
+        return f"about {seconds / 3600:,.1f} hours"
+    minutes = round(seconds / 60)
+    return f"about {counted(minutes, 'minute')}" if minutes else "less than a minute"
 
 
 def limit_in_words(count: float) -> str:

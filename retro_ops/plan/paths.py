@@ -87,6 +87,11 @@ def bad_lines_uri(parts: str) -> str:
     return join(parts, "quarantine.jsonl")
 
 
+def split_report_uri(part: str) -> str:
+    """Report of `split-corpus` for the source file that ``part`` was written from."""
+    return report_in(parent(part), "split-corpus")
+
+
 PLAN_STEPS = ("deduplicated", "selected", "decided")
 """Steps that a plan may go through, in this order. Each writes a plan beside the previous one, named after it:
 `find-duplicates` lists the records that each shard leaves out, the gate leaves out failed shards, `check-drift` decides

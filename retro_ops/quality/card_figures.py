@@ -1,5 +1,6 @@
 """Collects the figures of a dataset card from the reports of the stages."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +8,14 @@ import retro_ops
 from retro_ops.execution import report
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.plan import Plan, Split, category
+from retro_ops.sizes import counted
 from retro_ops.storage import read_ahead
 
 if TYPE_CHECKING:
     pass
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.quality.card_examples import spread
+from retro_ops.versions.split_files import split_files
 
 CARD_FORMAT = 1
 
@@ -47,6 +50,7 @@ def card(
             "stored_bytes": sum(output["bytes"] for report in flat for output in report["outputs"]),
         },
         "contents": contents,
+        "split_corpus": split_files(plan),
         "duplicates": repeats,
         "index_type": {"type": trained["index_type"], "why": trained["why"]},
         "search": _search(plan, reports),
@@ -114,9 +118,13 @@ def _search(plan: Plan, reports: Reports) -> dict[str, dict[str, Any]]:
         if split in details:
             tuned = details[split]
             width = tuned["width"]
-            said = "exact search" if width is None else f"{width['nprobe']} lists and {width['candidates']} candidates"
+            said = "exact search" if width is None else _width(width)
             by_split[split] = {**tuned, "said": said}
     return by_split
+
+
+def _width(width: Mapping[str, int]) -> str:
+    return f"{counted(width['nprobe'], 'list')} and {counted(width['candidates'], 'candidate')}"
 
 
 def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:

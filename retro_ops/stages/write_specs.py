@@ -19,6 +19,7 @@ from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard, dataset_
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import join, parent, relative
+from retro_ops.versions.split_files import split_files
 
 STAGE = "write-specs"
 MANIFEST_FORMAT = 1
@@ -53,6 +54,7 @@ def _work(plan: Plan) -> report.Outcome:
         outputs.append(store.write(uri, dataset_spec_to_json(paths.dataset_spec(plan, split), uri).encode()))
     counts = read_ahead.side_by_side(partial(_counts, plan), plan.shards)
     trained = report.require(paths.report_uri(plan, "train-faiss-index"), "the training of the index")
+    of_recipe = split_files(plan)
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": plan.dataset,
@@ -67,10 +69,13 @@ def _work(plan: Plan) -> report.Outcome:
             for shard, shard_counts in zip(plan.shards, counts, strict=True)
         ],
         "skipped": plan.skipped,
+        **({"split_corpus": of_recipe} if of_recipe else {}),
     }
     outputs.append(store.write(paths.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
     outputs.append(write_plan(plan, paths.version_plan_uri(plan)))
     totals = {key: sum(c.get(key, 0) for c in counts) for key in ("documents", "chunks", "bad_records", "full_rows")}
+    if of_recipe:
+        totals["bad_records"] += of_recipe["bad_records"]
     return report.Outcome(counts={"shards": len(plan.shards), **totals}, outputs=outputs)
 
 

@@ -299,7 +299,7 @@ def test_bad_lines_stop_the_file_where_they_are_to(made: Corpus, caplog: pytest.
     assert f"{made.folder}/x.jsonl, line 2: bad JSON" in caplog.text
     made.look(recipe_of("x.jsonl"), "--max-bad-share", "0.3")
     made.split(code=65)
-    assert "1 of 3 records (33.3%) are bad, more than the limit of 30.0%" in caplog.text
+    assert "1 of 3 records (33.3%) is bad, more than the limit of 30.0%" in caplog.text
     assert not store.exists(made.listed.report_uri(made.listed.files[0]))
 
 
@@ -479,10 +479,12 @@ def test_a_refresh_uses_the_recipe_and_builds_changed_shards(
         return whole_run(made.root, "d", name, "--refresh")
 
     for number, name in enumerate(("0", "1", "val")):
-        made.put(f"{name}.jsonl", documents(3 + 3 * number))
+        bad = [b"{broken", b'{"text": 1}'] if name == "0" else []
+        made.put(f"{name}.jsonl", documents(3 + 3 * number) + bad)
     store.write(made.recipe, REFRESHED.encode())
     flags = ("--tokenizer", model_dir, "--model", model_dir, *EXACT)
     whole_run(made.root, "d", "first", "--recipe", made.recipe, *flags)
+    _check_that_bad_records_are_counted(made)
     assert refresh("idle").changes["nothing"]
     made.put("1.jsonl", documents(20))
     done = refresh("second")
@@ -496,6 +498,21 @@ def test_a_refresh_uses_the_recipe_and_builds_changed_shards(
     run("plan", *refused, code=65)
     _prune(made, run)
     assert refresh("after").changes["nothing"]
+
+
+def _check_that_bad_records_are_counted(made: Corpus) -> None:
+    """Those that splitting set aside, which belong to no shard, in everything that describes the version."""
+    series = history.read(made.root, "d")
+    plan = read_plan(series.plan_uri())
+    first = f"{made.folder}/0.jsonl, line 4: bad JSON"
+    assert series.entry()["counts"]["bad_records"] == 2
+    for of in (history.manifest(series.folder()), json.loads(store.read(paths.card_uri(plan, "json")))):
+        said = of["split_corpus"].pop("first_bad_record")
+        assert said.startswith(first)
+        assert of["split_corpus"] == {"files": 3, "bad_records": 2, "left_out": 0}
+    page = store.read(paths.card_uri(plan, "html")).decode()
+    assert "set 2 bad records" in page
+    assert f"First bad record: {first}" in page
 
 
 def _prune(made: Corpus, run: Run) -> None:

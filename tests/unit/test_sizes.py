@@ -22,3 +22,11 @@ def test_sizes_in_words() -> None:
 
 def test_limits_have_the_units_in_which_they_are_set() -> None:
     assert sizes.limit_in_words(sizes.parse_bytes("1.5GiB")) == "1.5 GiB"
+
+
+def test_counts_and_times_in_words() -> None:
+    assert [sizes.counted(count, "part") for count in (0, 1, 2000)] == ["0 parts", "1 part", "2,000 parts"]
+    found = {seconds: sizes.time_in_words(seconds) for seconds in (0.4, 59, 200, 3599, 9000)}
+    assert list(found.values()) == [
+        "less than a minute", "about 1 minute", "about 3 minutes", "about 60 minutes", "about 2.5 hours",
+    ]  # fmt: skip

@@ -1,0 +1,34 @@
+"""What `split-corpus` set aside of the source files of a recipe."""
+
+import logging
+from typing import Any
+
+from retro_ops.execution import report
+from retro_ops.plan import paths
+from retro_ops.plan.plan import Plan
+from retro_ops.progress import say
+from retro_ops.storage import read_ahead
+
+
+def split_files(plan: Plan) -> dict[str, Any] | None:
+    """Totals over the source files whose parts are in the shards of ``plan``; None if the run uses no recipe.
+
+    ``files``, ``bad_records``, ``left_out``, and ``first_bad_record`` where there is one. A record that was set aside
+    belongs to a source file but to no shard, so these are counts of the version. Logs reports that are missing, as
+    they are where a dataset was moved without the folder of its parts.
+    """
+    if plan.recipe is None:
+        return None
+    parts = [source.uri for shard in plan.shards for source in shard.sources]
+    uris = list(dict.fromkeys(paths.split_report_uri(part) for part in parts))
+    reports = dict(zip(uris, read_ahead.side_by_side(report.read, uris), strict=True))
+    if missing := [uri for uri, done in reports.items() if done is None]:
+        say(f"bad records are not counted for files without a report: {', '.join(missing)}", logging.WARNING)
+    found = [done for done in reports.values() if done is not None]
+    totals: dict[str, Any] = {
+        "files": len(uris),
+        "bad_records": sum(done["counts"]["bad_records"] for done in found),
+        "left_out": sum(done["counts"]["left_out"] for done in found),
+    }
+    first = next((done["details"]["first_bad_record"] for done in found if "first_bad_record" in done["details"]), None)
+    return {**totals, "first_bad_record": first} if first else totals
