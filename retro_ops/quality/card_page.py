@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.sizes import in_words
 
 HEIGHT = 2.6
@@ -38,7 +39,12 @@ def html(card: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"size": _size, "share": _share, "short": lambda digest: digest[:12]}
-    return environment.get_template("card.html.j2").render(card=card, plots=_plots(card))
+    return environment.get_template("card.html.j2").render(card=card, plots=_plots(card), unset=_unset())
+
+
+def _unset() -> dict[str, str]:
+    """The meaning of a parameter without a value, by name."""
+    return {name: parameter.unset.replace("`", "") for name, parameter in PARAMETERS.items()}
 
 
 def _plots(card: Mapping[str, Any]) -> dict[str, list[Markup]]:

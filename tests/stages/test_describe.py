@@ -11,6 +11,7 @@ from books import arrays_of, build, make_corpus, plan_of
 from samples import Run, write_corpus
 
 from retro_ops.plan import paths
+from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.storage import store
 
 
@@ -99,4 +100,9 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
     for door in ("<script", "<link", "src=", "@import", 'href="http', "url(http"):
         assert door not in page, "it needs nothing else"
     assert "<mark>" in page
+    assert "chosen automatically" not in page, "some parameters without a value choose nothing"
+    for name in ("max_chunks", "max_overlap", "nprobe"):
+        assert f'<td>{name}</td><td class="text">{PARAMETERS[name].unset.replace("`", "")}</td>' in page
+    train, val = page.split("<h3>val</h3>")
+    assert ("leaked" in train, "leaked" in val.partition("<h2>")[0]) == (False, True), "training rows leak nothing"
     assert f"{card['totals']['chunks']:,}" in page
