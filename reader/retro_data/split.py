@@ -15,6 +15,7 @@ from retro_data.arrays import Chunks, Ids
 from retro_data.documents import Document, Documents
 from retro_data.text import Decoder
 from retro_ops.errors import BadInputError
+from retro_ops.plan.parameters import PARAMETERS
 from retro_ops.storage import npy
 
 
@@ -72,6 +73,16 @@ class Split:
         """Neighbours of each row."""
         first = self.chunks.shards[0].neighbours if self.chunks.shards else None
         return first.reader.shape[1] if first is not None else 0
+
+    def check_k(self, k: int | None) -> None:
+        """Raise BadInputError if rows do not have ``k`` neighbours. None is all that are stored."""
+        stored = self.num_neighbours
+        if k is not None and not 0 <= k <= stored:
+            raise BadInputError(
+                f"k is {k}, but the dataset stores {stored} neighbours of each chunk",
+                f"give a k from 0 to {stored}; more neighbours need a dataset built with a larger "
+                f"{PARAMETERS['num_neighbours'].flag}",
+            )
 
     def windows(self, length: int) -> "Windows":
         """All documents cut into windows of at most ``length`` chunks."""
@@ -138,8 +149,10 @@ class Rows:
         """Tokens ``[…, k, (1 + continuation) * chunk_size]`` of the first ``k`` neighbours (default: all).
 
         A neighbour is its chunk and the ``continuation`` chunks that follow it in its document, padded with the pad id
-        where the document ends. A missing neighbour is padding only.
+        where the document ends. A missing neighbour is padding only. Raises BadInputError if ``k`` is above the
+        number of stored neighbours.
         """
+        self.split.check_k(k)
         ids = self.neighbours[..., :k]
         tokens = self.split.index.with_continuation(ids.reshape(-1), continuation)
         return tokens.reshape(*ids.shape, tokens.shape[1])

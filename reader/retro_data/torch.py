@@ -22,6 +22,7 @@ class WindowDataset(Dataset[Batch]):  # type: ignore[misc]
     """Map-style: item ``i`` is window ``i``. A DataLoader's batch is looked up at once (``__getitems__``)."""
 
     def __init__(self, windows: Windows, k: int | None = None, continuation: int = 1) -> None:
+        windows.split.check_k(k)
         self._windows, self._k, self._continuation = windows, k, continuation
 
     def __len__(self) -> int:
@@ -58,6 +59,7 @@ class WindowStream(IterableDataset[Batch]):  # type: ignore[misc]
     ) -> None:
         if not (batch_size >= 1 and 0 <= rank < ranks):
             raise BadInputError(f"rank {rank} of {ranks}, batches of {batch_size}", "count ranks from 0")
+        windows.split.check_k(k)
         self._windows, self._batch_size, self._seed = windows, batch_size, seed
         self._rank, self._ranks, self._drop_last = rank, ranks, drop_last
         self._k, self._continuation = k, continuation

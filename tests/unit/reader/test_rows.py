@@ -14,7 +14,7 @@ from synthetic_datasets import SIZE, synthetic
 from torch.utils.data import DataLoader
 
 from retro_data import Split, open_dataset
-from retro_data.torch import WindowDataset
+from retro_data.torch import WindowDataset, WindowStream
 from retro_ops.errors import BadInputError
 
 SHARDS = st.lists(st.lists(st.integers(1, 7), max_size=5), min_size=1, max_size=4)
@@ -83,6 +83,21 @@ def test_rows_by_number_slice_and_list(train: Split, spec: Path) -> None:
     embeddings = np.concatenate([np.load(spec.parent / f"{n:02}/embeddings.npy") for n in range(4)])
     for start, stop in ((0, 52), (12, 15), (51, 52)):
         np.testing.assert_array_equal(train.embeddings(start, stop), embeddings[start:stop])
+
+
+@pytest.mark.parametrize("k", [4, 9, -1])
+def test_more_neighbours_than_are_stored_are_refused_wherever_k_is_given(train: Split, k: int) -> None:
+    windows = train.windows(4)
+    assert windows.batch([0], k=0)["neighbour_ids"].shape[2] == 0
+    for ask in (
+        lambda: train[0].retrieved(k),
+        lambda: train[:0].retrieved(k),
+        lambda: windows.batch([0], k=k),
+        lambda: WindowDataset(windows, k=k),
+        lambda: WindowStream(windows, 2, k=k),
+    ):
+        with pytest.raises(BadInputError, match=f"k is {k}, but the dataset stores 3 neighbours of each chunk"):
+            ask()
 
 
 def test_a_neighbour_that_the_index_does_not_have_is_an_error(tmp_path: Path) -> None:
