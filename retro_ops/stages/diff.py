@@ -1,8 +1,9 @@
-"""Shows how two versions of a dataset differ: shards (by content), parameters, counts and figures of the cards."""
+"""Shows how two versions of a dataset differ: shards (by content), rebuilt outputs of equal shards, parameters, counts
+and figures of the cards."""
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +13,12 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.card import FIGURES
 from retro_ops.plan.parameters import Parameters
-from retro_ops.plan.shard_changes import compare
+from retro_ops.plan.shard_changes import compare, rebuilt
 from retro_ops.progress import show
 from retro_ops.versions import card, history
+
+NAMED = 10
+"""Most rebuilt shards that are named."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -41,6 +45,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:
     old, new = (read_plan(series.plan_uri(number)) for number in (before, after))
     changes = compare(old.shards, new.shards)
+    others = rebuilt(old, new)
     parameters = {
         key: [value, getattr(new.parameters, key)]
         for key, value in asdict(old.parameters).items()
@@ -52,6 +57,10 @@ def _facts(series: history.Series, before: int, after: int) -> dict[str, Any]:
         "from": before,
         "to": after,
         "shards": asdict(changes),
+        "rebuilt": {
+            "shards": {name: stages for name, stages in others.items() if name and name not in changes.changed},
+            "index": others.get(None, ()),
+        },
         "parameters": parameters,
         "counts": {key: [counts[0].get(key), counts[1].get(key)] for key in counts[1]},
         "figures": {key: [cards[0].get(key), cards[1][key]] for key in cards[1]},
@@ -69,9 +78,27 @@ def _text(facts: Mapping[str, Any]) -> str:
         names = facts["shards"][kind]
         lines.append(f"shards {kind}: {len(names):,}" + (f" ({', '.join(names)})" if names else ""))
     lines.append(f"shards unchanged: {facts['shards']['unchanged']:,}")
+    lines += _rebuilt(facts["rebuilt"])
     for section in ("parameters", "counts", "figures"):
-        lines += [f"{key}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in facts[section].items() if a != b]
+        lines += [f"{_named(key)}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in facts[section].items() if a != b]
     return "\n".join(lines)
+
+
+def _rebuilt(outputs: Mapping[str, Any]) -> Iterator[str]:
+    """A line for the shards of which the same outputs were rebuilt, and one for the index."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, stages in outputs["shards"].items():
+        alike.setdefault(tuple(stages), []).append(name)
+    for stages, names in alike.items():
+        named = ", ".join(names) if len(names) <= NAMED else f"{len(names):,} unchanged shards"
+        yield f"rebuilt: {named} ({', '.join(stages)})"
+    if outputs["index"]:
+        yield f"rebuilt: the index ({', '.join(outputs['index'])})"
+
+
+def _named(key: str) -> str:
+    """A long shared run of a training row leaks nothing."""
+    return "train long shared runs" if key == "train leaked" else key
 
 
 def _shown(value: Any) -> str:

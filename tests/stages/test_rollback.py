@@ -27,6 +27,7 @@ def test_list_diff_and_rollback(built: Nights, run: Run, capfd: pytest.CaptureFi
     assert facts["shards"] == {"added": ["e"], "changed": [], "removed": [], "unchanged": 4}
     assert facts["counts"]["shards"] == [4, 5]
     assert facts["parameters"] == {}
+    assert facts["rebuilt"]["shards"]["b"] == ["retrieve-neighbours"], "its neighbours may be in the new shard"
     before = objects(built.root)
     run("rollback", *place(built), "--to", 1)
     assert built.series().current == 1
