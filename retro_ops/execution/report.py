@@ -194,8 +194,8 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def lost_output(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> str | None:
-    """URI of the first output that is missing or has a wrong length, or None.
+def lost_output(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> tuple[str, str] | None:
+    """URI of the first output that is missing or has a wrong length, and which of the two; or None.
 
     ``sizes``: known lengths from a listing; other files cost one request each.
     """
@@ -203,10 +203,11 @@ def lost_output(report: Mapping[str, Any], sizes: Mapping[str, int] | None = Non
         uri = str(output["uri"])
         try:
             known = (sizes or {}).get(uri)
-            if (store.at(uri).size(uri) if known is None else known) != output["bytes"]:
-                return uri
-        except BadInputError:  # It does not exist.
-            return uri
+            found = store.at(uri).size(uri) if known is None else known
+        except BadInputError:
+            return uri, "is missing"
+        if found != output["bytes"]:
+            return uri, f"has {found:,} bytes, but its stage wrote {output['bytes']:,}"
     return None
 
 

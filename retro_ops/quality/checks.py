@@ -300,7 +300,7 @@ def _check_checksums(uri: str, required: bool, trusted: Folders, sums: _Sums) ->
         return
     if parent(uri) in trusted:
         if lost := report.lost_output(found):
-            yield lost, "is missing or truncated"
+            yield lost
         return
     for output in found["outputs"]:
         try:

@@ -1,4 +1,8 @@
-"""Shows which tasks of a run are done, missing or damaged, how long they took, and how long the rest would take."""
+"""Shows which tasks of a run are done, missing or damaged, how long they took, and how long the rest would take.
+
+Ends with exit code 65 if an output is damaged, or if a published version lacks one. In a run that is not finished,
+missing outputs are only not built yet.
+"""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -35,13 +39,26 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     if arguments.json:
         facts = {"plan": uri, "dataset": plan.dataset, "entries": [asdict(entry) for entry in entries]}
         show(json.dumps({**facts, "expected_seconds_left": left}, indent=1))
+    else:
+        show(f"{plan.dataset}: {uri}\n")
+        show("\n".join(_table(plan, entries, show_all=arguments.all)))
+        show("\n" + _summary(entries, left))
+    _refuse_damage(plan, entries, published=not (arguments.plan or arguments.run))
+
+
+def _refuse_damage(plan: Plan, entries: Sequence[TaskState], published: bool) -> None:
+    """Raise BadInputError if outputs are damaged or, of a published version, missing; it says how to rebuild them."""
+    bad = audit.unusable(entries, published)
+    if not bad:
         return
-    show(f"{plan.dataset}: {uri}\n")
-    show("\n".join(_table(plan, entries, show_all=arguments.all)))
-    show("\n" + _summary(entries, left))
-    if not (arguments.plan or arguments.run) and any(entry.state != "done" for entry in entries):
-        command = f"retro-ops build --root {plan.root} --dataset {plan.dataset} --repair"
-        show(f"To repair the dataset: {command}; in Airflow trigger retro_repair.")
+    tasks = "1 task has" if len(bad) == 1 else f"{len(bad):,} tasks have"
+    repair = f"retro-ops build --root {plan.root} --dataset {plan.dataset} --repair"
+    raise BadInputError(
+        f"{tasks} a damaged{' or missing' if published else ''} output, first {bad[0].report}: {bad[0].why}",
+        f"repair the dataset: `{repair}`, or trigger retro_repair in Airflow"
+        if published
+        else "delete the report of each of these tasks, then run its stage again",
+    )
 
 
 def _plan_uri(arguments: Namespace) -> str:
@@ -75,12 +92,9 @@ def _table(plan: Plan, entries: Sequence[TaskState], show_all: bool) -> list[str
         if show_all or any(cell.state != "done" for cell in _of_shard(cells, shard.name, columns) if cell)
     ]
     width = max([len(name) for name in shards] + [len("shard")]) + 2
-    lines = [
-        f"{'shard':{width}}" + "".join(f"{stage:>22}" for stage in columns),
-        *(
-            f"{name:{width}}" + "".join(f"{_cell(cell):>22}" for cell in _of_shard(cells, name, columns))
-            for name in shards
-        ),
+    lines = [f"{'shard':{width}}" + "".join(f"{stage:>22}" for stage in columns)] if shards else []
+    lines += [
+        f"{name:{width}}" + "".join(f"{_cell(cell):>22}" for cell in _of_shard(cells, name, columns)) for name in shards
     ]
     if hidden := len(plan.shards) - len(shards):
         lines.append(f"({hidden:,} of {len(plan.shards):,} shards are complete)")

@@ -66,7 +66,7 @@ def _audit(plan: Plan, stage: str, shard: str | None, sizes: Mapping[str, int], 
     if done is None:
         return TaskState(stage, shard, "missing", None, uri, "it does not exist")
     if lost := report.lost_output(done, sizes):
-        return TaskState(stage, shard, "damaged", done["seconds"], uri, f"{lost} is missing or truncated")
+        return TaskState(stage, shard, "damaged", done["seconds"], uri, " ".join(lost))
     if thorough and (changed := report.changed_output(done)):
         return TaskState(
             stage, shard, "damaged", done["seconds"], uri, f"{changed} was modified after its stage wrote it"

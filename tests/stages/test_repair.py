@@ -45,8 +45,8 @@ def test_damage_is_found_and_only_its_dependants_are_run(
     first = built.runs[0]
     uri = where(first.plan)
     damage(uri)
-    run("status", "--root", built.root, "--dataset", "d", "--thorough")
-    said = re.sub(r"\s+", " ", capfd.readouterr().out)
+    run("status", "--root", built.root, "--dataset", "d", "--thorough", code=65)
+    said = re.sub(r"\s+", " ", "".join(capfd.readouterr()))
     assert uris.join(*uri.rpartition("/")[::2]) in said
     assert f"retro-ops build --root {built.root} --dataset d --repair" in said
     damaged = store.read(uri)
@@ -64,7 +64,7 @@ def test_damage_is_found_and_only_its_dependants_are_run(
     assert built.repair().changes["nothing"]
 
 
-def test_a_named_shard_is_rebuilt_even_if_it_is_intact(built: Nights) -> None:
+def test_a_named_shard_is_rebuilt_even_if_it_is_intact(built: Nights, run: Run, capfd: Any) -> None:
     first = built.runs[0]
     done = built.repair("--shards", "d")
     assert {stage: done.calls[stage] for stage in stage_graph.SHARD_STAGES} == {
@@ -76,6 +76,12 @@ def test_a_named_shard_is_rebuilt_even_if_it_is_intact(built: Nights) -> None:
     for name in ("b", "f", "v"):
         assert paths.embeddings_uri(done.plan, name) == paths.embeddings_uri(first.plan, name)
     assert set(compare(done, first)[0].values()) == {1.0}
+    capfd.readouterr()
+    run("diff", "--root", built.root, "--dataset", "d")
+    said = capfd.readouterr().out
+    of_shard = [stage for stage in stage_graph.SHARD_STAGES if done.calls[stage]]
+    assert f"rebuilt: d ({', '.join(of_shard)})" in said
+    assert "rebuilt: b, f, v (retrieve-neighbours)" in said
     with pytest.raises(StageFailedError):
         built.repair("--shards", "absent")
 

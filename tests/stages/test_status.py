@@ -29,9 +29,9 @@ def test_status_lists_what_is_done_missing_and_damaged(
 ) -> None:
     uri = plan_of(run, f"{s3}/status", str(make_corpus(tmp_path / "corpus", texts)), model_dir, model_dir)
 
-    def status(*arguments: str) -> tuple[dict[tuple[str, str | None], str], float]:
+    def status(*arguments: str, code: int = 0) -> tuple[dict[tuple[str, str | None], str], float]:
         capfd.readouterr()
-        run("status", *arguments, "--json")
+        run("status", *arguments, "--json", code=code)
         facts = json.loads(capfd.readouterr().out)
         return {(e["stage"], e["shard"]): e["state"] for e in facts["entries"]}, facts["expected_seconds_left"]
 
@@ -42,6 +42,8 @@ def test_status_lists_what_is_done_missing_and_damaged(
     plan = build(run, uri)
     published = ("--root", f"{s3}/status", "--dataset", "books")
     after, left = status(*published)
+    run("status", *published)
+    assert "shard " not in capfd.readouterr().out, "a table of incomplete shards would be empty"
     assert (set(after.values()), left) == ({"done"}, 0)
     assert set(after) == set(before)
     at = store.at(s3)
@@ -49,7 +51,7 @@ def test_status_lists_what_is_done_missing_and_damaged(
     at.delete(paths.neighbours_uri(plan, "val_a"))
     trained = paths.report_uri(plan, "train-faiss-index")
     store.write(trained, store.read(trained).replace(b"0", b"1", 1))
-    found, left = status("--plan", uri)
+    found, left = status("--plan", uri, code=65)
     wrong = {key: state for key, state in found.items() if state != "done"}
     assert wrong == {
         ("embed-chunks", "01_b"): "missing",
@@ -57,10 +59,16 @@ def test_status_lists_what_is_done_missing_and_damaged(
         ("train-faiss-index", None): "damaged",
     }
     assert left > 0
-    run("status", "--plan", uri)
-    said = capfd.readouterr().out
-    assert "(1 of 3 shards are complete)" in said
-    assert f"{paths.neighbours_uri(plan, 'val_a')} is missing or truncated" in said
-    assert "1 missing, 2 damaged" in said
+    neighbours = paths.neighbours_uri(plan, "val_a")
+    for how in ("is missing", "has 3 bytes, but its stage wrote"):
+        run("status", "--plan", uri, code=65)
+        said = capfd.readouterr()
+        assert "(1 of 3 shards are complete)" in said.out
+        assert f"{neighbours} {how}" in said.out
+        assert "1 missing, 2 damaged" in said.out
+        assert "2 tasks have a damaged output" in said.err
+        store.write(neighbours, b"cut")
+    run("status", *published, code=65)
+    assert "--repair" in capfd.readouterr().err
     run("status", "--root", f"{s3}/status", "--dataset", "absent", code=65)
     assert "was never published" in capfd.readouterr().err
