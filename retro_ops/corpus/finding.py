@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from retro_ops.corpus.path_patterns import matcher
@@ -61,15 +61,17 @@ def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     is_pattern = any(character in pattern for character in MAGIC_CHARACTERS)
     inside = _listed(pattern)
     if inside or not is_pattern:
-        candidates, others = _visible(inside, pattern)
+        candidates, hidden = _visible(inside, pattern)
     else:
         magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
-        candidates, others = _matching(_listed(parent(pattern[:magic])), pattern), []
+        candidates, hidden = _matching(_listed(parent(pattern[:magic])), pattern), []
+    others: list[str] = []
     if inside or not is_pattern or pattern.endswith("*"):
-        others += [uri for uri in candidates if not uri.endswith(suffixes)]
+        others = [uri for uri in candidates if not uri.endswith(suffixes)]
         candidates = [uri for uri in candidates if uri.endswith(suffixes)]
     files = _once(uri for uri in candidates if not uri.endswith("/"))  # Such keys mark folders of S3.
-    _say_what_is_passed_over(pattern, sorted({*others, *candidates} - set(files)))
+    twice = sorted(set(candidates) - set(files))
+    _say_what_is_passed_over(pattern, {"hidden": hidden, "of another format": others, "found twice": twice})
     if not files:
         raise BadInputError(
             f"no corpus file at {pattern!r}" + (f"; {_some(others)} has another format" if others else ""),
@@ -111,12 +113,16 @@ def _once(uris: Iterable[str]) -> list[str]:
     return sorted(found.values())
 
 
-def _say_what_is_passed_over(pattern: str, uris: Sequence[str]) -> None:
+def _say_what_is_passed_over(pattern: str, found: Mapping[str, Sequence[str]]) -> None:
+    """``found``: files by the reason that they do not count."""
+    uris = [uri for of_reason in found.values() for uri in of_reason]
     if not uris:
         return
+    reasons = [f"{len(of)} {reason}: {_some(sorted(of))}" for reason, of in found.items() if of]
+    are = "1 file is" if len(uris) == 1 else f"{len(uris):,} files are"
     looks_like_a_corpus = any(re.search(r"json|parquet|\.tar|\.tgz", uri.rpartition("/")[2], re.I) for uri in uris)
     say(
-        f"{pattern}: {len(uris):,} files are passed over, as hidden, of another format or found twice: {_some(uris)}",
+        f"{pattern}: {are} passed over ({'; '.join(reasons)})",
         logging.WARNING if looks_like_a_corpus else logging.INFO,
         event="passed_over",
         files=len(uris),

@@ -208,18 +208,19 @@ def _first_keys(content: str) -> list[str]:
 def say_bad(stage: str, bad: int, good: int, first: BadRecord | None, quarantine: str) -> None:
     """Log a warning that ``bad`` records were set aside, with the ``first`` of them."""
     if bad:
-        message = f"{stage}: {bad:,} of {bad + good:,} records are bad and set aside in {quarantine}; first: {first}"
+        are = "is bad and was set" if bad == 1 else "are bad and were set"
+        message = f"{stage}: {bad:,} of {bad + good:,} records {are} aside in {quarantine}; first: {first}"
         say(message, logging.WARNING, event="bad_records", bad_records=bad)
 
 
 def too_many_bad(bad: int, good: int, limit: float, quarantine: str, first: BadRecord | None) -> BadInputError | None:
     """The error when the share of bad records is above ``limit``, else None. ``quarantine``: file that lists them."""
     remedy = first.remedy if first else "fix the file"
-    share = bad / max(1, bad + good)
+    share, are = bad / max(1, bad + good), "is" if bad == 1 else "are"
     if share <= limit:
         return None
     return BadInputError(
-        f"{bad:,} of {bad + good:,} records ({share:.1%}) are bad, more than the limit of "
+        f"{bad:,} of {bad + good:,} records ({share:.1%}) {are} bad, more than the limit of "
         f"{limit:.1%}; first: {first}; {quarantine} lists all",
         f"{remedy}, or raise {PARAMETERS['max_bad_share'].where}",
     )

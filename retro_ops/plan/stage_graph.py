@@ -135,7 +135,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "merge-indexes",
-            "append partial indexes to a trained (or filled) index: the same bytes as one serial build",
+            "join the partial indexes in a trained (or filled) index: the same bytes as one serial build",
             folder="index",
             code_version=1,
             unit="vectors",

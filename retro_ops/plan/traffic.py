@@ -180,8 +180,9 @@ def hours(work: Work, seconds: Mapping[str, float], moved: Mapping[str, Traffic]
 
 
 def table(expected: Estimate, moved: Mapping[str, Traffic], took: Mapping[str, float]) -> list[str]:
-    """The estimate as lines of a text table. ``took``: hours by stage."""
-    columns = ("stored", "read", "written", "requests", "peak memory", "CPU alone", "GPU alone", "hours")
+    """The estimate as lines of a text table. ``took``: hours by stage; a short run is shown in seconds."""
+    unit, per_hour, digits = ("hours", 1, 2) if sum(took.values()) >= 1 else ("seconds", 3600, 1)
+    columns = ("stored", "read", "written", "requests", "peak memory", "CPU alone", "GPU alone", unit)
     lines = [f"{'stage':20}" + "".join(f"{name:>13}" for name in columns)]
     for stage, of in moved.items():
         cells = [in_words(size) for size in (expected.bytes.get(stage, 0), of.read, of.written)]
@@ -189,5 +190,6 @@ def table(expected: Estimate, moved: Mapping[str, Traffic], took: Mapping[str, f
         cells.append(in_words(expected.peak_rss_bytes[stage]) if stage in expected.peak_rss_bytes else "")
         seconds = [expected.seconds[device].get(stage) for device in RATES]
         cells += ["" if alone is None else f"{alone:,.0f} s" for alone in seconds]
-        lines.append(f"{stage:20}" + "".join(f"{cell:>13}" for cell in (*cells, f"{took[stage]:,.2f}")))
+        cells.append(f"{took[stage] * per_hour:,.{digits}f}")
+        lines.append(f"{stage:20}" + "".join(f"{cell:>13}" for cell in cells))
     return lines

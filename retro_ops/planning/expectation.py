@@ -11,7 +11,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import digests, estimate, limits, paths, traffic
 from retro_ops.plan.plan import SPLITS, Plan, Split
 from retro_ops.progress import say
-from retro_ops.sizes import in_words, parse_bytes
+from retro_ops.sizes import in_words, parse_bytes, time_in_words
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
         say(
             f"plan: objects are sent from files, so TMPDIR of a task needs about {size} for the largest", event="tmpdir"
         )
-    hours = sum(took.values())
-    words = f"about {hours:,.1f} hours" if hours >= 0.1 else "a few minutes"
-    say(f"plan: {words} with {'a GPU' if workers == 1 else f'{workers:,} workers that have a GPU each'}")
+    by = "a GPU" if workers == 1 else f"{workers:,} workers that have a GPU each"
+    say(f"plan: {time_in_words(sum(took.values()) * 3600)} with {by}")
     for stage, power in traffic.faster_than_linear(work, index, workers).items():
         say(f"plan: the bytes that {stage} reads grow faster than the corpus: as its size to the power of {power:.1f}")
     _check_limits(plan, work, index)

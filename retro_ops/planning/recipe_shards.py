@@ -16,6 +16,7 @@ from retro_ops.plan.plan import Shard, Source, Split, check_name
 from retro_ops.plan.source_list import SourceFile, Sources
 from retro_ops.planning.shard_choice import chosen
 from retro_ops.progress import say
+from retro_ops.sizes import counted
 from retro_ops.storage import read_ahead
 
 
@@ -117,10 +118,11 @@ def _say_what_is_absent(
     for made in reports:
         left_out.update(made["details"]["left_out"])
     documents = sum(part.documents for part in parts)
-    said = f"plan: {documents:,} documents in {len(parts):,} parts of {len(listed.files):,} files"
+    where = f"{counted(len(parts), 'part')} of {counted(len(listed.files), 'file')}"
+    said = f"plan: {counted(documents, 'document')} in {where}"
     if left_out:
         shown = ", ".join(f"{count:,} {reason!r}" for reason, count in left_out.most_common(10))
         said += f"; {left_out.total():,} left out: {shown}" + (", …" if len(left_out) > 10 else "")
     if bad := sum(made["counts"]["bad_records"] for made in reports):
-        said += f"; {bad:,} bad records set aside next to the parts"
+        said += f"; {counted(bad, 'bad record')} set aside next to the parts"
     say(said, event="parts", documents=documents, left_out=left_out.total())

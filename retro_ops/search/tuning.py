@@ -213,8 +213,9 @@ def tune(queries: Queries, index: Index, parameters: Parameters, known: Truth | 
     ]
     said = "" if choice.reached else "; no setting of this index reaches the target with confidence"
     say(
-        f"recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target {target}) on "
-        f"{len(queries):,} queries with nprobe {choice.width.nprobe} and {choice.width.candidates} candidates{said}"
+        f"tune-search: recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target "
+        f"{target}) on {len(queries):,} queries with nprobe {choice.width.nprobe} and "
+        f"{choice.width.candidates} candidates{said}"
     )
     return Tuned(
         *(choice.width, index.total, len(queries), choice.recall, choice.lower_bound, target, choice.reached),

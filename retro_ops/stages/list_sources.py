@@ -17,7 +17,7 @@ from retro_ops.plan import digests, source_list
 from retro_ops.plan.parameters import Parameters, read_by, values_for
 from retro_ops.plan.plan import Plan, check_name
 from retro_ops.progress import say
-from retro_ops.sizes import in_words
+from retro_ops.sizes import counted, in_words
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import parent
 from retro_ops.versions import history
@@ -69,7 +69,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     for message in absent:
         say(f"{STAGE}: {message}", logging.WARNING, event="absent")
     size = sum(file.bytes for file in files)
-    message = f"{STAGE}: {recipe.uri}: {len(files):,} files, {in_words(size)}"
+    message = f"{STAGE}: {recipe.uri}: {counted(len(files), 'file')}, {in_words(size)}"
     if arguments.output:
         store.write(arguments.output, source_list.to_json(listed).encode())
         message += f": {arguments.output}"

@@ -77,6 +77,8 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, pattern: str, 
     assert record.levelno == logging.WARNING  # Some look like documents.
     for name in OTHERS[:1] if pattern else HIDDEN[:1]:
         assert name in record.getMessage()
+    counts = [f"{len(OTHERS)} of another format: "] + ([] if pattern else [f"{len(HIDDEN)} hidden: "])
+    assert all(count in record.getMessage() for count in counts)
 
 
 def test_hidden_files_count_where_they_are_named(tmp_path: Path) -> None:

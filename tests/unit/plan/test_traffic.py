@@ -76,3 +76,12 @@ def test_each_limit_is_found() -> None:
         "bytes of the largest shard's embeddings",
         "bytes of the merged index",
     ]
+
+
+def test_a_short_run_is_shown_in_seconds_and_a_long_one_in_hours() -> None:
+    for chunks, unit in ((1_000, "seconds"), (10**9, "hours")):
+        work = sized(chunks)
+        expected, moved = estimate.estimate(work, ORIGINAL_INDEX), traffic.traffic(work, ORIGINAL_INDEX, 1)
+        head, *rows = traffic.table(expected, moved, traffic.hours(work, expected.seconds["cuda"], moved, 1))
+        assert head.split()[-1] == unit
+        assert any(float(row.split()[-1].replace(",", "")) >= 0.1 for row in rows)
