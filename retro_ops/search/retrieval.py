@@ -140,17 +140,19 @@ class Retriever:
     def _search_again(self, queries: QueryRows) -> Found:
         """Neighbours of the view in the whole index, some rows at a time: each has many candidates."""
         assert self._view
-        index = replace(self._searched.index, hit_filter=self._view.hit_filter)
-        found = Found.nothing(len(queries), self._view.k)
+        view, searched = self._view, self._searched
+        found = Found.nothing(len(queries), view.k)
         candidates = self._width_again.candidates if self._width_again else EXACT_CANDIDATES
         rows = max(1, self._cells // candidates)
         for start in range(0, len(queries), rows):
             part = np.arange(start, min(start + rows, len(queries)))
             some = queries.select(part)
             if self._width_again:
-                of_part = reranking.find(some, self._view.k, index, self._width_again, self._cells, self._effort)
-            else:
-                of_part = index.exact(some, self._view.k)
+                index = replace(searched.index, hit_filter=view.hit_filter)
+                of_part = reranking.find(some, view.k, index, self._width_again, self._cells, self._effort)
+            else:  # Without an index, which would be loaded for few rows.
+                read, blocks = some.read(0, len(some)), searched.chunks.blocks
+                of_part = exact_search(read, view.k, blocks, view.hit_filter, compare=searched.compare)
             found.put(part, of_part)
         return found
 
