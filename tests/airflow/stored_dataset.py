@@ -97,6 +97,7 @@ def card(plan: Plan) -> dict[str, Any]:
             "train": {**quality, "worst": worst, "categories": {"news": quality}},
             "val": {**quality, "categories": {}},
         },
+        "split_corpus": {"files": 2, "bad_records": 7, "left_out": 0, "first_bad_record": "a.jsonl, line 4: bad JSON"},
         "index_type": {"type": "Flat", "why": "small"},
         "contents": [],
         "stages": [],

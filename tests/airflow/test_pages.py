@@ -174,6 +174,13 @@ def test_bad_records_are_shown_with_their_reason(server: Server) -> None:
     assert "should be an object with" in html.unescape(server.text(f"{address}/bad-records?shard=0000_news", 500))
 
 
+def test_records_that_belong_to_no_shard_and_leaks_of_validation_are_shown(server: Server) -> None:
+    page = server.text(f"{server.news}/versions/2")
+    assert "bad records 7, documents left out 0. First bad record: a.jsonl, line 4: bad JSON" in page
+    rows = {split: page.partition(f"<tr><th>{split}</th>")[2].partition("</tr>")[0] for split in ("train", "val")}
+    assert ("25.0 %" in rows["train"], "25.0 %" in rows["val"]) == (False, True), "training rows leak nothing"
+
+
 def test_the_worst_rows_are_one_click_away(server: Server) -> None:
     version = html.unescape(server.text(f"{server.news}/versions/2"))
     (link,) = re.findall(r'href="([^"]+)">0001_news, 2 \(25.0 %\)', version)
