@@ -23,6 +23,9 @@ MOST_BLANK_LINES = 1_000_000
 LONGEST_SKIPPED_LINE = 2**30
 """Limits on lines without a record: a few megabytes can decompress to many hours of them."""
 
+LONGEST_RECORD = 2**30
+"""Bytes of a line of a sidecar."""
+
 SKIPPED_BYTES = 2**20
 NO_CORPUS = "check that it holds JSON lines; remove it from the corpus"
 

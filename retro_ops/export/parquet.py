@@ -28,8 +28,6 @@ ROWS = 8192
 """Rows of a row group: some MB in memory."""
 
 DOCUMENTS = 4096
-LONGEST_RECORD = 2**30
-
 Tables = Iterator[Any]
 """pyarrow tables of one schema: a row group each."""
 
@@ -87,7 +85,7 @@ def _documents(version: ExportVersion, shard: ExportShard) -> Tables:
     sidecars = provenance(shard, version)
     starts = open_npy(shard.seq2chunk).rows(0, len(open_npy(shard.seq2chunk)))
     identities = _identities(version, sidecars["document_ids.npy"], starts)
-    lines = line_streams.lines([sidecars["documents.jsonl.zst"]], LONGEST_RECORD)
+    lines = line_streams.lines([sidecars["documents.jsonl.zst"]], line_streams.LONGEST_RECORD)
     for first in range(0, len(starts), DOCUMENTS):
         records = [json.loads(line or b"{}") for _, (_, _, line) in zip(range(DOCUMENTS), lines, strict=False)]
         extra = [about["record"] for about in records]

@@ -1,12 +1,19 @@
-"""Prints random chunks of a dataset with their nearest neighbours as text."""
+"""Prints chunks of a dataset with their nearest neighbours as text, and the documents that both are of.
 
+Without --chunk or --document the chunks are drawn at random, by --seed.
+"""
+
+import json
 import textwrap
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from retro_ops import uris
+from retro_ops.corpus import line_streams
 from retro_ops.errors import BadInputError, require_flags
 from retro_ops.execution import report
 from retro_ops.execution.flags import add_place
@@ -14,12 +21,15 @@ from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import SPLITS
-from retro_ops.plan.specs import IndexShard, dataset_spec_from_json, index_spec_from_json
+from retro_ops.plan.specs import DatasetShard, IndexShard
 from retro_ops.progress import show
 from retro_ops.storage import store
-from retro_ops.storage.npy import NpyReader, open_npy
+from retro_ops.storage.npy import open_npy
 from retro_ops.tokens.tokenizer import Tokenizer, planned
-from retro_ops.versions import history
+from retro_ops.versions import history, version_files
+from retro_ops.versions.version_files import SplitFiles
+
+ROWS = 3
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,54 +37,116 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--version", type=int, help="number of a version (default: the current one)")
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="split to show (default: train)")
     parser.add_argument("--spec", help="dataset spec, instead of --root and --dataset")
-    parser.add_argument("--rows", type=int, default=3, help="number of chunks to print (default 3)")
+    parser.add_argument("--shard", metavar="NAME", help="shard of the chunks (default: any)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--chunk", type=int, metavar="N", help="number of a chunk in --shard, from 0")
+    which.add_argument("--document", type=int, metavar="N", help="document in --shard, from 0: its first --rows chunks")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"number of chunks to print (default {ROWS})")
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
-    uri, tokenizer = (arguments.spec, None) if arguments.spec else _published(arguments, parameters)
-    spec = dataset_spec_from_json(store.read(uri), uri)
-    shards = index_spec_from_json(store.read(spec.index_spec), spec.index_spec)
-    chunks = [open_npy(shard.chunks) for shard in shards]
-    offsets = np.cumsum([0, *(len(array) for array in chunks)])
-    tokenizer = tokenizer or Tokenizer.load(_tokenizer_name(shards, parameters), pad_id=0)
-    rng = np.random.default_rng(parameters.seed)
-    for _ in range(arguments.rows):
-        shard = spec.shards[int(rng.integers(len(spec.shards)))]
-        neighbours, own = open_npy(shard.neighbours), open_npy(shard.chunks)
-        if not len(own):
-            continue
-        row = int(rng.integers(len(own)))
-        show(f"\n{shard.chunks}, chunk {row}")
-        show(_text(tokenizer, own, row, "  "))
+    files, tokenizer = _of_spec(arguments, parameters) if arguments.spec else _published(arguments, parameters)
+    queried = [Shown(name, shard) for name, shard in zip(files.queried, files.dataset.shards, strict=True)]
+    indexed = [Shown(name, shard) for name, shard in zip(files.indexed, files.index, strict=True)]
+    offsets = np.cumsum([0, *(len(open_npy(shard.files.chunks)) for shard in indexed)])
+    for shard, row in _chosen(arguments, queried, parameters.seed):
+        show(f"\n{shard.place(row)}")
+        show(_text(tokenizer, shard, row, "  "))
         distances = paths.distances_uri(shard.neighbours)
         near = open_npy(distances).rows(row, row + 1)[0].tolist() if store.exists(distances) else None
-        for rank, neighbour in enumerate(neighbours.rows(row, row + 1)[0].tolist()):
+        for rank, neighbour in enumerate(open_npy(shard.neighbours).rows(row, row + 1)[0].tolist()):
             if neighbour < 0:
                 show(f"    {rank + 1}. none")
                 continue
             where = int(np.searchsorted(offsets, neighbour, side="right")) - 1
             at = f", squared distance {near[rank]:.3f}" if near else ""
-            show(f"    {rank + 1}. {shards[where].chunks}, chunk {neighbour - offsets[where]}{at}")
-            show(_text(tokenizer, chunks[where], int(neighbour - offsets[where]), "       "))
+            show(f"    {rank + 1}. {indexed[where].place(int(neighbour - offsets[where]))}{at}")
+            show(_text(tokenizer, indexed[where], int(neighbour - offsets[where]), "       "))
 
 
-def _published(arguments: Namespace, parameters: Parameters) -> tuple[str, Tokenizer | None]:
-    """The dataset spec of a version, and its tokenizer unless ``parameters`` name one."""
+@dataclass(frozen=True)
+class Shown:
+    """A shard under its name."""
+
+    name: str
+    files: DatasetShard | IndexShard
+
+    @property
+    def neighbours(self) -> str:
+        assert isinstance(self.files, DatasetShard)
+        return self.files.neighbours
+
+    def place(self, row: int) -> str:
+        """``00_a, chunk 17, document 3 (…/a.jsonl, line 4, id 'x')``, without the latter where it is not stored."""
+        number = int(open_npy(self.files.chunk2seq).rows(row, row + 1)[0])
+        place, sidecar = f"{self.name}, chunk {row:,}, document {number:,}", paths.documents_uri(self.files.chunks)
+        if not store.exists(sidecar):
+            return place
+        lines = line_streams.lines([sidecar], line_streams.LONGEST_RECORD)
+        found = next((line for _, _, line in islice(lines, number, None)), None)
+        if found is None:
+            raise BadInputError(f"{sidecar} has no line for document {number}", "repair the dataset")
+        about = json.loads(found)
+        identity = f", id {about['record']['id']!r}" if "id" in about["record"] else ""
+        return f"{place} ({about['source']}, line {about['line']:,}{identity})"
+
+
+def _chosen(arguments: Namespace, queried: Sequence[Shown], seed: int) -> Iterator[tuple[Shown, int]]:
+    """The chunks to show."""
+    shards = [shard for shard in queried if arguments.shard in (None, shard.name)]
+    if not shards:
+        names = ", ".join(shard.name for shard in queried[:10]) + (", …" if len(queried) > 10 else "")
+        raise BadInputError(f"no shard {arguments.shard!r} has neighbours", f"name one of: {names}")
+    if arguments.chunk is None and arguments.document is None:
+        rng = np.random.default_rng(seed)
+        for _ in range(arguments.rows):
+            shard = shards[int(rng.integers(len(shards)))]
+            if chunks := len(open_npy(shard.files.chunks)):
+                yield shard, int(rng.integers(chunks))
+        return
+    if len(shards) > 1:
+        raise BadInputError("chunks and documents are numbered within their shard", "name the shard with --shard")
+    (shard,) = shards
+    chunks, starts = len(open_npy(shard.files.chunks)), open_npy(shard.files.seq2chunk)
+    if arguments.chunk is not None:
+        _check_number("chunk", arguments.chunk, chunks, shard)
+        yield shard, arguments.chunk
+        return
+    _check_number("document", arguments.document, len(starts), shard)
+    first, *following = starts.rows(arguments.document, min(arguments.document + 2, len(starts))).tolist()
+    for row in range(first, min(first + arguments.rows, *following, chunks)):
+        yield shard, row
+
+
+def _check_number(what: str, number: int, count: int, shard: Shown) -> None:
+    if not 0 <= number < count:
+        raise BadInputError(
+            f"shard {shard.name!r} has no {what} {number}", f"it has {count:,} {what}s, numbered from 0"
+        )
+
+
+def _of_spec(arguments: Namespace, parameters: Parameters) -> tuple[SplitFiles, Tokenizer]:
+    dataset, index = version_files.read_specs(arguments.spec)
+    queried, indexed = ([version_files.name_of(shard.chunks) for shard in of] for of in (dataset.shards, index))
+    tokenizer = Tokenizer.load(_tokenizer_name(index, parameters), pad_id=0)
+    return SplitFiles(dataset, index, tuple(queried), tuple(indexed)), tokenizer
+
+
+def _published(arguments: Namespace, parameters: Parameters) -> tuple[SplitFiles, Tokenizer]:
+    """The files of a version, and its tokenizer unless ``parameters`` name one."""
     require_flags(arguments, "root", "dataset", remedy="name both, or a dataset spec with --spec")
     series = history.read(arguments.root.rstrip("/"), arguments.dataset)
+    splits = version_files.read(series.folder(arguments.version)).splits
+    if arguments.split not in splits:
+        raise BadInputError(f"{arguments.dataset} has no split {arguments.split!r}", f"use {' or '.join(splits)}")
+    if parameters.tokenizer != Parameters().tokenizer:
+        return splits[arguments.split], Tokenizer.load(parameters.tokenizer, pad_id=0)
     plan_uri = series.plan_uri(arguments.version)
-    plan = read_plan(plan_uri)
-    if arguments.split not in plan.splits():
-        raise BadInputError(
-            f"{arguments.dataset} has no split {arguments.split!r}", f"use {' or '.join(plan.splits())}"
-        )
-    given = parameters.tokenizer != Parameters().tokenizer
-    tokenizer = None if given else planned(series.run_uri(arguments.version) or plan_uri, plan)
-    return paths.dataset_spec_uri(plan, arguments.split), tokenizer
+    return splits[arguments.split], planned(series.run_uri(arguments.version) or plan_uri, read_plan(plan_uri))
 
 
-def _text(tokenizer: Tokenizer, chunks: NpyReader, row: int, indent: str) -> str:
-    text = " ".join(tokenizer.decode(chunks.rows(row, row + 1))[0].split())
+def _text(tokenizer: Tokenizer, shard: Shown, row: int, indent: str) -> str:
+    text = " ".join(tokenizer.decode(open_npy(shard.files.chunks).rows(row, row + 1))[0].split())
     return textwrap.fill(text, 110, initial_indent=indent, subsequent_indent=indent)
 
 
