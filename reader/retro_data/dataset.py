@@ -64,7 +64,10 @@ class Dataset:
 
     def _split(self, name: str) -> Split:
         if name not in self.splits:
-            raise BadInputError(f"{self.uri} has no split {name!r}", f"its splits are {', '.join(self.splits)}")
+            remedy = f"use dataset.{' or dataset.'.join(self.splits)}"
+            if name == "val":
+                remedy += ", or build the dataset with a validation corpus (--validation-corpus)"
+            raise BadInputError(f"{self.uri} has no split {name!r}", remedy)
         return self.splits[name]
 
 

@@ -71,7 +71,8 @@ class BadRecord:
     def remedy(self) -> str:
         if self.reason.startswith(NO_KEY) or NO_STRING in self.reason:
             return (
-                f"name the key of the text with {PARAMETERS['text_field'].where}, in a recipe with `text` of the source"
+                f"name the key of the text with {PARAMETERS['text_field'].where}, or, if files have different keys, "
+                "use a recipe and name it with `text` of each source"
             )
         if self.reason.startswith(TOO_LONG):
             return f"raise {PARAMETERS['longest_line'].where} and {PARAMETERS['memory_budget'].where}"

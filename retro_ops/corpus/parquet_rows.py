@@ -104,7 +104,10 @@ def _opened(uri: str, stream: IO[bytes], **options: Any) -> Iterator[Any]:
 
 
 def _check_text_column(uri: str, schema: Any, text_key: str) -> None:
-    hint = f"name the column of the text with {PARAMETERS['text_field'].where}, in a recipe with `text` of the source"
+    hint = (
+        f"name the column of the text with {PARAMETERS['text_field'].where}, or, if files have different columns, "
+        "use a recipe and name it with `text` of each source"
+    )
     if text_key not in schema.names:
         raise BadInputError(f"{uri} has no column {text_key!r}; its columns are {', '.join(schema.names)}", hint)
     kind = schema.field(text_key).type

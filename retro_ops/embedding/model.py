@@ -11,7 +11,8 @@ from typing import Any
 
 from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan.parameters import Parameters
-from retro_ops.tokens.tokenizer import LOADING_HINT, text_digest
+from retro_ops.tokens import hub_names
+from retro_ops.tokens.tokenizer import text_digest
 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Names of prompts for documents, in the order in which ``encode_document`` of sentence-transformers looks for them."""
@@ -105,6 +106,7 @@ def open_model(
     first dimensions of each vector, for models trained for it. No code of the model runs unless ``trust_remote_code``.
     ConfigurationError if it cannot be loaded or has pickled weights.
     """
+    hub_names.check_folder("model", name)
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -122,7 +124,7 @@ def open_model(
         if refused:
             raise ValueError(refused[0])
     except Exception as error:  # Of a damaged or unknown model: loading raises any type.
-        raise ConfigurationError(f"cannot load model {name!r}: {error}", _hint(str(error))) from error
+        raise hub_names.not_loaded("model", name, error, _hint(str(error))) from error
     return _opened(network.eval(), name, prompt, dimensions)
 
 
@@ -260,4 +262,4 @@ def _hint(message: str) -> str:
         return "the model contains its own Python code; if you trust it, use --trust-remote-code"
     if "safetensors" in message:
         return "use a revision with safetensors: pickled weights can contain code and are not loaded"
-    return LOADING_HINT
+    return hub_names.HINT

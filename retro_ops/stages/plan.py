@@ -28,6 +28,7 @@ from retro_ops.planning.shards import checked_day, of_patterns, of_recipe
 from retro_ops.progress import say
 from retro_ops.sizes import in_words, parse_bytes
 from retro_ops.storage import probe, store
+from retro_ops.tokens import hub_names
 from retro_ops.tokens.chunking import token_dtype
 from retro_ops.tokens.tokenizer import Tokenizer, store_for_tasks
 from retro_ops.versions import condemned, history
@@ -133,6 +134,7 @@ def _from_corpus(
     for amount in (parameters.index_memory, parameters.search_memory):
         if amount:
             parse_bytes(amount)
+    hub_names.check_folder("model", parameters.model)  # Loading the tokenizer, which comes first, takes seconds.
     # The model is loaded here, too, so that a run with a wrong name or type fails before any work.
     names = f"tokenizer {parameters.tokenizer} and model {parameters.model}"
     say(f"plan: loading {names if parameters.tokenizer != parameters.model else parameters.model}")

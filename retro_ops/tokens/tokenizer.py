@@ -13,11 +13,7 @@ from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.plan import documents, paths
 from retro_ops.plan.plan import Plan
 from retro_ops.storage import store
-from retro_ops.tokens import encoders, model_inputs
-
-LOADING_HINT = (
-    "give --tokenizer and --model a local folder (with HF_HUB_OFFLINE=1), or a name on the hub if it can be reached"
-)
+from retro_ops.tokens import encoders, hub_names, model_inputs
 
 
 class Tokenizer:
@@ -42,6 +38,7 @@ class Tokenizer:
 
         Importing transformers takes seconds, so the tasks of a plan read what `plan` stored: see ``planned``.
         """
+        hub_names.check_folder("tokenizer", name)
         from transformers import AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
@@ -54,7 +51,7 @@ class Tokenizer:
                     f"tokenizer {name!r} contains Python code of its own, which is never run",
                     "use a tokenizer with a tokenizer.json that needs no code",
                 ) from error
-            raise ConfigurationError(f"cannot load tokenizer {name!r}: {error}", LOADING_HINT) from error
+            raise hub_names.not_loaded("tokenizer", name, error) from error
         if not found.is_fast:
             raise ConfigurationError(f"tokenizer {name!r} has no tokenizer.json", "use one with a fast version")
         backend = found.backend_tokenizer

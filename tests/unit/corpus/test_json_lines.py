@@ -165,7 +165,7 @@ def test_a_record_without_text_is_named_with_its_keys(line: str, expected: str) 
 @pytest.mark.parametrize(
     ("line", "remedy"),
     [
-        (b'{"body": "b"}', "--text-field (Text field on the form)"),
+        (b'{"body": "b"}', "--text-field (Text field on the form), or, if files have different keys, use a recipe"),
         (b'{"text": ["b"]}', "--text-field (Text field on the form)"),
         (None, "--longest-line (Longest line on the form) and --memory-budget"),
         (b"no JSON", "fix the file"),

@@ -109,6 +109,11 @@ def test_a_neighbour_that_the_index_does_not_have_is_an_error(tmp_path: Path) ->
         open_dataset(str(spec)).train[0].retrieved()
 
 
+def test_a_split_that_is_absent_is_an_error_that_says_what_to_do(spec: Path) -> None:
+    with pytest.raises(BadInputError, match=r"What to do: use dataset.train, or build .*--validation-corpus"):
+        _ = open_dataset(str(spec)).val
+
+
 def test_arrays_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     spec = synthetic(tmp_path, [[2, 2], [1]])
     np.save(tmp_path / "01/neighbours.npy", np.zeros((2, 3), np.int64))
