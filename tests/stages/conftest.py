@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 from counting import CountingStore
 from nightly import First, Nights
 from runs import Done, whole_run
@@ -36,6 +37,17 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
+    """A sentence-transformer that loads in milliseconds, for tests of what surrounds a model: one layer of BERT, as
+    wide as all-MiniLM-L6-v2, with random weights, and a WordPiece tokenizer trained on ``texts``. Where the vectors
+    themselves matter, use ``model_dir``."""
+    sizes = {"hidden_size": 384, "num_hidden_layers": 1}
+    return tiny_models.write(
+        tmp_path_factory.mktemp("small"), "Bert", tiny_models.wordpiece(texts), longest=256, **sizes
+    )
+
+
+@pytest.fixture(scope="session")
 def t5_dir(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
     """A small Unigram tokenizer with T5's conventions: <pad>=0, </s>=1 appended, <unk>=2, no BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -56,24 +68,24 @@ def t5_dir(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
 
 
 @pytest.fixture(params=["wordpiece", "t5"])
-def tokenizer_dir(request: pytest.FixtureRequest, model_dir: str, t5_dir: str) -> str:
-    return model_dir if request.param == "wordpiece" else t5_dir
+def tokenizer_dir(request: pytest.FixtureRequest, small_model: str, t5_dir: str) -> str:
+    return small_model if request.param == "wordpiece" else t5_dir
 
 
 @pytest.fixture
-def nights(tmp_path: Path, texts: list[str], model_dir: str) -> Nights:
+def nights(tmp_path: Path, texts: list[str], small_model: str) -> Nights:
     """Not built yet."""
     # Cut short, so that one more document is little against what there is.
-    made = Nights(tmp_path / "corpus", str(tmp_path / "root"), [text[:1500] for text in texts[3:]], model_dir)
+    made = Nights(tmp_path / "corpus", str(tmp_path / "root"), [text[:1500] for text in texts[3:]], small_model)
     for name in ("train/b", "train/d", "train/f", "val/v"):
         made.put(name)
     return made
 
 
 @pytest.fixture(scope="session")
-def first_version(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str) -> First:
+def first_version(tmp_path_factory: pytest.TempPathFactory, texts: list[str], small_model: str) -> First:
     folder = tmp_path_factory.mktemp("first")
-    made = Nights(folder / "work/corpus", str(folder / "work/root"), [text[:1500] for text in texts[3:]], model_dir)
+    made = Nights(folder / "work/corpus", str(folder / "work/root"), [text[:1500] for text in texts[3:]], small_model)
     for name in ("train/b", "train/d", "train/f", "val/v"):
         made.put(name)
     made.first()

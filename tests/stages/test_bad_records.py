@@ -30,7 +30,7 @@ def test_the_first_bad_record_is_in_the_log_the_report_and_the_error(
 
 
 def test_the_longest_line_is_a_choice_that_the_budget_must_allow(
-    tmp_path: Path, run: Run, t5_dir: str, model_dir: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, t5_dir: str, small_model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = write_corpus(tmp_path / "d.jsonl", ["a", LONG])
     flags = tokenize_flags(tmp_path, t5_dir)
@@ -42,6 +42,6 @@ def test_the_longest_line_is_a_choice_that_the_budget_must_allow(
     assert counts == [(1, 1), (2, 0)]
     place = ("--root", tmp_path / "root", "--dataset", "d", "--corpus", corpus, "--output", tmp_path / "plan.json")
     capfd.readouterr()
-    run("plan", *place, "--tokenizer", model_dir, "--model", model_dir, "--longest-line", "64MiB", code=65)
+    run("plan", *place, "--tokenizer", small_model, "--model", small_model, "--longest-line", "64MiB", code=65)
     assert "longest_line is 64MiB, but memory_budget 2GiB allows 8,388,608 bytes" in (said := capfd.readouterr().err)
     assert "raise --memory-budget (Memory budget on the form) to 16384MiB" in said

@@ -1,23 +1,33 @@
 """`retro-ops build` as a command: a first version, nothing to do, a refresh, a broken shard, continuing a plan."""
 
+import io
 import json
-import os
 import re
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from samples import Run, write_corpus
 
 from retro_ops.build.steps import AFTER_PLAN, Step
+from retro_ops.cli import main
 from retro_ops.plan import paths
 from retro_ops.versions import history
 
 
-def build(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "retro_ops.cli", "build", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def build(*arguments: object) -> Ended:
+    """In this process, which has imported the libraries already."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main(["build", *map(str, arguments)])
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -36,10 +46,10 @@ def settings(corpus: Path, model: str) -> tuple[object, ...]:
 
 
 def test_a_version_is_built_then_found_up_to_date_then_refreshed(
-    tmp_path: Path, corpus: Path, texts: list[str], model_dir: str
+    tmp_path: Path, corpus: Path, texts: list[str], small_model: str
 ) -> None:
     place = ("--root", tmp_path / "root", "--dataset", "books")
-    first = build(*place, *settings(corpus, model_dir))
+    first = build(*place, *settings(corpus, small_model))
     assert first.returncode == 0, first.stderr
     assert "books: version 1" in first.stdout
     stages = re.findall(r"^  ([a-z-]+) +[\d.,]+ s$", first.stdout, re.MULTILINE)
@@ -69,12 +79,12 @@ def test_a_version_is_built_then_found_up_to_date_then_refreshed(
 
 
 def test_a_broken_shard_ends_the_run_with_its_exit_code_and_says_how_to_continue(
-    tmp_path: Path, corpus: Path, model_dir: str
+    tmp_path: Path, corpus: Path, small_model: str
 ) -> None:
     broken = corpus / "train/broken.jsonl"
     broken.write_text("no JSON\n" * 3)
     place = ("--root", tmp_path / "root", "--dataset", "books")
-    failed = build(*place, "--run", "first", *settings(corpus, model_dir))
+    failed = build(*place, "--run", "first", *settings(corpus, small_model))
     plan = paths.plan_uri(str(tmp_path / "root"), "books", "first")
     assert failed.returncode == 65
     assert failed.stdout == ""
@@ -84,7 +94,7 @@ def test_a_broken_shard_ends_the_run_with_its_exit_code_and_says_how_to_continue
     assert not Path(paths.current_uri(str(tmp_path / "root"), "books")).exists()
     assert build("--plan", plan).returncode == 65
     broken.unlink()
-    done = build(*place, "--run", "second", "--json", *settings(corpus, model_dir))
+    done = build(*place, "--run", "second", "--json", *settings(corpus, small_model))
     assert done.returncode == 0, done.stderr
     again = build("--plan", json.loads(done.stdout)["plan"])
     assert again.returncode == 0, again.stderr

@@ -23,12 +23,12 @@ def _words(tokens: np.ndarray, pad_id: int) -> list[int]:
 
 
 def test_every_figure_of_the_card_can_be_had_from_the_arrays(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str
+    tmp_path: Path, run: Run, texts: list[str], small_model: str
 ) -> None:
     """A sample as large as the dataset, so that the figures are those of all rows; computed here the plain way."""
     corpus = make_corpus(tmp_path / "corpus", [*texts[:14], texts[3]])  # A validation document that is in training too.
     write_corpus(corpus / "train/02_b.jsonl", [texts[0] + " The end.", texts[15]])
-    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--recall-sample", "100000")
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model, "--recall-sample", "100000")
     plan = build(run, uri)
     found, card = arrays_of(plan), json.loads(store.read(paths.card_uri(plan, "json")))
     assert card["totals"]["chunks"] == sum(len(found[f"{shard.name}/chunks"]) for shard in plan.shards)

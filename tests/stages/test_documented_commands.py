@@ -92,13 +92,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory, texts: list[str], small_model: str) -> Place:
     """One for all pages, as a reader has one machine: a corpus, and a dataset of two versions with a new file since.
 
     In the folder lie ``data.jsonl``, and ``recipe.yaml`` as docs/recipes.md has it, with its files.
     """
     folder = tmp_path_factory.mktemp("place")
-    nights = Nights(folder / "corpus", str(folder / "root"), [text[:600] for text in texts[3:]], model_dir)
+    nights = Nights(folder / "corpus", str(folder / "root"), [text[:600] for text in texts[3:]], small_model)
     for name in ("train/00_news", "val/val_news"):
         nights.put(name)
     nights.first()
@@ -109,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir:
     _write_recipe(folder)
     command = folder / "bin/retro-ops"
     command.parent.mkdir()
-    command.write_text(COMMAND.format(python=sys.executable, model=model_dir))
+    command.write_text(COMMAND.format(python=sys.executable, model=small_model))
     command.chmod(0o755)
     environment = {
         "PATH": f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",

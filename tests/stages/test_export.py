@@ -36,7 +36,7 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], model_dir: str) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], small_model: str) -> Path:
     folder = tmp_path_factory.mktemp("massive")
     for number, name in enumerate(TRAIN + VALIDATION):
         split = "val" if name in VALIDATION else "train"
@@ -45,7 +45,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str
     run(
         *("plan", "--root", folder / "root", "--dataset", "MassiveOpenText", "--output", uri),
         *("--corpus", folder / "corpus/train", "--validation-corpus", folder / "corpus/val"),
-        *("--tokenizer", model_dir, "--model", model_dir, "--index-type", "IVF4,PQ8x4"),
+        *("--tokenizer", small_model, "--model", small_model, "--index-type", "IVF4,PQ8x4"),
         *("--queried", "00_*,val_*", "--min-recall", "0"),
     )
     build_in_groups(run, uri, 15)
@@ -95,12 +95,12 @@ def test_specs_load_from_where_they_lie(
 
 
 def test_an_exported_version_is_whole_checked_and_copied_only_once(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str, s3: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, texts: list[str], small_model: str, s3: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)
-    first = build(run, plan_of(run, f"{s3}/exported", str(corpus), model_dir, model_dir))
+    first = build(run, plan_of(run, f"{s3}/exported", str(corpus), small_model, small_model))
     write_corpus(corpus / "train/02_c.jsonl", texts[15:17])
-    second = build(run, plan_of(run, f"{s3}/exported", str(corpus), model_dir, model_dir))
+    second = build(run, plan_of(run, f"{s3}/exported", str(corpus), small_model, small_model))
     for version, plan in ((1, first), (2, second)):
         to = tmp_path / f"v{version}"
         run("export", "--root", f"{s3}/exported", "--dataset", "books", "--version", version, "--to", to)

@@ -18,7 +18,7 @@ from retro_ops.storage import store
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], model_dir: str) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], small_model: str) -> Plan:
     """Three shards, of which one training shard is indexed only and the validation shard is queried only."""
     folder = tmp_path_factory.mktemp("formats")
     corpus = make_corpus(folder / "corpus", [text[:3000] for text in texts])
@@ -26,7 +26,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], m
     documents = [{"text": t, "id": f"b{i}", "meta": {"license": licences[i]}} for i, t in enumerate(texts[6:12])]
     write_corpus(corpus / "train/01_b.jsonl", documents)
     choice = ("--indexed", "0*", "--queried", "00_a,val_a", "--max-leaked", "1")
-    return build(run, plan_of(run, str(folder / "root"), str(corpus), model_dir, model_dir, *choice))
+    return build(run, plan_of(run, str(folder / "root"), str(corpus), small_model, small_model, *choice))
 
 
 @pytest.fixture

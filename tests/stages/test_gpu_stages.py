@@ -96,11 +96,11 @@ PARTS, RANGES = 10, 3
 
 @pytest.fixture(scope="module", params=[(), ("--max-overlap", "0.5")], ids=["plain", "filtered"])
 def built_by_cpu(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], small_model: str, request: pytest.FixtureRequest
 ) -> Done:
     folder = tmp_path_factory.mktemp("built")
     flags = ("--index-type", "IVF8,Flat", "--nprobe", "3", "--retrieval-margin", "4000", "--min-recall", "0")
-    made = Nights(folder / "corpus", str(folder / "root"), texts, model_dir, (*flags, *request.param))
+    made = Nights(folder / "corpus", str(folder / "root"), texts, small_model, (*flags, *request.param))
     for name in ("train/a", "train/b", "val/v"):
         made.put(name)
     return made.first()

@@ -38,9 +38,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(tree: Path, tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Done:
+def done(tree: Path, tmp_path_factory: pytest.TempPathFactory, small_model: str) -> Done:
     root = str(tmp_path_factory.mktemp("root"))
-    flags = ("--tokenizer", model_dir, "--model", model_dir, "--index-type", "IVF4,PQ8x4")
+    flags = ("--tokenizer", small_model, "--model", small_model, "--index-type", "IVF4,PQ8x4")
     recipe = ("--recipe", tree / "massive_open_text.yaml")
     return whole_run(root, "MassiveOpenText", "x", *recipe, *flags)
 
@@ -174,12 +174,12 @@ def test_all_that_is_indexed_is_queried_unless_the_recipe_says_otherwise(exporte
 
 
 def test_the_originals_choice_of_queried_shards_is_a_line_of_the_recipe(
-    tree: Path, tmp_path: Path, run: Run, model_dir: str
+    tree: Path, tmp_path: Path, run: Run, small_model: str
 ) -> None:
     """In the original 45 of 150 shards are queried. Indexed and queried shards are two explicit choices here."""
     recipe = tree / "queried.yaml"
     recipe.write_text((tree / "massive_open_text.yaml").read_text() + QUERIED)
-    plan = _planned(recipe, tree, tmp_path, run, model_dir)
+    plan = _planned(recipe, tree, tmp_path, run, small_model)
     assert len(plan.shards) == (SHARDS + 1) * len(CATEGORIES)
     assert all(shard.indexed for shard in plan.shards)
     assert {shard.name for shard in plan.shards if not shard.queried} == {f"02_{category}" for category in CATEGORIES}
@@ -197,14 +197,14 @@ def _planned(recipe: Path, tree: Path, root: Path, run: Run, model: str) -> Any:
 
 
 def test_a_part_that_is_no_longer_available_may_be_missing(
-    tree: Path, tmp_path: Path, run: Run, model_dir: str
+    tree: Path, tmp_path: Path, run: Run, small_model: str
 ) -> None:
     """The original names a server for the Pile that is gone, and fails if a part is missing."""
     some = tmp_path / "some"
     (some / "Pile/train").mkdir(parents=True)
     for name in ("Pile/train/01.jsonl.zst", "Pile/val.jsonl.zst"):
         (some / name).write_bytes((tree / name).read_bytes())
-    plan = _planned(tree / "massive_open_text.yaml", some, tmp_path / "root", run, model_dir)
+    plan = _planned(tree / "massive_open_text.yaml", some, tmp_path / "root", run, small_model)
     names = [f"{number}_{category}" for number in ("01", "val") for category in sorted(PILE)]
     assert [shard.name for shard in plan.shards] == names
 

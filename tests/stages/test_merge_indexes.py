@@ -12,10 +12,10 @@ from retro_ops.plan import paths
 
 
 def test_the_validation_index_extends_the_training_index(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str
+    tmp_path: Path, run: Run, texts: list[str], small_model: str
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)
-    plan = build(run, plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir))
+    plan = build(run, plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model))
     train, val = (faiss.read_index(paths.index_uri(plan, split)) for split in ("train", "val"))
     found = arrays_of(plan)
     rows = np.concatenate([found[f"{s}/embeddings"] for s in ("00_a", "01_b", "val_a")]).astype(np.float32)

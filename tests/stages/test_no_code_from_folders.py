@@ -20,10 +20,10 @@ EVIL = "evil.Evil"
 
 
 @pytest.fixture(scope="module")
-def intact(model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer
 
-    words = AutoTokenizer.from_pretrained(model_dir)
+    words = AutoTokenizer.from_pretrained(small_model)
     return Path(tiny_models.write(tmp_path_factory.mktemp("intact"), "Bert", words, dense=24))
 
 

@@ -171,12 +171,12 @@ def test_defect_7_a_changed_input_rebuilds_and_an_unchanged_one_does_not(
 
 
 def test_defect_8_artefacts_of_different_tokenizers_do_not_mix(
-    tmp_path: Path, run: Run, t5_dir: str, model_dir: str, capfd: Capture
+    tmp_path: Path, run: Run, t5_dir: str, small_model: str, capfd: Capture
 ) -> None:
     corpus = write_corpus(tmp_path / "d.jsonl", ["a", "b"])
     run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, t5_dir))
-    names = (tmp_path / "chunks.npy", tmp_path / "e.npy", "--model", model_dir)
-    run("embed-chunks", *names, "--tokenizer", model_dir, code=65)
+    names = (tmp_path / "chunks.npy", tmp_path / "e.npy", "--model", small_model)
+    run("embed-chunks", *names, "--tokenizer", small_model, code=65)
     assert "do not belong together: tokenizer is" in capfd.readouterr().err
     run("embed-chunks", *names)
     found = report.read(str(tmp_path / "e.report.json"))

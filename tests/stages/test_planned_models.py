@@ -32,14 +32,14 @@ sys.exit(code or (3 if "transformers" in sys.modules else 0))
 
 
 @pytest.fixture
-def uri(tmp_path: Path, model_dir: str) -> str:
+def uri(tmp_path: Path, small_model: str) -> str:
     """A plan whose tokenizer is gone."""
     folder = tmp_path / "tokenizer"
-    shutil.copytree(model_dir, folder)
+    shutil.copytree(small_model, folder)
     write_corpus(tmp_path / "corpus" / "a.jsonl", ["a text", "another"])
     uri = paths.plan_uri(str(tmp_path / "root"), "d", "x")
     place = ("--root", tmp_path / "root", "--dataset", "d", "--output", uri)
-    call("plan", *place, "--corpus", tmp_path / "corpus", "--tokenizer", folder, "--model", model_dir)
+    call("plan", *place, "--corpus", tmp_path / "corpus", "--tokenizer", folder, "--model", small_model)
     shutil.rmtree(folder)
     return uri
 
@@ -49,8 +49,8 @@ def test_a_task_needs_neither_the_tokenizer_nor_transformers(uri: str) -> None:
     assert subprocess.run([sys.executable, "-c", PROGRAM, uri], env=environment, check=False).returncode == 0
 
 
-def test_it_is_the_tokenizer_that_was_planned_with(uri: str, model_dir: str) -> None:
-    stored, loaded = planned(uri, read_plan(uri)), Tokenizer.load(model_dir)
+def test_it_is_the_tokenizer_that_was_planned_with(uri: str, small_model: str) -> None:
+    stored, loaded = planned(uri, read_plan(uri)), Tokenizer.load(small_model)
     for name in ("json", "digest", "pad_id", "cleans_up", "vocabulary_size", "encoding", "decoding"):
         assert getattr(stored, name) == getattr(loaded, name), name
 
@@ -64,10 +64,10 @@ def test_another_tokenizer_is_not_taken_for_it(uri: str) -> None:
         planned(uri, read_plan(uri))
 
 
-def test_a_name_that_means_another_tokenizer_by_now_is_refused(uri: str, model_dir: str, t5_dir: str) -> None:
+def test_a_name_that_means_another_tokenizer_by_now_is_refused(uri: str, small_model: str, t5_dir: str) -> None:
     Path(paths.tokenizer_uri(uri)).unlink()
     plan = read_plan(uri)
-    back = replace(plan, parameters=replace(plan.parameters, tokenizer=model_dir))
+    back = replace(plan, parameters=replace(plan.parameters, tokenizer=small_model))
     assert planned(uri, back).digest == plan.identity.tokenizer_digest
     moved = replace(plan, parameters=replace(plan.parameters, tokenizer=t5_dir, pad_id=0))
     digests = f"{Tokenizer.load(t5_dir, 0).digest}.*{plan.identity.tokenizer_digest}"
@@ -76,20 +76,20 @@ def test_a_name_that_means_another_tokenizer_by_now_is_refused(uri: str, model_d
 
 
 @pytest.fixture
-def model(tmp_path: Path, model_dir: str) -> Path:
+def model(tmp_path: Path, small_model: str) -> Path:
     from transformers import AutoTokenizer
 
-    return Path(tiny_models.write(tmp_path / "tiny", "Bert", AutoTokenizer.from_pretrained(model_dir)))
+    return Path(tiny_models.write(tmp_path / "tiny", "Bert", AutoTokenizer.from_pretrained(small_model)))
 
 
 @pytest.fixture
-def tokenised(tmp_path: Path, run: Run, model: Path, model_dir: str) -> str:
+def tokenised(tmp_path: Path, run: Run, model: Path, small_model: str) -> str:
     """The location of a plan whose two shards are tokenised."""
     for name in ("a", "b"):
         write_corpus(tmp_path / "corpus" / f"{name}.jsonl", [f"a text of {name}"])
     uri = paths.plan_uri(str(tmp_path / "root"), "d", "x")
     place = ("--root", tmp_path / "root", "--dataset", "d", "--output", uri)
-    run("plan", *place, "--corpus", tmp_path / "corpus", "--tokenizer", model_dir, "--model", model)
+    run("plan", *place, "--corpus", tmp_path / "corpus", "--tokenizer", small_model, "--model", model)
     run("tokenize-and-chunk", "--plan", uri, "--shard", "a,b")
     return uri
 

@@ -164,10 +164,10 @@ def test_numbers_of_versions_are_never_given_twice(built: Nights, run: Run) -> N
 
 
 def test_publish_refuses_figures_beyond_their_limits(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, texts: list[str], small_model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)
-    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model)
     plan = build(run, uri)
     current = Path(paths.current_uri(plan.root, plan.dataset))
     current.unlink(missing_ok=True)

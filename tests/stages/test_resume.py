@@ -149,15 +149,15 @@ def test_tokenize_and_chunk_killed_at_60_percent(
 
 
 def test_embed_chunks_killed_at_60_percent(
-    s3: str, tmp_path: Path, run: Run, texts: list[str], model_dir: str, monkeypatch: pytest.MonkeyPatch
+    s3: str, tmp_path: Path, run: Run, texts: list[str], small_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = write_corpus(tmp_path / "d.jsonl", [text[:1500] for text in texts] * 2)
-    run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, model_dir), "--max-chunks", 200)
+    run("tokenize-and-chunk", corpus, *tokenize_flags(tmp_path, small_model), "--max-chunks", 200)
     made = report.read(str(tmp_path / "chunks.report.json"))
     assert made is not None
     case = Case(
         embed_chunks,
-        lambda folder: ("embed-chunks", tmp_path / "chunks.npy", f"{folder}/embeddings.npy", "--model", model_dir),
+        lambda folder: ("embed-chunks", tmp_path / "chunks.npy", f"{folder}/embeddings.npy", "--model", small_model),
         "embeddings.report.json",
         "embeddings",
         made["counts"]["chunks"],

@@ -11,17 +11,17 @@ from retro_ops.storage import store
 
 
 def test_filters_are_applied_where_neighbours_are_retrieved(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str
+    tmp_path: Path, run: Run, texts: list[str], small_model: str
 ) -> None:
     """A validation text that goes on where a training text ends: that one's chunks come first, unless filtered."""
     corpus = make_corpus(tmp_path / "corpus", texts)
     write_corpus(corpus / "val/val_a.jsonl", [texts[4] + " And so on.", texts[13]])
-    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model)
     card = json.loads(store.read(paths.card_uri(build(run, uri), "json")))
     assert card["quality"]["val"]["leaked"] > 0.1
     assert card["removed"]["val"]["shared_run"] == 0
     filtered = build(
-        run, plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--max-shared-run", "20")
+        run, plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model, "--max-shared-run", "20")
     )
     card = json.loads(store.read(paths.card_uri(filtered, "json")))
     longest = card["quality"]["val"]["longest_shared_run"]

@@ -220,12 +220,12 @@ def named(plan: Plan, **parameters: Any) -> Plan:
     return replace(plan, parameters=replace(plan.parameters, **parameters))
 
 
-def test_a_model_that_changed_under_its_name_is_refused(served: Served, model_dir: str, tmp_path: Path) -> None:
-    """It has the same dimension, so that nothing else would tell."""
+def test_a_model_that_changed_under_its_name_is_refused(served: Served, small_model: str, tmp_path: Path) -> None:
+    """It has the same dimension, so that nothing else would tell: it reads less of a text."""
     plan, folder = served.run.plan, tmp_path / "model"
-    shutil.copytree(model_dir, folder, copy_function=os.symlink)
-    reads = folder / "sentence_bert_config.json"
-    text = reads.read_text().replace("256", "32")
+    shutil.copytree(small_model, folder, copy_function=os.symlink)
+    reads = folder / "tokenizer_config.json"
+    text = reads.read_text().replace('"model_max_length": 256', '"model_max_length": 32')
     reads.unlink()
     reads.write_text(text)
     digest = open_model(str(folder)).digest

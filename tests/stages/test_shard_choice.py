@@ -36,15 +36,15 @@ def nights(folder: Path, texts: list[str], model: str) -> Nights:
 
 
 @pytest.fixture
-def chosen(tmp_path: Path, texts: list[str], model_dir: str) -> Nights:
+def chosen(tmp_path: Path, texts: list[str], small_model: str) -> Nights:
     """Not built yet."""
-    return nights(tmp_path, texts, model_dir)
+    return nights(tmp_path, texts, small_model)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, texts: list[str], model_dir: str) -> Nights:
+def built(tmp_path_factory: pytest.TempPathFactory, texts: list[str], small_model: str) -> Nights:
     """Built once; no test changes it."""
-    made = nights(tmp_path_factory.mktemp("built"), texts, model_dir)
+    made = nights(tmp_path_factory.mktemp("built"), texts, small_model)
     made.first()
     return made
 

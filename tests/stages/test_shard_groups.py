@@ -29,14 +29,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
 
 
 @pytest.fixture
-def plan_uri(tmp_path: Path, run: Run, corpus: Path, model_dir: str) -> str:
-    return planned(run, tmp_path, corpus, model_dir, "IVF4,PQ8x4")
+def plan_uri(tmp_path: Path, run: Run, corpus: Path, small_model: str) -> str:
+    return planned(run, tmp_path, corpus, small_model, "IVF4,PQ8x4")
 
 
-def planned(run: Run, root: Path, corpus: Path, model_dir: str, index_type: str) -> str:
+def planned(run: Run, root: Path, corpus: Path, model: str, index_type: str) -> str:
     uri = paths.plan_uri(str(root), "d", index_type)
     run(
-        *("plan", "--root", root, "--dataset", "d", "--output", uri, "--tokenizer", model_dir, "--model", model_dir),
+        *("plan", "--root", root, "--dataset", "d", "--output", uri, "--tokenizer", model, "--model", model),
         *("--corpus", corpus / "train", "--validation-corpus", corpus / "val", "--index-type", index_type),
     )
     return uri
@@ -51,11 +51,11 @@ def contents(root: Path) -> dict[str, str]:
     }
 
 
-def test_groups_write_the_bytes_of_single_shards(tmp_path: Path, run: Run, corpus: Path, model_dir: str) -> None:
+def test_groups_write_the_bytes_of_single_shards(tmp_path: Path, run: Run, corpus: Path, small_model: str) -> None:
     """A trained index of any type that is filled again and again is as it was loaded."""
     for size in (1, 4):
         for index_type in INDEX_TYPES:
-            build_in_groups(run, planned(run, tmp_path / str(size), corpus, model_dir, index_type), size)
+            build_in_groups(run, planned(run, tmp_path / str(size), corpus, small_model, index_type), size)
     one, together = contents(tmp_path / "1"), contents(tmp_path / "4")
     assert len([name for name in one if name.endswith("partial.index")]) == 4 * len(INDEX_TYPES)
     assert together == one

@@ -469,7 +469,7 @@ sources:
 
 
 def test_a_refresh_uses_the_recipe_and_builds_changed_shards(
-    made: Corpus, run: Run, texts: list[str], model_dir: str, tmp_path: Path
+    made: Corpus, run: Run, texts: list[str], small_model: str, tmp_path: Path
 ) -> None:
     def documents(start: int) -> list[bytes]:
         return [json.dumps({"text": text[:900]}).encode() for text in texts[start : start + 3]]
@@ -482,7 +482,7 @@ def test_a_refresh_uses_the_recipe_and_builds_changed_shards(
         bad = [b"{broken", b'{"text": 1}'] if name == "0" else []
         made.put(f"{name}.jsonl", documents(3 + 3 * number) + bad)
     store.write(made.recipe, REFRESHED.encode())
-    flags = ("--tokenizer", model_dir, "--model", model_dir, *EXACT)
+    flags = ("--tokenizer", small_model, "--model", small_model, *EXACT)
     whole_run(made.root, "d", "first", "--recipe", made.recipe, *flags)
     _check_that_bad_records_are_counted(made)
     assert refresh("idle").changes["nothing"]

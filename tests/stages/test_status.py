@@ -25,9 +25,9 @@ def test_the_status_of_a_run_follows_its_current_plan(nights: Nights, run: Run, 
 
 
 def test_status_lists_what_is_done_missing_and_damaged(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str, s3: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, texts: list[str], small_model: str, s3: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    uri = plan_of(run, f"{s3}/status", str(make_corpus(tmp_path / "corpus", texts)), model_dir, model_dir)
+    uri = plan_of(run, f"{s3}/status", str(make_corpus(tmp_path / "corpus", texts)), small_model, small_model)
 
     def status(*arguments: str, code: int = 0) -> tuple[dict[tuple[str, str | None], str], float]:
         capfd.readouterr()

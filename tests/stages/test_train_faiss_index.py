@@ -21,27 +21,27 @@ from retro_ops.storage.npy import NpyReader, open_npy
 
 
 def test_a_corpus_too_small_for_its_index_type_fails_or_gets_another_type_on_request(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, texts: list[str], small_model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)
-    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--index-type", "IVF4096,PQ8")
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model, "--index-type", "IVF4096,PQ8")
     for stage in ("tokenize-and-chunk", "embed-chunks"):
         for shard in read_plan(uri).shards:
             run(stage, "--plan", uri, "--shard", shard.name)
     run("train-faiss-index", "--plan", uri, code=65)
     assert "too few to train index type 'IVF4096,PQ8'" in capfd.readouterr().err
     options = ("--index-type", "IVF4096,PQ8", "--index-too-small", "downgrade")
-    plan = build(run, plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, *options))
+    plan = build(run, plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model, *options))
     card = json.loads(store.read(paths.card_uri(plan, "json")))
     assert card["index_type"]["type"] == "Flat"
     assert "instead of IVF4096,PQ8, as " in card["index_type"]["why"]
 
 
 def test_an_index_type_of_auto_is_chosen_and_recorded(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str
+    tmp_path: Path, run: Run, texts: list[str], small_model: str
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)
-    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir, "--index-type", "auto")
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model, "--index-type", "auto")
     plan = build(run, uri)
     made = report.read(paths.report_uri(plan, "train-faiss-index"))
     assert made is not None

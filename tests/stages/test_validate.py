@@ -16,10 +16,10 @@ from retro_ops.storage import store
 
 
 def test_validate_names_the_file_if_any_byte_is_changed(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, texts: list[str], small_model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts)
-    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model)
     plan = build(run, uri)
     validated = Path(paths.report_uri(plan, "validate"))
     validated.unlink()
@@ -75,11 +75,11 @@ def _check_by_shards(run: Run, uri: str, plan: Plan, artefacts: list[Path], capf
 
 
 def test_recompute_finds_what_checksums_cannot(
-    tmp_path: Path, run: Run, texts: list[str], model_dir: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, texts: list[str], small_model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Files that are sound by every rule and checksum, but were made from something else."""
     corpus = make_corpus(tmp_path / "corpus", texts)
-    uri = plan_of(run, str(tmp_path / "root"), str(corpus), model_dir, model_dir)
+    uri = plan_of(run, str(tmp_path / "root"), str(corpus), small_model, small_model)
     plan = build(run, uri)
     run("validate", "--plan", uri, "--recompute", "0.5")
     name = plan.shards[0].name
