@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     pass
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.quality.card_examples import spread
-from retro_ops.versions.split_files import split_files
+from retro_ops.versions.split_files import split_files, split_from
 
 CARD_FORMAT = 1
 
@@ -37,7 +37,7 @@ def card(
     reports = _reports(plan)
     flat = [report for reports_of_stage in reports.values() for report in reports_of_stage]
     trained = reports["train-faiss-index"][0]["details"]
-    contents = _contents(plan, reports)
+    contents, files = _contents(plan, reports), split_from(plan)
     return {
         "format": CARD_FORMAT,
         "dataset": plan.dataset,
@@ -65,13 +65,18 @@ def card(
             "packages": {name: version for report in flat for name, version in report["packages"].items()},
             "images": sorted({report["image"] for report in flat if report["image"]}),
             "sources": [
-                {"shard": shard.name, "split": shard.split, **asdict(source)}
+                {"shard": shard.name, "split": shard.split, **asdict(source), **_origin(source.uri, files)}
                 for shard in plan.shards
                 for source in shard.sources
             ],
         },
         "examples": spread(examples),
     }
+
+
+def _origin(part: str, files: Mapping[str, str]) -> dict[str, str]:
+    """The entry for the user's file that ``part`` was split from, with a recipe."""
+    return {"split_from": files[part]} if part in files else {}
 
 
 Reports = dict[str, list[dict[str, Any]]]

@@ -1,4 +1,4 @@
-"""What `split-corpus` set aside of the source files of a recipe."""
+"""The source files of a recipe behind the parts of a plan, and what `split-corpus` set aside of them."""
 
 import logging
 from typing import Any
@@ -19,16 +19,33 @@ def split_files(plan: Plan) -> dict[str, Any] | None:
     """
     if plan.recipe is None:
         return None
-    parts = [source.uri for shard in plan.shards for source in shard.sources]
-    uris = list(dict.fromkeys(paths.split_report_uri(part) for part in parts))
-    reports = dict(zip(uris, read_ahead.side_by_side(report.read, uris), strict=True))
+    reports = _reports(plan)
     if missing := [uri for uri, done in reports.items() if done is None]:
         say(f"bad records are not counted for files without a report: {', '.join(missing)}", logging.WARNING)
     found = [done for done in reports.values() if done is not None]
     totals: dict[str, Any] = {
-        "files": len(uris),
+        "files": len(reports),
         "bad_records": sum(done["counts"]["bad_records"] for done in found),
         "left_out": sum(done["counts"]["left_out"] for done in found),
     }
     first = next((done["details"]["first_bad_record"] for done in found if "first_bad_record" in done["details"]), None)
     return {**totals, "first_bad_record": first} if first else totals
+
+
+def split_from(plan: Plan) -> dict[str, str]:
+    """The source file of each part, by URI, as far as reports say; empty if the run uses no recipe."""
+    if plan.recipe is None:
+        return {}
+    files = {uri: done["inputs"][0] for uri, done in _reports(plan).items() if done is not None}
+    of_parts = {part: files.get(paths.split_report_uri(part)) for part in _parts(plan)}
+    return {part: file for part, file in of_parts.items() if file is not None}
+
+
+def _parts(plan: Plan) -> list[str]:
+    return [source.uri for shard in plan.shards for source in shard.sources]
+
+
+def _reports(plan: Plan) -> dict[str, dict[str, Any] | None]:
+    """The report of each source file, by URI, in the order of the parts; None where it is missing."""
+    uris = list(dict.fromkeys(map(paths.split_report_uri, _parts(plan))))
+    return dict(zip(uris, read_ahead.side_by_side(report.read, uris), strict=True))

@@ -510,6 +510,8 @@ def _check_that_bad_records_are_counted(made: Corpus) -> None:
         said = of["split_corpus"].pop("first_bad_record")
         assert said.startswith(first)
         assert of["split_corpus"] == {"files": 3, "bad_records": 2, "left_out": 0}
+    sources = json.loads(store.read(paths.card_uri(plan, "json")))["provenance"]["sources"]
+    assert [of["split_from"] for of in sources] == [f"{made.folder}/{name}.jsonl" for name in ("0", "1", "val")]
     page = store.read(paths.card_uri(plan, "html")).decode()
     assert "set 2 bad records" in page
     assert f"First bad record: {first}" in page
