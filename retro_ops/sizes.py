@@ -35,6 +35,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def of_key(count: int, key: str) -> str:
+    """A count under its key in a report: ``1``, ``bad_records`` -> ``1 bad record``; ``2``, ``queries``."""
+    words = key.replace("_", " ")
+    if count == 1:
+        words = f"{words[:-3]}y" if words.endswith("ies") else words.removesuffix("s")
+    return f"{count:,} {words}"
+
+
 def time_in_words(seconds: float) -> str:
     """A time in the unit that suits it: ``about 2.5 hours``, ``about 4 minutes``, ``less than a minute``."""
     if seconds >= 3600:

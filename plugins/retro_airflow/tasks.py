@@ -15,6 +15,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import estimate, paths
 from retro_ops.plan.plan import Shard, check_choice, plan_to_json
 from retro_ops.plan.published_changes import check_removed, read_changes
+from retro_ops.sizes import counted
 
 MOST_NAMES = 100
 """Most shards of each kind that an asset event names; it counts all of them."""
@@ -48,7 +49,7 @@ def goes_beyond_plan(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:
     with failures.airflow_errors():
         expected = estimate.read_estimate(store.read(uri), uri) if store.exists(uri) else None
     about = f": about {expected['chunks']['all']:,} chunks; {_work(expected['seconds'])}" if expected else ""
-    found = f"planned only, {len(plan.shards):,} shards{about}"
+    found = f"planned only, {counted(len(plan.shards), 'shard')}{about}"
     print(f"{plan.dataset}: {found}")
     ti.xcom_push(key=run_notes.SUMMARY, value=f"Dataset {plan.dataset}, [{found}]({links.of_run(plan_uri)})")
     return False

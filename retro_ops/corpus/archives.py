@@ -17,6 +17,7 @@ from retro_ops.corpus.path_patterns import matcher
 from retro_ops.corpus.recipes.model import format_of
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
+from retro_ops.sizes import counted
 from retro_ops.storage import store
 from retro_ops.uris import file_name
 
@@ -81,7 +82,7 @@ def _archive(uri: str, members: str, max_line_bytes: int) -> Iterator[SourceLine
             f"correct 'members'; the archive holds {', '.join(shown) or 'no files'}",
         )
     if passed:
-        say(f"{uri}: {passed:,} members are passed over: {', '.join(shown)}", event="passed_over", files=passed)
+        say(f"{uri}: passed over {counted(passed, 'member')}: {', '.join(shown)}", event="passed_over", files=passed)
 
 
 class _Member(tarfile.TarInfo):

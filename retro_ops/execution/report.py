@@ -22,6 +22,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.execution.checkpoints import Checkpoints
 from retro_ops.plan import documents, paths
 from retro_ops.progress import say
+from retro_ops.sizes import of_key
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
 from retro_ops.uris import parent, relative, resolve
@@ -84,7 +85,7 @@ def run_once(
         "packages": _package_versions(),
     }
     store.write(uri, sealed(report))
-    figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in outcome.counts.items())
+    figures = ", ".join(of_key(value, name) for name, value in outcome.counts.items())
     say(f"{stage}: done in {report['seconds']:.1f} s: {figures}", event="done", report=uri)
     if unfinished:
         unfinished.delete()

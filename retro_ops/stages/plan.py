@@ -26,7 +26,7 @@ from retro_ops.planning.repair import plan_repair
 from retro_ops.planning.shard_choice import check_patterns, chosen
 from retro_ops.planning.shards import checked_day, of_patterns, of_recipe
 from retro_ops.progress import say
-from retro_ops.sizes import in_words, parse_bytes
+from retro_ops.sizes import counted, in_words, parse_bytes
 from retro_ops.storage import probe, store
 from retro_ops.tokens import hub_names
 from retro_ops.tokens.chunking import token_dtype
@@ -87,7 +87,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         store_for_tasks(models[0], arguments.output)
     write_plan(plan, arguments.output)
     size = sum(source.bytes for shard in plan.shards for source in shard.sources)
-    number = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
+    number = counted(len(plan.shards), "shard")
     say(
         f"plan: {number}, {in_words(size)} of {plan.recipe or plan.corpus}: {arguments.output}",
         event="planned",

@@ -11,7 +11,7 @@ from retro_ops.execution.flags import add_place
 from retro_ops.plan import paths
 from retro_ops.plan.parameters import Parameters
 from retro_ops.progress import say, show
-from retro_ops.sizes import in_words
+from retro_ops.sizes import counted, in_words
 from retro_ops.storage import store
 from retro_ops.uris import resolve
 from retro_ops.versions import history, leases
@@ -66,7 +66,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     unused = unused_folders(dataset, replace(kept, entries={**there, **kept.entries}), oldest)
     _remove(root, unused)
     leases.sweep(root, arguments.dataset)
-    say(f"{STAGE}: removed {len(unused):,} folders of {arguments.dataset}", event="pruned")
+    say(f"{STAGE}: removed {counted(len(unused), 'folder')} of {arguments.dataset}", event="pruned")
 
 
 def _remove(root: str, unused: Sequence[Unused]) -> None:
@@ -89,4 +89,5 @@ def _show(unused: Sequence[Unused], dropped: Sequence[int], arguments: Namespace
     for entry in unused:
         show(f"{in_words(entry.bytes):>12}  {entry.folder}")
     action = "removes" if arguments.yes else "would remove (with --yes)"
-    show(f"{action}: versions {', '.join(map(str, dropped)) or 'none'}; {len(unused):,} folders, {in_words(size)}")
+    found = f"{counted(len(unused), 'folder')}, {in_words(size)}"
+    show(f"{action}: versions {', '.join(map(str, dropped)) or 'none'}; {found}")

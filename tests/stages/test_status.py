@@ -44,6 +44,9 @@ def test_status_lists_what_is_done_missing_and_damaged(
     after, left = status(*published)
     run("status", *published)
     assert "shard " not in capfd.readouterr().out, "a table of incomplete shards would be empty"
+    run("show", *published, "--shard", "00_a", "--chunk", 0)
+    first = f"00_a, chunk 0, document 0 ({tmp_path}/corpus/train/00_a.jsonl, line 1, id 0)"
+    assert first in capfd.readouterr().out.splitlines()
     assert (set(after.values()), left) == ({"done"}, 0)
     assert set(after) == set(before)
     at = store.at(s3)

@@ -26,6 +26,10 @@ def test_limits_have_the_units_in_which_they_are_set() -> None:
 
 def test_counts_and_times_in_words() -> None:
     assert [sizes.counted(count, "part") for count in (0, 1, 2000)] == ["0 parts", "1 part", "2,000 parts"]
+    assert [sizes.of_key(1, key) for key in ("bad_records", "queries", "left_out")] == [
+        "1 bad record", "1 query", "1 left out",
+    ]  # fmt: skip
+    assert sizes.of_key(2000, "bad_records") == "2,000 bad records"
     found = {seconds: sizes.time_in_words(seconds) for seconds in (0.4, 59, 200, 3599, 9000)}
     assert list(found.values()) == [
         "less than a minute", "about 1 minute", "about 3 minutes", "about 60 minutes", "about 2.5 hours",
