@@ -9,6 +9,7 @@ from retro_ops.corpus.path_patterns import matcher
 from retro_ops.corpus.source_lines import SUFFIXES
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
+from retro_ops.sizes import counted
 from retro_ops.storage import store
 from retro_ops.uris import file_name, join, parent
 
@@ -44,7 +45,7 @@ def find_dated(pattern: str, as_of: str | None) -> list[CorpusFile]:
     if not kept:
         raise BadInputError(
             f"no corpus file at {pattern!r} has a date up to {as_of}",
-            f"{len(dated):,} files have later dates; dates are written YYYY-MM-DD",
+            f"check the day: the pattern finds {counted(len(dated), 'file')} with later dates, written YYYY-MM-DD",
         )
     return kept
 

@@ -27,8 +27,9 @@ def chosen(
         for shard in shards
     ]
     if idle := [shard.name for shard in found if not (shard.indexed or shard.queried)]:
+        are = "1 shard is" if len(idle) == 1 else f"{len(idle):,} shards are"
         raise BadInputError(
-            f"{where}{len(idle):,} shards are neither indexed nor queried: {few(idle)}",
+            f"{where}{are} neither indexed nor queried: {few(idle)}",
             "add them to 'indexed' or 'queried', or leave their documents out of the corpus",
         )
     check_choice(found)

@@ -423,7 +423,7 @@ def test_which_shards_are_indexed_and_which_are_queried(made: Corpus) -> None:
     with pytest.raises(BadInputError, match=r"recipe.yaml:6: no shard matches '02_dogs' in 'queried'"):
         made.shards()
     made.look(chosen.replace("{00..03}_code", "{00..02}_code"))
-    with pytest.raises(BadInputError, match=r"recipe.yaml: 1 shards are neither indexed nor queried: 03_code"):
+    with pytest.raises(BadInputError, match=r"recipe.yaml: 1 shard is neither indexed nor queried: 03_code"):
         made.shards()
 
 

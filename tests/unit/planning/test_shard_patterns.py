@@ -158,7 +158,7 @@ def test_patterns_of_an_earlier_plan_are_checked_as_well() -> None:
 def test_a_shard_that_is_neither_indexed_nor_queried_is_refused() -> None:
     """For a recipe: tests/stages/test_split_corpus.py."""
     shards = [Shard(name, "train", (Source("/x", 1, "x"),)) for name in ("a", "b", "c")]
-    with pytest.raises(BadInputError, match=r"r\.yaml: 1 shards are neither indexed nor queried: b"):
+    with pytest.raises(BadInputError, match=r"r\.yaml: 1 shard is neither indexed nor queried: b"):
         chosen(shards, ["c"], ["a"], where="r.yaml: ")
 
 
