@@ -32,7 +32,7 @@ up: venv ## Start Airflow and the object store in the background
 	@$(STAGES)/python demo/stack.py up --run-dir $(RUN_DIR)
 
 airflow: venv ## Run a command of the demo's Airflow: make airflow ARGS="dags list"
-	@$(STAGES)/python demo/stack.py --run-dir $(RUN_DIR) airflow $(ARGS)
+	@$(STAGES)/python demo/stack.py --run-dir $(RUN_DIR) airflow -- $(ARGS)
 
 down: ## Stop Airflow and the object store
 	@$(STAGES)/python demo/stack.py down --run-dir $(RUN_DIR)

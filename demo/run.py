@@ -115,7 +115,10 @@ def summary(tasks: list[dict[str, Any]]) -> str:
 def last_words(stack: Stack, run_id: str, tasks: list[dict[str, Any]]) -> str:
     """The last line in the log of a running task, to tell a long task from one that hangs."""
     running = [task for task in tasks if task["state"] == "running"]
-    lines = log_lines(stack, run_id, running[0]) if running else []
+    try:
+        lines = log_lines(stack, run_id, running[0]) if running else []
+    except (RuntimeError, urllib3.exceptions.HTTPError):  # The task was cleared, or the server is busy.
+        lines = []
     return f": {lines[-1]}" if lines else ""
 
 

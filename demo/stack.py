@@ -336,7 +336,7 @@ def main() -> None:
         choices=("up", "down", "env", "airflow"),
         help="start or stop the stack, print the environment of its store for a shell, or run a command of its Airflow",
     )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command `airflow`")
+    parser.add_argument("arguments", nargs="*", help="of the command `airflow`, after --")
     parser.add_argument("--run-dir", type=Path, default=REPOSITORY / ".run", help="folder of the stack (default .run)")
     arguments = parser.parse_args()
     stack = Stack(arguments.run_dir)
