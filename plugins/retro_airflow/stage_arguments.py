@@ -119,6 +119,8 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             blank = {name: param.value for name, param in form(settings).items()}
             if (root, dataset) != ((settings.root or "").rstrip("/"), settings.dataset):
                 blank |= {"corpus": None, "validation_corpus": None}
+            elif params["corpus"]:
+                blank["validation_corpus"] = None  # It belongs to the deployment's corpus.
             chosen = arguments(blank | {name: value for name, value in params.items() if value is not None}, run.run_id)
         if _has_recipe(params, root, dataset):
             chosen |= {"corpus": None, "validation-corpus": None}

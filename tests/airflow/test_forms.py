@@ -316,6 +316,8 @@ def test_only_the_dataset_of_the_deployment_starts_from_its_corpus(
     other = refreshed(tmp_path, {"dataset": "news"})
     assert (other["corpus"], other["validation-corpus"]) == (None, None)
     assert refreshed(tmp_path, {"dataset": "news", "corpus": "/news"})["corpus"] == "/news"
+    changed = refreshed(tmp_path, {"corpus": "/news"})
+    assert (changed["corpus"], changed["validation-corpus"]) == ("/news", None)
 
 
 def test_a_refresh_of_nothing_is_a_first_build(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def roots() -> dict[str, str]:
 
 def open_stores() -> None:
     """Load and connect the client of each root's store. A page reports the error if one cannot be opened."""
-    with contextlib.suppress(Exception):
-        for root in roots().values():
+    for root in roots().values():
+        with contextlib.suppress(Exception):
             store.at(root).folders(root)
 
 
