@@ -237,7 +237,7 @@ class Retriever:
         if self._job.cells:
             return self._job.cells.row_bytes(candidates if self._searched.hit_filter else self._k) + tokens
         if self._searches_vectors() and not self._searched.hit_filter:
-            return row_bytes(self._k, nprobe)
+            return row_bytes(self._k, nprobe) + tokens
         if self._searches_vectors():
             return row_bytes(candidates, nprobe) + candidates * CANDIDATE_BYTES + tokens
         return candidates * CANDIDATE_BYTES + 4 * self._shard.embeddings.row_bytes + tokens
