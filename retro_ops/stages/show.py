@@ -6,11 +6,13 @@ Without --chunk or --document the chunks are drawn at random, by --seed.
 import json
 import textwrap
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retro_ops import uris
 from retro_ops.corpus import line_streams
@@ -49,19 +51,21 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     queried = [Shown(name, shard) for name, shard in zip(files.queried, files.dataset.shards, strict=True)]
     indexed = [Shown(name, shard) for name, shard in zip(files.indexed, files.index, strict=True)]
     offsets = np.cumsum([0, *(len(open_npy(shard.files.chunks)) for shard in indexed)])
-    for shard, row in _chosen(arguments, queried, parameters.seed):
-        show(f"\n{shard.place(row)}")
+    chosen = list(_chosen(arguments, queried, parameters.seed))
+    found = [_neighbours(shard, row, indexed, offsets) for shard, row in chosen]
+    places = _places([*chosen, *(chunk for neighbours in found for chunk, _ in neighbours if chunk)])
+    if not chosen:
+        show("There are no chunks to show.")
+    for (shard, row), neighbours in zip(chosen, found, strict=True):
+        show(f"\n{places[shard, row]}")
         show(_text(tokenizer, shard, row, "  "))
-        distances = paths.distances_uri(shard.neighbours)
-        near = open_npy(distances).rows(row, row + 1)[0].tolist() if store.exists(distances) else None
-        for rank, neighbour in enumerate(open_npy(shard.neighbours).rows(row, row + 1)[0].tolist()):
-            if neighbour < 0:
-                show(f"    {rank + 1}. none")
+        for rank, (chunk, distance) in enumerate(neighbours, 1):
+            if chunk is None:
+                show(f"    {rank}. none")
                 continue
-            where = int(np.searchsorted(offsets, neighbour, side="right")) - 1
-            at = f", squared distance {near[rank]:.3f}" if near else ""
-            show(f"    {rank + 1}. {indexed[where].place(int(neighbour - offsets[where]))}{at}")
-            show(_text(tokenizer, indexed[where], int(neighbour - offsets[where]), "       "))
+            at = "" if distance is None else f", squared distance {distance:.3f}"
+            show(f"    {rank}. {places[chunk]}{at}")
+            show(_text(tokenizer, *chunk, "       "))
 
 
 @dataclass(frozen=True)
@@ -76,19 +80,53 @@ class Shown:
         assert isinstance(self.files, DatasetShard)
         return self.files.neighbours
 
-    def place(self, row: int) -> str:
-        """``00_a, chunk 17, document 3 (…/a.jsonl, line 4, id 'x')``, without the latter where it is not stored."""
-        number = int(open_npy(self.files.chunk2seq).rows(row, row + 1)[0])
-        place, sidecar = f"{self.name}, chunk {row:,}, document {number:,}", paths.documents_uri(self.files.chunks)
-        if not store.exists(sidecar):
-            return place
-        lines = line_streams.lines([sidecar], line_streams.LONGEST_RECORD)
-        found = next((line for _, _, line in islice(lines, number, None)), None)
-        if found is None:
-            raise BadInputError(f"{sidecar} has no line for document {number}", "repair the dataset")
-        about = json.loads(found)
-        identity = f", id {about['record']['id']!r}" if "id" in about["record"] else ""
-        return f"{place} ({about['source']}, line {about['line']:,}{identity})"
+    def places(self, rows: Iterable[int]) -> dict[int, str]:
+        """By chunk: ``00_a, chunk 17, document 3 (…/a.jsonl, line 4, id 'x')``, without the latter if it is not stored.
+
+        The documents are compressed as one stream, which is read once, to the last of them.
+        """
+        chunk2seq, sidecar = open_npy(self.files.chunk2seq), paths.documents_uri(self.files.chunks)
+        numbers = {row: int(chunk2seq.rows(row, row + 1)[0]) for row in rows}
+        texts = {number: f", document {number:,}" for number in numbers.values()}
+        if store.exists(sidecar):
+            lines = islice(line_streams.lines([sidecar], line_streams.LONGEST_RECORD), max(texts) + 1)
+            stored = {number: line for number, (_, _, line) in enumerate(lines) if number in texts and line}
+            if missing := texts.keys() - stored.keys():
+                raise BadInputError(f"{sidecar} has no line for document {min(missing)}", "repair the dataset")
+            texts = {number: f"{text} ({_origin(json.loads(stored[number]))})" for number, text in texts.items()}
+        return {row: f"{self.name}, chunk {row:,}{texts[number]}" for row, number in numbers.items()}
+
+
+Chunk: TypeAlias = tuple[Shown, int]
+"""A row of a shard."""
+
+
+def _origin(about: dict[str, Any]) -> str:
+    identity = f", id {about['record']['id']!r}" if "id" in about["record"] else ""
+    return f"{about['source']}, line {about['line']:,}{identity}"
+
+
+def _places(chunks: Sequence[Chunk]) -> dict[Chunk, str]:
+    rows: dict[str, set[int]] = {}
+    for shard, row in chunks:  # A shard may have been queried and indexed.
+        rows.setdefault(shard.files.chunks, set()).add(row)
+    shards = {shard.files.chunks: shard for shard, _ in chunks}
+    texts = {of: shard.places(rows[of]) for of, shard in shards.items()}
+    return {(shard, row): texts[shard.files.chunks][row] for shard, row in chunks}
+
+
+def _neighbours(
+    shard: Shown, row: int, indexed: Sequence[Shown], offsets: NDArray[np.int64]
+) -> list[tuple[Chunk | None, float | None]]:
+    """The neighbours of a chunk, None for one that is missing, with their squared distances where they are stored."""
+    distances = paths.distances_uri(shard.neighbours)
+    ids = open_npy(shard.neighbours).rows(row, row + 1)[0].tolist()
+    near = open_npy(distances).rows(row, row + 1)[0].tolist() if store.exists(distances) else [None] * len(ids)
+    found: list[tuple[Chunk | None, float | None]] = []
+    for neighbour, distance in zip(ids, near, strict=True):
+        where = int(np.searchsorted(offsets, neighbour, side="right")) - 1
+        found.append(((indexed[where], int(neighbour - offsets[where])) if neighbour >= 0 else None, distance))
+    return found
 
 
 def _chosen(arguments: Namespace, queried: Sequence[Shown], seed: int) -> Iterator[tuple[Shown, int]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from counting import CountingStore
 from samples import Run
 from synthetic_datasets import synthetic
 
@@ -59,6 +60,24 @@ def test_a_document_is_shown_by_its_first_chunks(
     of = ("--spec", spec, "--tokenizer", t5_dir, "--shard", shard, "--document", document, "--rows", rows)
     said = [line for line in shown(run, capfd, *of) if line[1:2] != "." and not line.endswith("none")]
     assert [line.split(",")[:2] for line in said] == [[shard, f" chunk {row}"] for row in expected]
+
+
+def test_the_documents_of_a_shard_are_read_once(
+    spec: Path, run: Run, t5_dir: str, counted: CountingStore, tmp_path: Path
+) -> None:
+    run("show", "--spec", spec, "--tokenizer", t5_dir, "--shard", "00", "--document", 0)
+    sidecar = tmp_path / "data/00/chunks.documents.jsonl.zst"
+    assert counted.bytes[str(sidecar)] == len(sidecar.read_bytes())
+
+
+def test_a_document_without_chunks_is_named_so(
+    spec: Path, run: Run, t5_dir: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    starts = np.load(tmp_path / "data/00/seq2chunk.npy")
+    starts[1] = starts[2]
+    np.save(tmp_path / "data/00/seq2chunk.npy", starts)
+    run("show", "--spec", spec, "--tokenizer", t5_dir, "--shard", "00", "--document", 1)
+    assert capfd.readouterr().out == "There are no chunks to show.\n"
 
 
 @pytest.mark.parametrize(
