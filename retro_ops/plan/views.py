@@ -47,5 +47,5 @@ def check(chosen: Parameters) -> None:
     if chosen.profile == "seed":
         raise BadInputError(
             "keep_neighbours needs the profile `default`: the `seed` profile stores what the original found",
-            f"leave out {PARAMETERS['keep_neighbours'].where}",
+            f"build the dataset without --refresh and without {PARAMETERS['keep_neighbours'].where}",
         )

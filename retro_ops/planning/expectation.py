@@ -46,7 +46,8 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
     if store.buffers(plan.root):
         size = in_words(limits.largest_object(work, index))
         say(
-            f"plan: objects are sent from files, so TMPDIR of a task needs about {size} for the largest", event="tmpdir"
+            f"plan: each object is written to TMPDIR before it is sent, so a task needs about {size} there",
+            event="tmpdir",
         )
     by = "a GPU" if workers == 1 else f"{workers:,} workers that have a GPU each"
     say(f"plan: {time_in_words(sum(took.values()) * 3600)} with {by}")

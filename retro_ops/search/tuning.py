@@ -213,7 +213,7 @@ def tune(queries: Queries, index: Index, parameters: Parameters, known: Truth | 
     ]
     said = "" if choice.reached else "; no setting of this index reaches the target with confidence"
     say(
-        f"tune-search: recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target "
+        f"tuning: recall {choice.recall:.4f} (above {choice.lower_bound:.4f} with 95 % confidence, target "
         f"{target}) on {len(queries):,} queries with nprobe {choice.width.nprobe} and "
         f"{choice.width.candidates} candidates{said}"
     )

@@ -32,8 +32,8 @@ def not_loaded(kind: str, name: str, error: Exception, hint: str = HINT) -> Conf
     switch = next((variable for variable in OFFLINE if os.environ.get(variable, "").upper() in TRUE), None)
     if switch and "couldn't connect" in str(error):
         return ConfigurationError(
-            f"cannot load {kind} {name!r}: it is no folder and not in the cache of the hub, and {switch}="
-            f"{os.environ[switch]} is set, so the hub is not asked",
+            f"cannot load {kind} {name!r}: it is neither a folder nor in the hub's cache, and {switch}="
+            f"{os.environ[switch]} is set, so the hub is not contacted",
             f"give --{kind} a local folder, or unset {switch} where the hub can be reached",
         )
     return ConfigurationError(f"cannot load {kind} {name!r}: {error}", hint)

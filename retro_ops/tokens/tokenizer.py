@@ -116,10 +116,10 @@ def check_is_planned(kind: str, name: str, loaded: str, planned_with: str) -> No
     from the digest in the plan, ``planned_with``."""
     if loaded != planned_with:
         raise ConfigurationError(
-            f"{kind} {name!r} is another one by now: its digest is {loaded}, the dataset was made with {planned_with}",
+            f"{kind} {name!r} has changed: its digest is {loaded}, the dataset was made with {planned_with}",
             "put the earlier files back under that name (for a name on the hub, into the local cache, with "
             f"HF_HUB_OFFLINE=1), or build a version with the {kind} as it is now. If the files are the same, other "
-            "versions of retro-ops, transformers or tokenizers read them differently: use those of the dataset",
+            "versions of retro-ops, transformers or tokenizers read them differently: install those that built it",
         )
 
 

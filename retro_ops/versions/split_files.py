@@ -7,6 +7,7 @@ from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
+from retro_ops.sizes import counted
 from retro_ops.storage import read_ahead
 
 
@@ -21,7 +22,11 @@ def split_files(plan: Plan) -> dict[str, Any] | None:
         return None
     reports = _reports(plan)
     if missing := [uri for uri, done in reports.items() if done is None]:
-        say(f"bad records are not counted for files without a report: {', '.join(missing)}", logging.WARNING)
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        say(
+            f"bad records of {counted(len(missing), 'source file')} are not counted, as reports are missing: {some}",
+            logging.WARNING,
+        )
     found = [done for done in reports.values() if done is not None]
     totals: dict[str, Any] = {
         "files": len(reports),
