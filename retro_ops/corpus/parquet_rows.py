@@ -5,6 +5,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import IO, Any
 
 from retro_ops.corpus import json_lines
@@ -26,7 +27,7 @@ def lines(uri: str, max_line_bytes: int, text_key: str, first: int = 0) -> Itera
 
     ``text_key``: column with the text of a document. Raises BadInputError if there is no such column of text.
     """
-    with _seekable(uri) as stream, _opened(uri, stream) as table:
+    with _opened(uri, _seekable(uri)) as table:
         _check_text_column(uri, table.schema_arrow, text_key)
         groups, skipped = _groups_after(table.metadata, first)
         number = skipped
@@ -54,9 +55,13 @@ def sample(
     taken = rows = 0
     with (
         contextlib.suppress(EnoughError),
-        io.BufferedReader(RangeFile(uri, most_bytes), SAMPLE_REQUEST_BYTES) as stream,
-        # So that a column is read page by page, not the whole of a row group.
-        _opened(uri, stream, buffer_size=SAMPLE_REQUEST_BYTES, pre_buffer=False) as table,
+        _opened(
+            uri,
+            io.BufferedReader(RangeFile(uri, most_bytes), SAMPLE_REQUEST_BYTES),
+            # So that a column is read page by page, not the whole of a row group.
+            buffer_size=SAMPLE_REQUEST_BYTES,
+            pre_buffer=False,
+        ) as table,
     ):
         _check_text_column(uri, table.schema_arrow, text_key)
         rows = table.metadata.num_rows
@@ -73,7 +78,7 @@ def sample(
 
 def count(uri: str) -> int:
     """Number of rows, which the end of the file names."""
-    with _seekable(uri) as stream, _opened(uri, stream) as table:
+    with _opened(uri, _seekable(uri)) as table:
         return int(table.metadata.num_rows)
 
 
@@ -89,18 +94,19 @@ def _groups_after(metadata: Any, first: int) -> tuple[list[int], int]:
 
 
 @contextlib.contextmanager
-def _opened(uri: str, stream: IO[bytes], **options: Any) -> Iterator[Any]:
-    """The table in ``stream`` as pyarrow's ParquetFile with ``options``. Its errors become BadInputError."""
-    try:
+def _opened(uri: str, file: AbstractContextManager[IO[bytes]], **options: Any) -> Iterator[Any]:
+    """The table in ``file`` as pyarrow's ParquetFile with ``options``. Its errors become BadInputError."""
+    try:  # Before the file is opened, which may copy it.
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ConfigurationError(f"reading {uri} needs pyarrow", "pip install retro-ops[parquet]") from error
-    try:
-        yield parquet.ParquetFile(stream, **options)
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"{uri} cannot be read as a Parquet file: {error}", "the file is damaged: download it again"
-        ) from error
+    with file as stream:
+        try:
+            yield parquet.ParquetFile(stream, **options)
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            raise BadInputError(
+                f"{uri} cannot be read as a Parquet file: {error}", "the file is damaged: download it again"
+            ) from error
 
 
 def _check_text_column(uri: str, schema: Any, text_key: str) -> None:
