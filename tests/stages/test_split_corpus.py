@@ -513,7 +513,7 @@ def _check_that_bad_records_are_counted(made: Corpus) -> None:
     sources = json.loads(store.read(paths.card_uri(plan, "json")))["provenance"]["sources"]
     assert [of["split_from"] for of in sources] == [f"{made.folder}/{name}.jsonl" for name in ("0", "1", "val")]
     page = store.read(paths.card_uri(plan, "html")).decode()
-    assert "set 2 bad records" in page
+    assert "bad records were set aside: 2; documents left out: 0" in page
     assert f"First bad record: {first}" in page
 
 
