@@ -45,7 +45,7 @@ def test_plan_says_how_much_room_the_largest_object_needs(
     caplog.set_level("INFO", logger.name)
     write_estimate(replace(plan, root=gs), tokenizer, model, f"{tmp_path}/plan.json", 1)
     # 1,000 chunks with 384 numbers of four bytes.
-    assert "TMPDIR of a task needs about 1.5 MB for the largest" in caplog.text
+    assert "written to TMPDIR before it is sent, so a task needs about 1.5 MB there" in caplog.text
     caplog.clear()
     write_estimate(replace(plan, root=str(tmp_path)), tokenizer, model, f"{tmp_path}/plan.json", 1)
     assert "TMPDIR" not in caplog.text
