@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import retro_ops
 from retro_ops.execution import report
 from retro_ops.plan import digests, paths, stage_graph
 from retro_ops.plan.plan import Plan, Split, category
-from retro_ops.sizes import counted
-from retro_ops.storage import read_ahead
-
-if TYPE_CHECKING:
-    pass
 from retro_ops.plan.stage_graph import STAGES
 from retro_ops.quality.card_examples import spread
-from retro_ops.versions.split_files import split_files, split_from
+from retro_ops.sizes import counted
+from retro_ops.storage import read_ahead
+from retro_ops.versions.split_files import split_files, split_from, split_reports
 
 CARD_FORMAT = 1
 
@@ -37,7 +34,8 @@ def card(
     reports = _reports(plan)
     flat = [report for reports_of_stage in reports.values() for report in reports_of_stage]
     trained = reports["train-faiss-index"][0]["details"]
-    contents, files = _contents(plan, reports), split_from(plan)
+    contents, of_split = _contents(plan, reports), split_reports(plan)
+    files = split_from(plan, of_split)
     return {
         "format": CARD_FORMAT,
         "dataset": plan.dataset,
@@ -50,7 +48,7 @@ def card(
             "stored_bytes": sum(output["bytes"] for report in flat for output in report["outputs"]),
         },
         "contents": contents,
-        "split_corpus": split_files(plan),
+        "split_corpus": split_files(of_split),
         "duplicates": repeats,
         "index_type": {"type": trained["index_type"], "why": trained["why"]},
         "search": _search(plan, reports),

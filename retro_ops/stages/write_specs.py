@@ -19,7 +19,7 @@ from retro_ops.plan.specs import DatasetShard, DatasetSpec, IndexShard, dataset_
 from retro_ops.progress import say
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import join, parent, relative
-from retro_ops.versions.split_files import split_files
+from retro_ops.versions.split_files import split_files, split_reports
 
 STAGE = "write-specs"
 MANIFEST_FORMAT = 1
@@ -54,7 +54,7 @@ def _work(plan: Plan) -> report.Outcome:
         outputs.append(store.write(uri, dataset_spec_to_json(paths.dataset_spec(plan, split), uri).encode()))
     counts = read_ahead.side_by_side(partial(_counts, plan), plan.shards)
     trained = report.require(paths.report_uri(plan, "train-faiss-index"), "the training of the index")
-    of_recipe = split_files(plan)
+    of_recipe = split_files(split_reports(plan))
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": plan.dataset,

@@ -1,7 +1,7 @@
 """The source files of a recipe behind the parts of a plan, and what `split-corpus` set aside of them."""
 
 import logging
-from typing import Any
+from typing import Any, TypeAlias
 
 from retro_ops.execution import report
 from retro_ops.plan import paths
@@ -10,17 +10,27 @@ from retro_ops.progress import say
 from retro_ops.sizes import counted
 from retro_ops.storage import read_ahead
 
+SplitReports: TypeAlias = dict[str, dict[str, Any] | None]
+"""The report of each source file, by URI, in the order of the parts; None where it is missing."""
 
-def split_files(plan: Plan) -> dict[str, Any] | None:
-    """Totals over the source files whose parts are in the shards of ``plan``; None if the run uses no recipe.
+
+def split_reports(plan: Plan) -> SplitReports:
+    """Reports of the source files whose parts are in the shards of ``plan``; empty if the run uses no recipe."""
+    if plan.recipe is None:
+        return {}
+    uris = list(dict.fromkeys(map(paths.split_report_uri, _parts(plan))))
+    return dict(zip(uris, read_ahead.side_by_side(report.read, uris), strict=True))
+
+
+def split_files(reports: SplitReports) -> dict[str, Any] | None:
+    """Totals over the source files of a run; None if it uses no recipe.
 
     ``files``, ``bad_records``, ``left_out``, and ``first_bad_record`` where there is one. A record that was set aside
     belongs to a source file but to no shard, so these are counts of the version. Logs reports that are missing, as
     they are where a dataset was moved without the folder of its parts.
     """
-    if plan.recipe is None:
+    if not reports:
         return None
-    reports = _reports(plan)
     if missing := [uri for uri, done in reports.items() if done is None]:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         say(
@@ -37,20 +47,12 @@ def split_files(plan: Plan) -> dict[str, Any] | None:
     return {**totals, "first_bad_record": first} if first else totals
 
 
-def split_from(plan: Plan) -> dict[str, str]:
-    """The source file of each part, by URI, as far as reports say; empty if the run uses no recipe."""
-    if plan.recipe is None:
-        return {}
-    files = {uri: done["inputs"][0] for uri, done in _reports(plan).items() if done is not None}
+def split_from(plan: Plan, reports: SplitReports) -> dict[str, str]:
+    """The source file of each part, by URI, as far as ``reports`` say."""
+    files = {uri: done["inputs"][0] for uri, done in reports.items() if done is not None}
     of_parts = {part: files.get(paths.split_report_uri(part)) for part in _parts(plan)}
     return {part: file for part, file in of_parts.items() if file is not None}
 
 
 def _parts(plan: Plan) -> list[str]:
     return [source.uri for shard in plan.shards for source in shard.sources]
-
-
-def _reports(plan: Plan) -> dict[str, dict[str, Any] | None]:
-    """The report of each source file, by URI, in the order of the parts; None where it is missing."""
-    uris = list(dict.fromkeys(map(paths.split_report_uri, _parts(plan))))
-    return dict(zip(uris, read_ahead.side_by_side(report.read, uris), strict=True))
