@@ -32,9 +32,10 @@ def roots() -> dict[str, str]:
 
 def open_stores() -> None:
     """Load and connect the client of each root's store. A page reports the error if one cannot be opened."""
-    for root in roots().values():
-        with contextlib.suppress(Exception):
-            store.at(root).folders(root)
+    with contextlib.suppress(Exception):
+        for root in roots().values():
+            with contextlib.suppress(Exception):
+                store.at(root).folders(root)
 
 
 def _place(root: Root, dataset: Name) -> Place:
