@@ -70,11 +70,11 @@ def watch(stack: Stack, run_id: str) -> None:
         line = summary(tasks)
         passed = time.monotonic() - start
         if line != printed:
-            changed_at = passed
-        if line != printed or passed - printed_at > REPEAT_S:
-            said = "" if line != printed else last_words(stack, run_id, tasks)
-            print(f"  {passed:4.0f} s  {line}{said}", flush=True)
-            printed, printed_at = line, passed
+            print(f"  {passed:4.0f} s  {line}", flush=True)
+            printed, printed_at, changed_at = line, passed, passed
+        elif passed - printed_at > REPEAT_S:
+            print(f"  {passed:4.0f} s  {line}{last_words(stack, run_id, tasks)}", flush=True)
+            printed_at = passed
         if state in FINISHED:
             break
         if passed - changed_at > STALLED_S:
