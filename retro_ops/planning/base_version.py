@@ -88,7 +88,7 @@ def _neighbours_digest(plan: Plan) -> str:
 
 
 def _searched_digest(plan: Plan) -> str:
-    """That of what is searched, whichever neighbours are taken from it."""
+    """The digest of the search: equal for all views of it."""
     return _neighbours_digest(replace(plan, parameters=views.searched(plan.parameters)))
 
 

@@ -38,9 +38,9 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
-    """A sentence-transformer that loads in milliseconds, for tests of what surrounds a model: one layer of BERT, as
-    wide as all-MiniLM-L6-v2, with random weights, and a WordPiece tokenizer trained on ``texts``. Where the vectors
-    themselves matter, use ``model_dir``."""
+    """A sentence-transformer for tests that need any model: it loads in milliseconds. One layer of BERT, as wide as
+    all-MiniLM-L6-v2, with random weights, and a WordPiece tokenizer trained on ``texts``. For tests of vectors, use
+    ``model_dir``."""
     sizes = {"hidden_size": 384, "num_hidden_layers": 1}
     return tiny_models.write(
         tmp_path_factory.mktemp("small"), "Bert", tiny_models.wordpiece(texts), longest=256, **sizes

@@ -1,4 +1,4 @@
-"""Other views of what one search found: another number of neighbours, and filters, without a search."""
+"""Another number of neighbours, or other filters, taken from the kept neighbours of a version without a search."""
 
 from collections import Counter
 from dataclasses import replace
