@@ -93,6 +93,7 @@ class Notification(_Strict):
 class Deployment(_Strict):
     """The whole file. ``resources`` and ``placement`` map a stage, or ``default``, to what is set for it.
 
+    ``gpu_hour_price``: in any currency, for the cost of a run on its card.
     ``deadline_minutes``: how long a run may take, from when it is queued, until the notifications on a deadline.
     """
 
@@ -103,6 +104,7 @@ class Deployment(_Strict):
     placement: dict[str, Placement] = {}
     notifications: tuple[Notification, ...] = ()
     deadline_minutes: Annotated[float, Field(gt=0)] | None = None
+    gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
     grid: Grid | None = None
     docker: Docker = Docker()
     kubernetes: Kubernetes = Kubernetes()

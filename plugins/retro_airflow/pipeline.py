@@ -338,7 +338,11 @@ def _publish(config: Settings, kept: dict[str, str], *, changed_only: bool) -> t
             **stage("validate-shards", config), map_index_template=SHARD_LABEL
         ).expand(arguments=list_shards_to_validate.output)
         write_specs = StageOperator(**stage("write-specs", config), arguments=kept)
-        describe = StageOperator(**stage("describe", config), arguments=kept)
+        price = config.deployment.gpu_hour_price
+        describe = StageOperator(
+            **stage("describe", config),
+            arguments={**kept, "gpu-hour-price": None if price is None else str(price)},
+        )
         validate = StageOperator(
             **stage("validate", config),
             arguments={**kept, "changed-only": changed_only},

@@ -15,8 +15,11 @@ Library = Literal["torch", "faiss"]
 
 @dataclass(frozen=True)
 class Device:
+    """``gpus``: number of GPUs that the library sees, 0 on the CPU."""
+
     chosen: str
     why: str
+    gpus: int = 0
 
 
 def choose(requested: str, library: Library) -> Device:
@@ -35,9 +38,9 @@ def choose(requested: str, library: Library) -> Device:
             if library == "faiss":
                 hint = "install faiss-gpu in place of faiss-cpu and check nvidia-smi, or use --device auto or cpu"
             raise ConfigurationError(f"--device cuda was requested, but {library} sees no GPU", hint)
-        return Device("cuda", "asked for")
+        return Device("cuda", "asked for", count)
     if count:
-        return Device("cuda", f"auto: {library} sees {count} GPU{'s' if count > 1 else ''}")
+        return Device("cuda", f"auto: {library} sees {count} GPU{'s' if count > 1 else ''}", count)
     return Device("cpu", f"auto: {library} sees no GPU")
 
 

@@ -26,10 +26,12 @@ def card(
     examples: dict[Split, list[dict[str, Any]]],
     expected: dict[str, Any] | None,
     repeats: dict[str, Any] | None,
+    gpu_hour_price: float | None,
 ) -> dict[str, Any]:
     """The card as JSON.
 
     ``measured``: figures by split. ``expected``: the estimate of the plan. ``repeats``: the report on duplicates.
+    ``gpu_hour_price``: in any currency; with None the card has no cost.
     """
     reports = _reports(plan)
     flat = [report for reports_of_stage in reports.values() for report in reports_of_stage]
@@ -54,7 +56,8 @@ def card(
         "search": _search(plan, reports),
         "quality": measured,
         "removed": {split: _removed(plan, split, reports) for split in plan.splits()},
-        "stages": _stages(reports, expected),
+        "stages": stages(reports, expected, gpu_hour_price),
+        "gpu_hour_price": gpu_hour_price,
         "expected_chunks": expected["chunks"]["all"] if expected else None,
         "parameters": asdict(plan.parameters),
         "provenance": {
@@ -141,12 +144,20 @@ def _removed(plan: Plan, split: Split, reports: Reports) -> dict[str, int]:
     return totals
 
 
-def _stages(reports: Reports, expected: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _gpus(done: Mapping[str, Any]) -> int:
+    """GPUs that the task of a report had. Reports of former releases do not say how many: one at least."""
+    where = done["device"] or {"chosen": "cpu"}
+    return int(where.get("gpus") or where["chosen"] == "cuda")
+
+
+def stages(reports: Reports, expected: dict[str, Any] | None, gpu_hour_price: float | None) -> list[dict[str, Any]]:
+    """Tasks, work, time, memory and, with ``gpu_hour_price``, cost of each stage: the sums of its reports."""
     rows = []
     for stage, done in reports.items():
         unit = str(STAGES[stage].unit)
         device = (done[0]["device"] or {"chosen": "cpu"})["chosen"]
         count, seconds = sum(m["counts"].get(unit, 0) for m in done), sum(m["seconds"] for m in done)
+        gpu_seconds = sum(m["seconds"] * _gpus(m) for m in done)
         rows.append(
             {
                 "stage": stage,
@@ -154,6 +165,8 @@ def _stages(reports: Reports, expected: dict[str, Any] | None) -> list[dict[str,
                 "unit": unit,
                 "count": count,
                 "seconds": round(seconds, 3),
+                "gpu_seconds": round(gpu_seconds, 3),
+                "cost": None if gpu_hour_price is None else round(gpu_seconds / 3600 * gpu_hour_price, 4),
                 "rate": round(count / max(seconds, 1e-9), 3),
                 "peak_rss_bytes": max(m["peak_rss_bytes"] for m in done),
                 "expected_seconds": expected["seconds"][device].get(stage) if expected else None,

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from argparse import ArgumentParser, Namespace
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,17 @@ STAGE = "describe"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """This stage takes only --plan."""
+    parser.add_argument(
+        "--gpu-hour-price",
+        type=_price,
+        help="price of an hour of a GPU, in any currency: the card shows the cost of stages",
+    )
+
+
+def _price(text: str) -> float:
+    if not 0 <= (price := float(text)) < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no price: give a number from 0")
+    return price
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
@@ -43,7 +54,14 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     expected = read_estimate(store.read(estimate), estimate) if store.exists(estimate) else None
     repeats = documents.read(store.read(duplicates), duplicates, dict[str, Any]) if store.exists(duplicates) else None
     work = partial(
-        _work, plan, arguments.plan, partial(planned, arguments.plan, plan), parameters.device, expected, repeats
+        _work,
+        plan,
+        arguments.plan,
+        partial(planned, arguments.plan, plan),
+        parameters.device,
+        expected,
+        repeats,
+        arguments.gpu_hour_price,
     )
     report.run_once(STAGE, paths.report_uri(plan, STAGE), digest, {}, inputs, work)
 
@@ -55,6 +73,7 @@ def _work(
     requested: str,
     expected: dict[str, Any] | None,
     repeats: dict[str, Any] | None,
+    gpu_hour_price: float | None,
 ) -> report.Outcome:
     from retro_ops.quality import card_page, measure
     from retro_ops.search import samples
@@ -70,7 +89,7 @@ def _work(
         stored = measure.with_neighbours(plan, drawn)
         measured[split] = measure.measure(plan, split, chunks, stored, truth)
         examples[split] = draw_examples(plan, split, chunks, stored, tokenizer)
-    figures = card(plan, measured, examples, expected, repeats)
+    figures = card(plan, measured, examples, expected, repeats, gpu_hour_price)
     outputs = [
         store.write(paths.card_uri(plan, "json"), (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()),
         store.write(paths.card_uri(plan, "html"), card_page.html(figures).encode()),

@@ -140,6 +140,12 @@ def run(tmp_path: Path, corpus: Path, **conf: Any) -> Any:
     return load().test(run_conf=conf)
 
 
+def test_the_price_of_a_gpu_hour_reaches_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runtime.toml").write_text("gpu_hour_price = 2.5\n")
+    monkeypatch.setenv("RETRO_RUNTIME_FILE", str(tmp_path / "runtime.toml"))
+    assert load().get_task("publish.describe").arguments["gpu-hour-price"] == "2.5"
+
+
 def test_a_schedule_processes_the_day_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("retro_refresh").schedule is None
     monkeypatch.setenv("RETRO_REFRESH_SCHEDULE", "0 3 * * *")

@@ -159,9 +159,10 @@ NOTIFIER = '[[notifications]]\nnotifier = "a.B"\n'
         (NOTIFIER + 'on = ["late"]\n', "notifications.0.on.0"),
         ('[[notifications]]\nnotifier = "b"\n', "notifications.0.notifier"),
         ("deadline_minutes = 0\n" + NOTIFIER, "deadline_minutes"),
+        ("gpu_hour_price = -1\n", "gpu_hour_price"),
     ],
 )
-def test_mistakes_in_notifications_are_named(tmp_path: Path, text: str, error: str) -> None:
+def test_mistakes_in_the_entries_of_the_file_are_named(tmp_path: Path, text: str, error: str) -> None:
     with pytest.raises(ConfigurationError, match=error):
         load(tmp_path, text)
 

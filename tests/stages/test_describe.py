@@ -106,3 +106,10 @@ def test_every_figure_of_the_card_can_be_had_from_the_arrays(
     train, val = page.split("<h3>val</h3>")
     assert ("leaked" in train, "leaked" in val.partition("<h2>")[0]) == (False, True), "training rows leak nothing"
     assert f"{card['totals']['chunks']:,}" in page
+    assert card["gpu_hour_price"] is None
+    assert "<th>GPU hours</th></tr>" in page
+
+    store.at(uri).delete(paths.report_uri(plan, "describe"))
+    run("describe", "--plan", uri, "--gpu-hour-price", "2.5")
+    assert json.loads(store.read(paths.card_uri(plan, "json")))["gpu_hour_price"] == 2.5
+    assert "at a price of 2.50 an hour: 0.00 in all" in store.read(paths.card_uri(plan, "html")).decode()
