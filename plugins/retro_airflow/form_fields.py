@@ -74,6 +74,20 @@ def refresh_fields() -> dict[str, Param]:
     )
 
 
+def unset() -> Param:
+    """The field of a refresh with the parameters that do not keep their published value."""
+    names = [name for name, parameter in PARAMETERS.items() if parameter.title and parameter.kept_on_refresh]
+    return field(
+        None,
+        "Back to default",
+        "Parameters that take their default again instead of the value of the published version.",
+        type=["null", "array"],
+        items={"type": "string", "enum": names},
+        examples=names,
+        section=RUN,
+    )
+
+
 def _by_section(fields: Iterable[tuple[str, Param]]) -> dict[str, Param]:
     order = list(get_args(Section))
     found = [*fields, *shard_choice_fields().items()]

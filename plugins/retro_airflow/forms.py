@@ -113,6 +113,7 @@ def refresh_form(settings: Settings) -> dict[str, Param]:
         "plan_only": whole["plan_only"],
         **{name: form_fields.as_published(param) for name, param in form_fields.recipe_fields().items()},
         **form_fields.refresh_fields(),
+        "unset": form_fields.unset(),
         **{name: whole[name] for name in HOW_IT_RUNS},
     }
 

@@ -126,8 +126,16 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             chosen |= {"corpus": None, "validation-corpus": None}
             chosen["sources"] = paths.sources_uri(root, dataset, run.run_id)
         output = paths.plan_uri(root, dataset, run.run_id)
-        as_of = params["as_of"] or _day(context)
-        return {**chosen, "root": root, "dataset": dataset, "as-of": as_of, "output": output, "refresh": True}
+        as_of, unset = params["as_of"] or _day(context), join_names(params["unset"] or []) or None
+        return {
+            **chosen,
+            "root": root,
+            "dataset": dataset,
+            "as-of": as_of,
+            "output": output,
+            "refresh": True,
+            "unset": unset,
+        }
 
 
 def repair_arguments(context: Context, jinja_env: Any = None) -> dict[str, str | bool | None]:

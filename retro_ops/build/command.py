@@ -26,7 +26,7 @@ from retro_ops.progress import say, show, sign_of_life
 from retro_ops.stages import plan as plan_stage
 from retro_ops.versions import card, history
 
-PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards", "quick")
+PLANNED = ("corpus", "validation_corpus", "indexed", "queried", "as_of", "shards", "quick", "unset")
 """Arguments that only `plan` needs."""
 
 

@@ -299,8 +299,11 @@ def test_a_refresh_passes_on_only_fields_that_are_set(tmp_path: Path) -> None:
         "as-of": None,
         "output": f"{tmp_path}/d/runs/r/plan.json",
         "refresh": True,
+        "unset": None,
     }
     assert refreshed(tmp_path, {}) == expected
+    unset = {"unset": ["keep_neighbours", "max_overlap"]}
+    assert refreshed(tmp_path, unset) == expected | {"unset": "keep_neighbours,max_overlap"}
     more = refreshed(tmp_path, {"num_neighbours": 2, "max_drift": 0, "corpus": "/e", "as_of": "2026-01-02"})
     assert more == expected | {"num-neighbours": "2", "max-drift": "0", "corpus": "/e", "as-of": "2026-01-02"}
     assert refreshed(tmp_path, {"queried": "0[0-8]_*,val_*"}) == expected | {"queried": "0[0-8]_*,val_*"}

@@ -110,3 +110,13 @@ def test_more_neighbours_than_are_kept_are_refused(built: Nights, capfd: pytest.
     with pytest.raises(StageFailedError):
         planned(built, "x", "--keep-neighbours", "3")
     assert "num_neighbours is 4, but keep_neighbours is 3" in capfd.readouterr().err
+
+
+def test_kept_neighbours_can_be_unset(nights: Nights) -> None:
+    nights.flags = (*nights.flags, "--num-neighbours", "4", "--max-overlap", "0.9")
+    plain = nights.scratch()
+    nights.first()
+    nights.refresh("--keep-neighbours", "4")
+    done = nights.refresh("--unset", "keep_neighbours")
+    assert done.plan.parameters == plain.plan.parameters
+    assert stored(done.plan) == stored(plain.plan)
