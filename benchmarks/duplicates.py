@@ -70,10 +70,11 @@ def search(folder: Path, shards: int, count: int, budget: int) -> None:
     files = []
     for number in range(shards):
         of = {name: str(folder / f"{number}/{name}.npy") for name in FILES}
-        with SignatureWriter(of, budget) as out:
+        with SignatureWriter(of, None, budget) as out:
             contents = np.random.default_rng(number).integers(0, 2**63, count).astype(np.uint64)
             made = random_signatures(count, number)
-            out.append(Signed("x", count, np.arange(count, dtype=np.int64), contents, made))
+            no_overlaps = np.zeros((0, 3), np.int64)
+            out.append(Signed("x", count, np.arange(count, dtype=np.int64), contents, made, no_overlaps))
             out.close()
         files.append(of)
     del made, contents

@@ -87,6 +87,11 @@ def hashed_texts(budget: int) -> int:
     return budget
 
 
+def benchmark_texts(budget: int) -> int:
+    """An eighth, in each process of `sign-documents`: the benchmark texts that documents are compared with."""
+    return budget // 8
+
+
 def candidate_pairs(budget: int) -> int:
     """Half: pairs of documents that wait to be compared, beside the keys of a band or the signatures of the pairs."""
     return budget // 2

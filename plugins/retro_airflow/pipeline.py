@@ -32,7 +32,7 @@ def _cut(text: str, length: int) -> str:
 
 GROUPS = {
     "sources": "With a recipe: list its files and split them into shards",
-    "duplicates": "If duplicates are reported or dropped: find documents that repeat others",
+    "duplicates": "If duplicates or benchmark texts are reported or dropped: find documents that repeat others",
     "samples": "If the index is large: find the true neighbours of the sampled queries part by part",
     "index": "Train, fill and merge the faiss index",
     "cells": "If the vectors do not fit on the GPUs of a worker: search them part by part",

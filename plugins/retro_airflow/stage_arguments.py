@@ -215,7 +215,7 @@ def _place(params: Mapping[str, Any]) -> tuple[str, str]:
     root = str(params["root"])
     if root.endswith("://"):
         raise BadInputError(f"root {root!r} names no bucket", "enter s3://bucket/prefix")
-    for name in ("root", *DOCUMENTS, "tokenizer", "model"):
+    for name in ("root", *DOCUMENTS, "benchmarks", "tokenizer", "model"):
         _check_full_path(name, params.get(name))
     return root.rstrip("/"), str(params["dataset"])
 

@@ -33,9 +33,10 @@ DATASETS = AssetAlias("retro-datasets")
 
 
 def look_for_duplicates(plan_uri: str) -> bool:
-    """Whether duplicates must be searched. If not, the other tasks of the group are skipped."""
+    """Whether documents must be compared with others or with benchmark texts. If not, the other tasks of the group are
+    skipped."""
     plan = read_plan(plan_uri)
-    return plan.parameters.duplicates != "keep" and not plan.deduplicated
+    return plan.parameters.compares_documents and not plan.deduplicated
 
 
 def goes_beyond_plan(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:

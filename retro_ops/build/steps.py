@@ -98,7 +98,7 @@ def _planning(request: Request, arguments: Mapping[str, Any]) -> Iterator[Step]:
 def _step(stage: str, plan_uri: str, mode: Mode) -> Step | None:
     """The call of ``stage``; None where it has nothing to do in this run."""
     plan = read_plan(plan_uri)
-    if stage in ("sign-documents", "find-duplicates") and (plan.parameters.duplicates == "keep" or plan.deduplicated):
+    if stage in ("sign-documents", "find-duplicates") and (plan.deduplicated or not plan.parameters.compares_documents):
         return None
     if stage == "check-drift" and mode != "refresh":
         return None

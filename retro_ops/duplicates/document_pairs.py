@@ -4,6 +4,8 @@ A document is its number, counted through all shards. A pair of numbers, the low
 that sorting and removing repeated pairs is fast.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -38,9 +40,9 @@ def rows_per_band(threshold: float) -> int:
     return 1
 
 
-def band_keys(rows: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """One key per document from the rows of a band, ``[rows, documents]``; equal bands give equal keys."""
-    keys = np.zeros(rows.shape[1], np.uint64)
+def band_keys(rows: Iterable[NDArray[np.uint32]]) -> NDArray[np.uint64]:
+    """One key per document from the rows of a band, each ``[documents]``; equal bands give equal keys."""
+    keys = np.zeros(1, np.uint64)
     for row in rows:  # The finaliser of MurmurHash3, applied to each row.
         keys = (keys ^ row) * np.uint64(0xFF51AFD7ED558CCD)
         keys ^= keys >> np.uint64(33)

@@ -42,12 +42,17 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
 
 def ngrams(text: str) -> list[str]:
     """All runs of NGRAM_WORDS words. A shorter text is one n-gram, and a text without words is its own n-gram."""
-    composed = normalize("NFC", text).lower()
-    plain = composed.isascii() or MARKS.isdisjoint(composed)
-    words = (WORD if plain else WORD_WITH_MARKS).findall(composed)
+    words = words_of(text)
     if len(words) <= NGRAM_WORDS:
         return [" ".join(words) or text]
     return [" ".join(words[i : i + NGRAM_WORDS]) for i in range(len(words) - NGRAM_WORDS + 1)]
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters, digits and ``_`` with their combining marks, in lower case and in Unicode's form NFC."""
+    composed = normalize("NFC", text).lower()
+    plain = composed.isascii() or MARKS.isdisjoint(composed)
+    return (WORD if plain else WORD_WITH_MARKS).findall(composed)
 
 
 def content_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from retro_ops.duplicates import minhash
 from retro_ops.storage import read_ahead
 from retro_ops.storage.base import Written
 from retro_ops.storage.npy import NpyReader, NpyWriter, open_npy
+
+if TYPE_CHECKING:
+    from retro_ops.duplicates.contamination import Benchmarks
 
 COPY_ROWS = 16_384
 
@@ -36,10 +40,18 @@ class Signed:
     """Hash of each text, ``[docs]``."""
     signatures: NDArray[np.uint32]
     """``[docs, PERMUTATIONS]``"""
+    overlaps: NDArray[np.int64]
+    """``[pairs, 3]``: position of a document among the lines, and file and line of a benchmark text."""
 
 
-def signer(line_bytes: int, text_field: str) -> Callable[[Batch], Signed]:
-    """A function that signs a batch. It skips bad records, which `tokenize-and-chunk` sets aside."""
+def signer(
+    line_bytes: int, text_field: str, read_benchmarks: Callable[[], "Benchmarks"] | None
+) -> Callable[[Batch], Signed]:
+    """A function that signs a batch. It skips bad records, which `tokenize-and-chunk` sets aside.
+
+    ``read_benchmarks``: None where documents are not compared with benchmark texts.
+    """
+    benchmarks = read_benchmarks() if read_benchmarks else None
 
     def sign(batch: Batch) -> Signed:
         places, texts = [], []
@@ -49,7 +61,11 @@ def signer(line_bytes: int, text_field: str) -> Callable[[Batch], Signed]:
                 places.append(place)
                 texts.append(record.text)
         contents, signatures = minhash.content_hashes(texts), minhash.signatures(texts)
-        return Signed(batch.source, len(batch.lines), np.array(places, np.int64), contents, signatures)
+        of_lines, overlaps = np.array(places, np.int64), np.zeros((0, 3), np.int64)
+        if benchmarks:
+            overlaps = benchmarks.overlaps(texts)
+            overlaps[:, 0] = of_lines[overlaps[:, 0]]
+        return Signed(batch.source, len(batch.lines), of_lines, contents, signatures, overlaps)
 
     return sign
 
@@ -60,12 +76,14 @@ class SignatureWriter:
     Signatures arrive document by document and are stored transposed, so they wait in a scratch file until ``close``.
     """
 
-    def __init__(self, files: Mapping[str, str], budget: int) -> None:
+    def __init__(self, files: Mapping[str, str], overlaps: str | None, budget: int) -> None:
+        """``overlaps``: file for what documents share with benchmark texts; None where they are not compared."""
         self._files, self._budget = files, budget
         self._scratch = tempfile.TemporaryFile(prefix="retro-ops-")  # noqa: SIM115 - closed on exit
         self._arrays = {
             "contents": NpyWriter(files["contents"], np.uint64),
             "records": NpyWriter(files["records"], np.int64),
+            **({"overlaps": NpyWriter(overlaps, np.int64, (3,))} if overlaps else {}),
         }
         self.documents = self.records = 0
 
@@ -73,6 +91,8 @@ class SignatureWriter:
         self._scratch.write(np.ascontiguousarray(signed.signatures).data)
         self._arrays["contents"].append(signed.contents)
         self._arrays["records"].append(signed.places + self.records)
+        if "overlaps" in self._arrays:
+            self._arrays["overlaps"].append(signed.overlaps + np.array([self.records, 0, 0]))
         self.documents += len(signed.places)
         self.records += signed.lines
 
@@ -159,6 +179,12 @@ class SignedShards:
     def records_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Position of ``documents`` (ascending) among all lines of their shard."""
         return self._select(self._records, documents, np.dtype(np.int64))
+
+    def documents_of(self, shard: int, records: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the documents that are the ``records`` (ascending) of the shard at position ``shard``."""
+        reader = self._records[shard]
+        offset = int(self.offsets[shard])
+        return np.searchsorted(reader.rows(0, len(reader)), records) + offset
 
     def _select(
         self, readers: Sequence[NpyReader], documents: NDArray[np.int64], dtype: np.dtype[np.generic]

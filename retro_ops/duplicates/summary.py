@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.plan.plan import Plan, category
+from retro_ops.plan.plan import Plan, Shard, category
 
 if TYPE_CHECKING:
     from retro_ops.duplicates.signatures import SignedShards
@@ -60,20 +60,26 @@ def examples(
     shown = np.unique(np.concatenate((repeats[chosen], canonical[chosen])))
     records = dict(zip(shown.tolist(), signed.records_of(shown).tolist(), strict=True))
 
-    def place(document: int) -> dict[str, Any]:
+    def place_of(document: int) -> dict[str, Any]:
         shard = int(signed.shard_of(np.array([document]))[0])
-        record = records[document]
-        for source, count in zip(
-            plan.shards[shard].sources, reports[shard]["details"]["records_of_sources"], strict=True
-        ):
-            if record < count:
-                return {"shard": plan.shards[shard].name, "source": source.uri, "line": record + 1}
-            record -= count
-        raise AssertionError(f"{plan.shards[shard].name} has no record {records[document]}")
+        return place(plan.shards[shard], reports[shard], records[document])
 
     rows = []
     for document, other in zip(repeats[chosen].tolist(), canonical[chosen].tolist(), strict=True):
         pair = document_pairs.pack(np.array([document]), np.array([other]))
         in_common = int(shared(signed, pair, budget)[0])
-        rows.append({**place(document), "repeats": place(other), "similarity": in_common / minhash.PERMUTATIONS})
+        rows.append({**place_of(document), "repeats": place_of(other), "similarity": in_common / minhash.PERMUTATIONS})
     return rows
+
+
+def place(shard: Shard, signed: dict[str, Any], record: int) -> dict[str, Any]:
+    """Shard, file and line (from 1) of a record, which is counted from 0 over the files of ``shard``.
+
+    ``signed``: the report of `sign-documents`.
+    """
+    line = record + 1
+    for source, count in zip(shard.sources, signed["details"]["records_of_sources"], strict=True):
+        if line <= count:
+            return {"shard": shard.name, "source": source.uri, "line": line}
+        line -= count
+    raise AssertionError(f"{shard.name} has no record {record}")

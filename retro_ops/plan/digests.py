@@ -89,12 +89,19 @@ def sign_digest(plan: Plan, shard: Shard) -> str:
         [source.fingerprint for source in shard.sources],
         line_limit(plan.parameters),
         *text_field(plan.parameters.text_field),
+        *benchmarks(plan, shard),
     )
 
 
 def text_field(of: str) -> list[str]:
     """Entry of a digest of signatures for ``text_field``; none for the default, which is older than the parameter."""
     return [] if of == TEXT_FIELD else [of]
+
+
+def benchmarks(plan: Plan, shard: Shard) -> list[list[str]]:
+    """Entry of a digest of signatures for the benchmark texts that documents of ``shard`` are compared with."""
+    compared = shard.split == "train" and plan.benchmark_files
+    return [["benchmarks", *(source.fingerprint for source in plan.benchmark_files)]] if compared else []
 
 
 @_output
@@ -108,6 +115,7 @@ def tokenize_digest(plan: Plan, shard: Shard) -> str:
         [p.on_bad_record, p.max_bad_share, line_limit(p)],
         *cut_shard(p.max_chunks),
         *([["without", shard.without.fingerprint]] if shard.without else []),
+        *([["contaminated", shard.contaminated.fingerprint]] if shard.contaminated else []),
         *set_later(p, "tokenize-and-chunk"),
     )
 

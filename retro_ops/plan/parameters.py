@@ -574,6 +574,26 @@ class Parameters:
         title="Duplicate threshold",
         decides="find-duplicates",
     )
+    benchmarks: str | None = _text(
+        None,
+        "Benchmark texts that must not be in the training data: files, a folder or a pattern of JSON lines or Parquet, "
+        "with one text under the key `text` of each record. Training documents that share 13 words in a row with a "
+        "text, or the whole of a text of 8 to 12 words, are contaminated.",
+        CHUNKS,
+        title="Benchmarks",
+        unset="none",
+        decides="find-duplicates",
+        added_later=True,
+    )
+    contaminated: str = _choice(
+        "drop",
+        ("drop", "report"),
+        "What to do with documents that are contaminated by `benchmarks`: `drop` them, or `report` how many there are.",
+        CHUNKS,
+        title="Contaminated documents",
+        decides="find-duplicates",
+        added_later=True,
+    )
     longest_line: str = _memory(
         "8MiB",
         "Maximum length of a line of the corpus, such as `64MiB` for whole books; a longer one is a bad record. A "
@@ -584,6 +604,16 @@ class Parameters:
         read_by=("list-sources", *TOKENIZE),
         added_later=True,
     )
+
+    @property
+    def compares_documents(self) -> bool:
+        """Whether `sign-documents` and `find-duplicates` run before documents are tokenised."""
+        return self.duplicates != "keep" or self.benchmarks is not None
+
+    @property
+    def drops_documents(self) -> bool:
+        """Whether documents are left out for what `find-duplicates` finds."""
+        return self.duplicates == "drop" or (self.benchmarks is not None and self.contaminated == "drop")
 
 
 PARAMETERS: dict[str, Parameter] = {

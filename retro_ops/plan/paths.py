@@ -172,6 +172,11 @@ def duplicates_uri(plan_location: str) -> str:
     return beside(first_plan_uri(plan_location), "duplicates.json")
 
 
+def contamination_uri(plan_location: str) -> str:
+    """Counts and examples of documents that hold benchmark texts, written by `find-duplicates`."""
+    return beside(first_plan_uri(plan_location), "contamination.json")
+
+
 def drift_uri(plan_location: str) -> str:
     """The decision of `check-drift` on the trained index, with its figures."""
     return beside(first_plan_uri(plan_location), "drift.json")
@@ -216,6 +221,12 @@ def signature_files(plan: Plan, shard: str) -> dict[str, str]:
     """The arrays of `sign-documents` for a shard, by name."""
     folder = stage_folder(plan, "sign-documents", shard)
     return {name: join(folder, f"{name}.npy") for name in ("signatures", "contents", "records")}
+
+
+def overlaps_uri(plan: Plan, shard: str) -> str:
+    """What documents of a shard share with benchmark texts, next to its signatures: int64 ``[pairs, 3]``, the record,
+    the number of the benchmark file and the line."""
+    return join(stage_folder(plan, "sign-documents", shard), "overlaps.npy")
 
 
 def without_uri(plan: Plan, shard: str, content: str) -> str:

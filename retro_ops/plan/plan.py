@@ -49,7 +49,14 @@ class Shard:
     queried: bool = True
     """Whether its chunks get neighbours."""
     without: Source | None = None
-    """File of `find-duplicates` with the numbers of the records to leave out; None to use all records."""
+    """File of `find-duplicates` with the numbers of the duplicates to leave out; None if there are none."""
+    contaminated: Source | None = None
+    """The same for documents that hold benchmark texts."""
+
+    @property
+    def left_out(self) -> tuple[Source, ...]:
+        """The files that list records to leave out."""
+        return tuple(filter(None, (self.without, self.contaminated)))
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,9 @@ class Plan:
     query_shards: str | None = None
     """Patterns of the shards to query, kept for the next refresh; None for all."""
     deduplicated: bool = False
-    """Whether `find-duplicates` has set ``without`` in the shards."""
+    """Whether `find-duplicates` has set ``without`` and ``contaminated`` in the shards."""
+    benchmark_files: tuple[Source, ...] = ()
+    """Files of the parameter ``benchmarks``."""
 
     @functools.cached_property
     def memo(self) -> dict[tuple[str, ...], str]:
@@ -222,7 +231,8 @@ ADDED_LATER: dict[str, Any] = {
     "deduplicated": False,
     "keeps": False,
     "other_view": False,
-    **dict.fromkeys(("without", "recipe", "source_folder", "index_shards", "query_shards")),
+    "benchmark_files": (),
+    **dict.fromkeys(("without", "contaminated", "recipe", "source_folder", "index_shards", "query_shards")),
 }
 """Later fields with their defaults, which are not written, so that plans without them keep their bytes."""
 
@@ -263,6 +273,7 @@ class _Document(TypedDict):
     source_folder: NotRequired[str | None]
     index_shards: NotRequired[str | None]
     query_shards: NotRequired[str | None]
+    benchmark_files: NotRequired[list[Source]]
 
 
 def plan_from_json(text: str | bytes, uri: str) -> Plan:
@@ -286,6 +297,7 @@ def plan_from_json(text: str | bytes, uri: str) -> Plan:
         base=Base(**{**base, "shards": tuple(BaseShard(**s) for s in base["shards"])}) if base else None,
         condemned=tuple(document.get("condemned", ())),
         deduplicated=document.get("deduplicated", False),
+        benchmark_files=tuple(Source(**source) for source in document.get("benchmark_files", ())),
     )
     _check_plan(plan, uri)
     return plan
@@ -315,7 +327,7 @@ def _shard(entry: Mapping[str, Any], uri: str) -> Shard:
         tuple(Source(**source) for source in entry["sources"]),
         indexed=entry.get("indexed", True),
         queried=entry.get("queried", True),
-        without=Source(**entry["without"]) if entry.get("without") else None,
+        **{name: Source(**entry[name]) for name in ("without", "contaminated") if entry.get(name)},
     )
     if not (shard.indexed or shard.queried):
         raise BadInputError(

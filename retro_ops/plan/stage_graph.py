@@ -67,7 +67,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "sign-documents",
-            "compute the MinHash signatures of a shard's documents, so that duplicates can be found",
+            "compute the MinHash signatures of a shard's documents, and compare them with benchmark texts",
             maps_over="shard",
             folder="shards",
             code_version=2,
@@ -75,7 +75,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "find-duplicates",
-            "find documents that repeat others, and list the records that each shard leaves out",
+            "find documents that repeat others or benchmark texts, and list the records that each shard leaves out",
             marker="next plan",
             in_version=False,
         ),
@@ -238,4 +238,4 @@ def tasks(plan: Plan, stages: Iterable[str]) -> Iterator[tuple[str, str | None]]
 
 def stages(plan: Plan) -> list[str]:
     """Stages of a run of ``plan`` that leave a report with outputs, in order."""
-    return [stage for stage in CODE_VERSIONS if stage != "sign-documents" or plan.parameters.duplicates != "keep"]
+    return [stage for stage in CODE_VERSIONS if stage != "sign-documents" or plan.parameters.compares_documents]

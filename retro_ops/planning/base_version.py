@@ -136,13 +136,13 @@ def _digest_of_folder(uri: str) -> str:
 
 
 def known_duplicates(plan: Plan, series: history.Series) -> Plan:
-    """``plan`` with the duplicates that the published version left out, if a new search would find the same."""
-    if not series.current or plan.parameters.duplicates == "keep":
+    """``plan`` with the documents that the published version left out, if a new search would find the same."""
+    if not series.current or not plan.parameters.compares_documents:
         return plan
     previous = read_plan(series.plan_uri())
-    names = ("duplicates", "duplicate_threshold")
+    names = ("duplicates", "duplicate_threshold", "contaminated")  # Benchmarks are in the digest of the signatures.
     same = all(getattr(previous.parameters, name) == getattr(plan.parameters, name) for name in names)
-    same &= [replace(shard, without=None) for shard in previous.shards] == list(plan.shards)
+    same &= [replace(shard, without=None, contaminated=None) for shard in previous.shards] == list(plan.shards)
     same &= [digests.sign_digest(previous, s) for s in previous.shards] == [
         digests.sign_digest(plan, s) for s in plan.shards
     ]

@@ -8,6 +8,8 @@ from retro_ops.corpus import finding
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
 from retro_ops.plan import source_list
+from retro_ops.plan.digests import line_limit
+from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Shard, Source, Split, check_name
 from retro_ops.planning import recipe_shards
 from retro_ops.storage import read_ahead, store
@@ -41,6 +43,17 @@ def of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]]
     return recipe_shards.shards(listed, recipe), {"recipe": listed.recipe, "source_folder": listed.given_folder}
 
 
+def of_benchmarks(parameters: Parameters) -> tuple[Source, ...]:
+    """The files of the parameter ``benchmarks``. BadInputError if they cannot be read or are not texts."""
+    if parameters.benchmarks is None:
+        return ()
+    from retro_ops.duplicates import contamination
+
+    files = tuple(map(_source, finding.find(parameters.benchmarks)))
+    contamination.read(tuple(file.uri for file in files), parameters.memory_budget, line_limit(parameters))
+    return files
+
+
 def checked_day(text: str | None) -> str | None:
     if text is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
         raise BadInputError(f"--as-of {text!r} is not a date", "write it as YYYY-MM-DD")
@@ -49,11 +62,14 @@ def checked_day(text: str | None) -> str | None:
 
 def _shards(files: Sequence[finding.CorpusFile], split: Split) -> list[Shard]:
     def shard(file: finding.CorpusFile) -> Shard:
-        where = store.at(file.uri)
-        source = Source(file.uri, where.size(file.uri), where.fingerprint(file.uri))
-        return Shard(check_name("shard", _shard_name(file)), split, (source,))
+        return Shard(check_name("shard", _shard_name(file)), split, (_source(file.uri),))
 
     return sorted(read_ahead.side_by_side(shard, files), key=lambda shard: shard.name)
+
+
+def _source(uri: str) -> Source:
+    where = store.at(uri)
+    return Source(uri, where.size(uri), where.fingerprint(uri))
 
 
 def _shard_name(file: finding.CorpusFile) -> str:

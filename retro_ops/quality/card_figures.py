@@ -25,12 +25,13 @@ def card(
     measured: dict[Split, dict[str, Any]],
     examples: dict[Split, list[dict[str, Any]]],
     expected: dict[str, Any] | None,
-    repeats: dict[str, Any] | None,
+    found: Mapping[str, dict[str, Any] | None],
     gpu_hour_price: float | None,
 ) -> dict[str, Any]:
     """The card as JSON.
 
-    ``measured``: figures by split. ``expected``: the estimate of the plan. ``repeats``: the report on duplicates.
+    ``measured``: figures by split. ``expected``: the estimate of the plan. ``found``: what `find-duplicates`
+    reported on duplicates and contamination; None where it did not look for them.
     ``gpu_hour_price``: in any currency; with None the card has no cost.
     """
     reports = _reports(plan)
@@ -51,7 +52,7 @@ def card(
         },
         "contents": contents,
         "split_corpus": split_files(of_split),
-        "duplicates": repeats,
+        **found,
         "index_type": {"type": trained["index_type"], "why": trained["why"]},
         "search": _search(plan, reports),
         "quality": measured,
@@ -101,12 +102,13 @@ def _reports(plan: Plan) -> Reports:
 def _contents(plan: Plan, reports: Reports) -> list[dict[str, Any]]:
     """Counts by category and split; indexed and queried chunks are counted if not all shards are both."""
     choice = not all(shard.indexed and shard.queried for shard in plan.shards)
+    counted = (*COUNTED, *(["contaminated_dropped"] if plan.benchmark_files else []))
     rows: dict[tuple[str, Split], dict[str, Any]] = {}
     for shard, done in zip(plan.shards, reports["tokenize-and-chunk"], strict=True):
         key = (category(shard.name), shard.split)
-        row = rows.setdefault(key, {"category": key[0], "split": key[1], "shards": 0, **dict.fromkeys(COUNTED, 0)})
+        row = rows.setdefault(key, {"category": key[0], "split": key[1], "shards": 0, **dict.fromkeys(counted, 0)})
         row["shards"] += 1
-        for name in COUNTED:
+        for name in counted:
             row[name] += done["counts"].get(name, 0)
         if first := done["details"].get("first_bad_record"):
             row.setdefault("first_bad_record", first)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from retro_ops.search.samples import Drawn
 
 STAGE = "describe"
+FOUND = {"duplicates": paths.duplicates_uri, "contamination": paths.contamination_uri}
+"""Files of `find-duplicates` by their key in the card."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -50,19 +52,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     estimate = paths.estimate_uri(arguments.plan)
     digest = digests.digest(digests.CODE_VERSIONS[STAGE], digests.version_digest(plan))
     inputs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
-    duplicates = paths.duplicates_uri(arguments.plan)
     expected = read_estimate(store.read(estimate), estimate) if store.exists(estimate) else None
-    repeats = documents.read(store.read(duplicates), duplicates, dict[str, Any]) if store.exists(duplicates) else None
-    work = partial(
-        _work,
-        plan,
-        arguments.plan,
-        partial(planned, arguments.plan, plan),
-        parameters.device,
-        expected,
-        repeats,
-        arguments.gpu_hour_price,
-    )
+    found = {name: _facts(uri(arguments.plan)) for name, uri in FOUND.items()}
+    loading = partial(planned, arguments.plan, plan)
+    price = arguments.gpu_hour_price
+    work = partial(_work, plan, arguments.plan, loading, parameters.device, expected, found, price)
     report.run_once(STAGE, paths.report_uri(plan, STAGE), digest, {}, inputs, work)
 
 
@@ -72,7 +66,7 @@ def _work(
     load_tokenizer: Callable[[], Tokenizer],
     requested: str,
     expected: dict[str, Any] | None,
-    repeats: dict[str, Any] | None,
+    found: Mapping[str, dict[str, Any] | None],
     gpu_hour_price: float | None,
 ) -> report.Outcome:
     from retro_ops.quality import card_page, measure
@@ -89,7 +83,7 @@ def _work(
         stored = measure.with_neighbours(plan, drawn)
         measured[split] = measure.measure(plan, split, chunks, stored, truth)
         examples[split] = draw_examples(plan, split, chunks, stored, tokenizer)
-    figures = card(plan, measured, examples, expected, repeats, gpu_hour_price)
+    figures = card(plan, measured, examples, expected, found, gpu_hour_price)
     outputs = [
         store.write(paths.card_uri(plan, "json"), (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()),
         store.write(paths.card_uri(plan, "html"), card_page.html(figures).encode()),
@@ -97,6 +91,11 @@ def _work(
     say(f"{STAGE}: wrote the card {paths.card_uri(plan, 'html')}", event="described")
     counts = {"sampled_rows": sum(split["sampled_rows"] for split in measured.values())}
     return report.Outcome(counts=counts, outputs=outputs, device=where)
+
+
+def _facts(uri: str) -> dict[str, Any] | None:
+    """What `find-duplicates` wrote to ``uri``, if it ran."""
+    return documents.read(store.read(uri), uri, dict[str, Any]) if store.exists(uri) else None
 
 
 def _truth(

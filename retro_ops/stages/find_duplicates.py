@@ -1,4 +1,4 @@
-"""Finds duplicate documents from the signatures of all shards; writes a report and a plan that leaves them out."""
+"""Finds duplicate and contaminated documents from what `sign-documents` wrote; writes a plan that leaves them out."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -18,7 +18,7 @@ from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan, Source
 from retro_ops.progress import Progress, say
 from retro_ops.storage import read_ahead, store
-from retro_ops.storage.npy import NpyWriter
+from retro_ops.storage.npy import NpyWriter, open_npy
 
 if TYPE_CHECKING:
     from retro_ops.duplicates.signatures import SignedShards
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STAGE = "find-duplicates"
 DUPLICATES_FORMAT = 1
+LEFT_OUT = {"drop": "left out", "report": "only counted"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,41 +36,89 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, parameters: Parameters) -> None:
     require_flags(arguments, "plan", remedy="name the plan of a run")
     plan = read_plan(arguments.plan)
-    if plan.parameters.duplicates == "keep":
+    if not plan.parameters.compares_documents:
         raise BadInputError(
-            f"{arguments.plan} was made with --duplicates keep", "plan again with --duplicates report or drop"
+            f"{arguments.plan} was made with --duplicates keep and without --benchmarks",
+            "plan again with --duplicates report or drop, or with --benchmarks",
         )
-    facts, kept = _work(plan, budgets.budget(parameters))
-    store.write(paths.duplicates_uri(arguments.plan), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
-    uri = paths.next_plan_uri(arguments.plan, "deduplicated")
-    write_plan(replace(kept, deduplicated=True), uri)
-    action = "left out" if plan.parameters.duplicates == "drop" else "only counted"
-    kinds = f"{facts['exact']:,} exact, {facts['across_splits']:,} across splits"
-    say(
-        f"{STAGE}: {facts['duplicates']:,} of {facts['documents']:,} documents are duplicates ({kinds}); "
-        f"they are {action}: {uri}",
-        event="duplicates",
-    )
+    _work(plan, arguments.plan, budgets.budget(parameters))
 
 
-def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
-
-    from retro_ops.duplicates import document_pairs, lsh, minhash
+def _work(plan: Plan, plan_uri: str, budget: int) -> None:
     from retro_ops.duplicates.signatures import SignedShards
 
     reports = read_ahead.side_by_side(partial(_report, plan), [shard.name for shard in plan.shards], read_ahead.READERS)
     signed = SignedShards([paths.signature_files(plan, shard.name) for shard in plan.shards])
+    uri, p = paths.next_plan_uri(plan_uri, "deduplicated"), plan.parameters
+    repeated = contaminated = np.zeros(0, np.int64)
+    if plan.benchmark_files:
+        found, facts = _contaminated(plan, signed, reports)
+        _write_facts(paths.contamination_uri(plan_uri), facts)
+        contaminated = found if p.contaminated == "drop" else contaminated
+        say(
+            f"{STAGE}: {facts['contaminated']:,} of {facts['documents']:,} training documents hold benchmark texts; "
+            f"they are {LEFT_OUT[p.contaminated]}: {uri}",
+            event="contaminated",
+        )
+    if p.duplicates != "keep":
+        found, facts = _duplicates(plan, signed, reports, contaminated, budget)
+        _write_facts(paths.duplicates_uri(plan_uri), facts)
+        repeated = np.setdiff1d(found, contaminated) if p.duplicates == "drop" else repeated
+        kinds = f"{facts['exact']:,} exact, {facts['across_splits']:,} across splits"
+        say(
+            f"{STAGE}: {facts['duplicates']:,} of {facts['documents']:,} documents are duplicates ({kinds}); "
+            f"they are {LEFT_OUT[p.duplicates]}: {uri}",
+            event="duplicates",
+        )
+    listed = zip(plan.shards, _listed(plan, signed, repeated), _listed(plan, signed, contaminated), strict=True)
+    shards = tuple(replace(shard, without=without, contaminated=holding) for shard, without, holding in listed)
+    write_plan(replace(plan, shards=shards, deduplicated=True), uri)
+
+
+def _write_facts(uri: str, facts: dict[str, Any]) -> None:
+    store.write(uri, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _contaminated(
+    plan: Plan, signed: "SignedShards", reports: list[dict[str, Any]]
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """The documents (ascending) that hold benchmark texts, and their counts and examples."""
+    from retro_ops.duplicates import contamination
+
+    overlaps = [
+        _whole(paths.overlaps_uri(plan, shard.name)) if digests.benchmarks(plan, shard) else np.zeros((0, 3), np.int64)
+        for shard in plan.shards
+    ]
+    documents = [signed.documents_of(at, np.unique(found[:, 0])) for at, found in enumerate(overlaps) if len(found)]
+    uris = tuple(source.uri for source in plan.benchmark_files)
+    benchmarks = contamination.read(uris, plan.parameters.memory_budget, digests.line_limit(plan.parameters))
+    facts = contamination.figures(plan, benchmarks, reports, overlaps)
+    return np.concatenate([np.zeros(0, np.int64), *documents]), facts
+
+
+def _whole(uri: str) -> NDArray[np.int64]:
+    reader = open_npy(uri, ndim=2, kind="i")
+    return reader.rows(0, len(reader))
+
+
+def _duplicates(
+    plan: Plan, signed: "SignedShards", reports: list[dict[str, Any]], contaminated: NDArray[np.int64], budget: int
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """The documents (ascending) that repeat others, and their counts and examples."""
+    from retro_ops.duplicates import document_pairs, lsh, minhash
+
     threshold = plan.parameters.duplicate_threshold
     bands = minhash.PERMUTATIONS // document_pairs.rows_per_band(threshold)
     progress = Progress(STAGE, bands, "bands")
     alike = lsh.find(signed, threshold, budget, progress.advance)
     progress.close()
     documents, clusters = document_pairs.clusters(document_pairs.joined([alike.exact, alike.near]))
-    # Prefer validation documents: their copies in the training split are dropped.
+    # Prefer validation documents, whose copies in the training split are dropped, and then those that are not dropped.
     is_train = np.array([shard.split == "train" for shard in plan.shards], np.int64)
-    canonical = document_pairs.canonical_of(documents, clusters, is_train[signed.shard_of(documents)])
+    rank = is_train[signed.shard_of(documents)] + np.isin(documents, contaminated)
+    canonical = document_pairs.canonical_of(documents, clusters, rank)
     repeated = np.flatnonzero(documents != canonical)
-    facts = {
+    return documents[repeated], {
         "format": DUPLICATES_FORMAT,
         "duplicates_are": plan.parameters.duplicates,
         "threshold": threshold,
@@ -85,9 +134,6 @@ def _work(plan: Plan, budget: int) -> tuple[dict[str, Any], Plan]:
         ],
         "examples": examples(plan, signed, reports, documents[repeated], canonical[repeated], budget),
     }
-    if plan.parameters.duplicates != "drop":
-        return facts, replace(plan, shards=tuple(replace(shard, without=None) for shard in plan.shards))
-    return facts, _without(plan, signed, documents[repeated])
 
 
 def _report(plan: Plan, name: str) -> dict[str, Any]:
@@ -100,15 +146,14 @@ def _report(plan: Plan, name: str) -> dict[str, Any]:
     return done
 
 
-def _without(plan: Plan, signed: "SignedShards", dropped: NDArray[np.int64]) -> Plan:
-    """``plan`` without the documents ``dropped`` (ascending)."""
+def _listed(plan: Plan, signed: "SignedShards", dropped: NDArray[np.int64]) -> list[Source | None]:
+    """For each shard the file that lists its records among ``dropped`` (ascending documents); None if it has none."""
 
     records, bounds = signed.records_of(dropped), np.searchsorted(dropped, signed.offsets)
-    shards = []
-    for shard, first, end in zip(plan.shards, bounds.tolist(), bounds[1:].tolist(), strict=False):
-        without = _written(plan, shard.name, records[first:end]) if first < end else None
-        shards.append(replace(shard, without=without))
-    return replace(plan, shards=tuple(shards))
+    return [
+        _written(plan, shard.name, records[first:end]) if first < end else None
+        for shard, first, end in zip(plan.shards, bounds.tolist(), bounds[1:].tolist(), strict=False)
+    ]
 
 
 def _written(plan: Plan, shard: str, records: NDArray[np.int64]) -> Source:

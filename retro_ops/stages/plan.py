@@ -26,7 +26,7 @@ from retro_ops.planning.base_version import known_duplicates, with_base
 from retro_ops.planning.expectation import write_estimate
 from retro_ops.planning.repair import plan_repair
 from retro_ops.planning.shard_choice import check_patterns, chosen
-from retro_ops.planning.shards import checked_day, of_patterns, of_recipe
+from retro_ops.planning.shards import checked_day, of_benchmarks, of_patterns, of_recipe
 from retro_ops.progress import say
 from retro_ops.sizes import counted, in_words, parse_bytes
 from retro_ops.storage import probe, store
@@ -85,7 +85,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         plan, models = plan_repair(arguments, series), None
     else:
         plan, models = _from_corpus(arguments, parameters, series)
-    for uri in (*paths.plans_after(arguments.output), paths.duplicates_uri(arguments.output)):  # Of an earlier try.
+    facts = (paths.duplicates_uri(arguments.output), paths.contamination_uri(arguments.output))
+    for uri in (*paths.plans_after(arguments.output), *facts):  # Of an earlier try.
         store.at(uri).delete(uri)
     changed = since_published(plan, series)
     if arguments.refresh:
@@ -142,6 +143,7 @@ def _from_corpus(
     shards = chosen(shards, patterns["index_shards"], patterns["query_shards"])
     digests.check_longest_line(parameters)
     views.check(parameters)
+    benchmark_files = of_benchmarks(parameters)
     for amount in (parameters.index_memory, parameters.search_memory):
         if amount:
             parse_bytes(amount)
@@ -162,6 +164,7 @@ def _from_corpus(
         condemned=condemned.read_condemned(arguments.root.rstrip("/"), arguments.dataset),
         supersedes=series.current,
         code_versions=dict(digests.CODE_VERSIONS),
+        benchmark_files=benchmark_files,
     )
     if arguments.refresh:
         plan = with_base(known_duplicates(plan, series), series)

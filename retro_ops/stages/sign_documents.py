@@ -1,10 +1,11 @@
-"""Computes the MinHash signatures of a shard's documents, which `find-duplicates` compares."""
+"""Computes the MinHash signatures of a shard's documents, and looks for benchmark texts in them."""
 
 import logging
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retro_ops.compute import device
 from retro_ops.compute.workers import ahead, in_order
@@ -18,6 +19,9 @@ from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import Progress, say
 from retro_ops.sizes import parse_bytes
+
+if TYPE_CHECKING:
+    from retro_ops.duplicates.contamination import Benchmarks
 
 STAGE = "sign-documents"
 BATCH_BYTES = 2**20
@@ -46,7 +50,10 @@ def _run(plan: Plan, budget: int, name: str) -> None:
 
 def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
     sources = plan.shard(name).sources
-    json_lines.check_unchanged(sources)
+    inputs = (*sources, *(plan.benchmark_files if digests.benchmarks(plan, plan.shard(name)) else ()))
+    json_lines.check_unchanged(inputs)
+    if read_benchmarks := _benchmarks(plan, name):
+        read_benchmarks()  # Here a bad record is no damage of the shard.
     try:
         outcome = _sign(plan, name, [source.uri for source in sources], budget)
     except BadInputError as error:
@@ -57,8 +64,19 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
             event="damaged",
         )
         outcome = _sign(plan, name, [], budget, damaged=str(error).partition("\n")[0])
-    json_lines.check_unchanged(sources)
+    json_lines.check_unchanged(inputs)
     return outcome
+
+
+def _benchmarks(plan: Plan, name: str) -> "Callable[[], Benchmarks] | None":
+    """Reads the benchmark texts; None for a shard that is not compared with any."""
+    if not digests.benchmarks(plan, plan.shard(name)):
+        return None
+    from retro_ops.duplicates import contamination
+
+    chosen = plan.parameters
+    uris = tuple(source.uri for source in plan.benchmark_files)
+    return partial(contamination.read, uris, chosen.memory_budget, digests.line_limit(chosen))
 
 
 def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | None = None) -> report.Outcome:
@@ -66,12 +84,15 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
 
     line_bytes, text_field = digests.line_limit(plan.parameters), plan.parameters.text_field
     processes = device.cores() if json_lines.exceeds(uris, PARALLEL_BYTES) else 1
+    read_benchmarks = _benchmarks(plan, name)
+    sign = partial(signatures.signer, line_bytes, text_field, read_benchmarks)
+    overlaps = paths.overlaps_uri(plan, name) if read_benchmarks else None
     lines: Counter[str] = Counter()
     progress = Progress(STAGE, None, "documents")
     with (
-        signatures.SignatureWriter(paths.signature_files(plan, name), budget) as out,
+        signatures.SignatureWriter(paths.signature_files(plan, name), overlaps, budget) as out,
         ahead(batches(source_lines.lines(uris, line_bytes, text_field), BATCH_BYTES, BATCH_DOCUMENTS)) as read,
-        ahead(in_order(partial(signatures.signer, line_bytes, text_field), read, processes)) as made,
+        ahead(in_order(sign, read, processes)) as made,
     ):
         for signed in made:
             out.append(signed)

@@ -73,9 +73,9 @@ def _run(job: Job, parameters: Parameters, tokenizer: Callable[[], Tokenizer]) -
 
 
 def _planned_job(plan: Plan, shard: str) -> Job:
-    if plan.parameters.duplicates == "drop" and not plan.deduplicated:
+    if plan.parameters.drops_documents and not plan.deduplicated:
         raise BadInputError(
-            "the plan drops duplicates, but they have not been found yet",
+            "the plan drops duplicates or contaminated documents, but they have not been found yet",
             "run `sign-documents` for each shard and `find-duplicates`, and continue with the plan that it writes: "
             "plan.deduplicated.json",
         )
@@ -91,6 +91,7 @@ def _planned_job(plan: Plan, shard: str) -> Job:
         line_bytes=digests.line_limit(plan.parameters),
         planned=sources,
         without=plan.shard(shard).without,
+        contaminated=plan.shard(shard).contaminated,
     )
 
 
@@ -147,7 +148,7 @@ def _tokenise(
         *(tokenizer.encoding, fast, size, tokenizer.pad_id, str(dtype), parameters.on_bad_record, job.line_bytes),
         parameters.text_field,
     )
-    full, package, left_out = False, None, LeftOut(job.without)
+    full, package, left_out = False, None, LeftOut(job.without, job.contaminated)
     store.at(job.quarantine).delete(job.quarantine)
     with contextlib.ExitStack() as stack:
         out = Outputs(stack, job, dtype, size)

@@ -70,6 +70,7 @@ def _work(plan: Plan) -> report.Outcome:
         ],
         "skipped": plan.skipped,
         **({"split_corpus": of_recipe} if of_recipe else {}),
+        **({"benchmark_files": list(map(asdict, plan.benchmark_files))} if plan.benchmark_files else {}),
     }
     outputs.append(store.write(paths.manifest_uri(plan), (json.dumps(manifest, indent=1) + "\n").encode()))
     outputs.append(write_plan(plan, paths.version_plan_uri(plan)))
@@ -92,7 +93,7 @@ def _entry(plan: Plan, shard: Shard) -> dict[str, Any]:
     """Manifest entry of a shard. Files of the dataset are named relative to the manifest, so that a copy of the dataset
     or of the manifest does not name a folder that is not there."""
     entry, inside = plan_as_written(shard), join(paths.dataset_folder(plan.root, plan.dataset), "")
-    for source in (*entry["sources"], *filter(None, [entry.get("without")])):
+    for source in (*entry["sources"], *filter(None, map(entry.get, ("without", "contaminated")))):
         if source["uri"].startswith(inside):
             source["uri"] = relative(source["uri"], parent(paths.manifest_uri(plan)))
     return entry

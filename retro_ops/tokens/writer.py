@@ -29,7 +29,9 @@ class Job:
     planned: tuple[Source, ...] = ()
     """The sources as they were planned, on whose content the digest depends."""
     without: Source | None = None
-    """File with the numbers of the records that are left out."""
+    """File with the numbers of the duplicates that are left out."""
+    contaminated: Source | None = None
+    """File with the numbers of the records that are left out because they hold benchmark texts."""
 
 
 class Outputs:

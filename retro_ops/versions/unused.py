@@ -100,7 +100,7 @@ def _of_plan(plan: Plan) -> set[str]:
     """Folders that a plan writes, and the source parts that it reads."""
     folders = {paths.stage_folder(plan, stage, shard) for stage, shard in stage_graph.tasks(plan, stages(plan))}
     folders |= {parent(source.uri) for shard in plan.shards for source in shard.sources} if plan.recipe else set()
-    return folders | {parent(shard.without.uri) for shard in plan.shards if shard.without}
+    return folders | {parent(source.uri) for shard in plan.shards for source in shard.left_out}
 
 
 def _of_base(plan: Plan) -> Iterable[str]:

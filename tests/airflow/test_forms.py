@@ -56,6 +56,7 @@ def test_defaults_are_those_of_parameters_and_the_standard_preset() -> None:
         "max-bad-share": "0.5",
         "duplicates": "keep",
         "duplicate-threshold": "0.8",
+        "contaminated": "drop",
         "longest-line": "8MiB",
         "embed-input": "text",
         "seed": "0",

@@ -19,11 +19,11 @@ def sign(folder: Path, shards: list[list[str]], budget: int = 2**30) -> SignedSh
     files = []
     for number, texts in enumerate(shards):
         of = {name: str(folder / f"{number}/{name}.npy") for name in ("signatures", "contents", "records")}
-        with SignatureWriter(of, budget) as out:
+        with SignatureWriter(of, None, budget) as out:
             for start in range(0, len(texts), 50):
                 part = texts[start : start + 50]
                 hashes, signed = minhash.content_hashes(part), minhash.signatures(part)
-                out.append(Signed("x", len(part), np.arange(len(part)), hashes, signed))
+                out.append(Signed("x", len(part), np.arange(len(part)), hashes, signed, np.zeros((0, 3), np.int64)))
             out.close()
         files.append(of)
     return SignedShards(files)

@@ -29,6 +29,21 @@ def test_a_shard_leaves_out_only_listed_records() -> None:
     assert digests.tokenize_digest(PLAN, SHARD) == "4c749ac9fe81eea2"
 
 
+def test_benchmarks_count_for_the_signatures_of_training_shards_and_by_content() -> None:
+    file = Source("s3://b/questions.jsonl", 9, "sha256:1")
+    plan = dataclasses.replace(PLAN, benchmark_files=(file,))
+    assert plan_from_json(plan_to_json(plan), "plan.json") == plan
+    assert "benchmark" not in plan_to_json(PLAN)
+    assert "contaminated" not in plan_to_json(PLAN)
+    assert digests.sign_digest(plan, SHARD) != digests.sign_digest(PLAN, SHARD)
+    assert digests.sign_digest(plan, VALIDATION) == digests.sign_digest(PLAN, VALIDATION)
+    moved = dataclasses.replace(PLAN, benchmark_files=(dataclasses.replace(file, uri="/questions.jsonl"),))
+    assert digests.sign_digest(moved, SHARD) == digests.sign_digest(plan, SHARD)
+    assert digests.version_digest(plan) == digests.version_digest(PLAN)
+    holding = dataclasses.replace(SHARD, contaminated=file)
+    assert digests.tokenize_digest(plan_of(), holding) != digests.tokenize_digest(PLAN, SHARD)
+
+
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Parameters)])
 def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -> None:
     value = getattr(PLAN.parameters, field)
@@ -37,8 +52,8 @@ def test_a_parameter_changes_folders_exactly_if_it_changes_content(field: str) -
     changed = dataclasses.replace(PLAN, parameters=dataclasses.replace(PLAN.parameters, **{field: other}))
     # Tokenizer, model and pad id count by their content, in the identity of the plan.
     how = {name for name, parameter in PARAMETERS.items() if not parameter.decides} | {"tokenizer", "model", "pad_id"}
-    # Duplicates count by the records that shards leave out, once duplicates were looked for.
-    how |= {"duplicates", "duplicate_threshold"}
+    # Duplicates and benchmarks count by the records that shards leave out, once these were looked for.
+    how |= {"duplicates", "duplicate_threshold", "benchmarks", "contaminated"}
     assert (_folders(changed) == _folders(PLAN)) == (field in how)
 
 
