@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from test_dag import load
-from test_scheduler import REAL_STAGES
+from test_scheduler import REAL_STAGES, stage_settings
 
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan, plan_from_json
@@ -16,7 +16,7 @@ from retro_ops.plan.plan import Plan, plan_from_json
 
 @pytest.fixture
 def dataset(tmp_path: Path, real_stages: Path, airflow_database: None) -> dict[str, Any]:
-    """Published by a refresh; a journal beside it has a line for every stage that was called."""
+    """Published by `retro-ops build`; a journal beside it gets a line for every stage that the DAG calls."""
     from pydoc_data.topics import topics
 
     texts = [text[:1500] for _, text in sorted(topics.items())]
@@ -25,10 +25,15 @@ def dataset(tmp_path: Path, real_stages: Path, airflow_database: None) -> dict[s
         lines = (json.dumps({"text": text}) + "\n" for text in texts[number * 3 : number * 3 + 3])
         (tmp_path / f"corpus/{name}.jsonl").write_text("".join(lines))
     place = {"root": str(tmp_path / "root"), "dataset": "d"}
-    done = load("retro_refresh").test(run_conf={**place, "corpus": str(tmp_path / "corpus"), "index_type": "Flat"})
-    assert str(done.state) == "success"
-    (real_stages / "journal").unlink()
+    build(**place, corpus=str(tmp_path / "corpus"), model=stage_settings()["RETRO_MODEL"])
     return place
+
+
+def build(**flags: str) -> None:
+    """Publish a first version by one process: libraries of models are imported once, and not for each shard."""
+    flags = {"tokenizer": flags["model"], "index-type": "Flat", "device": "cpu"} | flags
+    command = [REAL_STAGES, "build", *(f"--{name}={value}" for name, value in flags.items())]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def published(place: dict[str, Any]) -> tuple[int, Plan]:
