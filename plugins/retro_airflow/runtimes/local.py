@@ -93,13 +93,13 @@ class LocalRuntime:
         folder = Path(handle["folder"])
         if handle["host"] != socket.gethostname():
             return Status("lost", reason=f"it ran on {handle['host']}, which cannot be watched from here")
-        # In this order: a job that ends after the first check has written its exit code before the second.
-        alive = _start_time(handle["pid"]) == handle["start_time"] or _members(handle)
-        with suppress(FileNotFoundError):
-            code = int((folder / "exit-code").read_text())
-            return Status("failed" if code else "succeeded", exit_code=code)
-        if alive:
+        code = _exit_code(folder)
+        if code is None and (_start_time(handle["pid"]) == handle["start_time"] or _members(handle)):
             return Status("running")
+        # Read again: a job that ended after the first look has written its exit code before the second.
+        code = _exit_code(folder) if code is None else code
+        if code is not None:
+            return Status("failed" if code else "succeeded", exit_code=code)
         return Status("lost", reason=f"process {handle['pid']} is gone without an exit code (killed, or a reboot)")
 
     def logs(self, handle: Handle, position: Position) -> tuple[list[str], Position]:
@@ -205,6 +205,14 @@ def _write(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
     part.replace(path)
+
+
+def _exit_code(folder: Path) -> int | None:
+    """None while the job in ``folder`` has not ended, and for a job that was killed with all its processes."""
+    try:
+        return int((folder / "exit-code").read_text())
+    except FileNotFoundError:
+        return None
 
 
 def _stat(pid: int) -> list[str] | None:
