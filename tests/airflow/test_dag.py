@@ -162,19 +162,29 @@ def test_a_schedule_processes_the_day_before(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("airflow_database", "stub_command")
-def test_a_refresh_builds_new_shards_and_then_nothing(tmp_path: Path, corpus: Path) -> None:
+def test_a_refresh_signs_and_builds_new_shards_and_then_nothing(tmp_path: Path, corpus: Path) -> None:
     place = {"root": str(tmp_path / "root"), "dataset": "demo"}
-    first = load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
+    conf = {**place, "corpus": str(corpus / "train"), "duplicates": "report"}
+    first = load("retro_refresh").test(run_conf=conf)
     assert states(first)["publish.publish", -1] == "success"
-    assert {index for task, index in states(first) if task == "shards.embed_chunks"} == {0, 1, 2}
+    of_shards = ("duplicates.sign_documents", "shards.embed_chunks")
+    for stage in of_shards:
+        assert {index for task, index in states(first) if task == stage} == {0, 1, 2}
     (corpus / "train/e.jsonl").write_text('{"text": "one more"}\n')
-    more = load("retro_refresh").test(run_conf={**place, "corpus": str(corpus / "train")})
+    more = load("retro_refresh").test(run_conf=conf)
     state = states(more)
     assert str(more.state) == "success"
-    assert {index for task, index in state if task == "shards.embed_chunks"} == {0}
+    for stage in of_shards:
+        assert {index for task, index in state if task == stage} == {0}
+    assert state["duplicates.find_duplicates", -1] == "success"
     assert state["check_drift", -1] == state["publish.publish", -1] == "success"
     labels = {ti.rendered_map_index for ti in more.get_task_instances() if ti.task_id == "shards.embed_chunks"}
     assert labels == {"shard e"}
+    # A document was removed, none added: every shard is signed already, but duplicates are looked for again.
+    (corpus / "train/e.jsonl").unlink()
+    fewer = states(load("retro_refresh").test(run_conf=conf))
+    assert fewer["duplicates.sign_documents", -1] == "skipped"
+    assert fewer["duplicates.find_duplicates", -1] == fewer["publish.publish", -1] == "success"
     idle = load("retro_refresh").test(run_conf=place)
     assert str(idle.state) == "success"
     expected = {"plan": "success", "anything_to_do": "success"}  # No recipe, so nothing before the plan.
@@ -219,6 +229,10 @@ def test_a_whole_run(tmp_path: Path, corpus: Path) -> None:
     assert Path(paths.current_uri(plan.root, plan.dataset)).exists()
     labels = {ti.rendered_map_index for ti in done.get_task_instances() if ti.map_index >= 0}
     assert labels == {"shard a", "shard b", "shard c", "shard d"}
+    state = states(done)
+    assert state["duplicates.look_for_duplicates", -1] == "success"
+    for task in ("list_shards_to_sign", "sign_documents", "find_duplicates"):
+        assert state[f"duplicates.{task}", -1] == "skipped", "only on request"
 
 
 RECIPE = """
@@ -294,39 +308,15 @@ def test_a_recipe_with_an_error_is_refused_before_anything_runs(
 
 
 @pytest.mark.usefixtures("airflow_database", "stub_command")
-@pytest.mark.parametrize("duplicates", ["keep", "drop"])
-def test_duplicates_are_looked_for_only_on_request(tmp_path: Path, corpus: Path, duplicates: str) -> None:
-    done = run(tmp_path, corpus, duplicates=duplicates)
+def test_duplicates_are_dropped_on_request(tmp_path: Path, corpus: Path) -> None:
+    done = run(tmp_path, corpus, duplicates="drop")
     assert str(done.state) == "success"
     state = states(done)
-    signed = {index for task, index in state if task == "duplicates.sign_documents"}
-    assert state["duplicates.look_for_duplicates", -1] == "success"
-    if duplicates == "keep":
-        assert signed == {-1}
-        assert {
-            state[f"duplicates.{task}", -1] for task in ("list_shards_to_sign", "sign_documents", "find_duplicates")
-        } == {"skipped"}
-        return
-    assert signed == {0, 1, 2, 3}
-    assert state["duplicates.find_duplicates", -1] == "success"
+    assert {index for task, index in state if task == "duplicates.sign_documents"} == {0, 1, 2, 3}
+    assert state["duplicates.look_for_duplicates", -1] == state["duplicates.find_duplicates", -1] == "success"
     # The later stages use the plan without duplicates.
     (current,) = Path(tmp_path / "root/demo").glob("current.json")
     assert json.loads(current.read_text())["plan"].endswith("plan.deduplicated.json")
-
-
-@pytest.mark.usefixtures("airflow_database", "stub_command")
-def test_a_refresh_signs_only_new_shards(tmp_path: Path, corpus: Path) -> None:
-    place = {"root": str(tmp_path / "root"), "dataset": "demo", "corpus": str(corpus / "train"), "duplicates": "report"}
-    load("retro_refresh").test(run_conf=place)
-    (corpus / "train/e.jsonl").write_text('{"text": "one more"}\n')
-    more = states(load("retro_refresh").test(run_conf=place))
-    assert {index for task, index in more if task == "duplicates.sign_documents"} == {0}
-    assert more["duplicates.find_duplicates", -1] == more["check_drift", -1] == more["publish.publish", -1] == "success"
-    # A document was removed, none added: every shard is signed already, but duplicates are looked for again.
-    (corpus / "train/e.jsonl").unlink()
-    fewer = states(load("retro_refresh").test(run_conf=place))
-    assert fewer["duplicates.sign_documents", -1] == "skipped"
-    assert fewer["duplicates.find_duplicates", -1] == fewer["publish.publish", -1] == "success"
 
 
 @pytest.mark.usefixtures("airflow_database")
