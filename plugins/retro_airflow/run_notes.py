@@ -26,11 +26,13 @@ def on_dag_run_running(dag_run: Any, msg: str) -> None:
 
 @hookimpl
 def on_dag_run_success(dag_run: Any, msg: str) -> None:
-    if dag_run.dag_id not in DAGS or dag_run.note not in (None, "", _first_note(dag_run)):
-        return  # A note of the user stays.
     session = object_session(dag_run)
+    if session is None or dag_run.dag_id not in DAGS:
+        return  # In `airflow dags test` a run has no session at its end, and its note cannot be read.
+    if dag_run.note not in (None, "", _first_note(dag_run)):
+        return  # A note of the user stays.
     query = XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=SUMMARISED_BY, key=SUMMARY)
-    found = session.scalar(query) if session else None
+    found = session.scalar(query)
     if found is not None:
         dag_run.note = str(XComModel.deserialize_value(found))
 

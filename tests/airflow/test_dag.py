@@ -216,9 +216,10 @@ def states(run: Any) -> dict[tuple[str, int], str]:
 
 
 @pytest.mark.usefixtures("airflow_database", "stub_command")
-def test_a_whole_run(tmp_path: Path, corpus: Path) -> None:
+def test_a_whole_run(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = run(tmp_path, corpus)
     assert str(done.state) == "success"
+    assert "Error while calling listener" not in capsys.readouterr().out
     plan_uri = paths.plan_uri(str(tmp_path / "root"), "demo", done.run_id)
     plan = plan_from_json(Path(plan_uri).read_text(), plan_uri)
     assert [shard.name for shard in plan.shards] == ["a", "b", "c", "d"]

@@ -1,7 +1,8 @@
-"""The object store that pods and processes of this machine share."""
+"""Datasets in the object store that pods and processes of this machine share."""
 
 import json
 import os
+import struct
 import subprocess
 from typing import Any
 
@@ -40,6 +41,11 @@ class Objects:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
+    def data(self, prefix: str) -> dict[str, bytes]:
+        """Every object below ``prefix`` that holds data of a dataset, by the rest of its key."""
+        ends = (".npy", ".index", ".zst", "spec.json")
+        return {key.removeprefix(prefix): self.read(key) for key in self.keys(prefix) if key.endswith(ends)}
+
     def retro_ops(self, *arguments: str) -> None:
         """A stage as a process of this machine."""
         environment = {**os.environ, **self.server.environment, "HF_HUB_OFFLINE": "1"}
@@ -47,3 +53,10 @@ class Objects:
             [STAGES_BIN / "retro-ops", *arguments], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
+
+
+def largest_difference(one: bytes, other: bytes) -> float:
+    """Between the float16 values of two .npy files; the Airflow environment has no numpy."""
+    (left, right) = (struct.unpack(f"<{(len(npy) - 128) // 2}e", npy[128:]) for npy in (one, other))
+    assert len(left) == len(right) > 0
+    return max(abs(a - b) for a, b in zip(left, right, strict=True))
