@@ -32,6 +32,18 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+NAVIGATION = {"light": "dbe7f5", "chosen": "3d5a88", "dark": "18181b"}
+"""What Airflow shows the icon on."""
+
+
+@pytest.mark.parametrize("behind", NAVIGATION.values(), ids=NAVIGATION)
+def test_the_icon_can_be_seen_on_airflows_navigation(behind: str) -> None:
+    icon = (STATIC / "icon.svg").read_text()
+    line, edge = (re.findall(r'stroke="#([0-9a-f]+)"', icon))[::-1]
+    assert contrast(line, edge) >= 3
+    assert max(contrast(line, behind), contrast(edge, behind)) >= 3
+
+
 def schemes() -> list[dict[str, str]]:
     blocks = re.findall(r":root[^{]*\{([^}]*)\}", (STATIC / "retro.css").read_text())
     return [dict(re.findall(r"--([a-z-]+): #([0-9a-f]+)", block)) for block in blocks]

@@ -17,6 +17,7 @@ from retro_airflow.pages.place import NAME_LENGTH, Place
 from retro_airflow.pages.rendering import page
 from retro_ops.plan.paths import root_key
 from retro_ops.plan.plan import NAME_PATTERN
+from retro_ops.sizes import counted
 
 MOST_SHARDS = 500
 """Most shards that a repair names from a page."""
@@ -80,8 +81,8 @@ def _prune(place: Place, choice: Choice) -> Action:
         "Preview",
         "retro_prune",
         {"keep": keep, "remove": False},
-        f"Keep the newest {keep} versions of {place.dataset} and the current one, and list the files that only older "
-        "versions use? No file is removed: the log of the run has the list.",
+        f"Keep the newest {counted(keep, 'version')} of {place.dataset} and the current one, and list the files that "
+        "only older versions use? No file is removed: the log of the run has the list.",
     )
 
 

@@ -83,8 +83,9 @@ def dataset_page(request: Request, place: PlaceDep, user: security.User) -> HTML
     ]
     airflow_runs = dag_runs.by_name({run.name for run in runs[:RUNS_SHOWN]}, security.readable_dags(user))
     versions = list(zip(entries, figures, strict=True))[::-1]
+    current = list(series.entries).index(series.current) if series.current else -1
     return _page(
-        request, "dataset.html.j2", place=place, series=series, versions=versions, charts=charts,
+        request, "dataset.html.j2", place=place, series=series, versions=versions, charts=charts, current=current,
         runs=runs[:RUNS_SHOWN], run_count=len(runs), airflow_runs=airflow_runs, recall=catalog.recall,
         may=actions.allowed(user),
     )  # fmt: skip
