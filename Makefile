@@ -13,6 +13,10 @@ NOT_SLOW := -m "not slow"
 STAGES := .venv/stages/bin
 AIRFLOW := .venv/airflow/bin
 INSTALL = $(PYTHON) requirements/install.py
+# The oldest Airflow that is supported; the locks have the newest.
+AIRFLOW_VERSION ?= 3.3.0
+SEEN_BY_AIRFLOW := $(patsubst %,tests/airflow/test_%.py,approval dag failures forms group_labels lineage links metrics \
+  pages pages_fab scheduler stage_operator steering tasks watching)
 export PYTHONPATH := $(CURDIR):$(CURDIR)/plugins:$(CURDIR)/reader
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
@@ -20,7 +24,7 @@ export HF_HUB_OFFLINE := 1
 # The tests compute beside schedulers and containers on a few cores; see `_configure_libraries` in retro_ops/cli.py.
 test-quick test-slow test-unit: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo up airflow down test test-quick test-slow test-unit test-airflow test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom audit campaign fuzz lock clean venv dev
+.PHONY: help demo up airflow down test test-quick test-slow test-unit test-airflow test-airflow-versions test-ui test-readers test-containers test-kubernetes images image-gpu wheels lint types imports check docs bench storm sbom audit campaign fuzz lock clean venv dev
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -60,6 +64,9 @@ test-unit: dev ## Unit tests with their coverage, and tests of the stages with a
 
 test-airflow: dev ## Tests of DAGs, operator and scheduler, including failures
 	$(AIRFLOW)/python -m pytest $(SIDE_BY_SIDE) $(NOT_SLOW) tests/airflow
+
+test-airflow-versions: dev .venv/airflow-$(AIRFLOW_VERSION)/.ready ## Test DAGs, forms and pages on AIRFLOW_VERSION (3.3.0)
+	.venv/airflow-$(AIRFLOW_VERSION)/bin/python -m pytest -p no:cacheprovider $(NOT_SLOW) $(SEEN_BY_AIRFLOW)
 
 test-ui: dev ## Tests of the UI in a headless browser
 	$(AIRFLOW)/python -m pytest tests/ui
@@ -160,6 +167,10 @@ dev: .venv/.dev ## The same, with what tests and linters need
 # What these packages ask for excludes each other; the file names all that they need.
 .venv/.readers: .venv/.dev requirements/readers.txt requirements/torch.txt
 	@$(INSTALL) .venv/readers requirements/readers.txt
+	@touch $@
+
+.venv/airflow-%/.ready: requirements/other_airflow.sh requirements/airflow.txt requirements/dev-airflow.txt
+	@PYTHON=$(PYTHON) requirements/other_airflow.sh $(CURDIR)/.venv/airflow-$* $*
 	@touch $@
 
 .venv/.dev: .venv/.ready requirements/dev-airflow.txt requirements/dev-stages.txt
