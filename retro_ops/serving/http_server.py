@@ -21,13 +21,12 @@ from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from retro_ops.errors import RetroError
 from retro_ops.progress import logger, say
 from retro_ops.serving.neighbours import Answer, ServedVersion
-from retro_ops.storage.npy import DAMAGED_HEADER
+from retro_ops.storage import npy_header
 
 MOST_BYTES = 16 * 2**20
 MOST_ROWS = 4096
@@ -179,21 +178,13 @@ def _neighbours(query: Mapping[str, list[str]]) -> int:
 
 def _array(body: bytes) -> NDArray[Any]:
     """The array of a ``.npy`` file. Nothing is unpickled, and nothing larger than ``body`` is made."""
-    file = io.BytesIO(body)
     try:
-        version = npy_format.read_magic(file)
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except DAMAGED_HEADER as error:
-        raise RefusedError(400, f"the body is no .npy array: {type(error).__name__}") from error
-    data = body[file.tell() :]
-    cells = 1
-    for length in shape:
-        cells *= length
-    is_matrix = len(shape) == 2 and min(shape) >= 0
-    if dtype.kind not in "fiu" or fortran or not is_matrix or cells * dtype.itemsize != len(data):
+        head = npy_header.parse(body)
+    except ValueError as error:
+        raise RefusedError(400, f"the body is not a .npy array: {error}") from error
+    if head.dtype.kind not in "fiu" or head.fortran or len(head.shape) != 2 or head.bytes != len(body):
         raise RefusedError(400, "send a C-ordered array of floats [n, d] or of token ids [n, chunk_size]")
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(body, head.dtype, offset=head.offset).reshape(head.shape)
 
 
 def _of_json(body: bytes) -> list[str] | NDArray[Any]:

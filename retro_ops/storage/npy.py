@@ -2,11 +2,9 @@
 
 import io
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from tokenize import TokenError
 from types import TracebackType
 from typing import Any
 
@@ -15,27 +13,13 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike, NDArray
 
 from retro_ops.errors import BadInputError
-from retro_ops.storage import read_ahead, store
+from retro_ops.storage import npy_header, read_ahead, store
 from retro_ops.storage.base import Written
 
 HEADER_BYTES = 16 * 2**10
 """Bytes read to get the header. More than any header needs, so that a small array is read in the same request."""
 
-
 MOST_EMPTY_ROWS = 2**10
-
-MOST_NUMBERS = 2**56
-"""More numbers than any array has. Below it, no size in bytes overflows."""
-
-# Python 3.11 shares the recursion depth of its parser between threads, so parsing in two threads fails
-# (python/cpython#106905), and headers of many arrays are read in parallel.
-_parsing = threading.Lock()
-
-DAMAGED_HEADER = (
-    *(ValueError, TypeError, SyntaxError, TokenError, Warning),
-    *(RecursionError, MemoryError, OverflowError, AttributeError),
-)
-"""Exceptions of numpy on a damaged header, which it parses as Python text."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +88,15 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None, fini
     with this kind and ``ndim``.
     """
     data, size = store.at(uri).head(uri, HEADER_BYTES)
-    head = io.BytesIO(data)
     try:
-        version = npy_format.read_magic(head)
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        with _parsing:
-            shape, fortran, dtype = read(head)
-    except DAMAGED_HEADER as error:
+        head = npy_header.parse(data)
+    except ValueError as error:
         raise BadInputError(f"{uri} is not a .npy array: {error}", "the file is damaged: build it again") from error
-    if (fortran and len(shape) > 1) or dtype.kind not in "biuf" or not shape or not _is_possible(shape):
+    dtype, shape = head.dtype, head.shape
+    if (head.fortran and len(shape) > 1) or not shape or not _is_possible(shape):
         message = f"{uri} must be a C-ordered array of numbers, but has dtype {dtype} and shape {shape}"
         raise BadInputError(message, "name an array that a stage wrote")
-    header = data[: head.tell()]
+    header = data[: head.offset]
     reader = NpyReader(uri, dtype, shape, len(header), header, data if len(data) == size else None, finite)
     if size != reader.offset + reader.row_bytes * len(reader):
         raise BadInputError(
@@ -131,8 +112,6 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None, fini
 def _is_possible(shape: tuple[int, ...]) -> bool:
     """Whether an array can have ``shape``. Rows of no columns could be any number of rows in no bytes, so they are few:
     the signatures of a shard without documents, one row for each of their numbers."""
-    if min(shape) < 0 or math.prod(max(1, size) for size in shape) >= MOST_NUMBERS:
-        return False
     return shape[0] <= MOST_EMPTY_ROWS or all(shape[1:])
 
 
