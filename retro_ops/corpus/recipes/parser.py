@@ -247,7 +247,7 @@ class _Source:
         return None
 
     def _count(self, value: Value) -> int | None:
-        if isinstance(value, YamlText) and re.fullmatch(r"[1-9][0-9_,]*", value):
+        if isinstance(value, YamlText) and re.fullmatch(r"[1-9][0-9_,]{0,20}", value):
             return int(re.sub("[_,]", "", value))
         shown = repr(str(value)) if isinstance(value, YamlText) else "this value"
         self._faults.add(value, f"{shown} is not a number of documents", "write a whole number above 0")

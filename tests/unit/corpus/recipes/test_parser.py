@@ -201,6 +201,7 @@ UNBOUNDED = {
     "nested lists": "sources: " + "[" * 800,
     "nested and closed": "sources: " + "[" * 300 + "]" * 300,
     "nested braces": "sources:\n- files: '" + "{" * 20_000 + "a,b" + "}" * 20_000 + "'\n  category: x\n",
+    "long number": f"categories: [x]\nsources:\n- files: a.jsonl\n  category: x\n  max_documents: {'9' * 5000}\n",
     "many alternatives": "categories: x\nsources:\n- files: '{1..1000000000}.jsonl'\n  category: x\n",
 }
 
