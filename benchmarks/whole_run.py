@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from retro_ops.build import command
-from retro_ops.build.steps import ALL, steps
+from retro_ops.build.steps import ALL, Request, steps
 from retro_ops.cli import main
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
@@ -73,15 +73,20 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in of)
 
 
-def run(root: str, dataset: str, name: str, *flags: object) -> Run:
-    """A whole run with flags of `retro-ops build`; each stage is called through the command line, here."""
+def request_of(root: str, dataset: str, name: str, *flags: object) -> Request:
+    """A run with flags of `retro-ops build`."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     command.add_arguments(parser)
     place = ("--root", root, "--dataset", dataset, "--run", name)
     arguments, parameters = parser.parse_known_args([*place, *map(str, flags)])
     for flag, value in zip(parameters[::2], parameters[1::2], strict=True):
         setattr(arguments, flag.removeprefix("--").replace("-", "_"), value)
-    request = command.request_of(arguments)
+    return command.request_of(arguments)
+
+
+def run(root: str, dataset: str, name: str, *flags: object) -> Run:
+    """A whole run with flags of `retro-ops build`; each stage is called through the command line, here."""
+    request = request_of(root, dataset, name, *flags)
     done = Run(request.plan_uri)
     for step in steps(request):
         done.plan_uri = step.arguments.get("plan", request.plan_uri)

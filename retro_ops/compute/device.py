@@ -44,6 +44,13 @@ def choose(requested: str, library: Library) -> Device:
     return Device("cpu", f"auto: {library} sees no GPU")
 
 
+def gpus() -> list[str]:
+    """Torch's names of the GPUs that this process sees."""
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
 @dataclass(frozen=True)
 class Precision:
     """``dtype``: name of the torch dtype that a model computes in."""

@@ -187,12 +187,10 @@ class Embedder:
 
     def _candidates(self) -> Iterator[Candidate]:
         """Backends for the model, the fastest first."""
-        import torch
-
         where, model = self.device.chosen, self.model
         precisions = _precisions(model, where)
         if where == "cuda" and pooling.refusal(model) is None:
-            devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            devices = device.gpus()
             count = f"{len(devices)} GPU{'s' if len(devices) > 1 else ''}"
             for name, layers in (("packed, own layers", backends.own_layers), ("packed", backends.its_layers)):
                 for precision in precisions:

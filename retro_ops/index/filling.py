@@ -1,13 +1,15 @@
 """Adds vectors to a trained index, and merges partial indexes."""
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device
+from retro_ops.compute.device import Device, gpus
 from retro_ops.compute.fp16_scores import on, prepare
 from retro_ops.errors import BadInputError
 from retro_ops.index import gpu_ivf
@@ -21,15 +23,18 @@ def fill(index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[
     ``on_block`` is called with the number of rows added.
     """
     if device.chosen == "cuda" and on_tensor_cores(index):
-        fill_on(prepare(device), index, blocks, on_block)
+        prepare(device)
+        fill_on(gpus(), index, blocks, on_block)
         return
     for block in blocks:
         index.add(np.ascontiguousarray(block, np.float32))
         on_block(len(block))
 
 
-def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]) -> None:
-    """Add blocks whose codes torch computes on ``device``, while faiss adds the codes of the block before."""
+def fill_on(
+    devices: Sequence[str], index: Any, blocks: Iterable[NDArray[np.float16]], on_block: Callable[[int], None]
+) -> None:
+    """Add blocks whose codes torch computes on ``devices`` in turn, while faiss adds the codes of blocks before."""
     inner = inner_index(index)
 
     def add(codes: NDArray[np.uint8]) -> None:
@@ -37,15 +42,14 @@ def fill_on(device: str, index: Any, blocks: Iterable[NDArray[np.float16]], on_b
         set_total(index, inner.ntotal)
         on_block(len(codes))
 
-    coding = coder(index, device)
-    previous = None
-    for block in blocks:
-        current = gpu_ivf.to_host(coding.encode(on(device, block)))
-        if previous:
-            add(previous())
-        previous = current
-    if previous:
-        add(previous())
+    coders = [(device, coder(index, device)) for device in devices]
+    computed: deque[Callable[[], NDArray[np.uint8]]] = deque()
+    for block, (device, coding) in zip(blocks, cycle(coders), strict=False):
+        computed.append(gpu_ivf.to_host(coding.encode(on(device, block))))
+        if len(computed) > len(devices):
+            add(computed.popleft()())
+    while computed:
+        add(computed.popleft()())
 
 
 def coder(index: Any, device: str) -> gpu_ivf.Coder:

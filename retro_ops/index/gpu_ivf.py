@@ -4,7 +4,7 @@ Lists and codes are those that faiss computes, except for near ties, since opera
 transforms, such as the rotation of ``OPQ…``, may come first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,13 +71,20 @@ class Coder:
         return torch.cat((number, codes.T.to(torch.uint8)), dim=1)
 
 
-def train(vectors: Tensor, lists: int, parts: int | None, iterations: tuple[int, int], seed: int) -> Coder:
+def train(
+    vectors: Tensor,
+    lists: int,
+    parts: int | None,
+    iterations: tuple[int, int],
+    seed: int,
+    devices: Sequence[str] = (),
+) -> Coder:
     """Train centroids and codebooks on half ``vectors`` ``[n, d]``.
 
     ``parts``: bytes of a code, None to store whole vectors. ``iterations``: of k-means for the lists, and for the
-    codebooks.
+    codebooks. ``devices``: see ``kmeans``; codebooks take too little time to divide.
     """
-    centroids = kmeans.kmeans(vectors[None], lists, iterations[0], seed)
+    centroids = kmeans.kmeans(vectors[None], lists, iterations[0], seed, devices=devices)
     if parts is None:
         return Coder(centroids, None)
     sample = sampled(vectors, CODEBOOK_POINTS, seed)
@@ -144,7 +151,7 @@ def to_host(values: Tensor) -> Callable[[], NDArray[Any]]:
         return lambda: np.asarray(values.numpy())
     copy = values.to("cpu", non_blocking=True)
     done = torch.cuda.Event()
-    done.record()
+    done.record(torch.cuda.current_stream(values.device))
 
     def wait() -> NDArray[Any]:
         done.synchronize()

@@ -2,9 +2,12 @@
 points to begin with, empty clusters refilled by splitting large ones. Independent problems of one shape are solved
 together.
 
-Deterministic on one device: points of a cluster are summed in their order, never by atomic addition.
+Deterministic, with the same result on any number of equal devices: points of a cluster are summed in their order, never
+by atomic addition, on the device of the points. Other devices compute distances, which take most of the time.
 """
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,18 @@ SPLIT = 1 / 1024
 """A cluster is split by moving each number up or down by this share, in turn."""
 
 
-def kmeans(points: Tensor, count: int, iterations: int, seed: int, start: Tensor | None = None) -> Tensor:
+def kmeans(
+    points: Tensor,
+    count: int,
+    iterations: int,
+    seed: int,
+    start: Tensor | None = None,
+    devices: Sequence[str] = (),
+) -> Tensor:
     """Centroids float32 ``[b, count, d]`` of each of ``b`` sets of half ``points`` ``[b, n, d]``, n >= ``count``.
 
-    ``start``: centroids to begin with, in place of random points.
+    ``start``: centroids to begin with, in place of random points. ``devices``: torch's names of those that compute
+    distances, each for a share of the points; none: that of the points.
     """
     import torch
 
@@ -41,12 +52,12 @@ def kmeans(points: Tensor, count: int, iterations: int, seed: int, start: Tensor
         first = torch.randperm(rows, generator=random)[:count]
         start = points[:, first.to(points.device)].float()
     centroids = start
-    operand = query_operand(points)
+    operands = [query_operand(share.to(device)) for share, device in _shares(points, devices or (points.device,))]
     flat = points.reshape(problems * rows, dimension)
     problem = torch.arange(problems, device=points.device)[:, None] * count
     draw = np.random.default_rng(seed)
     for _ in range(iterations):
-        labels = (nearest(operand, centroids) + problem).reshape(-1)
+        labels = (_nearest(operands, centroids) + problem).reshape(-1)
         sums, sizes = _sums(flat, labels, problems * count)
         centroids = (sums / sizes.clamp(min=1)[:, None]).reshape(problems, count, dimension)
         _refill(centroids, sizes.reshape(problems, count), draw)
@@ -58,11 +69,29 @@ def nearest(operand: Tensor, centroids: Tensor) -> Tensor:
 
     ``operand`` ``[b, n, c]``: left operand of the scores of the points.
     """
+    return _nearest([operand], centroids)
+
+
+def _shares(points: Tensor, devices: Sequence[Any]) -> list[tuple[Tensor, Any]]:
+    """``points`` ``[b, n, d]`` cut along n, a share for each device. All blocks but the last have BLOCK_ROWS, on any
+    number of devices, so that their products have the same shapes and results."""
+    blocks = -(-points.shape[1] // BLOCK_ROWS)
+    rows = max(1, -(-blocks // len(devices))) * BLOCK_ROWS
+    return list(zip(points.split(rows, dim=1), devices, strict=False))
+
+
+def _nearest(operands: Sequence[Tensor], centroids: Tensor) -> Tensor:
+    """``nearest`` of points whose ``operands`` are on several devices, on the device of ``centroids``."""
     import torch
 
-    right = vector_operand(centroids)
-    blocks = operand.split(BLOCK_ROWS, dim=1)
-    return torch.cat([scores(block, right).argmax(dim=-1) for block in blocks], dim=1)
+    rights = [vector_operand(centroids.to(operand.device)) for operand in operands]
+    found: list[list[Tensor]] = [[] for _ in operands]
+    # The devices in turn: the queue of one device holds fewer operations than there are.
+    for blocks in zip_longest(*(operand.split(BLOCK_ROWS, dim=1) for operand in operands)):
+        for labels, block, right in zip(found, blocks, rights, strict=True):
+            if block is not None:
+                labels.append(scores(block, right).argmax(dim=-1))
+    return torch.cat([torch.cat(labels, dim=1).to(centroids.device) for labels in found], dim=1)
 
 
 def _sums(points: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:

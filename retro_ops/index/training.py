@@ -1,12 +1,13 @@
 """Trains an index: by faiss, or on tensor cores if the type allows it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ops.compute.device import Device
+from retro_ops.compute.device import Device, gpus
 from retro_ops.compute.fp16_scores import on, prepare
 from retro_ops.errors import BadInputError
 from retro_ops.index import gpu_ivf
@@ -47,13 +48,16 @@ def train(index: Any, vectors: NDArray[Any], seed: int, index_type: str, device:
     """Train ``index`` in place on ``vectors`` ``[n, d]``. It stays on the CPU, and holds no vectors afterwards."""
     reason = too_small(index, len(vectors))
     if device.chosen == "cuda" and reason is None and on_tensor_cores(index):
-        train_on(prepare(device), index, vectors, seed)
+        prepare(device)
+        train_on(gpus(), index, vectors, seed)
     else:
         _train_by_faiss(index, vectors.astype(np.float32, copy=False), seed, index_type, device)
 
 
-def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
-    """Train an ``index`` for which ``on_tensor_cores`` holds, in place. ``device``: torch's name."""
+def train_on(devices: Sequence[str], index: Any, vectors: NDArray[Any], seed: int) -> None:
+    """Train an ``index`` for which ``on_tensor_cores`` holds, in place. ``devices``: torch's names; the first holds all
+    ``vectors``."""
+    device = devices[0]
     inner = inner_index(index)
     codes = isinstance(inner, faiss.IndexIVFPQ)
     iterations = inner.cp.niter, inner.pq.cp.niter if codes else 0
@@ -63,7 +67,7 @@ def train_on(device: str, index: Any, vectors: NDArray[Any], seed: int) -> None:
     for transform in transforms_of(index):
         _train_transform(transform, points, seed)
         points = linear([transform], device).halves(points)
-    trained = gpu_ivf.train(points, inner.nlist, inner.pq.M if codes else None, iterations, seed)
+    trained = gpu_ivf.train(points, inner.nlist, inner.pq.M if codes else None, iterations, seed, devices)
     inner.quantizer.add(trained.centroids[0].cpu().numpy())
     if trained.codebooks is not None:
         faiss.copy_array_to_vector(trained.codebooks.cpu().numpy().reshape(-1), inner.pq.centroids)

@@ -4,6 +4,7 @@ The rates were measured with this package on 2 server cores and on one H100 (doc
 are a first guess; the dataset card shows them next to the measured values. Standard library only.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
@@ -16,6 +17,9 @@ from retro_ops.plan.stage_graph import STAGES
 MIB = 2**20
 
 TOKENIZED_PER_SECOND = 13_300.0
+TEXTS_PER_SECOND = 11_300.0
+"""Chunks that one core decodes and encodes again, as `embed-chunks` does with text, while a GPU embeds others."""
+
 MERGED_PER_SECOND = 2_600_000.0
 """Of an index read list by list, by one core."""
 
@@ -157,6 +161,11 @@ def estimate(work: Work, index: Index) -> Estimate:
         },
         seconds={device: _seconds(work, index, rates) for device, rates in RATES.items()},
     )
+
+
+def cores_per_gpu(work: Work) -> int:
+    """Cores that prepare text as fast as one GPU embeds it: a process each, and two for the stage itself."""
+    return math.ceil(RATES["cuda"].embedded / work.chunk_operations / TEXTS_PER_SECOND) + 2
 
 
 class _Document(TypedDict):

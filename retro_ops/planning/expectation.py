@@ -11,7 +11,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import digests, estimate, limits, paths, traffic
 from retro_ops.plan.plan import SPLITS, Plan, Split
 from retro_ops.progress import say
-from retro_ops.sizes import in_words, parse_bytes, time_in_words
+from retro_ops.sizes import counted, in_words, parse_bytes, time_in_words
 from retro_ops.storage import store
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
         )
     by = "a GPU" if workers == 1 else f"{workers:,} workers that have a GPU each"
     say(f"plan: {time_in_words(sum(took.values()) * 3600)} with {by}")
+    if plan.parameters.embed_input == "text":
+        cores = counted(estimate.cores_per_gpu(work), "core")
+        say(f"plan: a GPU needs about {cores} to embed text, and waits with fewer; 3 with --embed-input ids")
     for stage, power in traffic.faster_than_linear(work, index, workers).items():
         say(f"plan: the bytes that {stage} reads grow faster than the corpus: as its size to the power of {power:.1f}")
     _check_limits(plan, work, index)

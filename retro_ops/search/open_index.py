@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retro_ops import memory
-from retro_ops.compute.device import Device
+from retro_ops.compute.device import Device, gpus
 from retro_ops.compute.fp16_scores import prepare
 from retro_ops.errors import BadInputError
 from retro_ops.index import faiss_index
@@ -231,10 +231,8 @@ class SearchedIndex:
         return Index(None, blocks, total, lists, MOST_CANDIDATES, self.hit_filter, vectors=scan, compare=self.compare)
 
     def _scan(self, of: faiss_index.Lists, positions: Sequence[int]) -> gpu_search.Scan:
-        import torch
-
-        name = prepare(self.device)
-        devices = [f"{name}:{number}" for number in range(torch.cuda.device_count())]
+        prepare(self.device)
+        devices = gpus()
         capacity = min(map(gpu_search.capacity, devices))
         spans = gpu_search.spans(of, self.chunks.embeddings[0].shape[1], devices, capacity)
         return gpu_search.Scan(of, self.chunks.blocks_of(positions), spans)

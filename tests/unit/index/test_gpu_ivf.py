@@ -33,7 +33,7 @@ def trained(index_type: str, how: str, seed: int) -> faiss.Index:
     if how == "faiss":
         training.train(index, vectors, seed, index_type, CPU)
     else:
-        training.train_on("cpu", index, vectors, seed)
+        training.train_on(["cpu"], index, vectors, seed)
     return index
 
 
@@ -42,7 +42,7 @@ def filled(index: faiss.Index, vectors: NDArray[np.float16], how: str, block: in
     if how == "faiss":
         filling.fill(copy, blocks, lambda _: None, CPU)
     else:
-        filling.fill_on("cpu", copy, blocks, lambda _: None)
+        filling.fill_on(["cpu"], copy, blocks, lambda _: None)
     return copy
 
 
@@ -78,11 +78,25 @@ def test_it_is_deterministic_by_seed_and_codes_depend_on_no_shard_before(index_t
     assert faiss.serialize_index(first).tobytes() != faiss.serialize_index(other).tobytes()
     whole = faiss.clone_index(first)
     for shard in (vectors[:1100], vectors[1100:]):
-        filling.fill_on("cpu", whole, [shard[:1000], shard[1000:]], lambda _: None)
+        filling.fill_on(["cpu"], whole, [shard[:1000], shard[1000:]], lambda _: None)
     merged = faiss.clone_index(first)
     for shard in (vectors[:1100], vectors[1100:]):
         filling.merge(merged, filled(first, shard, "torch", 1000), "part")
     assert faiss.serialize_index(whole).tobytes() == faiss.serialize_index(merged).tobytes()
+
+
+def test_the_number_of_devices_changes_no_bit() -> None:
+    vectors = clustered(2500, 4)
+    blocks = [vectors[i : i + 400] for i in range(0, 2500, 400)]
+    made = []
+    for devices in (["cpu"], ["cpu"] * 3):
+        index, added = index_types.make_index("IVF32,PQ8", 32), list[int]()
+        index.cp.niter = index.pq.cp.niter = 2
+        training.train_on(devices, index, vectors, 0)
+        filling.fill_on(devices, index, blocks, added.append)
+        assert added == [len(block) for block in blocks]
+        made.append(faiss.serialize_index(index).tobytes())
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("index_type", TYPES)
@@ -124,7 +138,7 @@ def test_the_rotation_loses_less_where_some_dimensions_say_more_than_others() ->
     for index_type in ("IVF1,PQ4", "OPQ4,IVF1,PQ4"):
         index = index_types.make_index(index_type, 32)
         shorten(index)
-        training.train_on("cpu", index, vectors, 0)
+        training.train_on(["cpu"], index, vectors, 0)
         errors.append(faiss_index.quantisation_error(index, vectors))
     assert errors[1] < 0.8 * errors[0]
 
@@ -133,7 +147,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     vectors = clustered(2000, 1)
     vectors[7, 3] = np.nan
     with pytest.raises(BadInputError, match="not finite"):
-        training.train_on("cpu", index_types.make_index("IVF4,PQ8", 32), vectors, 0)
+        training.train_on(["cpu"], index_types.make_index("IVF4,PQ8", 32), vectors, 0)
 
 
 def test_codes_of_lists_take_as_many_bytes_as_faiss_wants() -> None:

@@ -1,5 +1,6 @@
 """Clusters: none stays empty, and no more points are used than help."""
 
+import pytest
 import torch
 
 from retro_ops.compute import fp16_scores
@@ -22,3 +23,12 @@ def test_more_points_than_help_are_sampled() -> None:
     many = kmeans.kmeans(points[:, :512], 2, 3, seed=0)
     assert few.shape == many.shape == (2, 2, 8)
     assert not torch.equal(few, many)
+
+
+@pytest.mark.parametrize("rows", [40, 300, 1001])
+@pytest.mark.parametrize("devices", [1, 2, 3, 7])
+def test_the_number_of_devices_changes_no_bit(rows: int, devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "BLOCK_ROWS", 100)
+    points = torch.randn((1, rows, 8), generator=torch.Generator().manual_seed(0)).half()
+    alone, divided = (kmeans.kmeans(points, 20, 4, seed=0, devices=of) for of in ((), ("cpu",) * devices))
+    assert torch.equal(alone, divided)

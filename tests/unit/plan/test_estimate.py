@@ -35,6 +35,11 @@ def test_ten_times_the_corpus_takes_ten_times_the_embedding_and_no_more_memory_f
         assert once.seconds["cuda"][stage] == once.seconds["cpu"][stage]
 
 
+def test_a_smaller_model_needs_more_cores_beside_a_gpu() -> None:
+    larger = estimate.Work(**{**vars(MINILM), "chunk_operations": 8 * MINILM.chunk_operations})
+    assert [estimate.cores_per_gpu(work) for work in (MINILM, larger)] == [20, 5]
+
+
 @pytest.mark.parametrize(
     ("index_type", "lists", "size"),
     [("Flat", 1, 384 * 4), ("IVF64,Flat", 64, 384 * 4 + 8), ("IVF1024,PQ64", 1024, 72), ("OPQ32,IVF16,PQ32", 16, 40)],
