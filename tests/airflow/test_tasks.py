@@ -191,6 +191,19 @@ def test_a_stage_gets_the_shards_that_it_runs_on(plan: Plan, uri: str, which: An
     }
 
 
+@pytest.mark.parametrize(
+    ("chosen", "compared"), [({}, False), ({"duplicates": "report"}, True), ({"benchmarks": "/benchmarks"}, True)]
+)
+def test_documents_are_compared_on_request_and_once(
+    plan: Plan, uri: str, chosen: dict[str, Any], compared: bool
+) -> None:
+    asked = dataclasses.replace(plan, parameters=dataclasses.replace(plan.parameters, **chosen))
+    write(uri, plan_to_json(asked))
+    assert tasks.look_for_duplicates(uri) is compared
+    write(uri, plan_to_json(dataclasses.replace(asked, deduplicated=True)))
+    assert tasks.look_for_duplicates(uri) is False
+
+
 def silent(**causes: str) -> Any:
     """A task instance of the gate. ``causes``: what a task of map index ``of_1`` said when it failed."""
     return SimpleNamespace(
