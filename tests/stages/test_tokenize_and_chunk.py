@@ -17,6 +17,8 @@ from samples import tokenize_flags, write_corpus
 
 from retro_ops.corpus import line_streams
 from retro_ops.execution import report
+from retro_ops.execution.plan_files import read_plan
+from retro_ops.plan import paths
 from retro_ops.storage import store
 
 
@@ -44,20 +46,34 @@ def _kill_at(moments: Sequence[float], seconds: float, arguments: Sequence[objec
     return died
 
 
-def test_a_stage_killed_at_any_moment_ends_byte_equal(tmp_path: Path, texts: list[str], t5_dir: str) -> None:
-    corpus = write_corpus(tmp_path / "d.jsonl", texts * 40)
-    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
+def test_a_stage_killed_at_any_moment_ends_byte_equal(
+    tmp_path: Path, texts: list[str], t5_dir: str, small_model: str
+) -> None:
+    """With a plan, as the tasks of a DAG run: without one, each process imports transformers for 5 CPU seconds."""
+    write_corpus(tmp_path / "corpus/d.jsonl", texts * 40)
+    calm, calm_arguments = _planned(tmp_path, "calm", t5_dir, small_model)
+    stormy, arguments = _planned(tmp_path, "stormy", t5_dir, small_model)
     start = time.monotonic()
-    assert _stage("tokenize-and-chunk", corpus, *tokenize_flags(calm, t5_dir)).wait() == 0
+    assert _stage(*calm_arguments).wait() == 0
     seconds = time.monotonic() - start
-    arguments = ["tokenize-and-chunk", corpus, *tokenize_flags(stormy, t5_dir)]
     moments = [random.Random(7).uniform(0.2, 1.0) for _ in range(10)]
-    assert _kill_at(moments, seconds, arguments, stormy / "chunks.report.json") >= 3
+    assert _kill_at(moments, seconds, arguments, stormy / "report.json") >= 3
     assert _stage(*arguments).wait() == 0
     names = {path.name for path in calm.iterdir()}
+    assert "chunks.npy" in names
     assert {path.name for path in stormy.iterdir()} == names, "leftovers of killed writers are gone"
-    for name in names - {"chunks.report.json"}:
+    for name in names - {"report.json"}:
         assert (calm / name).read_bytes() == (stormy / name).read_bytes(), name
+
+
+def _planned(folder: Path, root: str, tokenizer: str, model: str) -> tuple[Path, list[object]]:
+    """Where the output will be, and the arguments of the stage."""
+    uri = paths.plan_uri(str(folder / root), "d", "x")
+    place = ("--root", folder / root, "--dataset", "d", "--output", uri, "--corpus", folder / "corpus")
+    call("plan", *place, "--tokenizer", tokenizer, "--model", model)
+    marker = paths.report_uri(read_plan(uri), "tokenize-and-chunk", "d")
+    assert Path(marker).name == "report.json"
+    return Path(marker).parent, ["tokenize-and-chunk", "--plan", uri, "--shard", "d"]
 
 
 def test_a_table_gives_the_chunks_of_the_same_json_lines(tmp_path: Path, texts: list[str], t5_dir: str) -> None:
