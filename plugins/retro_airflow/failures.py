@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from retro_ops.errors import EXIT_CODES_WITHOUT_RETRY, RetroError
+from retro_ops.errors import EXIT_CODES_WITHOUT_RETRY, EXIT_USAGE, RetroError
 
 CAUSE = "failure"
 """Key under which a failed task leaves its message for the gate."""
@@ -68,6 +68,12 @@ def of_exit_code(stage: str, exit_code: int, last_error: str, reason: str = "") 
 
     ``last_error``: the last error in the stage's log. ``reason``: anything else that the runtime knows.
     """
+    if exit_code == EXIT_USAGE:
+        return FinalFailureError(
+            f"{stage} refused its flags; the log above says which\n"
+            "  What to do: the stages are probably of another release than retro-airflow. Build their image, or "
+            "install retro-ops, from the same release"
+        )
     said = "\n".join(filter(None, (last_error, reason))) or f"{stage} failed without a message; see the log above"
     if exit_code in EXIT_CODES_WITHOUT_RETRY:
         return FinalFailureError(f"{said}\n{stage} ended with exit code {exit_code}, so a retry would fail again")

@@ -52,6 +52,13 @@ def test_errors_of_the_stages_say_whether_a_retry_can_help(error: type[RetroErro
     assert isinstance(caught.value, AirflowFailException) is final
 
 
+def test_refused_flags_point_to_a_stage_of_another_release() -> None:
+    error = failures.of_exit_code("plan", 2, "")
+    assert isinstance(error, failures.FinalFailureError)
+    assert str(error).startswith("plan refused its flags; the log above says which")
+    assert "of another release than retro-airflow" in str(error)
+
+
 def test_what_the_user_needs_comes_first() -> None:
     said = str(failures.of_exit_code("embed-chunks", 78, "no GPU was found", "pod p on node n"))
     assert said.splitlines()[:2] == ["no GPU was found", "pod p on node n"]
