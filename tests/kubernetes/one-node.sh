@@ -97,8 +97,8 @@ build() {
         say "$name: $((SECONDS - began)) s"
     done
     [ -x "$C/bin/pause" ] || gcc -Os -static -DVERSION=debian-3.2 -o "$C/bin/pause" build/pause/linux/pause.c
-    cp "$C/root/usr/bin/etcd" "$C/bin/"
-    cp "$C"/root/usr/lib/cni/* "$C/cni/"
+    cp -u "$C/root/usr/bin/etcd" "$C/bin/" # -u: a cluster that is up runs it
+    cp -u "$C"/root/usr/lib/cni/* "$C/cni/"
     # Without CAP_SYS_RESOURCE the negative oom_score_adj that the kubelet wants for every pod fails. This stands in for
     # runc and takes it out of the bundle, and with it the capability that privileged pods would get.
     cat >"$C/bin/runc-limited" <<'END'
