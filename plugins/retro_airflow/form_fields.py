@@ -76,14 +76,15 @@ def refresh_fields() -> dict[str, Param]:
 
 def unset() -> Param:
     """The field of a refresh with the parameters that do not keep their published value."""
-    names = [name for name, parameter in PARAMETERS.items() if parameter.title and parameter.kept_on_refresh]
+    titles = {name: p.title for name, p in PARAMETERS.items() if p.title and p.kept_on_refresh}
     return field(
         None,
         "Back to default",
         "Parameters that take their default again instead of the value of the published version.",
         type=["null", "array"],
-        items={"type": "string", "enum": names},
-        examples=names,
+        items={"type": "string", "enum": list(titles)},
+        examples=list(titles),
+        values_display=titles,
         section=RUN,
     )
 
