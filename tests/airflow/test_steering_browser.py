@@ -121,8 +121,9 @@ def current(frame: FrameLocator, version: int) -> None:
     expect(frame.get_by_role("rowheader", name=re.compile(f"^{version} current"))).to_be_visible()
 
 
-def ended(airflow: LiveAirflow, dag: str) -> str:
-    """State of the only run of ``dag``, once it has ended."""
+def ended(airflow: LiveAirflow, frame: FrameLocator, dag: str) -> str:
+    """State of the only run of ``dag``, which the page says was triggered, once it has ended."""
+    expect(frame.get_by_role("heading", name=f"{dag} was triggered")).to_be_visible()
 
     def state() -> str:
         (run,) = airflow.call("GET", f"dags/{dag}/dagRuns")["dag_runs"]
@@ -153,7 +154,7 @@ def test_an_object_becomes_a_version_that_people_decide_on(airflow: LiveAirflow,
     frame.get_by_role("link", name="Roll back…").click()
     expect(frame.get_by_text("Make version 1 of news the current one, instead of version 2?")).to_be_visible()
     frame.get_by_role("button", name="Roll back", exact=True).click()
-    assert ended(airflow, "retro_rollback") == "success"
+    assert ended(airflow, frame, "retro_rollback") == "success"
     frame = dataset(airflow, page)
     current(frame, 1)
     page.screenshot(path=screenshot("rolled-back"))
@@ -161,5 +162,5 @@ def test_an_object_becomes_a_version_that_people_decide_on(airflow: LiveAirflow,
     frame.get_by_role("button", name="Preview what can be removed…").click()
     page.screenshot(path=screenshot("prune"))
     frame.get_by_role("button", name="Preview", exact=True).click()
-    assert ended(airflow, "retro_prune") == "success"
+    assert ended(airflow, frame, "retro_prune") == "success"
     current(dataset(airflow, page), 1)
