@@ -177,6 +177,10 @@ def contamination_uri(plan_location: str) -> str:
     return beside(first_plan_uri(plan_location), "contamination.json")
 
 
+FOUND = {"duplicates": duplicates_uri, "contamination": contamination_uri}
+"""What `find-duplicates` wrote, by its key in the card."""
+
+
 def drift_uri(plan_location: str) -> str:
     """The decision of `check-drift` on the trained index, with its figures."""
     return beside(first_plan_uri(plan_location), "drift.json")

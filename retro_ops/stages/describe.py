@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from retro_ops.search.samples import Drawn
 
 STAGE = "describe"
-FOUND = {"duplicates": paths.duplicates_uri, "contamination": paths.contamination_uri}
-"""Files of `find-duplicates` by their key in the card."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -53,7 +51,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     digest = digests.digest(digests.CODE_VERSIONS[STAGE], digests.version_digest(plan))
     inputs = [paths.dataset_spec_uri(plan, split) for split in plan.splits()]
     expected = read_estimate(store.read(estimate), estimate) if store.exists(estimate) else None
-    found = {name: _facts(uri(arguments.plan)) for name, uri in FOUND.items()}
+    found = {name: _facts(uri(arguments.plan)) for name, uri in paths.FOUND.items()}
     loading = partial(planned, arguments.plan, plan)
     price = arguments.gpu_hour_price
     work = partial(_work, plan, arguments.plan, loading, parameters.device, expected, found, price)

@@ -17,7 +17,7 @@ from retro_ops.embedding.model import Model, chosen_model
 from retro_ops.errors import BadInputError
 from retro_ops.execution.flags import add_place
 from retro_ops.execution.plan_files import read_plan, write_plan
-from retro_ops.plan import digests, paths, views
+from retro_ops.plan import digests, documents, paths, views
 from retro_ops.plan.name_lists import split_names
 from retro_ops.plan.parameters import PARAMETERS, TEXT_FIELD, Parameters
 from retro_ops.plan.plan import Identity, Plan, check_name
@@ -85,9 +85,11 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         plan, models = plan_repair(arguments, series), None
     else:
         plan, models = _from_corpus(arguments, parameters, series)
-    facts = (paths.duplicates_uri(arguments.output), paths.contamination_uri(arguments.output))
+    facts = [uri_of(arguments.output) for uri_of in paths.FOUND.values()]
     for uri in (*paths.plans_after(arguments.output), *facts):  # Of an earlier try.
         store.at(uri).delete(uri)
+    if plan.deduplicated:
+        _keep_facts(series, arguments.output)
     changed = since_published(plan, series)
     if arguments.refresh:
         check_removed(changed, plan.parameters.max_removed_share)
@@ -106,6 +108,15 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         shards=len(plan.shards),
         bytes=size,
     )
+
+
+def _keep_facts(series: history.Series, output: str) -> None:
+    """Take what the published card says of duplicates and benchmarks, since they are not searched again."""
+    card = paths.card_in(series.folder(), "json")
+    figures = documents.read(store.read(card), card, dict[str, Any]) if store.exists(card) else {}
+    for name, uri_of in paths.FOUND.items():
+        if figures.get(name):
+            store.write(uri_of(output), (json.dumps(figures[name], indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _from_corpus(

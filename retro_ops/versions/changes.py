@@ -17,8 +17,11 @@ def since_published(plan: Plan, series: history.Series) -> dict[str, Any]:
     ``of_earlier_day`` if the published version stays the current one."""
     if not series.current:
         return {"nothing": False, "base": None, **asdict(compare([], plan.shards))}
-    changes = compare(read_plan(series.plan_uri()).shards, plan.shards)
-    nothing = store.same_object(paths.stage_folder(plan, "write-specs"), series.folder())
+    published = read_plan(series.plan_uri())
+    changes = compare(published.shards, plan.shards)
+    nothing = not _drops_others(plan, published) and store.same_object(
+        paths.stage_folder(plan, "write-specs"), series.folder()
+    )
     counts = ", ".join(f"{len(getattr(changes, kind)):,} {kind}" for kind in ("added", "changed", "removed"))
     say(
         f"plan: shards since version {series.current}: {counts}, {changes.unchanged:,} unchanged"
@@ -27,3 +30,11 @@ def since_published(plan: Plan, series: history.Series) -> dict[str, Any]:
     )
     earlier = {"of_earlier_day": True} if history.is_older(plan, series) else {}
     return {"nothing": nothing, "base": series.current, **asdict(changes), **earlier}
+
+
+def _drops_others(plan: Plan, published: Plan) -> bool:
+    """Whether ``plan`` may drop other duplicates than the published version: its digest shows it only after the search.
+    (Benchmarks are in the digest.)"""
+    wanted, before = plan.parameters, published.parameters
+    same = (wanted.duplicates, wanted.duplicate_threshold) == (before.duplicates, before.duplicate_threshold)
+    return wanted.duplicates == "drop" and not same

@@ -263,3 +263,15 @@ def test_a_killed_shard_resumes_without_its_duplicates(planted: Nights, monkeypa
     assert resumed["details"]["resumed_at"] == 4
     assert (resumed["counts"], resumed["outputs"]) == (undisturbed["counts"], undisturbed["outputs"])
     assert resumed["counts"]["duplicates_dropped"] == 4
+
+
+def test_duplicates_of_an_unchanged_corpus_are_dropped_by_a_refresh(planted: Nights) -> None:
+    planted.flags = EXACT
+    planted.first()
+    done = planted.refresh("--duplicates", "drop")
+    assert lines_of(done) == {"a": [1, 2, 3], "b": [3, 4], "c": [1, 2], "v": [1, 2, 3]}
+    # What is not searched again stays on the card.
+    done = planted.refresh("--num-neighbours", "2")
+    assert done.calls["find-duplicates"] == 0
+    card = json.loads(store.read(paths.card_uri(done.plan, "json")))
+    assert card["duplicates"]["duplicates"] == 5
