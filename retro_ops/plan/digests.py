@@ -100,8 +100,12 @@ def text_field(of: str) -> list[str]:
 
 def benchmarks(plan: Plan, shard: Shard) -> list[list[str]]:
     """Entry of a digest of signatures for the benchmark texts that documents of ``shard`` are compared with."""
-    compared = shard.split == "train" and plan.benchmark_files
-    return [["benchmarks", *(source.fingerprint for source in plan.benchmark_files)]] if compared else []
+    return _benchmarks(plan) if shard.split == "train" else []
+
+
+def _benchmarks(plan: Plan) -> list[list[str]]:
+    fingerprints = [source.fingerprint for source in plan.benchmark_files]
+    return [["benchmarks", *fingerprints]] if fingerprints else []
 
 
 @_output
@@ -261,6 +265,8 @@ def version_digest(plan: Plan) -> str:
             for shard in plan.shards
         ],
         [merge_digest(plan), tuning_digest(plan)],
+        # A version names the benchmarks that it was compared with, even if no document was dropped.
+        *([["contaminated", plan.parameters.contaminated], *_benchmarks(plan)] if plan.benchmark_files else []),
     )
 
 

@@ -68,7 +68,7 @@ def test_contaminated_documents_are_dropped_and_reported(examined: Nights) -> No
     assert store.exists(listed.uri)
 
 
-def test_a_report_changes_nothing(examined: Nights) -> None:
+def test_a_report_changes_no_shard(examined: Nights) -> None:
     flags, examined.flags = examined.flags, EXACT
     plain = examined.first()
     for written in (plain.plan_uri, paths.manifest_uri(plain.plan), paths.version_plan_uri(plain.plan)):
@@ -78,7 +78,15 @@ def test_a_report_changes_nothing(examined: Nights) -> None:
     done = examined.scratch()
     assert found_in(done)["contaminated"] == 2
     assert lines_of(done) == lines_of(plain)
-    assert digests.version_digest(done.plan) == digests.version_digest(plain.plan)
+    assert digests.merge_digest(done.plan) == digests.merge_digest(plain.plan)
+    # A published version is compared on request, and its card then has the figures.
+    done = examined.refresh(*flags[-2:], "--contaminated", "report")
+    assert (done.calls["sign-documents"], done.calls["tokenize-and-chunk"], done.calls["publish"]) == (3, 0, 1)
+    card = paths.card_uri(done.plan, "json")
+    assert json.loads(store.read(card))["contamination"]["contaminated"] == 2
+    done = examined.refresh("--num-neighbours", "2")
+    assert done.calls["sign-documents"] == 0
+    assert json.loads(store.read(paths.card_uri(done.plan, "json")))["contamination"]["contaminated"] == 2
 
 
 def test_from_night_to_night_as_if_built_from_scratch(examined: Nights, tmp_path: Path) -> None:
