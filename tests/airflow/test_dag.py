@@ -363,6 +363,7 @@ def test_a_bad_shard_of_a_group_fails_its_task_and_leaves_the_others_done(
     assert plan_from_json(Path(plan_uri).read_text(), plan_uri).skipped == ("b",)
 
 
+@pytest.mark.slow  # As the shard of a group above, but alone in its task, and failing a stage later.
 @pytest.mark.usefixtures("airflow_database")
 def test_a_run_may_go_on_without_failed_shards(tmp_path: Path, corpus: Path, stub_command: Path) -> None:
     (stub_command / "fail.embed-chunks.b").write_text("65")
