@@ -89,7 +89,7 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     for uri in (*paths.plans_after(arguments.output), *facts):  # Of an earlier try.
         store.at(uri).delete(uri)
     if plan.deduplicated:
-        _keep_facts(series, arguments.output)
+        _keep_facts(arguments, series)
     changed = since_published(plan, series)
     if arguments.refresh:
         check_removed(changed, plan.parameters.max_removed_share)
@@ -110,13 +110,21 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
     )
 
 
-def _keep_facts(series: history.Series, output: str) -> None:
-    """Take what the published card says of duplicates and benchmarks, since they are not searched again."""
-    card = paths.card_in(series.folder(), "json")
-    figures = documents.read(store.read(card), card, dict[str, Any]) if store.exists(card) else {}
+def _keep_facts(arguments: Namespace, series: history.Series) -> None:
+    """Take figures of duplicates and benchmarks, which are not searched again, from where they were."""
+
+    def read(uri: str) -> dict[str, Any]:
+        return documents.read(store.read(uri), uri, dict[str, Any]) if store.exists(uri) else {}
+
+    if arguments.repair and arguments.run:
+        run = paths.plan_uri(arguments.root.rstrip("/"), arguments.dataset, arguments.run)
+        known = {name: read(uri_of(run)) for name, uri_of in paths.FOUND.items()}
+    else:
+        known = read(paths.card_in(series.folder(), "json"))
     for name, uri_of in paths.FOUND.items():
-        if figures.get(name):
-            store.write(uri_of(output), (json.dumps(figures[name], indent=1, ensure_ascii=False) + "\n").encode())
+        if facts := known.get(name):
+            text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+            store.write(uri_of(arguments.output), text.encode())
 
 
 def _from_corpus(

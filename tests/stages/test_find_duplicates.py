@@ -40,6 +40,11 @@ def planted(nights: Nights) -> Nights:
     return nights
 
 
+def on_card(done: Done) -> int:
+    """Number of duplicates on the card."""
+    return int(json.loads(store.read(paths.card_uri(done.plan, "json")))["duplicates"]["duplicates"])
+
+
 def lines_of(done: Done) -> dict[str, list[int]]:
     """Lines of the corpus that are in the chunks, by shard, as their sidecars say; with as many first chunks."""
     found = {}
@@ -162,6 +167,7 @@ def test_repair_keeps_what_was_dropped(planted: Nights) -> None:
     store.write(chunks, bytes(data))
     done = planted.repair()
     assert done.calls["find-duplicates"] == 0
+    assert on_card(done) == 5
     assert done.calls["tokenize-and-chunk"] == 1
     assert lines_of(done) == lines_of(first)
     call("validate", "--plan", done.plan_uri)
@@ -273,5 +279,12 @@ def test_duplicates_of_an_unchanged_corpus_are_dropped_by_a_refresh(planted: Nig
     # What is not searched again stays on the card.
     done = planted.refresh("--num-neighbours", "2")
     assert done.calls["find-duplicates"] == 0
-    card = json.loads(store.read(paths.card_uri(done.plan, "json")))
-    assert card["duplicates"]["duplicates"] == 5
+    assert on_card(done) == 5
+
+
+def test_a_run_that_stopped_is_repaired_with_its_duplicates(planted: Nights) -> None:
+    searched(planted)
+    done = planted.repair("--repair-run", "x")
+    assert done.calls["find-duplicates"] == 0
+    assert lines_of(done)["a"] == [1, 2, 3]
+    assert on_card(done) == 5
