@@ -96,5 +96,7 @@ def airflow_database() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: they run beside each other, and the short ones fill the gaps."""
-    longest = ("test_scheduler.py", "test_backfill.py", "test_dag.py", "test_install.py")
+    longest = [
+        f"test_{name}.py" for name in ("dag", "scheduler", "backfill", "steering", "install", "repair", "models")
+    ]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
