@@ -351,6 +351,16 @@ def test_an_unknown_runtime_fails_without_retry(
         stage(uri).execute(context(state))
 
 
+def test_a_run_may_choose_another_runtime_than_the_deployment(
+    uri: str, state: TaskState, stub_command: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRO_RUNTIME", "docker")
+    chosen = context(state)
+    chosen["params"]["runtime"] = "local"
+    stage(uri).execute(chosen)
+    assert [(name, shard) for _, name, shard in journal(stub_command)] == [("embed-chunks", "a")]
+
+
 def test_flags() -> None:
     arguments: stage_operator.Arguments = {
         "plan": "p",
