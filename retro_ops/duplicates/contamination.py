@@ -64,6 +64,8 @@ def read(uris: tuple[str, ...], memory_budget: str, line_bytes: int) -> Benchmar
                     f"the benchmarks have more than {most:,} words, up to {uri}, line {number}",
                     f"raise {PARAMETERS['memory_budget'].where} above {memory_budget}, or name fewer files",
                 )
+    if not words:
+        raise BadInputError(f"no benchmark text in {', '.join(uris[:5])}", "name files with texts")
     found = np.array(places, np.int64).reshape(-1, 2)
     short = np.array([len(text) < LEAST_WORDS for text in words], np.bool_)
     return Benchmarks(BenchmarkTexts(words), found, np.bincount(found[short, 0], minlength=len(uris)))

@@ -12,6 +12,8 @@ from retro_ops.plan.digests import line_limit
 from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Shard, Source, Split, check_name
 from retro_ops.planning import recipe_shards
+from retro_ops.progress import say
+from retro_ops.sizes import counted
 from retro_ops.storage import read_ahead, store
 from retro_ops.uris import file_name
 
@@ -50,7 +52,9 @@ def of_benchmarks(parameters: Parameters) -> tuple[Source, ...]:
     from retro_ops.duplicates import contamination
 
     files = tuple(map(_source, finding.find(parameters.benchmarks)))
-    contamination.read(tuple(file.uri for file in files), parameters.memory_budget, line_limit(parameters))
+    read = contamination.read(tuple(file.uri for file in files), parameters.memory_budget, line_limit(parameters))
+    number, short = counted(len(read.places), "text"), int(read.too_short.sum())
+    say(f"plan: benchmarks: {number} in {counted(len(files), 'file')}; {short:,} are too short to be compared")
     return files
 
 

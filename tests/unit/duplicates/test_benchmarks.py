@@ -69,6 +69,9 @@ def test_a_record_without_text_and_too_many_words_are_errors(tmp_path: Path) -> 
     file.write_text('{"text": "some words"}\n{"question": "what"}\n')
     with pytest.raises(BadInputError, match=r"questions.jsonl, line 2: no key 'text'; its keys are 'question'"):
         read((str(file),), "2GiB", 2**20)
+    file.write_text("\n")
+    with pytest.raises(BadInputError, match=r"no benchmark text in .*questions.jsonl"):
+        read((str(file),), "4GiB", 2**20)
     file.write_text(json.dumps({"text": "word " * 3000}))
     with pytest.raises(BadInputError, match=r"more than 2,184 words, up to .*questions.jsonl, line 1"):
         read((str(file),), "1MiB", 2**20)
