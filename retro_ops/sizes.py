@@ -1,4 +1,4 @@
-"""Sizes, counts and times as people write and read them.
+"""Sizes, counts, times and lists of names as people write and read them.
 
 What is measured or estimated (files, memory in use) has decimal units. Limits of memory have binary units, in which
 they are set, too: ``--memory-budget 2GiB``.
@@ -6,6 +6,7 @@ they are set, too: ``--memory-budget 2GiB``.
 
 import functools
 import re
+from collections.abc import Sequence
 
 from retro_ops.errors import BadInputError
 
@@ -33,6 +34,11 @@ def in_words(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """``1 part``, ``2,000 parts``. ``noun``: one whose plural ends in s."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """The first ``most`` of ``names`` and the number of the others: ``a, b and 2,000 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def of_key(count: int, key: str) -> str:

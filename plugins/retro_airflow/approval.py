@@ -11,7 +11,7 @@ from retro_ops.plan import card, paths
 from retro_ops.plan.plan import Plan, plan_from_json
 from retro_ops.plan.published_changes import read_changes
 from retro_ops.plan.series import Entry
-from retro_ops.sizes import in_words
+from retro_ops.sizes import in_words, some
 
 MOST_NAMES = 20
 """Most shards of each kind that a request names."""
@@ -110,7 +110,5 @@ def _changes(changes: Mapping[str, Any]) -> Iterator[str]:
     yield f"Shards: {changes['unchanged']:,} unchanged"
     for kind in ("added", "changed", "removed"):
         names = changes[kind]
-        more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-        yield f"- {len(names):,} {kind}" + (
-            f": {', '.join(f'`{name}`' for name in names[:MOST_NAMES])}{more}" if names else ""
-        )
+        shown = some([f"`{name}`" for name in names], MOST_NAMES)
+        yield f"- {len(names):,} {kind}" + (f": {shown}" if names else "")

@@ -15,7 +15,7 @@ from retro_ops.errors import BadInputError
 from retro_ops.plan import estimate, paths
 from retro_ops.plan.plan import Shard, check_choice, plan_to_json
 from retro_ops.plan.published_changes import check_removed, read_changes
-from retro_ops.sizes import counted
+from retro_ops.sizes import counted, some
 
 MOST_NAMES = 100
 """Most shards of each kind that an asset event names; it counts all of them."""
@@ -74,7 +74,9 @@ def anything_to_do(plan_uri: str, params: Mapping[str, Any], ti: Any) -> bool:
     with failures.airflow_errors():
         uri = paths.changes_uri(plan_uri)
         changes = read_changes(store.read(uri), uri)
-    kinds = ", ".join(f"{kind}: {_some(changes[kind]) or 'none'}" for kind in ("added", "changed", "removed"))
+    kinds = ", ".join(
+        f"{kind}: {some(changes[kind], MOST_SHOWN) or 'none'}" for kind in ("added", "changed", "removed")
+    )
     print(f"{plan.dataset}: {kinds}; unchanged: {changes['unchanged']}")
     if changes["nothing"]:
         note = f"Dataset {plan.dataset}: nothing has changed since version {changes['base']}"
@@ -118,7 +120,7 @@ def gate(plan_uri: str, listed: Sequence[Mapping[str, str]] | None, params: Mapp
         selected = dataclasses.replace(plan, shards=kept, skipped=(*plan.skipped, *sorted(gone)))
         uri = paths.next_plan_uri(plan_uri, "selected")
         store.write(uri, plan_to_json(selected).encode())
-    print(f"Continuing without {len(gone)} of {len(plan.shards)} shards: {_some(sorted(gone))}")
+    print(f"Continuing without {len(gone)} of {len(plan.shards)} shards: {some(sorted(gone), MOST_SHOWN)}")
     return uri
 
 
@@ -185,12 +187,6 @@ def _summary(dataset: str, number: int, quality: Mapping[str, Any], page: str) -
     return f"Dataset {dataset}, [version {number}]({page})" + (f": recall {recall}" if recall else "")
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first MOST_SHOWN of ``names`` and the number of the others."""
-    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-    return ", ".join(names[:MOST_SHOWN]) + more
-
-
 def _causes(ti: Any, missing: Mapping[str, int]) -> dict[str, str]:
     """What the tasks of the first of the ``missing`` shards said when they failed, by the name of the shard."""
     found = {}
@@ -208,7 +204,7 @@ def _missing_message(missing: Mapping[str, int], total: int, some_kept: bool, ca
             "the shards were not listed. Read the log of the first task that failed (`list_shards` or an earlier one), "
             "fix the cause, and clear that task"
         )
-    shown = _some([f"{shard} (map index {index})" for shard, index in missing.items()])
+    shown = some([f"{shard} (map index {index})" for shard, index in missing.items()], MOST_SHOWN)
     lines = [
         f"{len(missing)} of {total} shards are not embedded: {shown}.",
         *(f"  {name}: {cause}" for name, cause in causes.items()),

@@ -9,7 +9,7 @@ from retro_ops.corpus.path_patterns import matcher
 from retro_ops.corpus.source_lines import SUFFIXES
 from retro_ops.errors import BadInputError
 from retro_ops.progress import say
-from retro_ops.sizes import counted
+from retro_ops.sizes import counted, some
 from retro_ops.storage import store
 from retro_ops.uris import file_name, join, parent
 
@@ -75,7 +75,7 @@ def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     _say_what_is_passed_over(pattern, {"hidden": hidden, "of another format": others, "found twice": twice})
     if not files:
         raise BadInputError(
-            f"no corpus file at {pattern!r}" + (f"; {_some(others)} has another format" if others else ""),
+            f"no corpus file at {pattern!r}" + (f"; {some(others, SHOWN)} has another format" if others else ""),
             f"name a file, a folder or a pattern of {', '.join(suffixes)} files",
         )
     return files
@@ -119,7 +119,7 @@ def _say_what_is_passed_over(pattern: str, found: Mapping[str, Sequence[str]]) -
     uris = [uri for of_reason in found.values() for uri in of_reason]
     if not uris:
         return
-    reasons = [f"{len(of)} {reason}: {_some(sorted(of))}" for reason, of in found.items() if of]
+    reasons = [f"{len(of)} {reason}: {some(sorted(of), SHOWN)}" for reason, of in found.items() if of]
     are = "1 file is" if len(uris) == 1 else f"{len(uris):,} files are"
     looks_like_a_corpus = any(re.search(r"json|parquet|\.tar|\.tgz", uri.rpartition("/")[2], re.I) for uri in uris)
     say(
@@ -128,7 +128,3 @@ def _say_what_is_passed_over(pattern: str, found: Mapping[str, Sequence[str]]) -
         event="passed_over",
         files=len(uris),
     )
-
-
-def _some(uris: Sequence[str]) -> str:
-    return ", ".join(uris[:SHOWN]) + (", …" if len(uris) > SHOWN else "")

@@ -7,12 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from retro_ops.corpus.recipes.shard_patterns import check_pattern, few, matching, split_patterns
+from retro_ops.corpus.recipes.shard_patterns import check_pattern, matching, split_patterns
 from retro_ops.errors import BadInputError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths
 from retro_ops.plan.specs import DatasetShard, IndexShard
+from retro_ops.sizes import some
 from retro_ops.storage import store
 from retro_ops.storage.checked import checked_rows
 from retro_ops.storage.npy import open_npy
@@ -85,7 +86,7 @@ class ExportVersion:
                 raise BadInputError(f"bad pattern {pattern!r} of --shards: {error}") from error
             matched = matching(pattern, names)
             if not matched:
-                raise BadInputError(f"no shard matches {pattern!r}", f"the version has {few(sorted(names))}")
+                raise BadInputError(f"no shard matches {pattern!r}", f"the version has {some(sorted(names))}")
             found |= matched
         return found
 

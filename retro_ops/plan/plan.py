@@ -10,6 +10,7 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 from retro_ops.errors import BadInputError
 from retro_ops.plan import documents, parameters
 from retro_ops.plan.parameters import Parameters
+from retro_ops.sizes import some
 
 Split = Literal["train", "val"]
 
@@ -169,7 +170,7 @@ class Plan:
             return self.by_name[name]
         raise BadInputError(
             f"the plan of dataset {self.dataset!r} has no shard {name!r}",
-            f"its shards are {', '.join(s.name for s in self.shards[:10])}" + (", …" if len(self.shards) > 10 else ""),
+            f"its shards are {some([shard.name for shard in self.shards])}",
         )
 
     def indexed(self, split: Split) -> tuple[Shard, ...]:

@@ -6,8 +6,7 @@ from typing import Any, NotRequired, TypedDict
 from retro_ops.errors import BadInputError
 from retro_ops.plan import documents
 from retro_ops.plan.parameters import PARAMETERS
-
-SHOWN = 10
+from retro_ops.sizes import some
 
 
 class _Document(TypedDict):
@@ -39,10 +38,9 @@ def check_removed(changes: Mapping[str, Any], limit: float, failed: Collection[s
     published = changes["unchanged"] + len(changes["changed"]) + len(changes["removed"])
     if not published or len(removed) <= limit * published:
         return
-    shown = ", ".join(removed[:SHOWN]) + (", …" if len(removed) > SHOWN else "")
     raise BadInputError(
         f"{len(removed):,} of {published:,} shards of version {changes['base']} would be removed "
-        f"({len(removed) / published:.0%}, more than max_removed_share of {limit:.0%}): {shown}",
+        f"({len(removed) / published:.0%}, more than max_removed_share of {limit:.0%}): {some(removed)}",
         "check that the corpus is mounted and complete; if the removal is intended, raise "
         f"{PARAMETERS['max_removed_share'].where}",
     )

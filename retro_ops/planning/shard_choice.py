@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from retro_ops.corpus.recipes.shard_patterns import check_pattern, few, matching, no_match, split_patterns
+from retro_ops.corpus.recipes.shard_patterns import check_pattern, matching, no_match, split_patterns
 from retro_ops.errors import BadInputError
 from retro_ops.plan.plan import Shard, check_choice
+from retro_ops.sizes import some
 
 
 def chosen(
@@ -29,7 +30,7 @@ def chosen(
     if idle := [shard.name for shard in found if not (shard.indexed or shard.queried)]:
         are = "1 shard is" if len(idle) == 1 else f"{len(idle):,} shards are"
         raise BadInputError(
-            f"{where}{are} neither indexed nor queried: {few(idle)}",
+            f"{where}{are} neither indexed nor queried: {some(idle)}",
             "add them to 'indexed' or 'queried', or leave their documents out of the corpus",
         )
     check_choice(found)

@@ -25,6 +25,7 @@ from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import SPLITS
 from retro_ops.plan.specs import DatasetShard, IndexShard
 from retro_ops.progress import show
+from retro_ops.sizes import some
 from retro_ops.storage import store
 from retro_ops.storage.npy import open_npy
 from retro_ops.tokens.tokenizer import Tokenizer, planned
@@ -133,7 +134,7 @@ def _chosen(arguments: Namespace, queried: Sequence[Shown], seed: int) -> Iterat
     """The chunks to show."""
     shards = [shard for shard in queried if arguments.shard in (None, shard.name)]
     if not shards:
-        names = ", ".join(shard.name for shard in queried[:10]) + (", …" if len(queried) > 10 else "")
+        names = some([shard.name for shard in queried])
         raise BadInputError(f"no shard {arguments.shard!r} has neighbours", f"name one of: {names}")
     if arguments.chunk is None and arguments.document is None:
         rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from retro_ops.execution import report
 from retro_ops.plan import paths
 from retro_ops.plan.plan import Plan
 from retro_ops.progress import say
-from retro_ops.sizes import counted
+from retro_ops.sizes import counted, some
 from retro_ops.storage import read_ahead
 
 SplitReports: TypeAlias = dict[str, dict[str, Any] | None]
@@ -32,11 +32,8 @@ def split_files(reports: SplitReports) -> dict[str, Any] | None:
     if not reports:
         return None
     if missing := [uri for uri, done in reports.items() if done is None]:
-        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        say(
-            f"bad records of {counted(len(missing), 'source file')} are not counted, as reports are missing: {some}",
-            logging.WARNING,
-        )
+        files = counted(len(missing), "source file")
+        say(f"bad records of {files} are not counted, as reports are missing: {some(missing, 3)}", logging.WARNING)
     found = [done for done in reports.values() if done is not None]
     totals: dict[str, Any] = {
         "files": len(reports),

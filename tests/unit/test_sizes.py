@@ -34,3 +34,8 @@ def test_counts_and_times_in_words() -> None:
     assert list(found.values()) == [
         "less than a minute", "about 1 minute", "about 3 minutes", "about 60 minutes", "about 2.5 hours",
     ]  # fmt: skip
+
+
+def test_a_long_list_of_names_is_cut_and_counted() -> None:
+    assert [sizes.some(list("abc")[:count], 2) for count in range(4)] == ["", "a", "a, b", "a, b and 1 more"]
+    assert sizes.some([f"{n:04}" for n in range(2010)]).endswith("0009 and 2,000 more")

@@ -15,6 +15,7 @@ from retro_ops.plan import digests
 from retro_ops.plan.plan import NAME_PATTERN
 from retro_ops.plan.source_list import SourceFile
 from retro_ops.plan.stage_graph import STAGES
+from retro_ops.sizes import some
 from retro_ops.storage import store
 from retro_ops.uris import resolve
 
@@ -68,7 +69,7 @@ def _files(rule: Rule, pattern: RecipeLine, folder: str, absent: list[str], faul
         except BadInputError:
             missing.append(uri)
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        shown = some(missing, 3)
         if rule.optional:
             absent.append(f"{recipe}:{pattern.line}: {shown} does not exist; the rest is built")
         else:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from retro_ops.corpus import braces
 from retro_ops.corpus.recipes.patterns import alternatives
 from retro_ops.errors import BadInputError
+from retro_ops.sizes import some
 
 SHOWN = 200
 
@@ -54,8 +55,4 @@ def matching(pattern: str, names: Iterable[str]) -> set[str]:
 
 def no_match(pattern: str, key: str, names: Iterable[str]) -> tuple[str, str]:
     """Message and remedy for a ``pattern`` of ``key`` that matches none of ``names``."""
-    return f"no shard matches {pattern!r} in {key!r}", f"use names of these: {few(sorted(names))}"
-
-
-def few(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", … ({len(names):,})" if len(names) > 8 else "")
+    return f"no shard matches {pattern!r} in {key!r}", f"use names of these: {some(sorted(names))}"
