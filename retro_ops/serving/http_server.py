@@ -40,7 +40,6 @@ TOKEN_BYTES = 32
 TIMEOUT_S = 60
 """Until a client must have sent its request."""
 
-MAGIC = b"\x93NUMPY"
 
 Body: TypeAlias = bytes | memoryview
 
@@ -117,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         served = self.server.served
         with self.server.searching:
-            if body.startswith(MAGIC):
+            if body.startswith(npy_header.MAGIC):
                 array = _array(body)
                 _check_size(served, len(array), k, served.dimension * np.dtype(np.float32).itemsize)
                 return "application/zip", as_zip(served.query(_vectors(served, array), k), served)

@@ -98,9 +98,9 @@ def open_npy(uri: str, *, ndim: int | None = None, kind: str | None = None, fini
         raise BadInputError(message, "name an array that a stage wrote")
     header = data[: head.offset]
     reader = NpyReader(uri, dtype, shape, len(header), header, data if len(data) == size else None, finite)
-    if size != reader.offset + reader.row_bytes * len(reader):
+    if size != head.bytes:
         raise BadInputError(
-            f"{uri} has {size} bytes, but its header says {reader.offset + reader.row_bytes * len(reader)}",
+            f"{uri} has {size} bytes, but its header says {head.bytes}",
             "the file is truncated or damaged: build it again",
         )
     if (ndim and len(shape) != ndim) or (kind and dtype.kind not in kind):

@@ -13,13 +13,16 @@ import numpy as np
 
 MAGIC = b"\x93NUMPY"
 
+LONGEST = 10_000
+"""Bytes of a header, as numpy allows."""
+
 MOST_NUMBERS = 2**56
 """More numbers than any array has. Below it, no size in bytes overflows."""
 
 _DESCR = rb"""(['"])descr\1: *(['"])(?P<descr>[<>=|][biuf][0-9]{1,2})\2"""
 _ORDER = rb"""(['"])fortran_order\4: *(?P<fortran>True|False)"""
 _SHAPE = rb"""(['"])shape\6: *\((?P<shape>[0-9 ,]*)\)"""
-HEADER = re.compile(rb"\{ *%s *, *%s *, *%s *,? *\} *\n?" % (_DESCR, _ORDER, _SHAPE))
+HEADER = re.compile(rb"\{ *%s *, *%s *, *%s *(?:, *)?\} *\n?" % (_DESCR, _ORDER, _SHAPE))
 """As numpy and other libraries write it: the keys in alphabetical order."""
 
 
@@ -43,7 +46,10 @@ def parse(data: bytes) -> Header:
     if data[:6] != MAGIC or len(data) < 12 or data[6] not in (1, 2, 3):
         raise ValueError("it does not begin with the header of an array")
     start = 10 if data[6] == 1 else 12
-    text = data[start : start + int.from_bytes(data[8:start], "little")]
+    length = int.from_bytes(data[8:start], "little")
+    text = data[start : start + length]
+    if length > LONGEST or len(text) < length:
+        raise ValueError("its header is cut off or too long")
     found = HEADER.fullmatch(text)
     if not found:
         raise ValueError(f"its header is not that of an array of numbers: {text[:100].decode('latin1').strip()!r}")

@@ -1,6 +1,7 @@
 """Headers of arrays: those of numpy and of other libraries are read, and nothing else is."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -71,6 +72,27 @@ def test_headers_of_other_libraries_are_read(text: bytes) -> None:
 def test_other_headers_are_refused(text: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         npy_header.parse(with_header(text))
+
+
+@pytest.mark.parametrize("tail", [b" " * 2**21, b"3, " * 2**20, b"9" * 2**21])
+def test_a_long_header_is_refused_at_once(tail: bytes) -> None:
+    """Blanks and digits that never end would be matched again and again, and lock the interpreter meanwhile."""
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, " + tail
+    for of in (text, b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2)" + tail):
+        data = b"\x93NUMPY\x02\x00" + len(of).to_bytes(4, "little") + of
+        with pytest.raises(ValueError, match="cut off or too long"):
+            npy_header.parse(data)
+        began = time.process_time()
+        with pytest.raises(ValueError, match="not that of an array of numbers"):
+            npy_header.parse(with_header(of[: npy_header.LONGEST]))
+        assert time.process_time() - began < 1
+
+
+def test_a_header_that_is_cut_off_is_refused() -> None:
+    whole = array_file(np.zeros((3, 4)))
+    for end in range(128):
+        with pytest.raises(ValueError, match="header"):
+            npy_header.parse(whole[:end])
 
 
 @given(st.binary(max_size=40), st.integers(0, 140))
