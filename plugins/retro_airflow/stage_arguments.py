@@ -61,7 +61,7 @@ def refresh_sources_arguments(context: Context, jinja_env: Any = None) -> dict[s
         if not _has_recipe(params, root, dataset):
             return {}
         check_names(run.conf or {}, context["dag"].params)
-        return {**_sources_arguments(params, run.run_id), "refresh": True}
+        return {**_sources_arguments(params, run.run_id), "refresh": True, "unset": _unset(params)}
 
 
 def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str | bool | None]:
@@ -75,6 +75,10 @@ def _sources_arguments(params: Mapping[str, Any], run_id: str) -> dict[str, str 
         "output": paths.sources_uri(root, dataset, run_id),
         **{name.replace("_", "-"): str(value) for name, value in given.items() if value is not None},
     }
+
+
+def _unset(params: Mapping[str, Any]) -> str | None:
+    return join_names(params["unset"] or []) or None
 
 
 def _has_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
@@ -94,6 +98,8 @@ def _has_recipe(params: Mapping[str, Any], root: str, dataset: str) -> bool:
     for name in ("validation_corpus",) if params["corpus"] else DOCUMENTS:
         if not params[name]:
             _check_full_path(name, getattr(published, name), " of the published version")
+    if not params["benchmarks"] and "benchmarks" not in (params["unset"] or []):
+        _check_full_path("benchmarks", published.parameters.benchmarks, " of the published version")
     return published.recipe is not None and not params["corpus"]
 
 
@@ -126,15 +132,14 @@ def refresh_arguments(context: Context, jinja_env: Any = None) -> dict[str, str 
             chosen |= {"corpus": None, "validation-corpus": None}
             chosen["sources"] = paths.sources_uri(root, dataset, run.run_id)
         output = paths.plan_uri(root, dataset, run.run_id)
-        as_of, unset = params["as_of"] or _day(context), join_names(params["unset"] or []) or None
         return {
             **chosen,
             "root": root,
             "dataset": dataset,
-            "as-of": as_of,
+            "as-of": params["as_of"] or _day(context),
             "output": output,
             "refresh": True,
-            "unset": unset,
+            "unset": _unset(params),
         }
 
 

@@ -143,7 +143,7 @@ def request_of(arguments: Namespace) -> Request:
     if arguments.recipe or (mode == "refresh" and not arguments.corpus and _is_from_recipe(root, dataset)):
         sources = {
             **place,
-            **{key: getattr(arguments, key) for key in ("recipe", "source_folder", "refresh")},
+            **{key: getattr(arguments, key) for key in ("recipe", "source_folder", "refresh", "unset")},
             **{key: value for key, value in given.items() if key in read_by("list-sources")},
             "output": paths.sources_uri(root, dataset, name),
         }

@@ -50,12 +50,12 @@ def find_dated(pattern: str, as_of: str | None) -> list[CorpusFile]:
     return kept
 
 
-def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES, noun: str = "corpus") -> list[str]:
     """Corpus files at a path, in a folder or prefix, or matching a pattern (``*``, ``**``, ``{00..29}``), sorted.
 
     A file or folder of that very name comes before a pattern. ``suffixes``: names that count as corpus files in a
     folder, and for a pattern that ends in ``*``. Hidden files count only if the pattern names them; files that are
-    passed over are logged. Raises BadInputError when there is none.
+    passed over are logged. Raises BadInputError when there is none; ``noun``: what its message calls the files.
     """
     if file_name(pattern).endswith(suffixes) and store.exists(pattern):
         return [pattern]
@@ -75,7 +75,7 @@ def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     _say_what_is_passed_over(pattern, {"hidden": hidden, "of another format": others, "found twice": twice})
     if not files:
         raise BadInputError(
-            f"no corpus file at {pattern!r}" + (f"; {some(others, SHOWN)} has another format" if others else ""),
+            f"no {noun} file at {pattern!r}" + (f"; {some(others, SHOWN)} has another format" if others else ""),
             f"name a file, a folder or a pattern of {', '.join(suffixes)} files",
         )
     return files

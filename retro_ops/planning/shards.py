@@ -51,7 +51,7 @@ def of_benchmarks(parameters: Parameters) -> tuple[Source, ...]:
         return ()
     from retro_ops.duplicates import contamination
 
-    files = tuple(map(_source, finding.find(parameters.benchmarks)))
+    files = tuple(map(_source, finding.find(parameters.benchmarks, noun="benchmark")))
     read = contamination.read(tuple(file.uri for file in files), parameters.memory_budget, line_limit(parameters))
     number, short = counted(len(read.places), "text"), int(read.too_short.sum())
     say(f"plan: benchmarks: {number} in {counted(len(files), 'file')}; {short:,} are too short to be compared")

@@ -11,7 +11,7 @@ from retro_ops.corpus.recipes import file_list, shipped
 from retro_ops.corpus.recipes.model import Recipe
 from retro_ops.corpus.recipes.parser import parse_recipe
 from retro_ops.errors import BadInputError
-from retro_ops.execution.flags import add_place
+from retro_ops.execution.flags import add_place, add_unset, defaults_of
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import digests, source_list
 from retro_ops.plan.parameters import Parameters, read_by, values_for
@@ -35,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--refresh", action="store_true", help="take options that are not given from the published version"
     )
+    add_unset(parser)
 
 
 def run(arguments: Namespace, parameters: Parameters) -> None:
@@ -47,7 +48,8 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
         name = name or previous.recipe
         given = {key: getattr(arguments, key) for key in read_by(STAGE) if hasattr(arguments, key)}
         kept = values_for(STAGE, previous.parameters)
-        parameters = Parameters(**{**kept, **given})
+        unset = {key: value for key, value in defaults_of(arguments.unset, given).items() if key in kept}
+        parameters = Parameters(**{**kept, **unset, **given})
     if not name:
         raise BadInputError("--recipe is missing", "name a recipe, or plan without one: `retro-ops plan --corpus …`")
     recipe, text = _read(name)

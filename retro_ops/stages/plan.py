@@ -7,7 +7,6 @@ of unchanged shards. ``--repair`` plans with the corpus of that version (or of a
 import json
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from retro_ops.corpus import finding
 from retro_ops.corpus.recipes.shard_patterns import split_patterns
 from retro_ops.embedding.model import Model, chosen_model
 from retro_ops.errors import BadInputError
-from retro_ops.execution.flags import add_place
+from retro_ops.execution.flags import add_place, add_unset, defaults_of
 from retro_ops.execution.plan_files import read_plan, write_plan
 from retro_ops.plan import digests, documents, paths, views
 from retro_ops.plan.name_lists import split_names
@@ -55,13 +54,7 @@ def add_choices(parser: ArgumentParser) -> None:
     for choice, meaning in (("indexed", "in the index"), ("queried", "that get neighbours")):
         parser.add_argument(f"--{choice}", metavar="A,B*", help=f"name patterns of the shards {meaning} (default: all)")
     parser.add_argument("--as-of", metavar="YYYY-MM-DD", help="leave out files whose {date} is later")
-    parser.add_argument(
-        "--unset",
-        type=split_names,
-        default=[],
-        metavar="A,B",
-        help="with --refresh: parameters that take their default again instead of the published value",
-    )
+    add_unset(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--refresh", action="store_true", help="start from the published version, if there is one")
     how.add_argument("--repair", action="store_true", help="rebuild damaged and missing files of the published version")
@@ -133,12 +126,13 @@ def _from_corpus(
 
     places = {"corpus": arguments.corpus, "validation_corpus": arguments.validation_corpus}
     choice = {"index_shards": arguments.indexed, "query_shards": arguments.queried}
+    given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
+    defaults = defaults_of(arguments.unset, given)
     if arguments.refresh and series.current:
         published = read_plan(series.plan_uri())
-        given = {name: getattr(arguments, name) for name in PARAMETERS if hasattr(arguments, name)}
         # These depend on the machines of a run, not on the dataset.
         of_this_run = {name: getattr(parameters, name) for name, p in PARAMETERS.items() if not p.kept_on_refresh}
-        parameters = replace(published.parameters, **{**_defaults(arguments.unset, given), **given, **of_this_run})
+        parameters = replace(published.parameters, **{**defaults, **given, **of_this_run})
         places = {name: place or getattr(published, name) for name, place in places.items()}
         choice = {name: patterns or getattr(published, name) for name, patterns in choice.items()}
         if published.recipe and not (arguments.sources or places["corpus"]):
@@ -188,16 +182,6 @@ def _from_corpus(
     if arguments.refresh:
         plan = with_base(known_duplicates(plan, series), series)
     return plan, (tokenizer, model)
-
-
-def _defaults(unset: Sequence[str], given: Collection[str]) -> dict[str, Any]:
-    """The defaults of the parameters ``unset``. BadInputError for one that does not exist, or that is ``given`` too."""
-    for name in unset:
-        if name not in PARAMETERS:
-            raise BadInputError(f"--unset {name}: there is no such parameter", "docs/parameters.md lists them")
-        if name in given:
-            raise BadInputError(f"--unset {name} and {PARAMETERS[name].flag} are both given", "leave out one of them")
-    return {name: PARAMETERS[name].default for name in unset}
 
 
 def _identity(parameters: Parameters, tokenizer: Tokenizer, model: Model) -> Identity:

@@ -25,6 +25,7 @@ from retro_ops.errors import BadInputError, ConfigurationError
 from retro_ops.execution import report
 from retro_ops.execution.plan_files import read_plan
 from retro_ops.plan import paths, source_list
+from retro_ops.plan.parameters import Parameters
 from retro_ops.plan.plan import Shard, Source
 from retro_ops.plan.source_list import Sources
 from retro_ops.planning import recipe_shards
@@ -482,9 +483,10 @@ def test_a_refresh_uses_the_recipe_and_builds_changed_shards(
         bad = [b"{broken", b'{"text": 1}'] if name == "0" else []
         made.put(f"{name}.jsonl", documents(3 + 3 * number) + bad)
     store.write(made.recipe, REFRESHED.encode())
-    flags = ("--tokenizer", small_model, "--model", small_model, *EXACT)
+    flags = ("--tokenizer", small_model, "--model", small_model, *EXACT, "--max-bad-share", "0.75")
     whole_run(made.root, "d", "first", "--recipe", made.recipe, *flags)
     _check_that_bad_records_are_counted(made)
+    _check_that_files_are_read_with_the_published_limits(made, run, tmp_path)
     assert refresh("idle").changes["nothing"]
     made.put("1.jsonl", documents(20))
     done = refresh("second")
@@ -498,6 +500,16 @@ def test_a_refresh_uses_the_recipe_and_builds_changed_shards(
     run("plan", *refused, code=65)
     _prune(made, run)
     assert refresh("after").changes["nothing"]
+
+
+def _check_that_files_are_read_with_the_published_limits(made: Corpus, run: Run, tmp_path: Path) -> None:
+    """Unless they are given, or return to their default."""
+    listed = tmp_path / "sources.json"
+    place = ("--root", made.root, "--dataset", "d", "--refresh", "--output", listed)
+    default = Parameters().max_bad_share
+    for more, share in (((), 0.75), (("--max-bad-share", "0.25"), 0.25), (("--unset", "max_bad_share"), default)):
+        run("list-sources", *place, *more)
+        assert json.loads(listed.read_text())["max_bad_share"] == share
 
 
 def _check_that_bad_records_are_counted(made: Corpus) -> None:
