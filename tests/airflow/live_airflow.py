@@ -74,6 +74,7 @@ class LiveAirflow:
             database.write_bytes(made)
             return
         assert self._airflow("db", "migrate").wait() == 0, (self.home / "db.log").read_text()
+        assert not Path(f"{database}-wal").exists(), "tables that are not in the main file of the database"
         _TABLES[self._environment.get("AIRFLOW__CORE__AUTH_MANAGER")] = database.read_bytes()
 
     def server(self) -> int:

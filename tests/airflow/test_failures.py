@@ -53,9 +53,9 @@ def test_errors_of_the_stages_say_whether_a_retry_can_help(error: type[RetroErro
 
 
 def test_refused_flags_point_to_a_stage_of_another_release() -> None:
-    error = failures.of_exit_code("plan", 2, "")
+    error = failures.of_exit_code("plan", 2, "", "in pod p")
     assert isinstance(error, failures.FinalFailureError)
-    assert str(error).startswith("plan refused its flags; the log above says which")
+    assert str(error).startswith("plan refused its flags (in pod p); the log above names the first of them")
     assert "of another release than retro-airflow" in str(error)
 
 

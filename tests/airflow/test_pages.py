@@ -109,6 +109,17 @@ def test_the_list_shows_version_size_and_recall(server: Server) -> None:
         assert expected in text, expected
 
 
+def test_the_tiles_show_the_current_version_after_a_rollback(server: Server) -> None:
+    write_dataset(server.root, "rolled", versions=2)
+    series = Path(paths.current_uri(str(server.root), "rolled"))
+    newest = json.loads(series.read_text())
+    (first,) = newest.pop("history")
+    first["counts"]["chunks"] = 17
+    series.write_text(json.dumps({**first, "last": newest.pop("last"), "history": [newest]}))
+    text = server.text(f"{server.news.removesuffix('news')}rolled")
+    assert '<span class="muted">Chunks</span><b>17</b>' in text
+
+
 def test_versions_are_listed_and_compared(server: Server) -> None:
     text = server.text(server.news)
     assert re.search(r'versions/2">2</a> <span class="state done">current', text)

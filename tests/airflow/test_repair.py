@@ -33,7 +33,8 @@ def build(**flags: str) -> None:
     """Publish a first version by one process: libraries of models are imported once, and not for each shard."""
     flags = {"tokenizer": flags["model"], "index-type": "Flat", "device": "cpu"} | flags
     command = [REAL_STAGES, "build", *(f"--{name}={value}" for name, value in flags.items())]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def published(place: dict[str, Any]) -> tuple[int, Plan]:

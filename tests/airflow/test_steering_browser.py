@@ -18,13 +18,11 @@ from live_airflow import REPOSITORY, LiveAirflow, wait_for
 from playwright.sync_api import FrameLocator, Page, expect, sync_playwright
 from seaweedfs import S3, seaweedfs
 from test_scheduler import REAL_STAGES, stage_settings
-from test_steering import APPROVE, runs, stored_state
+from test_steering import APPROVE, ends, runs, stored_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ACTIONS = ("retro_rollback", "retro_prune")
-SETTLED_S = 5
-"""Until Airflow has seen the process of the request end."""
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +84,14 @@ def put(s3: S3, name: str, first: int) -> None:
     subprocess.run(words, input=data, check=True, env=os.environ | s3.environment, cwd=REPOSITORY)
 
 
-def decide(airflow: LiveAirflow, page: Page, run: str, choice: str) -> None:
-    """Answer the request of ``run`` on the page of its task."""
+def decide(airflow: LiveAirflow, page: Page, run: str, choice: str, ended: int) -> None:
+    """Answer the request of ``run`` on the page of its task. ``ended``: see ``test_steering.decide``."""
 
     def waits() -> bool:
         return airflow.states(run).get((APPROVE, -1)) == "awaiting_input"
 
     wait_for(waits, explain=lambda: str(airflow.states(run)))
-    time.sleep(SETTLED_S)
+    wait_for(lambda: ends(airflow) >= ended)
     page.goto(f"{airflow.url}/dags/retro_refresh/runs/{run}/tasks/{APPROVE}/required_actions")
     expect(page.get_by_text("Publish news?")).to_be_visible()
     expect(page.get_by_text("1 added: c")).to_be_visible()
@@ -141,13 +139,13 @@ def test_an_object_becomes_a_version_that_people_decide_on(airflow: LiveAirflow,
     print(f"a run {time.monotonic() - written:.1f} s after the object")
     ((run, kind),) = runs(airflow).items()
     assert kind == "asset_triggered"
-    decide(airflow, page, run, "Reject")
+    decide(airflow, page, run, "Reject", 1)
     assert airflow.finish(run) == "success"
     assert airflow.states(run)["publish.publish", -1] == "skipped"
     current(dataset(airflow, page), 1)
     body = {"dry_run": False, "dag_run_id": run, "task_ids": [APPROVE], "include_downstream": True}
     airflow.call("POST", "dags/retro_refresh/clearTaskInstances", body | {"only_failed": False})
-    decide(airflow, page, run, "Approve")
+    decide(airflow, page, run, "Approve", 3)
     assert airflow.finish(run) == "success"
     frame = dataset(airflow, page)
     current(frame, 2)

@@ -150,7 +150,8 @@ def test_a_run_in_containers_equals_a_build_in_one_process(
     assert airflow.finish(run) == "success", airflow.states(run)
     command = [REPOSITORY / ".venv/stages/bin/retro-ops", "build"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in in_process.items()]
-    subprocess.run(command, env={**os.environ, **s3_server.environment}, check=True, capture_output=True)
+    done = subprocess.run(command, env={**os.environ, **s3_server.environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     of_containers, of_process = (contents(client, made["root"]) for made in (in_containers, in_process))
     assert list(of_containers) == list(of_process)
     assert {name.rpartition("/")[2] for name in of_containers} >= {"chunks.npy", "neighbours.npy", "train.index"}

@@ -18,10 +18,12 @@ from one_node import NAMESPACE, OneNode, connection, wait_until
 from retro_airflow.deployment import Kubernetes
 from seaweedfs import S3
 from test_dataset import object_store
-from test_scheduler import Door
+from test_scheduler import Door, alive
 
 DEPLOYMENTS = ("airflow-tests",)
 PLAN: Task = ("plan", -1)
+GRACE_S = 30
+"""Of the pod template. The door ignores SIGTERM."""
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +98,11 @@ def uids(node: OneNode) -> list[str]:
     return [pod.metadata.uid for pod in node.pods()]
 
 
-def is_watched_by(airflow: LiveAirflow, run: str, number: int) -> bool:
+def is_watched_again(airflow: LiveAirflow, run: str) -> bool:
+    """By a later try. On a slow machine a second one may lose its heartbeat, and a third takes its place."""
     row = airflow.tasks(run)[PLAN]
-    return (
-        row["try_number"] == number and row["state"] == "running" and "Reconnecting" in airflow.log(run, PLAN, number)
-    )
+    number = row["try_number"]
+    return number > 1 and row["state"] == "running" and "Reconnecting" in airflow.log(run, PLAN, number)
 
 
 def test_a_killed_worker_leaves_its_pod_to_the_next_try(
@@ -111,12 +113,12 @@ def test_a_killed_worker_leaves_its_pod_to_the_next_try(
     door.wait("plan")
     before = uids(node)
     os.kill(airflow.tasks(run)[PLAN]["pid"], signal.SIGKILL)
-    wait_for(lambda: is_watched_by(airflow, run, 2))
+    wait_for(lambda: is_watched_again(airflow, run))
     assert uids(node) == before
     held.unlink()
     assert airflow.finish(run) == "success"
     assert len(door.pids("plan")) == 1, "there was one pod in all"
-    assert "- is held for the 1. time" in airflow.log(run, PLAN, 2)
+    assert "- is held for the 1. time" in airflow.log(run, PLAN, airflow.tasks(run)[PLAN]["try_number"])
     assert node.pods() == []
 
 
@@ -126,13 +128,13 @@ def test_a_killed_scheduler_leaves_its_pods_to_its_successor(
     held = door.close("plan")
     run = airflow.trigger(**conf)
     door.wait("plan")
-    before = uids(node)
+    before, first = uids(node), airflow.tasks(run)[PLAN]["pid"]
     assert airflow.scheduler
     airflow.scheduler.kill()
     airflow.scheduler.wait()
     airflow.start_scheduler()
-    wait_for(lambda: is_watched_by(airflow, run, 2))
-    time.sleep(6)  # The first try would have ended its stage by now.
+    wait_for(lambda: is_watched_again(airflow, run))
+    wait_for(lambda: not alive(first))  # The end of the first try does not end the pod.
     assert uids(node) == before
     held.unlink()
     assert airflow.finish(run) == "success"
@@ -146,8 +148,10 @@ def test_an_api_server_that_restarts_costs_no_try(
     run = airflow.trigger(**conf)
     door.wait("plan")
     node.stop("apiserver")
-    wait_for(lambda: "The task waits up to 10 minutes" in airflow.log(run, PLAN, 1))
-    node.start("apiserver")
+    try:
+        wait_for(lambda: "The task waits up to 10 minutes" in airflow.log(run, PLAN, 1))
+    finally:
+        node.start("apiserver")
     held.unlink()
     assert airflow.finish(run) == "success"
     assert airflow.tasks(run)[PLAN]["try_number"] == 1
@@ -165,7 +169,7 @@ def test_marking_a_task_failed_ends_its_pod_within_the_grace_period(
     airflow.call("PATCH", f"dags/retro_dataset/dagRuns/{run}/taskInstances/plan", {"new_state": "failed"})
     wait_until(lambda: all(pod.metadata.deletion_timestamp for pod in node.pods()), 60)
     marked = time.monotonic()
-    wait_until(lambda: not node.pods(), 60)
+    wait_until(lambda: not node.pods(), GRACE_S + 10)
     print(f"deleted after {marked - began:.1f} s, gone {time.monotonic() - marked:.1f} s later")
     assert airflow.finish(run) == "failed"
 

@@ -41,7 +41,7 @@ DATA_SPEC = """{
 def built(tmp_path_factory: pytest.TempPathFactory, run: Run, texts: list[str], model_dir: str) -> Path:
     """The outputs of the six steps. Beyond the original's flags: the local models, and an index for few chunks."""
     folder = tmp_path_factory.mktemp("readme") / "MyDataset"
-    data = write_corpus(folder.parent / "data.jsonl", [text[:1500] for text in texts[:25]]).read_bytes()
+    data = write_corpus(folder.parent / "data.jsonl", [texts[0], *(text[:1500] for text in texts[1:25])]).read_bytes()
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))

@@ -56,7 +56,8 @@ def test_a_stage_killed_at_any_moment_ends_byte_equal(
     start = time.monotonic()
     assert _stage(*calm_arguments).wait() == 0
     seconds = time.monotonic() - start
-    moments = [random.Random(7).uniform(0.2, 1.0) for _ in range(10)]
+    draw = random.Random(7)
+    moments = [draw.uniform(0.2, 1.0) for _ in range(10)]
     assert _kill_at(moments, seconds, arguments, stormy / "report.json") >= 3
     assert _stage(*arguments).wait() == 0
     names = {path.name for path in calm.iterdir()}
