@@ -175,15 +175,9 @@ def perform(step: Step, devices: Sequence[int], over: str = "shard") -> float:
     began = time.monotonic()
     running = []
     for number, device in enumerate(devices):
-        of = {**step.arguments, over: names[number :: len(devices)]} if names else step.arguments
-        seen, share = (
-            ([device], on_cores(cores, number * cores)) if names else (devices, on_cores(cores * len(devices)))
-        )
-        if names is None or of[over]:
-            command = [*share, step.stage, *flags(of)]
-            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment(seen)))
-        if names is None:
-            break
+        if some := names[number :: len(devices)]:
+            command = [*on_cores(cores, number * cores), step.stage, *flags({**step.arguments, over: some})]
+            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment([device])))
     if any(process.wait() for process in running):
         raise SystemExit(f"{step.stage} failed")
     return time.monotonic() - began

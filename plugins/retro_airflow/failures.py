@@ -69,10 +69,11 @@ def of_exit_code(stage: str, exit_code: int, last_error: str, reason: str = "") 
     ``last_error``: the last error in the stage's log. ``reason``: anything else that the runtime knows.
     """
     if exit_code == EXIT_USAGE:
+        more = f" ({reason})" if reason else ""
         return FinalFailureError(
-            f"{stage} refused its flags; the log above says which\n"
-            "  What to do: the stages are probably of another release than retro-airflow. Build their image, or "
-            "install retro-ops, from the same release"
+            f"{stage} refused its flags{more}; the log above names the first of them\n"
+            "  What to do: if it does not know the flag, the stages are of another release than retro-airflow: build "
+            "their image, or install retro-ops, from the same release. If it refuses the value, correct it"
         )
     said = "\n".join(filter(None, (last_error, reason))) or f"{stage} failed without a message; see the log above"
     if exit_code in EXIT_CODES_WITHOUT_RETRY:

@@ -67,16 +67,22 @@ def dataset_fields(settings: Settings) -> dict[str, Param]:
 
 def refresh_fields() -> dict[str, Param]:
     """The fields of ``dataset_fields`` for a refresh; all of them may be empty."""
-    return _by_section(
+    fields = (
         parameter_field(parameter, None, AS_PUBLISHED if parameter.kept_on_refresh else parameter.unset or "automatic")
         for parameter in PARAMETERS.values()
         if parameter.title
     )
+    return _by_section(fields, f"{AS_PUBLISHED}; `*`: all")
 
 
 def unset() -> Param:
     """The field of a refresh with the parameters that do not keep their published value."""
-    titles = {name: p.title for name, p in PARAMETERS.items() if p.title and p.kept_on_refresh}
+    titles = {
+        name: parameter.title
+        for name, parameter in PARAMETERS.items()
+        # Tokenizer and model have the deployment's own defaults on the form of a new dataset.
+        if parameter.title and parameter.kept_on_refresh and name not in ("tokenizer", "model")
+    }
     return field(
         None,
         "Back to default",
@@ -89,9 +95,10 @@ def unset() -> Param:
     )
 
 
-def _by_section(fields: Iterable[tuple[str, Param]]) -> dict[str, Param]:
+def _by_section(fields: Iterable[tuple[str, Param]], no_choice: str = "all") -> dict[str, Param]:
+    """``no_choice``: the shards of empty fields."""
     order = list(get_args(Section))
-    found = [*fields, *shard_choice_fields().items()]
+    found = [*fields, *shard_choice_fields(no_choice).items()]
     return dict(sorted(found, key=lambda entry: order.index(entry[1].schema["section"])))
 
 
@@ -111,18 +118,18 @@ def parameter_field(parameter: Parameter, default: Any, empty: str) -> tuple[str
     return parameter.name, field(default, str(parameter.title), help_text, section=parameter.section, **schema)
 
 
-def shard_choice_fields() -> dict[str, Param]:
+def shard_choice_fields(empty: str) -> dict[str, Param]:
     return {
         "indexed": optional_text(
             None,
             "Indexed shards",
-            "Name patterns of the shards whose chunks are in the index, such as `{00..19}_*`. Empty: all.",
+            f"Name patterns of the shards whose chunks are in the index, such as `{{00..19}}_*`. Empty: {empty}.",
             INDEX,
         ),
         "queried": optional_text(
             None,
             "Queried shards",
-            "Name patterns of the shards whose chunks get neighbours, such as `{00..08}_*,val_*`. Empty: all.",
+            f"Name patterns of the shards whose chunks get neighbours, such as `{{00..08}}_*,val_*`. Empty: {empty}.",
             INDEX,
         ),
     }

@@ -32,7 +32,8 @@ def _cut(text: str, length: int) -> str:
 
 GROUPS = {
     "sources": "With a recipe: list its files and split them into shards",
-    "duplicates": "If duplicates or benchmark texts are reported or dropped: find documents that repeat others",
+    "duplicates": "If duplicates or benchmarks are requested: find documents that repeat others or contain benchmark "
+    "texts",
     "samples": "If the index is large: find the true neighbours of the sampled queries part by part",
     "index": "Train, fill and merge the faiss index",
     "cells": "If the vectors do not fit on the GPUs of a worker: search them part by part",
@@ -194,7 +195,7 @@ def _anything_to_do(which: Callable[..., bool]) -> ShortCircuitOperator:
 
 
 def _duplicates(before: Any, list_shards: PythonOperator, config: Settings) -> None:
-    """Add the tasks between the plan and its shards. If duplicates are kept, all but the first are skipped."""
+    """Add the tasks between the plan and its shards. If no documents are compared, all but the first are skipped."""
     with _group("duplicates"):
         look_for_duplicates = ShortCircuitOperator(
             task_id="look_for_duplicates",

@@ -53,7 +53,7 @@ def write_estimate(plan: Plan, tokenizer: "Tokenizer", model: "Model", output: s
     say(f"plan: {time_in_words(sum(took.values()) * 3600)} with {by}")
     if plan.parameters.embed_input == "text":
         cores = counted(estimate.cores_per_gpu(work), "core")
-        say(f"plan: a GPU needs about {cores} to embed text, and waits with fewer; 3 with --embed-input ids")
+        say(f"plan: to embed text, a GPU needs about {cores}; with fewer it waits")
     for stage, power in traffic.faster_than_linear(work, index, workers).items():
         say(f"plan: the bytes that {stage} reads grow faster than the corpus: as its size to the power of {power:.1f}")
     _check_limits(plan, work, index)

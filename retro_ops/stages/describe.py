@@ -39,8 +39,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def _price(text: str) -> float:
-    if not 0 <= (price := float(text)) < math.inf:
-        raise ArgumentTypeError(f"{text!r} is no price: give a number from 0")
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1
+    if not 0 <= price < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a price; give 0 or more")
     return price
 
 
