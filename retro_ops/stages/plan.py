@@ -104,20 +104,28 @@ def run(arguments: Namespace, parameters: Parameters) -> None:
 
 
 def _keep_facts(arguments: Namespace, series: history.Series) -> None:
-    """Take figures of duplicates and benchmarks, which are not searched again, from where they were."""
-
-    def read(uri: str) -> dict[str, Any]:
-        return documents.read(store.read(uri), uri, dict[str, Any]) if store.exists(uri) else {}
-
+    """Take the figures of `find-duplicates`, which does not run again: those of the repaired run, or of the run that
+    made the published version, else those on its card. Figures that cannot be read are missing on the next card."""
     if arguments.repair and arguments.run:
-        run = paths.plan_uri(arguments.root.rstrip("/"), arguments.dataset, arguments.run)
-        known = {name: read(uri_of(run)) for name, uri_of in paths.FOUND.items()}
+        run: str | None = paths.plan_uri(arguments.root.rstrip("/"), arguments.dataset, arguments.run)
+        on_card: dict[str, Any] = {}
     else:
-        known = read(paths.card_in(series.folder(), "json"))
+        run, on_card = series.run_uri(), _readable(paths.card_in(series.folder(), "json"))
     for name, uri_of in paths.FOUND.items():
-        if facts := known.get(name):
+        if facts := (_readable(uri_of(run)) if run else {}) or on_card.get(name):
             text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
             store.write(uri_of(arguments.output), text.encode())
+
+
+def _readable(uri: str) -> dict[str, Any]:
+    """The JSON document at ``uri``; empty if there is none, or if it is damaged, which is logged."""
+    try:
+        found: dict[str, Any] = documents.read(store.read(uri), uri, dict[str, Any]) if store.exists(uri) else {}
+    except BadInputError as error:
+        what = str(error).partition("\n")[0]
+        say(f"plan: {what}; figures of duplicates are not taken from it", logging.WARNING, event="damaged")
+        return {}
+    return found
 
 
 def _from_corpus(

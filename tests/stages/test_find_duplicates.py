@@ -165,9 +165,11 @@ def test_repair_keeps_what_was_dropped(planted: Nights) -> None:
     data = bytearray(store.read(chunks))
     data[len(data) // 2] ^= 1
     store.write(chunks, bytes(data))
+    card = paths.card_uri(first.plan, "json")
+    store.write(card, store.read(card)[:100])
     done = planted.repair()
     assert done.calls["find-duplicates"] == 0
-    assert on_card(done) == 5
+    assert on_card(done) == 5, "from the run"
     assert done.calls["tokenize-and-chunk"] == 1
     assert lines_of(done) == lines_of(first)
     call("validate", "--plan", done.plan_uri)
@@ -276,7 +278,8 @@ def test_duplicates_of_an_unchanged_corpus_are_dropped_by_a_refresh(planted: Nig
     planted.first()
     done = planted.refresh("--duplicates", "drop")
     assert lines_of(done) == {"a": [1, 2, 3], "b": [3, 4], "c": [1, 2], "v": [1, 2, 3]}
-    # What is not searched again stays on the card.
+    # What is not searched again stays on the card, even if the run lost it.
+    store.write(paths.duplicates_uri(done.plan_uri), b'{"duplicates": 5')
     done = planted.refresh("--num-neighbours", "2")
     assert done.calls["find-duplicates"] == 0
     assert on_card(done) == 5
