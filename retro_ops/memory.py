@@ -88,8 +88,13 @@ def hashed_texts(budget: int) -> int:
 
 
 def benchmark_texts(budget: int) -> int:
-    """An eighth, in each process of `sign-documents`: the benchmark texts that documents are compared with."""
+    """An eighth: the benchmark texts that documents are compared with, in the process of `sign-documents`."""
     return budget // 8
+
+
+def benchmark_copies(budget: int) -> int:
+    """Half: the same texts in the processes that it starts, which are no more than have room for them."""
+    return budget // 2
 
 
 def candidate_pairs(budget: int) -> int:

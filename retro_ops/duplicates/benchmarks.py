@@ -16,9 +16,9 @@ from retro_ops.duplicates.document_pairs import band_keys
 NGRAM_WORDS = 13
 LEAST_WORDS = 8
 
-BYTES_PER_WORD = 60
-"""Memory for each word of the texts while they are indexed: its number, the key of its n-gram, their order, and its
-share of the vocabulary."""
+BYTES_PER_WORD = 170
+"""Memory for each word of the texts while they are indexed: the word itself, its number, the key of its n-gram, their
+order, and its share of the vocabulary. Measured with texts of 80 words: 165 at the peak."""
 
 
 @dataclass(frozen=True)

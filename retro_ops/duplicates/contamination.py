@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ from retro_ops import memory
 from retro_ops.corpus import json_lines, source_lines
 from retro_ops.duplicates.benchmarks import BYTES_PER_WORD, LEAST_WORDS, NGRAM_WORDS, BenchmarkTexts
 from retro_ops.duplicates.minhash import words_of
-from retro_ops.duplicates.summary import EXAMPLES, place
+from retro_ops.duplicates.summary import evenly, place
 from retro_ops.errors import BadInputError
 from retro_ops.plan.parameters import PARAMETERS, TEXT_FIELD
 from retro_ops.plan.plan import Plan, category
-from retro_ops.sizes import parse_bytes
+from retro_ops.sizes import parse_bytes, some
 
 CONTAMINATION_FORMAT = 1
 
@@ -31,6 +31,18 @@ class Benchmarks:
     """``[texts, 2]``: number of the file, and line from 1."""
     too_short: NDArray[np.int64]
     """Number of texts of each file that have too few words to be compared."""
+    words: int
+    """Of all texts together."""
+
+    @property
+    def counts(self) -> list[dict[str, int]]:
+        """The number of texts of each file, and of those that are too short."""
+        texts = np.bincount(self.places[:, 0], minlength=len(self.too_short)).tolist()
+        return [{"texts": n, "too_short": short} for n, short in zip(texts, self.too_short.tolist(), strict=True)]
+
+    def processes(self, most: int, budget: int) -> int:
+        """Number of processes, up to ``most``, whose copies of the texts fit into their share of the ``budget``."""
+        return min(most, max(1, memory.benchmark_copies(budget) // max(1, self.words * BYTES_PER_WORD)))
 
     def overlaps(self, documents: Sequence[str]) -> NDArray[np.int64]:
         """``[pairs, 3]``: number of a document, and file and line of a benchmark text that it holds a part of."""
@@ -65,49 +77,65 @@ def read(uris: tuple[str, ...], memory_budget: str, line_bytes: int) -> Benchmar
                     f"raise {PARAMETERS['memory_budget'].where} above {memory_budget}, or name fewer files",
                 )
     if not words:
-        raise BadInputError(f"no benchmark text in {', '.join(uris[:5])}", "name files with texts")
+        raise BadInputError(f"no benchmark text in {some(uris, 5)}", "name files with texts")
     found = np.array(places, np.int64).reshape(-1, 2)
     short = np.array([len(text) < LEAST_WORDS for text in words], np.bool_)
-    return Benchmarks(BenchmarkTexts(words), found, np.bincount(found[short, 0], minlength=len(uris)))
+    return Benchmarks(BenchmarkTexts(words), found, np.bincount(found[short, 0], minlength=len(uris)), total)
+
+
+def summed(overlaps: Iterable[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """What the ``overlaps`` of each shard (``[pairs, 3]``) come to: the first of every document (``[documents, 3]``),
+    by shard; and file and line of the texts that were found anywhere (``[texts, 2]``)."""
+    first_of: list[NDArray[np.int64]] = []
+    texts = np.zeros((0, 2), np.int64)
+    for found in overlaps:
+        first_of.append(found[np.unique(found[:, 0], return_index=True)[1]])
+        if len(found):
+            texts = np.unique(np.concatenate((texts, found[:, 1:])), axis=0)
+    return first_of, texts
 
 
 def figures(
-    plan: Plan, benchmarks: Benchmarks, reports: Sequence[dict[str, Any]], overlaps: Sequence[NDArray[np.int64]]
+    plan: Plan,
+    reports: Sequence[dict[str, Any]],
+    first_of: Sequence[NDArray[np.int64]],
+    texts: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """Counts and examples. ``reports``: of `sign-documents`; ``overlaps``: what it found; both by shard."""
+    """Counts and examples. ``reports``: of `sign-documents`, by shard; the others: see ``summed``."""
     categories: dict[str, Counter[str]] = {}
-    shards: dict[str, int] = {}
-    examples: list[dict[str, Any]] = []
-    for shard, done, found in zip(plan.shards, reports, overlaps, strict=True):
-        if shard.split != "train":
-            continue
-        documents, first = np.unique(found[:, 0], return_index=True)
-        counts = {"documents": done["counts"]["documents"], "contaminated": len(documents)}
+    compared = [
+        (shard, done, len(first))
+        for shard, done, first in zip(plan.shards, reports, first_of, strict=True)
+        if plan.benchmarks_of(shard)
+    ]
+    for shard, done, count in compared:
+        counts = {"documents": done["counts"]["documents"], "contaminated": count}
         categories.setdefault(category(shard.name), Counter()).update(counts)
-        if len(documents):
-            shards[shard.name] = len(documents)
-        for record, file, line in found[first].tolist():
-            examples.append({**place(shard, done, record), "benchmark": plan.benchmark_files[file].uri, "text": line})
-    texts = np.unique(np.concatenate([found[:, 1:] for found in overlaps]), axis=0)
-    files = zip(
-        plan.benchmark_files,
-        np.bincount(benchmarks.places[:, 0], minlength=len(plan.benchmark_files)).tolist(),
-        benchmarks.too_short.tolist(),
-        np.bincount(texts[:, 0], minlength=len(plan.benchmark_files)).tolist(),
-        strict=True,
-    )
-    chosen = np.unique(np.linspace(0, len(examples) - 1, EXAMPLES).astype(np.int64)) if examples else ()
+    held = np.bincount(texts[:, 0], minlength=len(plan.benchmark_files)).tolist()
+    of_files = zip(plan.benchmark_files, compared[0][1]["details"]["benchmarks"], held, strict=True)
     return {
         "format": CONTAMINATION_FORMAT,
         "contaminated_are": plan.parameters.contaminated,
         "ngram_words": NGRAM_WORDS,
         "least_words": LEAST_WORDS,
         "documents": sum(counter["documents"] for counter in categories.values()),
-        "contaminated": sum(shards.values()),
+        "contaminated": sum(count for _, _, count in compared),
         "categories": {name: dict(counter) for name, counter in sorted(categories.items())},
-        "shards": shards,
-        "benchmarks": [
-            {**asdict(file), "texts": count, "too_short": short, "found": held} for file, count, short, held in files
-        ],
-        "examples": [examples[at] for at in chosen],
+        "shards": {shard.name: count for shard, _, count in compared if count},
+        "benchmarks": [{**asdict(file), **counts, "found": found} for file, counts, found in of_files],
+        "unsigned_shards": [shard.name for shard, done, _ in compared if "damaged" in done["details"]],
+        "examples": _examples(plan, reports, first_of),
     }
+
+
+def _examples(
+    plan: Plan, reports: Sequence[dict[str, Any]], first_of: Sequence[NDArray[np.int64]]
+) -> list[dict[str, Any]]:
+    bounds = np.cumsum([0, *map(len, first_of)])
+    rows = []
+    for at in evenly(int(bounds[-1])).tolist():
+        number = int(bounds.searchsorted(at, side="right")) - 1
+        record, file, line = first_of[number][at - bounds[number]].tolist()
+        of_document = place(plan.shards[number], reports[number], record)
+        rows.append({**of_document, "benchmark": plan.benchmark_files[file].uri, "text": line})
+    return rows

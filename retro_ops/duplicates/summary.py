@@ -43,6 +43,11 @@ def figures(
     }
 
 
+def evenly(total: int) -> NDArray[np.int64]:
+    """Positions of EXAMPLES out of ``total``, evenly spread over all of them; of all if they are fewer."""
+    return np.unique(np.linspace(0, total - 1, EXAMPLES).astype(np.int64)) if total else np.zeros(0, np.int64)
+
+
 def examples(
     plan: Plan,
     signed: "SignedShards",
@@ -56,7 +61,7 @@ def examples(
     from retro_ops.duplicates import document_pairs, minhash
     from retro_ops.duplicates.lsh import shared
 
-    chosen = np.unique(np.linspace(0, len(repeats) - 1, EXAMPLES).astype(np.int64)) if len(repeats) else repeats
+    chosen = evenly(len(repeats))
     shown = np.unique(np.concatenate((repeats[chosen], canonical[chosen])))
     records = dict(zip(shown.tolist(), signed.records_of(shown).tolist(), strict=True))
 

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 from retro_ops.errors import BadInputError
 from retro_ops.plan import views
 from retro_ops.plan.parameters import PARAMETERS, TEXT_FIELD, Parameters, set_later
-from retro_ops.plan.plan import BaseShard, Plan, Shard, Split
+from retro_ops.plan.plan import BaseShard, Plan, Shard, Source, Split
 from retro_ops.plan.stage_graph import CODE_VERSIONS as CODE_VERSIONS
 from retro_ops.plan.stage_graph import STAGES, runs_on, stages
 from retro_ops.sizes import parse_bytes
@@ -89,7 +89,7 @@ def sign_digest(plan: Plan, shard: Shard) -> str:
         [source.fingerprint for source in shard.sources],
         line_limit(plan.parameters),
         *text_field(plan.parameters.text_field),
-        *benchmarks(plan, shard),
+        *benchmarks(plan.benchmarks_of(shard)),
     )
 
 
@@ -98,14 +98,9 @@ def text_field(of: str) -> list[str]:
     return [] if of == TEXT_FIELD else [of]
 
 
-def benchmarks(plan: Plan, shard: Shard) -> list[list[str]]:
-    """Entry of a digest of signatures for the benchmark texts that documents of ``shard`` are compared with."""
-    return _benchmarks(plan) if shard.split == "train" else []
-
-
-def _benchmarks(plan: Plan) -> list[list[str]]:
-    fingerprints = [source.fingerprint for source in plan.benchmark_files]
-    return [["benchmarks", *fingerprints]] if fingerprints else []
+def benchmarks(files: tuple[Source, ...]) -> list[list[str]]:
+    """Entry of a digest for the benchmark texts that documents are compared with; none where they are not."""
+    return [["benchmarks", *(file.fingerprint for file in files)]] if files else []
 
 
 @_output
@@ -266,7 +261,11 @@ def version_digest(plan: Plan) -> str:
         ],
         [merge_digest(plan), tuning_digest(plan)],
         # A version names the benchmarks that it was compared with, even if no document was dropped.
-        *([["contaminated", plan.parameters.contaminated], *_benchmarks(plan)] if plan.benchmark_files else []),
+        *(
+            [["contaminated", plan.parameters.contaminated], *benchmarks(plan.benchmark_files)]
+            if plan.benchmark_files
+            else []
+        ),
     )
 
 

@@ -184,6 +184,10 @@ class Plan:
         """Shards of ``split`` that get neighbours."""
         return tuple(s for s in self.shards if s.split == split and s.queried)
 
+    def benchmarks_of(self, shard: Shard) -> tuple[Source, ...]:
+        """Files with the benchmark texts that documents of ``shard`` are compared with; none for validation."""
+        return self.benchmark_files if shard.split == "train" else ()
+
     def splits(self) -> tuple[Split, ...]:
         """Splits with a dataset spec, that is, with queried shards."""
         return tuple(split for split in SPLITS if self.queried(split))

@@ -85,14 +85,12 @@ def _contaminated(
     """The documents (ascending) that hold benchmark texts, and their counts and examples."""
     from retro_ops.duplicates import contamination
 
-    overlaps = [
-        _whole(paths.overlaps_uri(plan, shard.name)) if digests.benchmarks(plan, shard) else np.zeros((0, 3), np.int64)
+    first_of, texts = contamination.summed(
+        _whole(paths.overlaps_uri(plan, shard.name)) if plan.benchmarks_of(shard) else np.zeros((0, 3), np.int64)
         for shard in plan.shards
-    ]
-    documents = [signed.documents_of(at, np.unique(found[:, 0])) for at, found in enumerate(overlaps) if len(found)]
-    uris = tuple(source.uri for source in plan.benchmark_files)
-    benchmarks = contamination.read(uris, plan.parameters.memory_budget, digests.line_limit(plan.parameters))
-    facts = contamination.figures(plan, benchmarks, reports, overlaps)
+    )
+    documents = [signed.documents_of(at, first[:, 0]) for at, first in enumerate(first_of) if len(first)]
+    facts = contamination.figures(plan, reports, first_of, texts)
     return np.concatenate([np.zeros(0, np.int64), *documents]), facts
 
 

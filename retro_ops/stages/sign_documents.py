@@ -49,8 +49,8 @@ def _run(plan: Plan, budget: int, name: str) -> None:
 
 
 def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
-    sources = plan.shard(name).sources
-    inputs = (*sources, *(plan.benchmark_files if digests.benchmarks(plan, plan.shard(name)) else ()))
+    shard = plan.shard(name)
+    sources, inputs = shard.sources, (*shard.sources, *plan.benchmarks_of(shard))
     json_lines.check_unchanged(inputs)
     if read_benchmarks := _benchmarks(plan, name):
         read_benchmarks()  # Here a bad record is no damage of the shard.
@@ -58,24 +58,22 @@ def _work(plan: Plan, name: str, budget: int) -> report.Outcome:
         outcome = _sign(plan, name, [source.uri for source in sources], budget)
     except BadInputError as error:
         # The source file is damaged: `tokenize-and-chunk` will fail on it, and the other shards go on.
-        say(
-            f"{STAGE}: {error}; shard {name!r} is left out of the search for duplicates",
-            logging.WARNING,
-            event="damaged",
-        )
-        outcome = _sign(plan, name, [], budget, damaged=str(error).partition("\n")[0])
+        damaged = str(error).partition("\n")[0]
+        left_out = f"shard {name!r} is not compared with other documents or benchmark texts"
+        say(f"{STAGE}: {damaged}; {left_out}", logging.WARNING, event="damaged")
+        outcome = _sign(plan, name, [], budget, damaged)
     json_lines.check_unchanged(inputs)
     return outcome
 
 
 def _benchmarks(plan: Plan, name: str) -> "Callable[[], Benchmarks] | None":
     """Reads the benchmark texts; None for a shard that is not compared with any."""
-    if not digests.benchmarks(plan, plan.shard(name)):
+    uris = tuple(source.uri for source in plan.benchmarks_of(plan.shard(name)))
+    if not uris:
         return None
     from retro_ops.duplicates import contamination
 
     chosen = plan.parameters
-    uris = tuple(source.uri for source in plan.benchmark_files)
     return partial(contamination.read, uris, chosen.memory_budget, digests.line_limit(chosen))
 
 
@@ -85,6 +83,9 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
     line_bytes, text_field = digests.line_limit(plan.parameters), plan.parameters.text_field
     processes = device.cores() if json_lines.exceeds(uris, PARALLEL_BYTES) else 1
     read_benchmarks = _benchmarks(plan, name)
+    benchmarks = read_benchmarks() if read_benchmarks else None  # Read once in this process.
+    if benchmarks:
+        processes = benchmarks.processes(processes, budget)
     sign = partial(signatures.signer, line_bytes, text_field, read_benchmarks)
     overlaps = paths.overlaps_uri(plan, name) if read_benchmarks else None
     lines: Counter[str] = Counter()
@@ -104,6 +105,7 @@ def _sign(plan: Plan, name: str, uris: list[str], budget: int, damaged: str | No
         "ngram_words": minhash.NGRAM_WORDS,
         "permutations": minhash.PERMUTATIONS,
         "records_of_sources": [lines[source.uri] for source in plan.shard(name).sources],
+        **({"benchmarks": benchmarks.counts} if benchmarks else {}),
         **({"damaged": damaged} if damaged else {}),
     }
     counts = {"documents": out.documents, "records": out.records}

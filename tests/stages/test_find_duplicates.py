@@ -1,6 +1,7 @@
 """Duplicates from corpus to published version, on files and on S3, from night to night."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,11 +209,21 @@ def searched(planted: Nights) -> Done:
     return run
 
 
-def test_a_damaged_file_stops_only_its_shard(planted: Nights) -> None:
+def test_a_damaged_file_stops_only_its_shard(
+    planted: Nights, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (planted.folder / "train/z.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd damaged")
+    write_corpus(tmp_path / "benchmark.jsonl", [planted.texts[6]])
+    planted.flags = (*DROP, "--benchmarks", f"{tmp_path}/benchmark.jsonl")
     run = searched(planted)
+    assert "shard 'z' is not compared with other documents or benchmark texts" in capfd.readouterr().err
     assert facts_of(run)["unsigned_shards"] == ["z"]
     assert facts_of(run)["duplicates"] == 5
+    contaminated = json.loads(store.read(paths.contamination_uri(run.plan_uri)))
+    assert (contaminated["unsigned_shards"], contaminated["shards"]) == (["z"], {"c": 1})
+    (tmp_path / "benchmark.jsonl").unlink()
+    call("find-duplicates", "--plan", run.plan_uri)  # What it needs of the benchmarks is in the reports.
+    assert json.loads(store.read(paths.contamination_uri(run.plan_uri))) == contaminated
     with pytest.raises(StageFailedError):
         call("tokenize-and-chunk", "--plan", paths.next_plan_uri(run.plan_uri, "deduplicated"), "--shard", "z")
 
