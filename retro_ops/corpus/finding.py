@@ -50,32 +50,40 @@ def find_dated(pattern: str, as_of: str | None) -> list[CorpusFile]:
     return kept
 
 
-def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES, noun: str = "corpus") -> list[str]:
+def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES, noun: str = "corpus", strict: bool = False) -> list[str]:
     """Corpus files at a path, in a folder or prefix, or matching a pattern (``*``, ``**``, ``{00..29}``), sorted.
 
     A file or folder of that very name comes before a pattern. ``suffixes``: names that count as corpus files in a
     folder, and for a pattern that ends in ``*``. Hidden files count only if the pattern names them; files that are
-    passed over are logged. Raises BadInputError when there is none; ``noun``: what its message calls the files.
+    passed over are logged. Raises BadInputError when there is none, and with ``strict`` for files that are hidden or of
+    another format; ``noun``: what its message calls the files.
     """
     if file_name(pattern).endswith(suffixes) and store.exists(pattern):
         return [pattern]
     is_pattern = any(character in pattern for character in MAGIC_CHARACTERS)
-    inside = _listed(pattern)
+    inside = _files_of(_listed(pattern))
     if inside or not is_pattern:
         candidates, hidden = _visible(inside, pattern)
     else:
         magic = min(pattern.index(c) for c in MAGIC_CHARACTERS if c in pattern)
-        candidates, hidden = _matching(_listed(parent(pattern[:magic])), pattern), []
+        candidates, hidden = _matching(_files_of(_listed(parent(pattern[:magic]))), pattern), []
     others: list[str] = []
     if inside or not is_pattern or pattern.endswith("*"):
         others = [uri for uri in candidates if not uri.endswith(suffixes)]
         candidates = [uri for uri in candidates if uri.endswith(suffixes)]
-    files = _once(uri for uri in candidates if not uri.endswith("/"))  # Such keys mark folders of S3.
+    files = _once(candidates)
     twice = sorted(set(candidates) - set(files))
-    _say_what_is_passed_over(pattern, {"hidden": hidden, "of another format": others, "found twice": twice})
-    if not files:
+    unread = {"hidden": hidden, "of another format": others}
+    if strict and files and (hidden or others):
         raise BadInputError(
-            f"no {noun} file at {pattern!r}" + (f"; {some(others, SHOWN)} has another format" if others else ""),
+            f"{pattern} has files that would not be read as {noun} files: {_by_reason(unread)}",
+            f"move them away, or name the {noun} files with a pattern that has their ending, such as *{suffixes[0]}",
+        )
+    _say_what_is_passed_over(pattern, {**unread, "found twice": twice})
+    if not files:
+        have = "has" if len(others) == 1 else "have"
+        raise BadInputError(
+            f"no {noun} file at {pattern!r}" + (f"; {some(others, SHOWN)} {have} another format" if others else ""),
             f"name a file, a folder or a pattern of {', '.join(suffixes)} files",
         )
     return files
@@ -83,6 +91,11 @@ def find(pattern: str, suffixes: tuple[str, ...] = SUFFIXES, noun: str = "corpus
 
 def _listed(folder: str) -> list[str]:
     return store.at(folder).list(folder, follow_links=True)
+
+
+def _files_of(uris: Iterable[str]) -> list[str]:
+    """``uris`` without the keys that mark folders of S3."""
+    return [uri for uri in uris if not uri.endswith("/")]
 
 
 def _visible(uris: Iterable[str], folder: str) -> tuple[list[str], list[str]]:
@@ -119,12 +132,16 @@ def _say_what_is_passed_over(pattern: str, found: Mapping[str, Sequence[str]]) -
     uris = [uri for of_reason in found.values() for uri in of_reason]
     if not uris:
         return
-    reasons = [f"{len(of)} {reason}: {some(sorted(of), SHOWN)}" for reason, of in found.items() if of]
     are = "1 file is" if len(uris) == 1 else f"{len(uris):,} files are"
     looks_like_a_corpus = any(re.search(r"json|parquet|\.tar|\.tgz", uri.rpartition("/")[2], re.I) for uri in uris)
     say(
-        f"{pattern}: {are} passed over ({'; '.join(reasons)})",
+        f"{pattern}: {are} passed over ({_by_reason(found)})",
         logging.WARNING if looks_like_a_corpus else logging.INFO,
         event="passed_over",
         files=len(uris),
     )
+
+
+def _by_reason(found: Mapping[str, Sequence[str]]) -> str:
+    """``2 hidden: /b/.a.jsonl, /b/.b.jsonl; 1 of another format: /b/c.txt``."""
+    return "; ".join(f"{len(of)} {reason}: {some(sorted(of), SHOWN)}" for reason, of in found.items() if of)

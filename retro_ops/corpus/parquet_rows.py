@@ -21,14 +21,22 @@ ROWS = 512
 
 COPY_BYTES = 2**20
 
+NAME_THE_COLUMN = (
+    f"name the column of the text with {PARAMETERS['text_field'].where}, or, if files have different columns, "
+    "use a recipe and name it with `text` of each source"
+)
 
-def lines(uri: str, max_line_bytes: int, text_key: str, first: int = 0) -> Iterator[SourceLine]:
+
+def lines(
+    uri: str, max_line_bytes: int, text_key: str, first: int = 0, remedy: str = NAME_THE_COLUMN
+) -> Iterator[SourceLine]:
     """Stream the rows, skipping the ``first`` ones. The number of a line is that of its row, from 1.
 
-    ``text_key``: column with the text of a document. Raises BadInputError if there is no such column of text.
+    ``text_key``: column with the text of a document. Raises BadInputError with ``remedy`` if there is no such
+    column of text.
     """
     with _opened(uri, _seekable(uri)) as table:
-        _check_text_column(uri, table.schema_arrow, text_key)
+        _check_text_column(uri, table.schema_arrow, text_key, remedy)
         groups, skipped = _groups_after(table.metadata, first)
         number = skipped
         for batch in table.iter_batches(batch_size=ROWS, row_groups=groups):
@@ -63,7 +71,7 @@ def sample(
             pre_buffer=False,
         ) as table,
     ):
-        _check_text_column(uri, table.schema_arrow, text_key)
+        _check_text_column(uri, table.schema_arrow, text_key, NAME_THE_COLUMN)
         rows = table.metadata.num_rows
         for batch in table.iter_batches(batch_size=ROWS, columns=[text_key]):
             for row in _rows(batch, text_key):
@@ -109,16 +117,12 @@ def _opened(uri: str, file: AbstractContextManager[IO[bytes]], **options: Any) -
             ) from error
 
 
-def _check_text_column(uri: str, schema: Any, text_key: str) -> None:
-    hint = (
-        f"name the column of the text with {PARAMETERS['text_field'].where}, or, if files have different columns, "
-        "use a recipe and name it with `text` of each source"
-    )
+def _check_text_column(uri: str, schema: Any, text_key: str, remedy: str) -> None:
     if text_key not in schema.names:
-        raise BadInputError(f"{uri} has no column {text_key!r}; its columns are {', '.join(schema.names)}", hint)
+        raise BadInputError(f"{uri} has no column {text_key!r}; its columns are {', '.join(schema.names)}", remedy)
     kind = schema.field(text_key).type
     if not _is_text(kind.value_type if str(kind).startswith("dictionary<") else kind):
-        raise BadInputError(f"column {text_key!r} of {uri} has type {kind}, which is no text", hint)
+        raise BadInputError(f"column {text_key!r} of {uri} has type {kind}, which is no text", remedy)
 
 
 def _is_text(kind: Any) -> bool:

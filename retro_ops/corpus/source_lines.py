@@ -14,17 +14,24 @@ MOST_SAMPLED_BYTES = 32 * 2**20
 """Bytes of a file that are read for a sample, however long its documents are."""
 
 
-def lines(sources: Sequence[str], max_line_bytes: int, text_key: str, first: int = 0) -> Iterator[SourceLine]:
+def lines(
+    sources: Sequence[str],
+    max_line_bytes: int,
+    text_key: str,
+    first: int = 0,
+    remedy: str = parquet_rows.NAME_THE_COLUMN,
+) -> Iterator[SourceLine]:
     """Stream the lines of all sources in order, skipping the ``first`` ones.
 
     A line longer than ``max_line_bytes`` is None. ``text_key``: key, or column, of the text of a document.
+    ``remedy``: what the error for a table without that column says to do.
     """
     passed = 0
     for source in sources:
         if _is_table(source):
             rows = parquet_rows.count(source) if passed < first else 0
             if passed + rows > first or passed == first:
-                yield from parquet_rows.lines(source, max_line_bytes, text_key, first - passed)
+                yield from parquet_rows.lines(source, max_line_bytes, text_key, first - passed, remedy)
             passed = min(first, passed + rows)
             continue
         for line in line_streams.lines([source], max_line_bytes):

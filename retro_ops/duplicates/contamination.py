@@ -21,6 +21,8 @@ from retro_ops.sizes import parse_bytes, some
 
 CONTAMINATION_FORMAT = 1
 
+ONE_TEXT = f"give each record one text, under the key {TEXT_FIELD!r}"
+
 
 @dataclass(frozen=True)
 class Benchmarks:
@@ -60,12 +62,10 @@ def read(uris: tuple[str, ...], memory_budget: str, line_bytes: int) -> Benchmar
     words, places, total = [], [], 0
     most = memory.benchmark_texts(parse_bytes(memory_budget)) // BYTES_PER_WORD
     for file, uri in enumerate(uris):
-        for source, number, line in source_lines.lines([uri], line_bytes, TEXT_FIELD):
+        for source, number, line in source_lines.lines([uri], line_bytes, TEXT_FIELD, remedy=ONE_TEXT):
             record = json_lines.parse(line, source, number, line_bytes, TEXT_FIELD)
             if isinstance(record, json_lines.BadRecord):
-                raise BadInputError(
-                    f"benchmark text {record}", f"give each record one text, under the key {TEXT_FIELD!r}"
-                )
+                raise BadInputError(f"benchmark text {record}", ONE_TEXT)
             if record is None:
                 continue
             words.append(words_of(record.text))

@@ -576,9 +576,9 @@ class Parameters:
     )
     benchmarks: str | None = _text(
         None,
-        "Benchmark texts that must not be in the training data: files, a folder or a pattern of JSON lines or Parquet, "
-        "with one text under the key `text` of each record. Training documents that share 13 words in a row with a "
-        "text, or the whole of a text of 8 to 12 words, are contaminated.",
+        "Benchmark texts that must not be in the training data: a file, a folder or a pattern of JSON lines or "
+        "Parquet, with one text under the key `text` of each record. Training documents that share 13 words in a row "
+        "with a text, or the whole of a text of 8 to 12 words, are contaminated.",
         CHUNKS,
         title="Benchmarks",
         unset="none",

@@ -46,12 +46,12 @@ def of_recipe(arguments: Namespace) -> tuple[list[Shard], dict[str, str | None]]
 
 
 def of_benchmarks(parameters: Parameters) -> tuple[Source, ...]:
-    """The files of the parameter ``benchmarks``. BadInputError if they cannot be read or are not texts."""
+    """The files of the parameter ``benchmarks``. BadInputError if some cannot be read or are not texts."""
     if parameters.benchmarks is None:
         return ()
     from retro_ops.duplicates import contamination
 
-    files = tuple(map(_source, finding.find(parameters.benchmarks, noun="benchmark")))
+    files = tuple(map(_source, finding.find(parameters.benchmarks, noun="benchmark", strict=True)))
     read = contamination.read(tuple(file.uri for file in files), parameters.memory_budget, line_limit(parameters))
     number, short = counted(len(read.places), "text"), int(read.too_short.sum())
     say(f"plan: benchmarks: {number} in {counted(len(files), 'file')}; {short:,} are too short to be compared")

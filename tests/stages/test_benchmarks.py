@@ -119,8 +119,14 @@ def test_of_copies_one_that_is_not_contaminated_stays(examined: Nights) -> None:
 
 
 def test_a_wrong_benchmark_stops_the_plan(examined: Nights, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "benchmarks/two.jsonl", [{"question": "Which?"}])
     plan_uri = paths.plan_uri(examined.root, "d", "x")
-    with pytest.raises(StageFailedError):
-        call("plan", "--root", examined.root, "--dataset", "d", "--output", plan_uri, *examined.settings)
-    assert "benchmarks/two.jsonl, line 1: no key 'text'; its keys are 'question'" in capfd.readouterr().err
+
+    def check_refused(message: str) -> None:
+        with pytest.raises(StageFailedError):
+            call("plan", "--root", examined.root, "--dataset", "d", "--output", plan_uri, *examined.settings)
+        assert message in capfd.readouterr().err
+
+    write_corpus(tmp_path / "benchmarks/two.jsonl", [{"question": "Which?"}])
+    check_refused("benchmarks/two.jsonl, line 1: no key 'text'; its keys are 'question'")
+    (tmp_path / "benchmarks/two.jsonl").rename(tmp_path / "benchmarks/two.json")
+    check_refused("has files that would not be read as benchmark files: 1 of another format: ")

@@ -81,6 +81,24 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, pattern: str, 
     assert all(count in record.getMessage() for count in counts)
 
 
+def test_strictly_nothing_is_passed_over(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.jsonl", ".hidden.jsonl", "b.json", "c.txt")
+
+    def found(pattern: str) -> list[str]:
+        return finding.find(f"{tmp_path}{pattern}", noun="benchmark", strict=True)
+
+    with pytest.raises(
+        BadInputError, match=r"not be read as benchmark files: 1 hidden: \S+/.hidden.jsonl; 2 of another"
+    ):
+        found("")
+    with pytest.raises(BadInputError, match=r"files: 2 of another format: \S+/b.json, \S+/c.txt"):
+        found("/*")
+    assert found("/*.jsonl") == found("/a.jsonl") == [f"{tmp_path}/a.jsonl"]
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(BadInputError, match=r"no benchmark file at .*; \S+/b.json, \S+/c.txt have another format"):
+        found("")
+
+
 def test_hidden_files_count_where_they_are_named(tmp_path: Path) -> None:
     _touch(tmp_path, *HIDDEN)
     assert _found(tmp_path, ".hidden.jsonl") == [".hidden.jsonl"]
@@ -117,10 +135,16 @@ def test_linked_folders_are_part_of_a_corpus(tmp_path: Path) -> None:
 
 
 def test_keys_that_mark_folders_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = ["s3://b/corpus/", "s3://b/corpus/a.jsonl", "s3://b/corpus/sub/", "s3://b/corpus/sub/.jsonl/"]
+    keys = [
+        "s3://b/corpus/",
+        "s3://b/corpus/a.jsonl",
+        "s3://b/corpus/sub/",
+        "s3://b/corpus/sub/.jsonl/",
+        "s3://b/corpus/.git/",
+    ]
     monkeypatch.setattr(finding, "_listed", lambda folder: keys if folder.rstrip("/") == "s3://b/corpus" else [])
     for pattern in ("s3://b/corpus", "s3://b/corpus/*", "s3://b/corpus/**", "s3://b/corpus/**/*"):
-        assert finding.find(pattern) == ["s3://b/corpus/a.jsonl"]
+        assert finding.find(pattern, strict=True) == ["s3://b/corpus/a.jsonl"]
 
 
 def test_a_pattern_may_be_longer_than_a_path(tmp_path: Path) -> None:

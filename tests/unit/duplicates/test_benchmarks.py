@@ -6,8 +6,10 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from plans import plan_of, shard
+from pyarrow import parquet
 
 from retro_ops.duplicates.benchmarks import BYTES_PER_WORD, LEAST_WORDS, NGRAM_WORDS, BenchmarkTexts
 from retro_ops.duplicates.contamination import figures, read, summed
@@ -105,6 +107,12 @@ def test_a_record_without_text_and_too_many_words_are_errors(tmp_path: Path) -> 
     file.write_text('{"text": "some words"}\n{"question": "what"}\n')
     with pytest.raises(BadInputError, match=r"questions.jsonl, line 2: no key 'text'; its keys are 'question'"):
         read((str(file),), "2GiB", 2**20)
+    table = tmp_path / "questions.parquet"
+    parquet.write_table(pyarrow.table({"question": ["what"]}), table)
+    with pytest.raises(
+        BadInputError, match=r"its columns are question\n.*give each record one text, under the key 'text'"
+    ):
+        read((str(table),), "2GiB", 2**20)
     file.write_text("\n")
     with pytest.raises(BadInputError, match=r"no benchmark text in .*questions.jsonl"):
         read((str(file),), "4GiB", 2**20)
