@@ -185,6 +185,7 @@ RELATIVE = {
     "source_folder": ["sources"],
     "tokenizer": ["./t5", "../t5", "~/t5"],
     "model": [".", "~/model"],
+    "benchmarks": ["benchmarks", "../mmlu.jsonl"],
 }
 
 
@@ -220,6 +221,21 @@ def test_a_refresh_does_not_take_a_relative_path_of_the_published_version(tmp_pa
     with pytest.raises(AirflowFailException, match=f"{name} 'relative' of the published version is a relative path"):
         refreshed(tmp_path, {})
     assert refreshed(tmp_path, {"corpus": "/c", "validation_corpus": "/v"})["corpus"] == "/c"
+
+
+def test_a_refresh_does_not_take_relative_benchmarks_of_the_published_version(tmp_path: Path) -> None:
+    publish(tmp_path, corpus="/c", parameters=Parameters(benchmarks="bench"))
+    with pytest.raises(AirflowFailException, match="benchmarks 'bench' of the published version is a relative path"):
+        refreshed(tmp_path, {})
+    assert refreshed(tmp_path, {"benchmarks": "/b"})["benchmarks"] == "/b"
+    assert refreshed(tmp_path, {"unset": ["benchmarks"]})["unset"] == "benchmarks"
+
+
+def test_what_returns_to_its_default_is_told_to_both_stages(tmp_path: Path) -> None:
+    publish(tmp_path, recipe="/r.yaml")
+    filled = of_form(forms.refresh_form(CONFIG), {"unset": ["max_bad_share", "seed"]}, tmp_path)
+    assert stage_arguments.refresh_sources_arguments(filled)["unset"] == "max_bad_share,seed"
+    assert stage_arguments.refresh_arguments(filled)["unset"] == "max_bad_share,seed"
 
 
 def test_a_refresh_does_not_take_a_relative_recipe_of_the_published_version(tmp_path: Path) -> None:
@@ -267,7 +283,8 @@ def publish(root: Path, **of_plan: Any) -> None:
     current = Path(paths.current_uri(str(root), "d"))
     current.parent.mkdir()
     identity = Identity("t", 1, 0, "m", 1)
-    plan = Plan("d", str(root), Parameters(), identity, (), **of_plan)
+    parameters = of_plan.pop("parameters", Parameters())
+    plan = Plan("d", str(root), parameters, identity, (), **of_plan)
     (current.parent / "plan.json").write_text(plan_to_json(plan))
     entry = {"version": 1, "path": "versions/1", "plan": "plan.json", "published_at": "then", "counts": {}}
     current.write_text(json.dumps(entry))
