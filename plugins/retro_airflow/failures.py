@@ -68,7 +68,7 @@ def of_exit_code(stage: str, exit_code: int, last_error: str, reason: str = "") 
 
     ``last_error``: the last error in the stage's log. ``reason``: anything else that the runtime knows.
     """
-    if exit_code == EXIT_USAGE:
+    if exit_code == EXIT_USAGE and not last_error:
         more = f" ({reason})" if reason else ""
         return FinalFailureError(
             f"{stage} refused its flags{more}; the log above names the first of them\n"

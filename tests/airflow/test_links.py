@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.models import DagRun
 from retro_airflow import links, run_notes
 from retro_airflow.stage_operator import StageOperator
+from sqlalchemy.orm import Session
 
 from retro_ops.plan import paths
 
@@ -61,8 +63,18 @@ def test_a_run_names_its_dataset_from_the_start() -> None:
     for other in (dag_run(note="mine"), dag_run(dag_id="another")):
         note = other.note
         run_notes.on_dag_run_running(other, "started")
-        run_notes.on_dag_run_success(other, "success")
         assert other.note == note
     of_form = dag_run(conf={}, dag=SimpleNamespace(params=SimpleNamespace(dump=lambda: {"dataset": "by default"})))
     run_notes.on_dag_run_running(of_form, "started")
     assert of_form.note == "Dataset by default"
+
+
+def test_a_note_of_the_user_stays() -> None:
+    run = DagRun(dag_id="retro_dataset", run_id="r", conf={"dataset": "demo"})
+    run_notes.on_dag_run_success(run, "as at the end of `airflow dags test`, without a session")
+    with Session() as session:
+        session.add(run)
+        run.note = "mine"
+        run_notes.on_dag_run_success(run, "success")
+        assert run.note == "mine"
+        session.expunge_all()
