@@ -9,7 +9,6 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-import torch
 from counting import CountingStore
 from nightly import Nights
 from runs import Done
@@ -34,7 +33,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "choose", lambda requested, _: device.Device(requested, "pretended"))
     for module in (filling, training, open_index):
         monkeypatch.setattr(module, "prepare", lambda _: "cpu")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(module, "gpus", lambda: ["cpu:0"])
     monkeypatch.setattr(gpu_search, "capacity", lambda _: 10**8)
 
 
