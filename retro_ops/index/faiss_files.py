@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 
 from retro_ops.errors import BadInputError
+from retro_ops.index import faiss_index
 from retro_ops.index.ivf_file import table_flags
 from retro_ops.storage import store
 from retro_ops.storage.base import Written
@@ -36,6 +37,8 @@ def load_index(uri: str, *, search: bool = True) -> Any:
 
 
 def save_index(index: Any, uri: str) -> Written:
+    """Write ``index``, with the same bytes whenever it holds the same vectors."""
+    faiss_index.clear_unused(index)
     with tempfile.TemporaryDirectory(prefix="retro-ops-") as scratch:
         path = Path(scratch, "index")
         faiss.write_index(index, str(path))

@@ -1,7 +1,7 @@
 """Inspects faiss indexes: their layers, transforms, lists and codes. The metric is L2."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,37 @@ def set_total(index: Any, total: int) -> None:
     """Set the number of vectors of all layers, for vectors that were added behind the transforms or lie in a file."""
     for layer in layers_of(index):
         layer.ntotal = total
+
+
+def clear_unused(index: Any) -> None:
+    """Zero the places behind the last vector, in types that store vectors in blocks (``…fs``).
+
+    faiss leaves there what the memory held before, so equal indexes would have different files, and a published file
+    could hold anything of this process.
+    """
+    for packer, block, places in unused(index):
+        for place in places:
+            packer.pack_1(np.zeros(packer.code_size, np.uint8), place, block)
+
+
+def unused(index: Any) -> Iterator[tuple[Any, NDArray[np.uint8], range]]:
+    """The last block of each list that has unused places: its packer, its bytes ``[1, size]``, and the places."""
+    types: Any = faiss  # Its stubs lack some.
+    inner = inner_index(index)
+    lists = getattr(inner, "invlists", None)
+    lists = None if lists is None else faiss.downcast_InvertedLists(lists)
+    if isinstance(inner, types.IndexFastScan):
+        packer, stored = inner.get_CodePacker(), [(inner.codes.get(), inner.ntotal)]
+    elif isinstance(lists, types.BlockInvertedLists) and lists.packer is not None:
+        packer = lists.packer
+        stored = [(lists.get_codes(number), lists.list_size(number)) for number in range(lists.nlist)]
+    else:
+        return
+    for codes, vectors in stored:
+        blocks, used = divmod(vectors, packer.nvec)
+        if used:
+            last = faiss.rev_swig_ptr(codes, (blocks + 1) * packer.block_size)[blocks * packer.block_size :]
+            yield packer, last.reshape(1, -1), range(used, packer.nvec)
 
 
 def transforms_of(index: Any) -> list[Any]:
