@@ -93,8 +93,12 @@ def main() -> None:
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     tokenizer = Tokenizer.load(arguments.tokenizer)
     plain = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    settings = chunk_batches.Settings(tokenizer.encoding, True, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)
-    without = chunk_batches.Settings(tokenizer.encoding, False, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES)
+    settings = chunk_batches.Settings(
+        tokenizer.encoding, True, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES, "text"
+    )
+    without = chunk_batches.Settings(
+        tokenizer.encoding, False, SIZE, tokenizer.pad_id, "uint16", "fail", LINE_BYTES, "text"
+    )
     made = {"ours": ours(settings), "ours, without packages": ours(without)}
     ways: dict[str, Way] = {
         "the original's way": as_the_original(plain),
