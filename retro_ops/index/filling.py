@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from itertools import cycle
 from typing import Any
 
@@ -42,10 +43,10 @@ def fill_on(
         set_total(index, inner.ntotal)
         on_block(len(codes))
 
-    coders = [(device, coder(index, device)) for device in devices]
+    coder_on = cache(partial(coder, index))
     computed: deque[Callable[[], NDArray[np.uint8]]] = deque()
-    for block, (device, coding) in zip(blocks, cycle(coders), strict=False):
-        computed.append(gpu_ivf.to_host(coding.encode(on(device, block))))
+    for block, device in zip(blocks, cycle(devices), strict=False):
+        computed.append(gpu_ivf.to_host(coder_on(device).encode(on(device, block))))
         if len(computed) > len(devices):
             add(computed.popleft()())
     while computed:
