@@ -73,7 +73,7 @@ def of_embedding(of: argparse.Namespace) -> None:
         for count in counts:
             made = int(RUNS[run] * count * of.scale)
             embed.write_repeated(chunks, made, str(of.folder / "chunks.npy"))
-            rate = embedded(of, model, f"{name}, {how}", how, made, range(count), cores)
+            rate, _ = embedded(of, model, f"{name}, {how}", how, made, range(count), cores)
             base = base or rate
             print(f"{'':24}  {rate / base / count:.0%}", flush=True)
         if how == "text" and name == "minilm":
@@ -83,13 +83,14 @@ def of_embedding(of: argparse.Namespace) -> None:
                 if few < cores:
                     embedded(of, model, f"{name}, {how}", how, made, [0], few)
             both = [embedded(of, model, f"{name}, {how}", how, made, range(count), cores) for count in counts]
-            print(f"{'':24}  {both[-1] / both[0]:.2f} times as fast, the same bytes", flush=True)
+            assert len({digest for _, digest in both}) == 1
+            print(f"{'':24}  {both[-1][0] / both[0][0]:.2f} times as fast, the same bytes", flush=True)
 
 
 def embedded(
     of: argparse.Namespace, model: str, title: str, how: str, rows: int, devices: Sequence[int], cores: int
-) -> float:
-    """Steady chunks per second of `embed-chunks`."""
+) -> tuple[float, str]:
+    """Steady chunks per second of `embed-chunks`, and the digest of its embeddings."""
     output = of.folder / "embedded" / "embeddings.npy"
     shutil.rmtree(output.parent, ignore_errors=True)
     words = ["embed-chunks", of.folder / "chunks.npy", output, "--model", model, "--tokenizer", of.tokenizer]
@@ -100,8 +101,9 @@ def embedded(
     seconds = time.monotonic() - began
     steady = embed.steady([json.loads(line) for line in said.splitlines() if line.startswith("{")])
     print(f"{title:24}{len(devices):>5}{cores:>6}{rows:>12,}{seconds:>9.1f}{rows / seconds:>10,.0f}", end="")
-    print(f"{steady or 0:>10,.0f}   {digest_of(output)}", flush=True)
-    return steady or rows / seconds
+    digest = digest_of(output)
+    print(f"{steady or 0:>10,.0f}   {digest}", flush=True)
+    return steady or rows / seconds, digest
 
 
 def of_training(of: argparse.Namespace) -> None:
@@ -118,7 +120,7 @@ def of_training(of: argparse.Namespace) -> None:
     print(
         f"\n{of.vectors:,} vectors, {of.lists:,} lists\n{'GPUs':>5}{'s/iteration':>13}{'TFLOP/s':>9}{'of linear':>11}"
     )
-    made, first, index = {}, 0.0, None
+    made, first = {}, 0.0
     for count in (1, 2, 4, 8):
         if count > len(of.devices):
             break
